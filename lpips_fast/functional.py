@@ -1,0 +1,118 @@
+"""The fused head of LPIPS as functions on features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import extension, ops
+from .reference import accumulation_dtype
+
+
+def lpips_head(
+    feats0: Sequence[Tensor],
+    feats1: Sequence[Tensor],
+    weights: Sequence[Tensor] | None,
+    *,
+    eps: float = 1e-10,
+    eps_inside_sqrt: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Weighted distance of channel-normalised features, averaged over space, for all layers in one call.
+
+    D(n, l) = mean_p sum_c w_c (a_c - b_c)^2, with a = f0 / (|f0| + eps), b = f1 / (|f1| + eps) and |.| over channels;
+    with eps_inside_sqrt a = f0 / sqrt(eps + |f0|^2). LPIPS is the sum over layers (Zhang et al., CVPR 2018,
+    arXiv:1801.03924). Differentiable, also twice, in all three lists; the gradient to a feature whose norm is 0 is 0.
+
+    Args:
+        feats0, feats1: a list over the L layers of features [N, C_l, H_l, W_l], NCHW, channels-last or any other
+            strides, all of one floating type and device. A batch of 1 against N is broadcast.
+        weights: a list over layers of the C_l weights, of any shape with C_l elements ([C_l], [1, C_l, 1, 1]), or
+            None for weights of 1.
+        eps: guard of the division, added to the norm, or inside its root to its square.
+        eps_inside_sqrt: which of the two.
+        backend: 'auto', or 'reference', 'cpu', 'cuda' or 'triton'; `lpips_fast.backends()` says which are there.
+
+    Returns:
+        [N, L], float32 (float64 for float64 features). Sums are taken in that type and in a fixed order.
+
+    Raises:
+        TypeError, ValueError: lists, shapes, types or devices that do not fit together, or an unknown backend.
+        RuntimeError: a backend that is not there.
+
+    Norms from 1e-18 to 1e18 are told apart in float32; below, a feature counts as 0, above it as infinite.
+    """
+    arguments = _checked(feats0, feats1, weights)
+    return ops.head(extension.choose(backend, feats0[0].device), *arguments, eps, eps_inside_sqrt)
+
+
+def lpips_head_maps(
+    feats0: Sequence[Tensor],
+    feats1: Sequence[Tensor],
+    weights: Sequence[Tensor] | None,
+    *,
+    eps: float = 1e-10,
+    eps_inside_sqrt: bool = False,
+    backend: str = "auto",
+) -> list[Tensor]:
+    """As `lpips_head` before the mean over space: the maps sum_c w_c (a_c - b_c)^2, L tensors [N, 1, H_l, W_l]."""
+    arguments = _checked(feats0, feats1, weights)
+    return ops.head_maps(extension.choose(backend, feats0[0].device), *arguments, eps, eps_inside_sqrt)
+
+
+def _checked(
+    feats0: Sequence[Tensor], feats1: Sequence[Tensor], weights: Sequence[Tensor] | None
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """The three lists as the operators take them: checked, broadcast to one batch, weights flat and wide enough."""
+    if not feats0 or len(feats0) != len(feats1):
+        raise ValueError(
+            f"feats0 and feats1 must have the same number of layers, at least one, got {len(feats0)} and {len(feats1)}"
+        )
+    if weights is not None and len(weights) != len(feats0):
+        raise ValueError(f"weights must have one entry a layer, {len(feats0)}, got {len(weights)}")
+    like = feats0[0]
+    if not like.is_floating_point():
+        raise TypeError(f"features must be of a floating type, got {like.dtype}")
+    acc = accumulation_dtype(like.dtype)
+    pairs0, pairs1, flat_weights = [], [], []
+    for layer, (f0, f1) in enumerate(zip(feats0, feats1, strict=True)):
+        _check_pair(layer, f0, f1, like)
+        n = f1.shape[0] if f0.shape[0] == 1 else f0.shape[0]
+        pairs0.append(f0.expand(n, -1, -1, -1))
+        pairs1.append(f1.expand(n, -1, -1, -1))
+        if weights is None:
+            flat_weights.append(torch.ones(f0.shape[1], dtype=acc, device=f0.device))
+        else:
+            flat_weights.append(_checked_weight(layer, weights[layer], f0, acc))
+    if any(f.shape[0] != pairs0[0].shape[0] for f in pairs0):
+        raise ValueError(f"all layers must have one batch size, got {[f.shape[0] for f in pairs0]}")
+    return pairs0, pairs1, flat_weights
+
+
+def _check_pair(layer: int, f0: Tensor, f1: Tensor, like: Tensor) -> None:
+    for name, f in (("feats0", f0), ("feats1", f1)):
+        if f.dim() != 4:
+            raise ValueError(f"{name}[{layer}] must be [N, C, H, W], got {list(f.shape)}")
+        if f.dtype != like.dtype:
+            raise TypeError(f"all features must be of one type: {name}[{layer}] is {f.dtype}, feats0[0] {like.dtype}")
+        if f.device != like.device:
+            raise ValueError(
+                f"all features must be on one device: {name}[{layer}] is on {f.device}, feats0[0] on {like.device}"
+            )
+    if f0.shape[1:] != f1.shape[1:] or (f0.shape[0] != f1.shape[0] and 1 not in (f0.shape[0], f1.shape[0])):
+        raise ValueError(
+            f"feats0[{layer}] and feats1[{layer}] must have the same shape, up to a batch of 1, "
+            f"got {list(f0.shape)} and {list(f1.shape)}"
+        )
+
+
+def _checked_weight(layer: int, weight: Tensor, feats: Tensor, acc: torch.dtype) -> Tensor:
+    if weight.numel() != feats.shape[1]:
+        raise ValueError(
+            f"weights[{layer}] must have {feats.shape[1]} elements, one a channel, got shape {list(weight.shape)}"
+        )
+    if weight.device != feats.device:
+        raise ValueError(f"weights[{layer}] is on {weight.device}, the features on {feats.device}")
+    return weight.reshape(-1).to(acc).contiguous()

@@ -1,0 +1,128 @@
+"""Where weights come from, checked: the linear layers (in this package) and the ImageNet trunk (torchvision's)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+VERSIONS = ("0.1", "0.0")
+
+_FOLDER = Path(__file__).with_name("weights")
+
+
+def published_linear_weights(net: str, version: str, channels: list[int]) -> list[Tensor]:
+    """The linear weights of the paper's authors, a [1, C, 1, 1] a layer (from `lpips` 0.1.4; see NOTICE)."""
+    path = _FOLDER / f"{net}_v{version}.safetensors"
+    manifest = json.loads((_FOLDER / "manifest.json").read_text())
+    if hashlib.sha256(path.read_bytes()).hexdigest() != manifest[path.name]["sha256"]:
+        raise RuntimeError(f"{path} is not the file this package was released with (its SHA-256 differs): reinstall")
+    return load_linear_weights(path, channels)
+
+
+def load_linear_weights(path: str | PathLike[str], channels: list[int]) -> list[Tensor]:
+    """Reads a file of linear weights as `lpips` keeps them (.pth), or the same in .safetensors.
+
+    Args:
+        path: keys `lin{k}.model.1.weight` (or `.0.` where they were trained without dropout), for every layer k;
+            the duplicates `lins.{k}...` may be there too.
+        channels: C_k of every layer.
+
+    Returns:
+        a [1, C_k, 1, 1] a layer.
+
+    Raises:
+        FileNotFoundError; ValueError where the file cannot be read, or a key is missing, extra or of another shape.
+    """
+    state = read_state_dict(path)
+    weights = []
+    used = set()
+    for k, c in enumerate(channels):
+        names = [f"{lin}.model.{i}.weight" for lin in (f"lin{k}", f"lins.{k}") for i in (1, 0)]
+        found = [name for name in names if name in state]
+        if not found:
+            raise ValueError(f"{path} has no weights for layer {k}: no {names[0]!r} among {sorted(state)}")
+        weight = state[found[0]]
+        if tuple(weight.shape) != (1, c, 1, 1) or not weight.is_floating_point():
+            raise ValueError(
+                f"{path}: {found[0]!r} must be floating point of shape {[1, c, 1, 1]}, "
+                f"got {weight.dtype} {list(weight.shape)}; is it for another net?"
+            )
+        if any(not torch.equal(state[name], weight) for name in found):
+            raise ValueError(f"{path}: {' and '.join(found)} should be the same weights and differ")
+        used.update(found)
+        weights.append(weight)
+    extra = sorted(set(state) - used)
+    if extra:
+        raise ValueError(f"{path} has keys that are no linear layer's of this net: {extra}")
+    return weights
+
+
+def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
+    """Tensors by name from a .safetensors or a torch file; the latter without running any code that it may hold."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read as a weights file: {error}") from error
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path} must hold tensors by name (a state_dict), got {type(state).__name__}")
+    return dict(state)
+
+
+def trunk_weights(
+    net: str, given: str | PathLike[str] | Mapping[str, Tensor] | None, progress: bool
+) -> dict[str, Tensor]:
+    """ImageNet weights of a trunk under the names of torchvision's `features`: '0.weight', '0.bias', ...
+
+    Args:
+        net: 'alex', 'vgg' or 'squeeze'.
+        given: a file, or tensors by name, with torchvision's names (`features.0.weight` or `0.weight`), or None for
+            torchvision's own: from its cache under TORCH_HOME, else downloaded there and checked by hash.
+        progress: whether a download shows a progress bar.
+    """
+    if given is None:
+        state = _torchvision_weights(net, progress)
+    elif isinstance(given, Mapping):
+        state = dict(given)
+    else:
+        state = read_state_dict(given)
+    prefix = "features."
+    if any(name.startswith(prefix) for name in state):  # a whole torchvision model
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    return state
+
+
+def _torchvision_weights(net: str, progress: bool) -> dict[str, Tensor]:
+    import torchvision.models as models  # here, for it takes longer to import than everything else
+
+    enum = {
+        "alex": models.AlexNet_Weights.IMAGENET1K_V1,
+        "vgg": models.VGG16_Weights.IMAGENET1K_V1,
+        "squeeze": models.SqueezeNet1_1_Weights.IMAGENET1K_V1,
+    }[net]
+    name = Path(enum.url).name
+    try:
+        return dict(enum.get_state_dict(progress=progress, check_hash=True))
+    except (URLError, OSError) as error:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise RuntimeError(
+            f"the ImageNet weights of the {net!r} trunk are neither in {folder} nor could they be downloaded ({error}). "
+            f"Three ways to provide them: (1) connect to the internet once, and they are downloaded on first use; "
+            f"(2) put {name} (from {enum.url}) into $TORCH_HOME/hub/checkpoints; "
+            f"(3) pass trunk_weights=, a file or a state_dict with torchvision's names."
+        ) from error

@@ -1,0 +1,33 @@
+"""The head's tests run once a backend, each on every device the backend works on here.
+
+Triton runs on a GPU or, with TRITON_INTERPRET=1 in the environment before it is imported, in its interpreter.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import lpips_fast
+from lpips_fast import extension
+
+
+def _combinations():
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    for backend in extension.BACKENDS:
+        there = False
+        for device in devices:
+            try:
+                extension.choose(backend, torch.device(device))
+            except (ValueError, RuntimeError):
+                continue
+            there = True
+            yield pytest.param(backend, device, id=f"{backend}-{device}")
+        if not there:
+            reason = lpips_fast.backends()[backend]
+            yield pytest.param(backend, "cpu", id=backend, marks=pytest.mark.skip(reason=f"{backend}: {reason}"))
+
+
+def pytest_generate_tests(metafunc):
+    if "backend" in metafunc.fixturenames and "device" in metafunc.fixturenames:
+        metafunc.parametrize(("backend", "device"), list(_combinations()))

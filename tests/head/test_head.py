@@ -1,0 +1,266 @@
+"""Every backend of the head against the float64 reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._dynamo.backends.common import aot_autograd
+
+import lpips_fast
+from lpips_fast import functional, ops
+from lpips_fast.reference import head_maps_ref, head_ref
+
+from .cases import (
+    GRAD_TOLERANCE,
+    LAYOUTS,
+    SHAPES,
+    VALUE_TOLERANCE,
+    assert_all_close,
+    assert_close,
+    features,
+    in_layout,
+    to_float64,
+)
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+EPS = ((1e-10, False), (1e-8, True))
+
+
+def run(feats0, feats1, weights, maps, backend, eps, inside, needs=(True, True, True), seed=1):
+    """Value(s) and the gradients of sum(g * value), g random, to the lists that `needs` asks for."""
+    lists = [[t.detach().requires_grad_(need) for t in ts] for ts, need in zip((feats0, feats1, weights), needs)]
+    function = functional.lpips_head_maps if maps else functional.lpips_head
+    out = function(*lists, eps=eps, eps_inside_sqrt=inside, backend=backend)
+    outs = out if maps else [out]
+    gen = torch.Generator().manual_seed(seed)
+    loss = sum((torch.randn(o.shape, generator=gen, dtype=torch.float64).to(o) * o).sum() for o in outs)
+    wanted = [t for ts, need in zip(lists, needs) if need for t in ts]
+    grads = list(torch.autograd.grad(loss, wanted)) if wanted else []
+    return outs, grads
+
+
+def check_against_oracle(backend, feats0, feats1, weights, *, maps=False, eps=1e-10, inside=False, needs=(True,) * 3):
+    dtype = feats0[0].dtype
+    outs, grads = run(feats0, feats1, weights, maps, backend, eps, inside, needs)
+    oracle = [to_float64(ts) for ts in (feats0, feats1, weights)]
+    outs_ref, grads_ref = run(*oracle, maps, "reference", eps, inside, needs)
+    for layer, (o, r) in enumerate(zip(outs, outs_ref, strict=True)):
+        assert o.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert_close(o, r, VALUE_TOLERANCE[dtype], f"value {layer}")
+    assert_gradients_close(grads, grads_ref, len(feats0), needs)
+    return outs, grads
+
+
+def assert_gradients_close(grads, expected, n_layers, needs):
+    names = [f"d_{name}" for name, need in zip(("feats0", "feats1", "weights"), needs) if need]
+    for i, name in enumerate(names):
+        kind = slice(i * n_layers, (i + 1) * n_layers)
+        assert_all_close(grads[kind], expected[kind], GRAD_TOLERANCE, name)
+
+
+@pytest.mark.parametrize("maps", (False, True), ids=("mean", "maps"))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("net", SHAPES)
+def test_value_and_gradients(backend, device, net, layout, dtype, maps):
+    check_against_oracle(backend, *features(net, dtype, layout=layout, device=device), maps=maps)
+
+
+@pytest.mark.parametrize("eps,inside", ((1e-8, True), (1e-3, False), (1e-3, True), (0.0, False)))
+@pytest.mark.parametrize("maps", (False, True), ids=("mean", "maps"))
+def test_eps(backend, device, maps, eps, inside):
+    case = features("odd", torch.float32, device=device)
+    check_against_oracle(backend, *case, maps=maps, eps=eps, inside=inside)
+
+
+@pytest.mark.parametrize("layouts", (("nchw", "channels_last"), ("channels_last", "expanded"), ("sliced", "nchw")))
+def test_two_layouts(backend, device, layouts):
+    feats0, feats1, weights = features("alex", torch.float32, device=device)
+    feats0, feats1 = ([in_layout(f, layout) for f in fs] for fs, layout in zip((feats0, feats1), layouts))
+    check_against_oracle(backend, feats0, feats1, weights)
+
+
+@pytest.mark.parametrize("needs", [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)])
+def test_only_gradients_asked_for(backend, device, needs, monkeypatch):
+    needs = tuple(map(bool, needs))
+    asked = []
+    if backend != "reference":
+        op = getattr(torch.ops.lpips_fast, f"head_bwd_{backend}")
+        spy = lambda *args: (asked.append(args[-3:]), op(*args))[1]  # noqa: E731
+        monkeypatch.setattr(torch.ops.lpips_fast, f"head_bwd_{backend}", spy)
+    check_against_oracle(backend, *features("odd", torch.float32, device=device), needs=needs)
+    assert asked == ([needs] if backend != "reference" and any(needs) else [])
+
+
+@pytest.mark.parametrize("batch", (0, 1, 3))
+@pytest.mark.parametrize("maps", (False, True), ids=("mean", "maps"))
+def test_batch_sizes(backend, device, maps, batch):
+    check_against_oracle(backend, *features("odd", torch.float32, batch=batch, device=device), maps=maps)
+
+
+@pytest.mark.parametrize("which", (0, 1))
+def test_one_against_many(backend, device, which):
+    feats0, feats1, weights = features("odd", torch.float32, batch=3, device=device)
+    if which == 0:
+        feats0 = [f[:1].clone() for f in feats0]
+    else:
+        feats1 = [f[:1].clone() for f in feats1]
+    outs, grads = check_against_oracle(backend, feats0, feats1, weights)
+    assert outs[0].shape == (3, len(SHAPES["odd"]))
+    assert grads[len(feats0) * which].shape[0] == 1
+
+
+def test_weights_none_are_ones(backend, device):
+    feats0, feats1, weights = features("odd", torch.float32, device=device)
+    ones = [torch.ones_like(w) for w in weights]
+    expected = functional.lpips_head(feats0, feats1, ones, backend=backend)
+    assert torch.equal(functional.lpips_head(feats0, feats1, None, backend=backend), expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("net", SHAPES)
+def test_two_runs_agree_to_the_bit(backend, device, net, layout):
+    case = features(net, torch.float32, batch=3, layout=layout, device=device)
+    first, second = (run(*case, False, backend, 1e-10, False) for _ in range(2))
+    for a, b in zip(first[0] + first[1], second[0] + second[1], strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ("nchw", "channels_last"))
+def test_identical_images_are_at_distance_zero(backend, device, layout, dtype):
+    feats0, _, weights = features("vgg", dtype, layout=layout, device=device)
+    outs, grads = run(feats0, feats0, weights, False, backend, 1e-10, False)
+    assert torch.equal(outs[0], torch.zeros_like(outs[0]))
+    assert all(torch.equal(g, torch.zeros_like(g)) for g in grads)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ("nchw", "channels_last"))
+def test_zero_norm_has_zero_gradient(backend, device, layout, dtype):
+    feats0, feats1, weights = features("odd", dtype, layout=layout, device=device)
+    feats0 = [torch.zeros_like(f) for f in feats0]
+    with torch.autograd.detect_anomaly(check_nan=True):
+        outs, grads = run(feats0, feats1, weights, False, backend, 1e-10, False)
+    assert all(torch.equal(g, torch.zeros_like(g)) for g in grads[: len(feats0)])
+    assert all(g.isfinite().all() for g in grads)
+    assert outs[0].isfinite().all()
+
+
+@pytest.mark.parametrize("scale", (1e-15, 1e-9, 1e9, 1e15))
+@pytest.mark.parametrize("inside", (False, True))
+def test_tiny_and_huge_features(backend, device, inside, scale):
+    feats0, feats1, weights = features("odd", torch.float32, device=device)
+    feats0, feats1 = ([f * scale for f in fs] for fs in (feats0, feats1))
+    check_against_oracle(backend, feats0, feats1, weights, inside=inside)
+
+
+@pytest.mark.parametrize("bad", (float("nan"), float("inf")))
+@pytest.mark.parametrize("layout", ("nchw", "channels_last"))
+def test_nan_in_nan_out(backend, device, layout, bad):
+    feats0, feats1, weights = features("odd", torch.float32, batch=3, layout=layout, device=device)
+    feats0 = [f.clone() for f in feats0]
+    for f in feats0:
+        f[1, 0, 0, 0] = bad
+    outs, grads = run(feats0, feats1, weights, False, backend, 1e-10, False)
+    assert outs[0][1].isnan().all()
+    assert outs[0][[0, 2]].isfinite().all()
+    for g in grads[: 2 * len(feats0)]:
+        assert g[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("layout", ("nchw", "channels_last"))
+def test_more_than_2_31_elements_apart(backend, device, layout):
+    """The second image starts beyond 2^31 elements, in memory that is reserved but, for the gap, never touched."""
+    if device != "cpu":
+        pytest.skip("a device's memory is not reserved lazily; see the expanded view below")
+    c, h, w, gap = 8, 5, 4, 2**31 + 64
+    storage = torch.empty(gap + c * h * w, dtype=torch.float16)
+    strides = (gap, h * w, w, 1) if layout == "nchw" else (gap, 1, w * c, c)
+    far = storage.as_strided((2, c, h, w), strides)
+    gen = torch.Generator().manual_seed(0)
+    far.copy_(torch.rand(2, c, h, w, generator=gen))
+    near = torch.rand(2, c, h, w, generator=gen).half()
+    check_against_oracle(backend, [far], [near], [torch.rand(c, generator=gen)])
+
+
+def test_more_than_2_31_elements_expanded(backend, device):
+    if backend in ("reference", "triton") and device == "cpu":
+        pytest.skip("would need the memory, or the interpreter would take hours")
+    n, c, h, w = 1100, 64, 176, 176
+    assert n * c * h * w > 2**31
+    gen = torch.Generator().manual_seed(0)
+    f0, f1 = (torch.rand(1, c, h, w, generator=gen).half().to(device) for _ in range(2))
+    weight = torch.rand(c, generator=gen).to(device)
+    out = functional.lpips_head([f0.expand(n, c, h, w)], [f1.expand(n, c, h, w)], [weight], backend=backend)
+    expected = head_ref([f0.double()], [f1.double()], [weight.double()], 1e-10, False)
+    assert_close(out, expected.expand(n, 1), VALUE_TOLERANCE[torch.float16], "value")
+
+
+def test_gradcheck(backend, device):
+    gen = torch.Generator().manual_seed(0)
+    shapes = ((2, 3, 2, 3), (2, 5, 1, 2))
+    feats = [[torch.randn(s, generator=gen, dtype=torch.float64).to(device) for s in shapes] for _ in range(2)]
+    weights = [torch.rand(s[1], generator=gen, dtype=torch.float64).to(device) for s in shapes]
+    leaves = [t.requires_grad_() for ts in (*feats, weights) for t in ts]
+    for eps, inside in ((1e-10, False), (0.1, False), (0.1, True)):
+        for maps in (False, True):
+
+            def function(a0, a1, b0, b1, w0, w1, eps=eps, inside=inside, maps=maps):
+                head = functional.lpips_head_maps if maps else functional.lpips_head
+                out = head([a0, a1], [b0, b1], [w0, w1], eps=eps, eps_inside_sqrt=inside, backend=backend)
+                return tuple(out) if maps else out
+
+            assert torch.autograd.gradcheck(function, leaves)
+            assert torch.autograd.gradgradcheck(function, leaves)
+
+
+@pytest.mark.parametrize("net", ("odd", "alex"))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_opcheck(backend, device, layout, net):
+    """Schema, fakes (with their strides), dispatch and tracing of the three operators."""
+    if backend == "reference":
+        pytest.skip("plain torch, not an operator")
+    feats0, feats1, weights = features(net, torch.float32, layout=layout, device=device)
+    pair = (feats0, feats1, weights, 1e-10, False)
+    maps = head_maps_ref(*pair)
+    lpips = torch.ops.lpips_fast
+    torch.library.opcheck(getattr(lpips, f"head_fwd_{backend}"), pair)
+    torch.library.opcheck(getattr(lpips, f"head_maps_fwd_{backend}"), pair)
+    bwd = getattr(lpips, f"head_bwd_{backend}")
+    torch.library.opcheck(bwd, (maps, *pair, False, True, True, True))
+    torch.library.opcheck(bwd, ([head_ref(*pair)], *pair, True, True, False, True))
+
+
+@pytest.mark.parametrize("maps", (False, True), ids=("mean", "maps"))
+def test_compiled_in_one_graph(backend, device, maps, monkeypatch):
+    """torch.compile takes the head whole, forward and backward, and the compiled backward calls the fused operator."""
+    case = features("odd", torch.float32, device=device)
+    eager = run(*case, maps, backend, 1e-10, False)
+    torch._dynamo.reset()
+    graphs = []
+
+    def compiler(graph, example_inputs):
+        graphs.append(graph)
+        return graph
+
+    name = "lpips_head_maps" if maps else "lpips_head"
+    monkeypatch.setattr(
+        functional,
+        name,
+        torch.compile(getattr(functional, name), fullgraph=True, backend=aot_autograd(fw_compiler=compiler)),
+    )
+    outs, grads = run(*case, maps, backend, 1e-10, False)
+    for layer, (o, r) in enumerate(zip(outs, eager[0], strict=True)):
+        assert_close(o, r, VALUE_TOLERANCE[torch.float32], f"value {layer}")
+    assert_gradients_close(grads, eager[1], len(case[0]), (True, True, True))
+    forward, backward = (str(g.graph) for g in graphs)
+    if backend != "reference":
+        assert f"lpips_fast.head{'_maps' if maps else ''}_fwd_{backend}" in forward
+        assert f"lpips_fast.head_bwd_{backend}" in backward
+
+
+def test_every_backend_is_reported():
+    assert set(lpips_fast.backends()) == {"reference", *ops.COMPILED_BACKENDS}
+    assert lpips_fast.backends()["reference"] is None
+    assert all(reason is None or reason for reason in lpips_fast.backends().values())
