@@ -8,17 +8,30 @@ from human judgements; p: pixels. (Zhang et al., CVPR 2018, arXiv:1801.03924.) D
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from . import extension, functional, weights
-from .reference import normalize_channels
-from .trunk import SPECS, Trunk
+from .grad_in_forward import Job, distance_with_gradient
+from .pixel_weights import shares, weighted_mean
+from .reference import accumulation_dtype, normalize_channels
+from .trunk import PRECISIONS, SPECS, Trunk
+from .video import flatten_videos
 
-_NETS = {"alex": "alex", "vgg": "vgg", "vgg16": "vgg", "squeeze": "squeeze"}
+NETS = {"alex": "alex", "vgg": "vgg", "vgg16": "vgg", "squeeze": "squeeze"}
+
+
+class Features(NamedTuple):
+    """What `LPIPS.features` gives: an image's features, to be compared with again and again."""
+
+    taps: tuple[Tensor, ...]
+    net: str
+    version: str
+    size: tuple[int, int]  # height and width of the image
 
 
 class LPIPS(nn.Module):
@@ -41,12 +54,21 @@ class LPIPS(nn.Module):
         eval_mode: frozen and always in eval. With False the linear weights get gradients and `.train()` works.
         verbose: whether a download shows a progress bar.
         backend: of the head: 'auto', 'reference', 'cpu', 'cuda' or 'triton'; `lpips_fast.backends()` lists them.
+        precision: of the trunk: 'inherit' (autocast's type or else the parameters', TF32 as torch's flags have it, as
+            in `lpips`), 'float32' (without TF32), 'tf32', 'bfloat16' or 'float16'. The head always accumulates in
+            float32 (float64 for float64).
+        grad_in_forward: compute the gradient to the images in the forward and keep nothing else, so that memory does
+            not grow with the activations. Not for maps (an error), double backward (an error), retPerLayer and
+            trainable weights (these take the ordinary path).
+        chunk_size: how many pairs go through at a time, or 'auto' for as many as have 2^19 pixels (8 of 256 x 256).
+            It bounds memory where no graph is kept: without gradients, or with grad_in_forward.
         trunk_weights: the trunk's weights, a file or a state_dict with torchvision's names, instead of torchvision's
             from its cache ($TORCH_HOME) or the internet.
 
     Raises:
-        ValueError: an unknown net, version or backend; a weights file that does not fit, to the key.
-        RuntimeError: the trunk's weights are neither cached nor reachable, or the backend is not there.
+        ValueError: an unknown net, version, backend or precision, a chunk_size below 1, options that exclude each
+            other; a weights file that does not fit, to the key.
+        RuntimeError: the trunk's weights are neither cached nor reachable.
     """
 
     def __init__(
@@ -64,17 +86,23 @@ class LPIPS(nn.Module):
         verbose: bool = True,
         *,
         backend: str = "auto",
+        precision: str = "inherit",
+        grad_in_forward: bool = False,
+        chunk_size: int | str | None = None,
         trunk_weights: str | PathLike[str] | Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        if net not in _NETS:
-            raise ValueError(f"net must be one of {', '.join(map(repr, _NETS))}, got {net!r}")
-        if version not in weights.VERSIONS:
-            raise ValueError(f"version must be one of {', '.join(map(repr, weights.VERSIONS))}, got {version!r}")
+        _check_choice("net", net, NETS)
+        _check_choice("version", version, weights.VERSIONS)
+        _check_choice("precision", precision, PRECISIONS)
+        extension.check_name(backend)
         if pnet_tune and eval_mode:
             raise ValueError("pnet_tune=True trains the trunk, which eval_mode=True keeps frozen: pass eval_mode=False")
-        extension.check_name(backend)
-        spec = SPECS[_NETS[net]]
+        if grad_in_forward and spatial:
+            raise ValueError("grad_in_forward=True has one number a pair to differentiate, spatial=True has a map")
+        if chunk_size not in (None, "auto") and (not isinstance(chunk_size, int) or chunk_size < 1):
+            raise ValueError(f"chunk_size must be None, 'auto' or a number of pairs from 1, got {chunk_size!r}")
+        spec = SPECS[NETS[net]]
         self.pnet_type = net
         self.pnet_tune = pnet_tune
         self.pnet_rand = pnet_rand
@@ -83,13 +111,15 @@ class LPIPS(nn.Module):
         self.version = version
         self.eval_mode = eval_mode
         self.backend = backend
+        self.grad_in_forward = grad_in_forward
+        self.chunk_size = chunk_size
         self.chns = list(spec.channels)
         self.L = len(self.chns)
 
         self.scaling_layer = ScalingLayer()
-        self.net = Trunk(_NETS[net])
+        self.net = Trunk(NETS[net], precision)
         if not pnet_rand or trunk_weights is not None:
-            self.net.load_features(weights.trunk_weights(_NETS[net], trunk_weights, progress=verbose))
+            self.net.load_features(weights.trunk_weights(NETS[net], trunk_weights, progress=verbose))
         self.net.requires_grad_(pnet_tune)
         if lpips:
             lins = [NetLinLayer(c, use_dropout=use_dropout) for c in self.chns]
@@ -100,7 +130,7 @@ class LPIPS(nn.Module):
             if model_path is not None:
                 self._set_linear_weights(weights.load_linear_weights(model_path, self.chns))
             elif pretrained:
-                self._set_linear_weights(weights.published_linear_weights(_NETS[net], version, self.chns))
+                self._set_linear_weights(weights.published_linear_weights(NETS[net], version, self.chns))
         if eval_mode:
             self.eval()
 
@@ -114,38 +144,79 @@ class LPIPS(nn.Module):
         return super().train(mode and not self.eval_mode)
 
     def forward(
-        self, in0: Tensor, in1: Tensor, retPerLayer: bool = False, normalize: bool = False
+        self,
+        in0: Tensor,
+        in1: Tensor | Features,
+        retPerLayer: bool = False,
+        normalize: bool = False,
+        *,
+        weight: Tensor | None = None,
+        frames: int | None = None,
+        generator: torch.Generator | None = None,
+        reduction: str = "none",
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
-        """The distance of each pair of images.
+        """The distance of each pair of images, or of each pair of frames of two videos.
 
         Args:
             in0, in1: [N, 3, H, W] in [-1, 1], RGB; a batch of 1 is compared with each of the other's. One channel is
-                taken as grayscale and repeated. Sides of at least 31 (alex), 17 (squeeze) or 16 pixels (vgg).
+                taken as grayscale and repeated. Sides of at least 31 (alex), 17 (squeeze) or 16 pixels (vgg). in1 may
+                be what `features` returned. Or videos [B, 3, T, H, W].
             retPerLayer: whether to return each layer's part, too.
             normalize: the images are in [0, 1] and are to be mapped to [-1, 1].
+            weight: of the pixels in the mean over them, not negative, [N, 1, H, W] (N may be 1; for videos
+                [B, 1, T, H, W]): a mask, or how much each matters. It is averaged down to each tap. All 0 gives 0.
+            frames: how many frames of a video to compare, picked at random for each clip, in their order.
+            generator: of random numbers, for `frames`.
+            reduction: 'none', or 'mean' or 'sum' over everything.
 
         Returns:
             [N, 1, 1, 1] in float32 (float64 for float64), or [N, 1, H, W] when `spatial`, each layer's map enlarged
-            bilinearly to the images' size; with retPerLayer a pair of it and a list of such tensors, one a layer.
+            bilinearly to the images' size; for videos [B, T], or [B, T, 1, H, W]; a number when reduced. With
+            retPerLayer a pair of it and a list of such tensors, one a layer.
 
         Raises:
-            TypeError, ValueError: images that are not floating point, or of shapes, types or devices that do not fit.
+            TypeError, ValueError: images that are not floating point, or shapes, types, devices or options that do
+                not fit together, or features of another net, version, size or device.
         """
-        in0, in1 = self._checked("in0", in0), self._checked("in1", in1)
-        _check_pair(in0, in1)
-        feats0, feats1 = self._features_of_pair(in0, in1, normalize)
-        if self.spatial or self._drops_out():
-            maps = self._maps(feats0, feats1)
-            parts = [upsample(m, in0.shape[2:]) if self.spatial else spatial_average(m) for m in maps]
-            value = sum(parts[1:], parts[0])
+        _check_choice("reduction", reduction, ("none", "mean", "sum"))
+        clips = None
+        if isinstance(in0, Tensor) and in0.dim() == 5:
+            in0, in1, weight, clips = flatten_videos(in0, in1, weight, frames, generator)
+        elif frames is not None:
+            raise ValueError(f"frames={frames} needs videos [B, C, T, H, W], got in0 {_shape(in0)}")
+        x0 = self._scaled("in0", in0, normalize)
+        x1 = self._scaled("in1", in1, normalize) if not isinstance(in1, Features) else self._checked_features(in1, x0)
+        _check_batches(in0, in1)
+        if weight is not None:
+            if self.spatial:
+                raise ValueError("weight= is for the mean over pixels, which spatial=True does not take")
+            weight = _checked_pixel_weight(weight, max(_batch(x0), _batch(x1)), x0)
+        if self._gradient_in_forward(x0, x1, weight, retPerLayer):
+            value, parts = self._value_with_gradient(x0, x1, weight), []
         else:
-            distances = functional.lpips_head(feats0, feats1, self._linear_weights(), backend=self.backend)
-            value = distances.sum(dim=1).view(-1, 1, 1, 1)
-            parts = [d.view(-1, 1, 1, 1) for d in distances.unbind(dim=1)] if retPerLayer else []
-        return (value, parts) if retPerLayer else value
+            parts = self._parts(x0, x1, weight)
+            value = sum(parts[1:], parts[0])
+        return _returned(value, parts, retPerLayer, clips, reduction)
 
-    def _checked(self, name: str, image: Tensor) -> Tensor:
-        """The image, grayscale expanded to three channels."""
+    def features(self, x: Tensor, normalize: bool = False) -> Features:
+        """The features of images [N, 3, H, W] in [-1, 1] (or [0, 1] with `normalize`), to be handed to forward as in1.
+
+        For a target that is compared with many times, and so goes through the trunk once. They hold a graph only if
+        x requires a gradient.
+        """
+        taps = self.net(self._scaled("x", x, normalize))
+        return Features(tuple(taps), self.net.spec.model, self.version, (x.shape[2], x.shape[3]))
+
+    def _scaled(self, name: str, image: Tensor, normalize: bool) -> Tensor:
+        """The image as the trunk takes it, checked; grayscale expanded to three channels."""
+        self._check_image(name, image)
+        image = image.expand(-1, 3, -1, -1)
+        if normalize:
+            image = 2 * image - 1
+        # The release of version 0.0 forgot the scaling.
+        return self.scaling_layer(image) if self.version != "0.0" else image
+
+    def _check_image(self, name: str, image: Tensor) -> None:
         if not isinstance(image, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(image).__name__}")
         if image.dim() != 4 or image.shape[1] not in (1, 3):
@@ -157,7 +228,8 @@ class LPIPS(nn.Module):
         own = self.scaling_layer.shift
         if image.device != own.device:
             raise ValueError(f"{name} is on {image.device}, LPIPS on {own.device}: move one with .to()")
-        if image.dtype != own.dtype and not torch.is_autocast_enabled(image.device.type):
+        converts = self.net.precision != "inherit" or torch.is_autocast_enabled(image.device.type)
+        if image.dtype != own.dtype and not converts:
             raise TypeError(f"{name} is {image.dtype}, LPIPS {own.dtype}: convert one with .to(), or use autocast")
         smallest = self.net.spec.min_size
         if min(image.shape[2:]) < smallest:
@@ -165,17 +237,104 @@ class LPIPS(nn.Module):
                 f"{name} must have sides of at least {smallest} pixels for net {self.pnet_type!r}, "
                 f"got {image.shape[2]} x {image.shape[3]}"
             )
-        return image.expand(-1, 3, -1, -1)
 
-    def _features_of_pair(self, in0: Tensor, in1: Tensor, normalize: bool) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        return self._features(in0, normalize), self._features(in1, normalize)
+    def _checked_features(self, features: Features, x0: Tensor) -> Features:
+        for what, theirs, ours in (
+            ("net", features.net, self.net.spec.model),
+            ("version", features.version, self.version),
+            ("size", features.size, (x0.shape[2], x0.shape[3])),
+            ("device", features.taps[0].device, x0.device),
+            ("type", features.taps[0].dtype, self.net.setting(x0.device).dtype),
+        ):
+            if theirs != ours:
+                raise ValueError(f"in1 holds features of {what} {theirs}, needed here are those of {what} {ours}")
+        return features
 
-    def _features(self, image: Tensor, normalize: bool) -> Sequence[Tensor]:
-        if normalize:
-            image = 2 * image - 1
-        if self.version != "0.0":  # whose release forgot the scaling
-            image = self.scaling_layer(image)
-        return self.net(image)
+    def _taps_of_pair(self, x0: Tensor, x1: Tensor | Features) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        if isinstance(x1, Features):
+            return self.net(x0), x1.taps
+        if x0.requires_grad != x1.requires_grad or x0.dtype != x1.dtype:
+            return self.net(x0), self.net(x1)
+        taps = self.net(torch.cat((x0, x1)))
+        pairs = [t.split((x0.shape[0], x1.shape[0])) for t in taps]
+        return [t0 for t0, _ in pairs], [t1 for _, t1 in pairs]
+
+    def _parts(self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None) -> list[Tensor]:
+        """Each layer's part of the value, [N, 1, 1, 1] or, when spatial, [N, 1, H, W]."""
+        n = max(_batch(x0), _batch(x1))
+        chunk = self._pairs_at_a_time(x0)
+        if chunk is None or n <= chunk:
+            return self._parts_of_chunk(x0, x1, weight)
+        if _batch(x1) == 1 and isinstance(x1, Tensor):  # one image for all: its taps, once
+            x1 = Features(tuple(self.net(x1)), "", "", (0, 0))
+        elif _batch(x0) == 1:
+            x0, x1 = x1, Features(tuple(self.net(x0)), "", "", (0, 0))
+        chunks = []
+        for start in range(0, n, chunk):
+            rows = slice(start, start + chunk)
+            mask = None if weight is None else weight[rows]
+            chunks.append(self._parts_of_chunk(x0[rows], _rows(x1, rows), mask))
+        return [torch.cat(parts) for parts in zip(*chunks, strict=True)]
+
+    def _parts_of_chunk(self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None) -> list[Tensor]:
+        taps0, taps1 = self._taps_of_pair(x0, x1)
+        if self.spatial or weight is not None or self._drops_out():
+            maps = self._maps(taps0, taps1)
+            if self.spatial:
+                return [upsample(m, x0.shape[2:]) for m in maps]
+            if weight is None:
+                return [spatial_average(m) for m in maps]
+            distances = weighted_mean(maps, shares(weight, [(m.shape[2], m.shape[3]) for m in maps]))
+        else:
+            distances = functional.lpips_head(taps0, taps1, self._linear_weights(), backend=self.backend)
+        return [d.view(-1, 1, 1, 1) for d in distances.unbind(dim=1)]
+
+    def _maps(self, taps0: Sequence[Tensor], taps1: Sequence[Tensor]) -> list[Tensor]:
+        """Each layer's map of distances, [N, 1, H_l, W_l]."""
+        if not self._drops_out():
+            return functional.lpips_head_maps(taps0, taps1, self._linear_weights(), backend=self.backend)
+        # Dropout falls on the squared differences, which the fused head never has in memory.
+        maps = []
+        for f0, f1, lin in zip(taps0, taps1, self.lins, strict=True):
+            maps.append(lin((normalize_tensor(f0) - normalize_tensor(f1)) ** 2))
+        return maps
+
+    def _gradient_in_forward(
+        self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None, retPerLayer: bool
+    ) -> bool:
+        """Whether to take that path: it is asked for, a gradient will be, and nothing but the images needs one."""
+        if not self.grad_in_forward or retPerLayer or not torch.is_grad_enabled():
+            return False
+        others = [*(x1.taps if isinstance(x1, Features) else ()), *self.parameters()]
+        if weight is not None:
+            others.append(weight)
+        images_need = x0.requires_grad or (isinstance(x1, Tensor) and x1.requires_grad)
+        return images_need and not any(t.requires_grad for t in others)
+
+    def _value_with_gradient(self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None) -> Tensor:
+        if not x0.requires_grad:
+            assert isinstance(x1, Tensor)
+            x0, x1 = x1, x0  # the distance is symmetric
+        n = max(_batch(x0), _batch(x1))
+        need1 = isinstance(x1, Tensor) and x1.requires_grad
+        setting = self.net.setting(x0.device)
+        linear = self._linear_weights() or [torch.ones(c, device=x0.device) for c in self.chns]
+        job = Job(setting, extension.choose(self.backend, x0.device), self._pairs_at_a_time(x0), need1)
+        acc = accumulation_dtype(setting.dtype)
+        value = distance_with_gradient(
+            job,
+            x0.expand(n, -1, -1, -1),
+            x1.taps if isinstance(x1, Features) else x1.expand(n if need1 else -1, -1, -1, -1),
+            weight,
+            self.net.tensors(setting),
+            [w.detach().reshape(-1).to(acc) for w in linear],
+        )
+        return value.view(-1, 1, 1, 1)
+
+    def _pairs_at_a_time(self, x: Tensor) -> int | None:
+        if self.chunk_size == "auto":
+            return max(1, 2**19 // (x.shape[2] * x.shape[3]))
+        return self.chunk_size  # type: ignore[return-value]  # checked in __init__
 
     def _linear_weights(self) -> list[Tensor] | None:
         return [lin.weight for lin in self.lins] if self.lpips else None
@@ -183,24 +342,57 @@ class LPIPS(nn.Module):
     def _drops_out(self) -> bool:
         return self.lpips and self.training and self.lins[0].use_dropout
 
-    def _maps(self, feats0: Sequence[Tensor], feats1: Sequence[Tensor]) -> list[Tensor]:
-        """Each layer's map of distances, [N, 1, H_l, W_l]."""
-        if not self._drops_out():
-            return functional.lpips_head_maps(feats0, feats1, self._linear_weights(), backend=self.backend)
-        # Dropout falls on the squared differences, which the fused head never has in memory.
-        maps = []
-        for f0, f1, lin in zip(feats0, feats1, self.lins, strict=True):
-            maps.append(lin((normalize_tensor(f0) - normalize_tensor(f1)) ** 2))
-        return maps
+
+def _returned(
+    value: Tensor, parts: list[Tensor], ret_per_layer: bool, clips: tuple[int, int] | None, reduction: str
+) -> Tensor | tuple[Tensor, list[Tensor]]:
+    def shaped(t: Tensor) -> Tensor:
+        if reduction != "none":
+            return t.mean() if reduction == "mean" else t.sum()
+        if clips is None:
+            return t
+        return t.view(clips) if t.shape[2:] == (1, 1) else t.view(*clips, *t.shape[1:])
+
+    return (shaped(value), [shaped(part) for part in parts]) if ret_per_layer else shaped(value)
 
 
-def _check_pair(in0: Tensor, in1: Tensor) -> None:
-    if in0.shape[2:] != in1.shape[2:]:
-        raise ValueError(f"in0 and in1 must have one size, got {list(in0.shape[2:])} and {list(in1.shape[2:])}")
-    if in0.shape[0] != in1.shape[0] and 1 not in (in0.shape[0], in1.shape[0]):
-        raise ValueError(f"in0 and in1 must have one batch size, or 1, got {in0.shape[0]} and {in1.shape[0]}")
-    if in0.dtype != in1.dtype:
-        raise TypeError(f"in0 and in1 must be of one type, got {in0.dtype} and {in1.dtype}")
+def _check_choice(name: str, given: str, accepted: Iterable[str]) -> None:
+    if given not in accepted:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {given!r}")
+
+
+def _shape(x: object) -> str:
+    return str(list(x.shape)) if isinstance(x, Tensor) else type(x).__name__
+
+
+def _batch(x: Tensor | Features) -> int:
+    return x.taps[0].shape[0] if isinstance(x, Features) else x.shape[0]
+
+
+def _rows(x: Tensor | Features, rows: slice) -> Tensor | Features:
+    if _batch(x) == 1:
+        return x
+    return x._replace(taps=tuple(t[rows] for t in x.taps)) if isinstance(x, Features) else x[rows]
+
+
+def _check_batches(in0: Tensor, in1: Tensor | Features) -> None:
+    if isinstance(in1, Tensor):
+        if in0.shape[2:] != in1.shape[2:]:
+            raise ValueError(f"in0 and in1 must have one size, got {list(in0.shape[2:])} and {list(in1.shape[2:])}")
+        if in0.dtype != in1.dtype:
+            raise TypeError(f"in0 and in1 must be of one type, got {in0.dtype} and {in1.dtype}")
+    if _batch(in0) != _batch(in1) and 1 not in (_batch(in0), _batch(in1)):
+        raise ValueError(f"in0 and in1 must have one batch size, or 1, got {_batch(in0)} and {_batch(in1)}")
+
+
+def _checked_pixel_weight(weight: Tensor, n: int, x: Tensor) -> Tensor:
+    """The weights of pixels as [n, 1, H, W], in the type of the head's maps."""
+    height, width = x.shape[2:]
+    if not isinstance(weight, Tensor) or weight.shape not in ((n, 1, height, width), (1, 1, height, width)):
+        raise ValueError(f"weight must be {[n, 1, height, width]}, one number a pixel, got {_shape(weight)}")
+    if weight.device != x.device:
+        raise ValueError(f"weight is on {weight.device}, the images on {x.device}: move one with .to()")
+    return weight.to(accumulation_dtype(x.dtype)).expand(n, -1, -1, -1)
 
 
 class ScalingLayer(nn.Module):

@@ -19,7 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .reference import accumulation_dtype, head_maps_ref, head_ref
+from .reference import accumulation_dtype, head_bwd_ref, head_maps_ref, head_ref
 
 COMPILED_BACKENDS = ("cpu", "cuda", "triton")
 
@@ -89,17 +89,9 @@ class _Head(torch.autograd.Function):
         needs = ctx.needs_input_grad[4:]
         if torch.is_grad_enabled():  # the backward is itself being differentiated
             return None, None, None, None, *_differentiable_backward(ctx, grads, tensors, needs)
-        n = len(tensors) // 3
-        need_feats0, need_feats1, need_weights = (any(part) for part in _split(needs))
-        op = getattr(torch.ops.lpips_fast, f"head_bwd_{ctx.backend}")
-        d_all = op(
-            list(grads), *_split(tensors), ctx.eps, ctx.eps_inside_sqrt, not ctx.maps,
-            need_feats0, need_feats1, need_weights,
-        )  # fmt: skip
-        d_all = iter(d_all)
-        d_tensors: list[Tensor | None] = []
-        for needed in (need_feats0, need_feats1, need_weights):
-            d_tensors += [next(d_all) if needed else None for _ in range(n)]
+        asked = [any(part) for part in _split(needs)]
+        d_all = iter(head_bwd(ctx.backend, grads, *_split(tensors), ctx.eps, ctx.eps_inside_sqrt, not ctx.maps, *asked))
+        d_tensors = [next(d_all) if asked[i // (len(tensors) // 3)] else None for i in range(len(tensors))]
         return None, None, None, None, *d_tensors
 
 
@@ -129,3 +121,13 @@ def head_maps(backend, feats0, feats1, weights, eps, eps_inside_sqrt):
     if backend == "reference":
         return head_maps_ref(feats0, feats1, weights, eps, eps_inside_sqrt)
     return list(_Head.apply(backend, True, eps, eps_inside_sqrt, *feats0, *feats1, *weights))
+
+
+def head_bwd(
+    backend, grads, feats0, feats1, weights, eps, eps_inside_sqrt, mean, need_feats0, need_feats1, need_weights
+):
+    """The gradients by the named backend, without autograd; arguments and result as in the contract above."""
+    op = head_bwd_ref if backend == "reference" else getattr(torch.ops.lpips_fast, f"head_bwd_{backend}")
+    return op(
+        list(grads), feats0, feats1, weights, eps, eps_inside_sqrt, mean, need_feats0, need_feats1, need_weights
+    )

@@ -1,13 +1,15 @@
-"""VGG16, AlexNet and SqueezeNet 1.1 as trunks: what is tapped, and under which names."""
+"""VGG16, AlexNet and SqueezeNet 1.1 as trunks: where they are tapped, under which names, in which precision."""
 
 from __future__ import annotations
 
 from collections import OrderedDict, namedtuple
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from .frozen import Conv, Fire, Plan, Pool, Setting, frozen_trunk, run
 
 
 class Spec(NamedTuple):
@@ -45,20 +47,43 @@ SPECS = {
 }
 
 
+class Precision(NamedTuple):
+    dtype: torch.dtype | None  # None: autocast's, or else the parameters'
+    tf32: bool | None  # whether CUDA's float32 convolutions may use TF32; None: as torch's flags have it
+
+
+PRECISIONS = {
+    "inherit": Precision(None, None),
+    "float32": Precision(torch.float32, False),
+    "tf32": Precision(torch.float32, True),
+    "bfloat16": Precision(torch.bfloat16, None),
+    "float16": Precision(torch.float16, None),
+}
+
+
 class Trunk(nn.Module):
     """The convolutional part of an ImageNet classifier, cut at its taps.
 
-    Parameters are named as in `lpips`: `slice{k}.{i}.*`, k from 1, i torchvision's index.
+    Parameters are named as in `lpips`: `slice{k}.{i}.*`, k from 1, i torchvision's index. Its layers are only where
+    they live; `frozen.run` goes through them.
+
+    Args:
+        net: a key of SPECS.
+        precision: a key of PRECISIONS.
     """
 
-    def __init__(self, net: str) -> None:
+    def __init__(self, net: str, precision: str = "inherit") -> None:
         super().__init__()
         self.spec = SPECS[net]
+        self.precision = precision
         features = _random_features(self.spec)
         self.N_slices = len(self.spec.channels)
         for k in range(self.N_slices):
             layers = range(self.spec.cuts[k], self.spec.cuts[k + 1])
-            self.add_module(f"slice{k + 1}", nn.Sequential(OrderedDict((str(i), features[i]) for i in layers)))
+            slice_ = nn.Sequential(OrderedDict((str(i), features[i]) for i in layers))
+            self.add_module(f"slice{k + 1}", slice_)
+        self.plan = _plan(self.slices)
+        self._kept: dict[tuple[torch.dtype, torch.memory_format], tuple[list[tuple[int, int]], list[Tensor]]] = {}
 
     @property
     def slices(self) -> list[nn.Sequential]:
@@ -91,11 +116,75 @@ class Trunk(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """The taps, a namedtuple of [N, C_k, H_k, W_k], of scaled images x [N, 3, H, W]."""
-        taps = []
-        for slice_ in self.slices:
-            x = slice_(x)
-            taps.append(x)
+        setting = self.setting(x.device)
+        if self.is_frozen():
+            taps = frozen_trunk(setting, x, self.tensors(setting))
+        else:
+            taps, _ = run(setting, x, _converted(self.parameters(), setting))
         return self.spec.outputs(*taps)
+
+    def is_frozen(self) -> bool:
+        return not any(p.requires_grad for p in self.parameters())
+
+    def setting(self, device: torch.device) -> Setting:
+        """How to compute: as `precision` says; the inherited type is autocast's, or else the parameters'."""
+        dtype, tf32 = PRECISIONS[self.precision]
+        if dtype is None:
+            autocast = torch.is_autocast_enabled(device.type)
+            dtype = torch.get_autocast_dtype(device.type) if autocast else next(self.parameters()).dtype
+        # Channels-last is faster but for float64 on the CPU and CUDA's convolutions in full float32.
+        contiguous = dtype == torch.float64 or (device.type == "cuda" and tf32 is False)
+        return Setting(self.plan, dtype, torch.contiguous_format if contiguous else torch.channels_last, tf32)
+
+    def tensors(self, setting: Setting) -> list[Tensor]:
+        """The frozen parameters as the setting has them, converted at the first call and kept."""
+        if torch.compiler.is_compiling():
+            return _converted(self.parameters(), setting)
+        parameters = list(self.parameters())
+        state = [(id(p), 0 if p.is_inference() else p._version) for p in parameters]
+        kept = self._kept.get((setting.dtype, setting.layout))
+        if kept is None or kept[0] != state:
+            with torch.no_grad():
+                kept = state, _converted(parameters, setting)
+            self._kept[setting.dtype, setting.layout] = kept
+        return kept[1]
+
+    def _apply(self, fn, recurse=True):
+        self._kept.clear()
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self):
+        return {**self.__dict__, "_kept": {}}
+
+
+def _converted(parameters: Iterable[Tensor], setting: Setting) -> list[Tensor]:
+    tensors = [p.to(setting.dtype) for p in parameters]
+    return [t.contiguous(memory_format=setting.layout) if t.dim() == 4 else t for t in tensors]
+
+
+def _plan(slices: Sequence[nn.Sequential]) -> Plan:
+    """The steps of the slices' layers; tensors are numbered in the order of `parameters()`."""
+    index = 0
+
+    def conv(layer: nn.Conv2d, tap: bool) -> Conv:
+        nonlocal index
+        index += 2
+        return Conv(index - 2, layer.stride[0], layer.padding[0], tap)
+
+    steps: list[Conv | Pool | Fire] = []
+    for slice_ in slices:
+        layers = [layer for layer in slice_ if not isinstance(layer, nn.ReLU)]  # a step has its ReLU in it
+        for layer in layers:
+            tap = layer is layers[-1]
+            if isinstance(layer, nn.Conv2d):
+                steps.append(conv(layer, tap))
+            elif isinstance(layer, nn.MaxPool2d):
+                steps.append(Pool(layer.kernel_size, layer.stride, layer.ceil_mode))
+            else:
+                steps.append(
+                    Fire(conv(layer.squeeze, False), conv(layer.expand1x1, False), conv(layer.expand3x3, False), tap)
+                )
+    return tuple(steps)
 
 
 def _after(name: str, cut: int) -> bool:

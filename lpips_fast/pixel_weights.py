@@ -1,0 +1,29 @@
+"""Means over pixels with weights: the weights of an image's pixels, averaged down to each tap.
+
+    D(n, l) = sum_p m_l(n, p) d_l(n, p) / sum_p m_l(n, p)
+
+m_l is the mean of the weights over the pixels that fall into tap l's pixel p. Where all weights are 0, so is D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def shares(weight: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Each tap pixel's share of the whole, m_l / sum m_l: for weights [N, 1, H, W] a [N, 1, h, w] a size (h, w)."""
+    out = []
+    for size in sizes:
+        m = F.adaptive_avg_pool2d(weight, size)
+        total = m.sum(dim=(2, 3), keepdim=True)
+        out.append(m / torch.where(total == 0, 1, total))
+    return out
+
+
+def weighted_mean(maps: Sequence[Tensor], tap_shares: Sequence[Tensor]) -> Tensor:
+    """D [N, L] of the maps d_l [N, 1, h_l, w_l]."""
+    return torch.stack([(d * m).sum(dim=(1, 2, 3)) for d, m in zip(maps, tap_shares, strict=True)], dim=1)
