@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import os
 import shutil
@@ -67,7 +68,7 @@ def _triton_error() -> str | None:
             return "no GPU (on the CPU it runs only in Triton's interpreter, with TRITON_INTERPRET=1)"
         if not (shutil.which("cc") or shutil.which("gcc") or os.environ.get("CC")):
             return "triton needs a C compiler"
-    from . import kernels  # noqa: F401  registers the operators
+    importlib.import_module("lpips_fast.kernels")  # registers the operators
 
     return None
 

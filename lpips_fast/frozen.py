@@ -5,8 +5,8 @@ its input. Every pool's input is a tap, which the head keeps anyway. So what is 
 for the other ReLUs' signs: for VGG16 33 MB an image of 256 x 256 in float32, where autograd keeps 95 MB.
 
 `run` and `run_backward` are plain functions that need no autograd; `frozen_trunk` is a differentiable one around them.
-A trunk is given as a `Setting`, which torch.compile takes for a constant, and its tensors (weight, bias, weight,
-bias, ...) in the setting's type and layout.
+A trunk is given as a `Setting`, which torch.compile takes for a constant, and its tensors, weight, bias, weight, bias,
+..., in the setting's type and layout. `affine` is what it does to images first: (x - shift) / scale, or nothing.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_input
 
 from . import trunk_ops
 
 
 class Conv(NamedTuple):
-    """y = relu(conv2d(x)), its weight and bias the tensors at `index` and `index` + 1; `tap` where y is one.
+    """y = relu(conv2d(x)), weight and bias being tensors `at` and `at` + 1; `tap` where y is one.
 
     All have stride 1 but a trunk's first.
     """
 
-    index: int
+    at: int
     stride: int
     padding: int
     tap: bool
@@ -52,6 +53,7 @@ class Fire(NamedTuple):
 
 
 Plan = tuple[Conv | Pool | Fire, ...]
+Affine = tuple[Tensor, Tensor] | tuple[None, None]  # shift and scale
 
 
 class Setting(NamedTuple):
@@ -73,7 +75,7 @@ def _tf32(allowed: bool | None, device: torch.device) -> Iterator[None]:
     if allowed is None or device.type != "cuda":
         yield
         return
-    flags = torch.backends.cudnn.conv
+    flags = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # not in torch's stubs
     before = flags.fp32_precision
     flags.fp32_precision = "tf32" if allowed else "ieee"
     try:
@@ -83,14 +85,16 @@ def _tf32(allowed: bool | None, device: torch.device) -> Iterator[None]:
 
 
 def run(
-    setting: Setting, x: Tensor, tensors: Sequence[Tensor], keep: bool = False
+    setting: Setting, x: Tensor, affine: Affine, tensors: Sequence[Tensor], keep: bool = False
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The taps of scaled images x [N, 3, H, W] and, if asked to keep them, the signs that `run_backward` needs."""
+    """The taps of images x [N, 3, H, W] and, if asked to keep them, the signs that `run_backward` needs."""
+    shift, scale = affine
+    taps: list[Tensor] = []
+    signs: list[Tensor] = []
     with torch.autocast(x.device.type, enabled=False), _tf32(setting.tf32, x.device):
-        layout = setting.layout
-        x = x.to(setting.dtype).contiguous(memory_format=layout)
-        taps: list[Tensor] = []
-        signs: list[Tensor] = []
+        if shift is not None and scale is not None:
+            x = (x - shift) / scale
+        x = x.to(setting.dtype).contiguous(memory_format=setting.layout)
         for step in setting.plan:
             if isinstance(step, Pool):
                 x = F.max_pool2d(x, step.kernel, step.stride, ceil_mode=step.ceil_mode)
@@ -99,100 +103,118 @@ def run(
                 x = _conv_relu(x, step, tensors)
             else:
                 s = _conv_relu(x, step.squeeze, tensors)
-                x = torch.cat((_conv_relu(s, step.expand1x1, tensors), _conv_relu(s, step.expand3x3, tensors)), dim=1)
                 if keep:
-                    signs.append(trunk_ops.pack_signs(s, layout))
+                    signs.append(trunk_ops.pack_signs(s))
+                x = torch.cat((_conv_relu(s, step.expand1x1, tensors), _conv_relu(s, step.expand3x3, tensors)), dim=1)
             if step.tap:
                 taps.append(x)
             elif keep:
-                signs.append(trunk_ops.pack_signs(x, layout))
-        return taps, signs
+                signs.append(trunk_ops.pack_signs(x))
+    return taps, signs
 
 
 def run_backward(
     setting: Setting,
-    image_size: tuple[int, int],
+    x: Tensor,
+    affine: Affine,
     tensors: Sequence[Tensor],
     taps: Sequence[Tensor],
     signs: Sequence[Tensor],
     d_taps: Sequence[Tensor],
 ) -> Tensor:
-    """dL/dx of `run` on images of the given height and width, from what it returned and dL/dtaps."""
-    plan, layout = setting.plan, setting.layout
-    taps, signs, d_taps = list(taps), list(signs), list(d_taps)
-    grad: Tensor | None = None  # dL/d(output of the step at hand), but for what a tap receives from the head
-    pool: Pool | None = None  # the step just passed, where that was a pool: grad is then still of the pool's output
-    with _tf32(setting.tf32, taps[0].device):
+    """dL/dx of `run`, in the setting's type, from what it returned and dL/dtaps; of x only the shape counts."""
+    scale = affine[1]
+    plan, taps, signs, d_taps = setting.plan, list(taps), list(signs), list(d_taps)
+    with _tf32(setting.tf32, x.device):
+        # From here on grad is dL/d(what goes into the ReLU of the step at hand), or for a pool, dL/d(its output).
+        grad = trunk_ops.tap_backward(taps.pop(), d_taps.pop(), None, None)
         for number in reversed(range(len(plan))):
-            step = plan[number]
+            step, before = plan[number], plan[number - 1] if number else None
             if isinstance(step, Pool):
-                pool = step
+                grad = trunk_ops.tap_backward(taps.pop(), d_taps.pop(), grad, step)
                 continue
-            if step.tap:
-                grad = trunk_ops.tap_backward(taps.pop(), d_taps.pop(), grad, pool)
-                pool = None
-            else:
-                assert grad is not None  # a plan ends in a tap
-                grad = trunk_ops.mask_by_signs(grad, signs.pop(), layout)
             if isinstance(step, Fire):
-                c = tensors[step.expand1x1.index].shape[0]
+                c = tensors[step.expand1x1.at].shape[0]
                 d_s = _conv_backward(grad[:, :c], step.expand1x1, tensors)
-                d_s += _conv_backward(grad[:, c:], step.expand3x3, tensors)
-                step, grad = step.squeeze, trunk_ops.mask_by_signs(d_s, signs.pop(), layout)
-            grad = _conv_backward(grad, step, tensors, image_size if number == 0 else None)
-    assert grad is not None
-    return grad
+                grad = _conv_backward(grad[:, c:], step.expand3x3, tensors, addend=d_s, passes=signs.pop())
+                step = step.squeeze
+            if before is None:
+                grad = _conv_backward(grad, step, tensors, size=(x.shape[2], x.shape[3]))
+            elif isinstance(before, Pool):
+                grad = _conv_backward(grad, step, tensors)
+            elif before.tap:
+                grad = _conv_backward(grad, step, tensors, addend=d_taps.pop(), passes=taps.pop())
+            else:
+                grad = _conv_backward(grad, step, tensors, passes=signs.pop())
+        return grad if scale is None else grad / scale
 
 
 def _conv_relu(x: Tensor, conv: Conv, tensors: Sequence[Tensor]) -> Tensor:
-    weight, bias = tensors[conv.index], tensors[conv.index + 1]
+    weight, bias = tensors[conv.at], tensors[conv.at + 1]
     return F.conv2d(x, weight, bias, conv.stride, conv.padding).relu_()
 
 
 def _conv_backward(
-    grad: Tensor, conv: Conv, tensors: Sequence[Tensor], size: tuple[int, int] | None = None
+    grad: Tensor,
+    conv: Conv,
+    tensors: Sequence[Tensor],
+    *,
+    size: tuple[int, int] | None = None,
+    addend: Tensor | None = None,
+    passes: Tensor | None = None,
 ) -> Tensor:
-    """dL/dx from dL/dy, its ReLU already seen to; x has the given height and width (None: as stride 1 makes it)."""
-    weight = tensors[conv.index]
+    """dL/dx of a convolution from dL/dy, plus `addend`; and on through the ReLU that x came from.
+
+    `passes` is that ReLU's output, or its signs (None: there is no ReLU); `size` the height and width of x where the
+    stride is not 1.
+    """
+    weight = tensors[conv.at]
     if size is None:
         height, width = (side + weight.shape[2] - 1 - 2 * conv.padding for side in grad.shape[2:])
     else:
         height, width = size
-    return torch.nn.grad.conv2d_input(
-        (grad.shape[0], weight.shape[1], height, width), weight, grad, conv.stride, conv.padding
-    )
+    shape = (grad.shape[0], weight.shape[1], height, width)
+    d_x = conv2d_input(shape, weight, grad, conv.stride, conv.padding)
+    if addend is not None:
+        d_x = d_x + addend
+    if passes is None:
+        return d_x
+    if passes.dtype == torch.uint8:
+        return trunk_ops.mask_by_signs(d_x, passes)
+    return torch.ops.aten.threshold_backward(d_x, passes, 0)
 
 
 class _FrozenTrunk(torch.autograd.Function):
     """The taps, then the signs, with `run_backward` as the derivative; nothing for the tensors."""
 
     @staticmethod
-    def forward(setting, x, *tensors):
-        taps, signs = run(setting, x, tensors, keep=True)
+    def forward(setting, x, shift, scale, *tensors):
+        taps, signs = run(setting, x, (shift, scale), tensors, keep=True)
         return *taps, *signs
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.setting, x, *tensors = inputs
+        ctx.setting, *tensors = inputs
         ctx.n_outputs = len(output)
         ctx.mark_non_differentiable(*output[ctx.setting.n_taps :])
-        ctx.save_for_backward(*output, x, *tensors)
+        ctx.save_for_backward(*output, *tensors)
 
     @staticmethod
     def backward(ctx, *grads):
         setting = ctx.setting
-        outputs, (x, *tensors) = ctx.saved_tensors[: ctx.n_outputs], ctx.saved_tensors[ctx.n_outputs :]
+        outputs, inputs = ctx.saved_tensors[: ctx.n_outputs], ctx.saved_tensors[ctx.n_outputs :]
+        x, shift, scale, *tensors = inputs
         taps, signs = outputs[: setting.n_taps], outputs[setting.n_taps :]
         d_taps = grads[: setting.n_taps]
         if torch.is_grad_enabled():  # the backward is itself being differentiated
-            (d_x,) = torch.autograd.grad(run(setting, x, tensors)[0], x, d_taps, create_graph=True)
+            (d_x,) = torch.autograd.grad(run(setting, x, (shift, scale), tensors)[0], x, d_taps, create_graph=True)
         else:
-            d_x = run_backward(setting, (x.shape[2], x.shape[3]), tensors, taps, signs, d_taps).to(x.dtype)
-        return None, d_x, *(None for _ in tensors)
+            d_x = run_backward(setting, x, (shift, scale), tensors, taps, signs, d_taps).to(x.dtype)
+        return None, d_x, *(None for _ in inputs[1:])
 
 
-def frozen_trunk(setting: Setting, x: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The taps of scaled images x [N, 3, H, W], differentiable in x; keeps little for that, and only if x needs it."""
+def frozen_trunk(setting: Setting, x: Tensor, affine: Affine, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The taps of images x [N, 3, H, W], differentiable in x; keeps little for that, and only if x needs it."""
     if torch.is_grad_enabled() and x.requires_grad:
-        return list(_FrozenTrunk.apply(setting, x, *tensors)[: setting.n_taps])
-    return run(setting, x, tensors)[0]
+        return list(_FrozenTrunk.apply(setting, x, *affine, *tensors)[: setting.n_taps])
+    return run(setting, x, affine, tensors)[0]

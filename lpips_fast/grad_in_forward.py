@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .frozen import Setting, run, run_backward
+from .frozen import Affine, Setting, run, run_backward
 from .pixel_weights import shares, weighted_mean
 
 _EPS = 1e-10
@@ -37,34 +37,38 @@ def distance_with_gradient(
     x0: Tensor,
     x1: Tensor | Sequence[Tensor],
     pixel_weight: Tensor | None,
+    affine: Affine,
     tensors: Sequence[Tensor],
     linear: Sequence[Tensor],
 ) -> Tensor:
-    """LPIPS [N] of scaled images, differentiable once: in x0 and, if the job says so, in x1.
+    """LPIPS [N] of images, differentiable once: in x0 and, if the job says so, in x1.
 
     Args:
         x0: images [N, 3, H, W].
         x1: images, or the taps of images, of batch N, or 1 where they need no gradient.
         pixel_weight: the weights of the mean over pixels, [N, 1, H, W], or None.
-        tensors: the trunk's.
+        affine, tensors: the trunk's, as `frozen.run` takes them.
         linear: the linear weights, a [C] a layer, in the head's accumulation type.
     """
     others = [x1] if isinstance(x1, Tensor) else list(x1)
     masks = [] if pixel_weight is None else [pixel_weight]
     counts = (len(others), len(masks), len(tensors))
-    return _DistanceWithGradient.apply(job, counts, x0, *others, *masks, *tensors, *linear)[0]
+    return _DistanceWithGradient.apply(job, counts, x0, *affine, *others, *masks, *tensors, *linear)[0]
 
 
 class _DistanceWithGradient(torch.autograd.Function):
     """LPIPS [N] and, for the backward, its gradients to x0 and x1 (empty where it needs none), in float32 at least."""
 
     @staticmethod
-    def forward(job, counts, x0, *rest):
+    def forward(job, counts, x0, shift, scale, *rest):
+        affine = shift, scale
         others, masks, tensors, linear = _split(rest, counts)
         if len(others) == 1 and others[0].shape[0] == 1 and not job.need1:  # one image for all: its taps, once
-            others, _ = run(job.setting, others[0], tensors)
+            others, _ = run(job.setting, others[0], affine, tensors)
         n = x0.shape[0]
-        chunk = job.chunk_size or max(n, 1)
+        # On the CPU the order of a convolution's sums depends on its batch: one pair at a time gives every pair the
+        # same result, to the bit, whatever the chunk size.
+        chunk = 1 if x0.device.type == "cpu" else job.chunk_size or max(n, 1)
         values = []
         d_x0 = torch.empty_like(x0, dtype=torch.promote_types(x0.dtype, torch.float32))
         d_x1 = torch.empty_like(d_x0 if job.need1 else d_x0[:0])
@@ -72,7 +76,7 @@ class _DistanceWithGradient(torch.autograd.Function):
             part = slice(start, start + chunk)
             pair = [x0[part], *(t if t.shape[0] == 1 else t[part] for t in others)]
             mask = masks[0][part] if masks else None
-            value, d_pair = _chunk(job, pair[0], pair[1:], mask, tensors, linear)
+            value, d_pair = _chunk(job, pair[0], pair[1:], mask, affine, tensors, linear)
             values.append(value)
             d_x0[part] = d_pair[0]
             if job.need1:
@@ -81,7 +85,7 @@ class _DistanceWithGradient(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.job, _, x0, *rest = inputs
+        ctx.job, _, x0, _, _, *rest = inputs
         ctx.dtype = x0.dtype
         ctx.n_rest = len(rest)
         ctx.mark_non_differentiable(*output[1:])
@@ -95,7 +99,7 @@ class _DistanceWithGradient(torch.autograd.Function):
                 "use LPIPS(grad_in_forward=False) for that"
             )
         d_x0, d_x1 = ((d * grad.view(-1, 1, 1, 1)).to(ctx.dtype) if d.numel() else None for d in ctx.saved_tensors)
-        return None, None, d_x0, d_x1, *(None for _ in range(ctx.n_rest - 1))
+        return None, None, d_x0, None, None, d_x1, *(None for _ in range(ctx.n_rest - 1))
 
 
 def _split(rest, counts):
@@ -104,16 +108,18 @@ def _split(rest, counts):
     return [list(rest[i:j]) for i, j in zip(starts, [*ends, len(rest)], strict=True)]
 
 
-def _chunk(job, x0, others, mask, tensors, linear):
+def _chunk(job, x0, others, mask, affine, tensors, linear):
     """LPIPS [k] of k pairs and its gradients to x0 and, if needed, x1."""
     setting, k = job.setting, x0.shape[0]
     if job.need1:
-        taps, signs = run(setting, torch.cat((x0, others[0])), tensors, keep=True)
+        x = torch.cat((x0, others[0]))
+        taps, signs = run(setting, x, affine, tensors, keep=True)
         taps0, taps1 = [t[:k] for t in taps], [t[k:] for t in taps]
     else:
-        taps, signs = run(setting, x0, tensors, keep=True)
+        x = x0
+        taps, signs = run(setting, x, affine, tensors, keep=True)
         taps0 = taps
-        taps1 = run(setting, others[0], tensors)[0] if len(others) == 1 else others
+        taps1 = run(setting, others[0], affine, tensors)[0] if len(others) == 1 else others
         taps1 = [t.expand_as(t0) for t, t0 in zip(taps1, taps0, strict=True)]
     height, width = x0.shape[2:]
     scale = 2.0 ** ((height * width).bit_length() - 1) if setting.dtype == torch.float16 else 1.0
@@ -130,6 +136,6 @@ def _chunk(job, x0, others, mask, tensors, linear):
     if job.need1:
         half = len(taps)
         d_taps = [torch.cat(pair) for pair in zip(d_taps[:half], d_taps[half:], strict=True)]
-    d_x = run_backward(setting, (height, width), tensors, taps, signs, d_taps)
+    d_x = run_backward(setting, x, affine, tensors, taps, signs, d_taps)
     d_x = d_x.to(torch.promote_types(d_x.dtype, torch.float32)) / scale
     return distances.sum(dim=1), (d_x[:k], d_x[k:])

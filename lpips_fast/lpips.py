@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from . import extension, functional, weights
+from . import extension, functional, pairwise, weights
+from .frozen import Affine
 from .grad_in_forward import Job, distance_with_gradient
+from .pairwise import Images
 from .pixel_weights import shares, weighted_mean
 from .reference import accumulation_dtype, normalize_channels
 from .trunk import PRECISIONS, SPECS, Trunk
@@ -136,8 +138,8 @@ class LPIPS(nn.Module):
 
     def _set_linear_weights(self, linear_weights: Sequence[Tensor]) -> None:
         with torch.no_grad():
-            for lin, weight in zip(self.lins, linear_weights, strict=True):
-                lin.weight.copy_(weight)
+            for own, weight in zip(self._linear_weights() or (), linear_weights, strict=True):
+                own.copy_(weight)
 
     def train(self, mode: bool = True) -> LPIPS:
         """As in every module, but without effect in eval_mode: a parent's `.train()` must not make the loss noisy."""
@@ -184,17 +186,18 @@ class LPIPS(nn.Module):
             in0, in1, weight, clips = flatten_videos(in0, in1, weight, frames, generator)
         elif frames is not None:
             raise ValueError(f"frames={frames} needs videos [B, C, T, H, W], got in0 {_shape(in0)}")
-        x0 = self._scaled("in0", in0, normalize)
-        x1 = self._scaled("in1", in1, normalize) if not isinstance(in1, Features) else self._checked_features(in1, x0)
-        _check_batches(in0, in1)
+        x0 = self._checked_image("in0", in0)
+        x1 = self._checked_features(in1, x0) if isinstance(in1, Features) else self._checked_image("in1", in1)
+        _check_batches(x0, x1)
+        affine = self._affine(normalize)
         if weight is not None:
             if self.spatial:
                 raise ValueError("weight= is for the mean over pixels, which spatial=True does not take")
             weight = _checked_pixel_weight(weight, max(_batch(x0), _batch(x1)), x0)
         if self._gradient_in_forward(x0, x1, weight, retPerLayer):
-            value, parts = self._value_with_gradient(x0, x1, weight), []
+            value, parts = self._value_with_gradient(x0, x1, weight, affine), []
         else:
-            parts = self._parts(x0, x1, weight)
+            parts = self._parts(x0, x1, weight, affine)
             value = sum(parts[1:], parts[0])
         return _returned(value, parts, retPerLayer, clips, reduction)
 
@@ -204,19 +207,30 @@ class LPIPS(nn.Module):
         For a target that is compared with many times, and so goes through the trunk once. They hold a graph only if
         x requires a gradient.
         """
-        taps = self.net(self._scaled("x", x, normalize))
+        taps = self.net(self._checked_image("x", x), self._affine(normalize))
         return Features(tuple(taps), self.net.spec.model, self.version, (x.shape[2], x.shape[3]))
 
-    def _scaled(self, name: str, image: Tensor, normalize: bool) -> Tensor:
-        """The image as the trunk takes it, checked; grayscale expanded to three channels."""
-        self._check_image(name, image)
-        image = image.expand(-1, 3, -1, -1)
-        if normalize:
-            image = 2 * image - 1
-        # The release of version 0.0 forgot the scaling.
-        return self.scaling_layer(image) if self.version != "0.0" else image
+    def embed(self, x: Images, normalize: bool = False) -> Tensor:
+        """Vectors [N, D] of images [N, 3, H, W] whose squared distances are LPIPS; as `lpips_fast.pairwise.embed`."""
+        return pairwise.embed(self, x, normalize=normalize)
 
-    def _check_image(self, name: str, image: Tensor) -> None:
+    def pairwise(
+        self, x: Images, y: Images | None = None, *, block: int | None = None, normalize: bool = False
+    ) -> Tensor:
+        """The distance of each image of x to each of y, or of x, [N, M]; as `lpips_fast.pairwise.pairwise`."""
+        return pairwise.pairwise(self, x, y, block=block, normalize=normalize)
+
+    def _affine(self, normalize: bool) -> Affine:
+        """Shift and scale of the images before the trunk, (x - shift) / scale; None where they go in as they are."""
+        shift, scale = self.scaling_layer.shift, self.scaling_layer.scale
+        if self.version == "0.0":  # whose release forgot the scaling
+            if not normalize:
+                return None, None
+            shift, scale = torch.zeros_like(shift), torch.ones_like(scale)
+        return ((shift + 1) / 2, scale / 2) if normalize else (shift, scale)
+
+    def _checked_image(self, name: str, image: Tensor) -> Tensor:
+        """The image, grayscale expanded to three channels."""
         if not isinstance(image, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(image).__name__}")
         if image.dim() != 4 or image.shape[1] not in (1, 3):
@@ -237,6 +251,7 @@ class LPIPS(nn.Module):
                 f"{name} must have sides of at least {smallest} pixels for net {self.pnet_type!r}, "
                 f"got {image.shape[2]} x {image.shape[3]}"
             )
+        return image.expand(-1, 3, -1, -1)
 
     def _checked_features(self, features: Features, x0: Tensor) -> Features:
         for what, theirs, ours in (
@@ -250,34 +265,36 @@ class LPIPS(nn.Module):
                 raise ValueError(f"in1 holds features of {what} {theirs}, needed here are those of {what} {ours}")
         return features
 
-    def _taps_of_pair(self, x0: Tensor, x1: Tensor | Features) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    def _taps_of_pair(
+        self, x0: Tensor, x1: Tensor | Features, affine: Affine
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         if isinstance(x1, Features):
-            return self.net(x0), x1.taps
-        if x0.requires_grad != x1.requires_grad or x0.dtype != x1.dtype:
-            return self.net(x0), self.net(x1)
-        taps = self.net(torch.cat((x0, x1)))
+            return self.net(x0, affine), x1.taps
+        if x0.requires_grad != x1.requires_grad:
+            return self.net(x0, affine), self.net(x1, affine)
+        taps = self.net(torch.cat((x0, x1)), affine)
         pairs = [t.split((x0.shape[0], x1.shape[0])) for t in taps]
         return [t0 for t0, _ in pairs], [t1 for _, t1 in pairs]
 
-    def _parts(self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None) -> list[Tensor]:
+    def _parts(self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None, affine: Affine) -> list[Tensor]:
         """Each layer's part of the value, [N, 1, 1, 1] or, when spatial, [N, 1, H, W]."""
         n = max(_batch(x0), _batch(x1))
         chunk = self._pairs_at_a_time(x0)
         if chunk is None or n <= chunk:
-            return self._parts_of_chunk(x0, x1, weight)
+            return self._parts_of_chunk(x0, x1, weight, affine)
         if _batch(x1) == 1 and isinstance(x1, Tensor):  # one image for all: its taps, once
-            x1 = Features(tuple(self.net(x1)), "", "", (0, 0))
-        elif _batch(x0) == 1:
-            x0, x1 = x1, Features(tuple(self.net(x0)), "", "", (0, 0))
+            x1 = Features(tuple(self.net(x1, affine)), "", "", (0, 0))
+        elif _batch(x0) == 1 and isinstance(x1, Tensor):
+            x0, x1 = x1, Features(tuple(self.net(x0, affine)), "", "", (0, 0))
         chunks = []
         for start in range(0, n, chunk):
             rows = slice(start, start + chunk)
             mask = None if weight is None else weight[rows]
-            chunks.append(self._parts_of_chunk(x0[rows], _rows(x1, rows), mask))
+            chunks.append(self._parts_of_chunk(x0[rows], _rows(x1, rows), mask, affine))
         return [torch.cat(parts) for parts in zip(*chunks, strict=True)]
 
-    def _parts_of_chunk(self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None) -> list[Tensor]:
-        taps0, taps1 = self._taps_of_pair(x0, x1)
+    def _parts_of_chunk(self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None, affine: Affine) -> list[Tensor]:
+        taps0, taps1 = self._taps_of_pair(x0, x1, affine)
         if self.spatial or weight is not None or self._drops_out():
             maps = self._maps(taps0, taps1)
             if self.spatial:
@@ -299,9 +316,7 @@ class LPIPS(nn.Module):
             maps.append(lin((normalize_tensor(f0) - normalize_tensor(f1)) ** 2))
         return maps
 
-    def _gradient_in_forward(
-        self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None, retPerLayer: bool
-    ) -> bool:
+    def _gradient_in_forward(self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None, retPerLayer: bool) -> bool:
         """Whether to take that path: it is asked for, a gradient will be, and nothing but the images needs one."""
         if not self.grad_in_forward or retPerLayer or not torch.is_grad_enabled():
             return False
@@ -311,7 +326,7 @@ class LPIPS(nn.Module):
         images_need = x0.requires_grad or (isinstance(x1, Tensor) and x1.requires_grad)
         return images_need and not any(t.requires_grad for t in others)
 
-    def _value_with_gradient(self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None) -> Tensor:
+    def _value_with_gradient(self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None, affine: Affine) -> Tensor:
         if not x0.requires_grad:
             assert isinstance(x1, Tensor)
             x0, x1 = x1, x0  # the distance is symmetric
@@ -326,6 +341,7 @@ class LPIPS(nn.Module):
             x0.expand(n, -1, -1, -1),
             x1.taps if isinstance(x1, Features) else x1.expand(n if need1 else -1, -1, -1, -1),
             weight,
+            affine,
             self.net.tensors(setting),
             [w.detach().reshape(-1).to(acc) for w in linear],
         )
@@ -337,10 +353,10 @@ class LPIPS(nn.Module):
         return self.chunk_size  # type: ignore[return-value]  # checked in __init__
 
     def _linear_weights(self) -> list[Tensor] | None:
-        return [lin.weight for lin in self.lins] if self.lpips else None
+        return [cast(NetLinLayer, lin).weight for lin in self.lins] if self.lpips else None
 
     def _drops_out(self) -> bool:
-        return self.lpips and self.training and self.lins[0].use_dropout
+        return self.lpips and self.training and cast(NetLinLayer, self.lins[0]).use_dropout
 
 
 def _returned(
@@ -421,7 +437,7 @@ class NetLinLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        return self.model[-1].weight
+        return cast(Tensor, self.model[-1].weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)

@@ -16,6 +16,9 @@ Contract of an implementation:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -50,16 +53,18 @@ def _head_maps_fwd_fake(feats0, feats1, weights, eps, eps_inside_sqrt):
     return [f.new_empty((f.shape[0], 1, f.shape[2], f.shape[3]), dtype=acc) for f in feats0]
 
 
-def _head_bwd_fake(
-    grads, feats0, feats1, weights, eps, eps_inside_sqrt, mean, need_feats0, need_feats1, need_weights
-):
+def _head_bwd_fake(grads, feats0, feats1, weights, eps, eps_inside_sqrt, mean, need_feats0, need_feats1, need_weights):
     d_feats0 = [grad_like(f) for f in feats0] if need_feats0 else []
     d_feats1 = [grad_like(f) for f in feats1] if need_feats1 else []
     d_weights = [torch.empty_like(w) for w in weights] if need_weights else []
     return d_feats0 + d_feats1 + d_weights
 
 
-_FAKES = {"head_fwd": _head_fwd_fake, "head_maps_fwd": _head_maps_fwd_fake, "head_bwd": _head_bwd_fake}
+_FAKES: dict[str, Callable[..., Any]] = {
+    "head_fwd": _head_fwd_fake,
+    "head_maps_fwd": _head_maps_fwd_fake,
+    "head_bwd": _head_bwd_fake,
+}
 
 library = torch.library.Library("lpips_fast", "DEF")
 for _backend in COMPILED_BACKENDS:
@@ -90,12 +95,13 @@ class _Head(torch.autograd.Function):
         if torch.is_grad_enabled():  # the backward is itself being differentiated
             return None, None, None, None, *_differentiable_backward(ctx, grads, tensors, needs)
         asked = [any(part) for part in _split(needs)]
-        d_all = iter(head_bwd(ctx.backend, grads, *_split(tensors), ctx.eps, ctx.eps_inside_sqrt, not ctx.maps, *asked))
+        pair = (*_split(tensors), ctx.eps, ctx.eps_inside_sqrt)
+        d_all = iter(head_bwd(ctx.backend, grads, *pair, not ctx.maps, *asked))
         d_tensors = [next(d_all) if asked[i // (len(tensors) // 3)] else None for i in range(len(tensors))]
         return None, None, None, None, *d_tensors
 
 
-def _split(flat):
+def _split(flat: Any) -> tuple[list[Any], list[Any], list[Any]]:
     n = len(flat) // 3
     return list(flat[:n]), list(flat[n : 2 * n]), list(flat[2 * n :])
 
@@ -128,6 +134,4 @@ def head_bwd(
 ):
     """The gradients by the named backend, without autograd; arguments and result as in the contract above."""
     op = head_bwd_ref if backend == "reference" else getattr(torch.ops.lpips_fast, f"head_bwd_{backend}")
-    return op(
-        list(grads), feats0, feats1, weights, eps, eps_inside_sqrt, mean, need_feats0, need_feats1, need_weights
-    )
+    return op(list(grads), feats0, feats1, weights, eps, eps_inside_sqrt, mean, need_feats0, need_feats1, need_weights)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict, namedtuple
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .frozen import Conv, Fire, Plan, Pool, Setting, frozen_trunk, run
+from .frozen import Affine, Conv, Fire, Plan, Pool, Setting, frozen_trunk, run
 
 
 class Spec(NamedTuple):
@@ -114,13 +114,13 @@ class Trunk(nn.Module):
             for name, parameter in taken.items():
                 parameter.copy_(state[name])
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The taps, a namedtuple of [N, C_k, H_k, W_k], of scaled images x [N, 3, H, W]."""
+    def forward(self, x: Tensor, affine: Affine = (None, None)) -> tuple[Tensor, ...]:
+        """The taps, a namedtuple of [N, C_k, H_k, W_k], of images x [N, 3, H, W], or of (x - shift) / scale."""
         setting = self.setting(x.device)
         if self.is_frozen():
-            taps = frozen_trunk(setting, x, self.tensors(setting))
+            taps = frozen_trunk(setting, x, affine, self.tensors(setting))
         else:
-            taps, _ = run(setting, x, _converted(self.parameters(), setting))
+            taps, _ = run(setting, x, affine, _converted(self.parameters(), setting))
         return self.spec.outputs(*taps)
 
     def is_frozen(self) -> bool:
@@ -149,11 +149,11 @@ class Trunk(nn.Module):
             self._kept[setting.dtype, setting.layout] = kept
         return kept[1]
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Any, recurse: bool = True) -> Trunk:
         self._kept.clear()
         return super()._apply(fn, recurse)
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": {}}
 
 
@@ -166,20 +166,21 @@ def _plan(slices: Sequence[nn.Sequential]) -> Plan:
     """The steps of the slices' layers; tensors are numbered in the order of `parameters()`."""
     index = 0
 
-    def conv(layer: nn.Conv2d, tap: bool) -> Conv:
+    def conv(layer: Any, tap: bool) -> Conv:
         nonlocal index
         index += 2
         return Conv(index - 2, layer.stride[0], layer.padding[0], tap)
 
     steps: list[Conv | Pool | Fire] = []
     for slice_ in slices:
-        layers = [layer for layer in slice_ if not isinstance(layer, nn.ReLU)]  # a step has its ReLU in it
+        layers: list[Any] = [layer for layer in slice_ if not isinstance(layer, nn.ReLU)]  # a step has its ReLU in it
         for layer in layers:
             tap = layer is layers[-1]
             if isinstance(layer, nn.Conv2d):
                 steps.append(conv(layer, tap))
             elif isinstance(layer, nn.MaxPool2d):
-                steps.append(Pool(layer.kernel_size, layer.stride, layer.ceil_mode))
+                pool: Any = layer  # torch types its sizes as int or pair
+                steps.append(Pool(pool.kernel_size, pool.stride, pool.ceil_mode))
             else:
                 steps.append(
                     Fire(conv(layer.squeeze, False), conv(layer.expand1x1, False), conv(layer.expand3x3, False), tap)
@@ -199,12 +200,14 @@ def _random_features(spec: Spec) -> nn.Sequential:
     with torch.device("meta"):
         features = getattr(models, spec.model)(weights=None).features
     features = features.to_empty(device="cpu")
-    for conv in (m for m in features.modules() if isinstance(m, nn.Conv2d)):
+    for conv in features.modules():
+        if not isinstance(conv, nn.Conv2d):
+            continue
         conv.reset_parameters()
         if spec.model == "vgg16":
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         elif spec.model == "squeezenet1_1":
             nn.init.kaiming_uniform_(conv.weight)
-        if spec.model != "alexnet":
+        if spec.model != "alexnet" and conv.bias is not None:
             nn.init.zeros_(conv.bias)
     return features

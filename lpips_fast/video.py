@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def flatten_videos(
-    in0: Tensor, in1: Tensor, weight: Tensor | None, frames: int | None, generator: torch.Generator | None
+    in0: Tensor, in1: object, weight: Tensor | None, frames: int | None, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor, Tensor | None, tuple[int, int]]:
     """Videos [B, C, T, H, W] as frames [B * T, C, H, W], with weights alike, and (B, T).
 

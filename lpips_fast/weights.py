@@ -121,7 +121,7 @@ def _torchvision_weights(net: str, progress: bool) -> dict[str, Tensor]:
     except (URLError, OSError) as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise RuntimeError(
-            f"the ImageNet weights of the {net!r} trunk are neither in {folder} nor could they be downloaded ({error}). "
+            f"the ImageNet weights of the {net!r} trunk are neither in {folder} nor can they be downloaded ({error}). "
             f"Three ways to provide them: (1) connect to the internet once, and they are downloaded on first use; "
             f"(2) put {name} (from {enum.url}) into $TORCH_HOME/hub/checkpoints; "
             f"(3) pass trunk_weights=, a file or a state_dict with torchvision's names."
