@@ -13,60 +13,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.grad import conv2d_input
 
-from . import trunk_ops
-
-
-class Conv(NamedTuple):
-    """y = relu(conv2d(x)), weight and bias being tensors `at` and `at` + 1; `tap` where y is one.
-
-    All have stride 1 but a trunk's first.
-    """
-
-    at: int
-    stride: int
-    padding: int
-    tap: bool
-
-
-class Pool(NamedTuple):
-    """The maximum over windows; its input is the latest tap."""
-
-    kernel: int
-    stride: int
-    ceil_mode: bool
-
-
-class Fire(NamedTuple):
-    """SqueezeNet's module: s = squeeze(x), y = cat(expand1x1(s), expand3x3(s)), each with its ReLU."""
-
-    squeeze: Conv
-    expand1x1: Conv
-    expand3x3: Conv
-    tap: bool
-
-
-Plan = tuple[Conv | Pool | Fire, ...]
-Affine = tuple[Tensor, Tensor] | tuple[None, None]  # shift and scale
-
-
-class Setting(NamedTuple):
-    """What to compute and how: in which type and layout, and whether CUDA's float32 convolutions may use TF32."""
-
-    plan: Plan
-    dtype: torch.dtype
-    layout: torch.memory_format
-    tf32: bool | None  # None: as torch's flags have it
-
-    @property
-    def n_taps(self) -> int:
-        return sum(not isinstance(step, Pool) and step.tap for step in self.plan)
+from .layers import conv_backward, conv_relu, max_pool, tap_backward
+from .plan import Affine, Fire, Pool, Setting
 
 
 @contextlib.contextmanager
@@ -88,28 +40,28 @@ def run(
     setting: Setting, x: Tensor, affine: Affine, tensors: Sequence[Tensor], keep: bool = False
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The taps of images x [N, 3, H, W] and, if asked to keep them, the signs that `run_backward` needs."""
-    shift, scale = affine
     taps: list[Tensor] = []
     signs: list[Tensor] = []
     with torch.autocast(x.device.type, enabled=False), _tf32(setting.tf32, x.device):
-        if shift is not None and scale is not None:
-            x = (x - shift) / scale
-        x = x.to(setting.dtype).contiguous(memory_format=setting.layout)
-        for step in setting.plan:
+        pooled = None  # what the next step, a pool, gives, where a convolution has done it on its way
+        for number, step in enumerate(setting.plan):
+            following = setting.plan[number + 1] if number + 1 < len(setting.plan) else None
             if isinstance(step, Pool):
-                x = F.max_pool2d(x, step.kernel, step.stride, ceil_mode=step.ceil_mode)
+                x = pooled if pooled is not None else max_pool(x, step)
                 continue
-            if isinstance(step, Conv):
-                x = _conv_relu(x, step, tensors)
+            if isinstance(step, Fire):
+                s, s_signs, _ = conv_relu(setting, tensors, step.squeeze, x, keep)
+                signs += s_signs
+                y1, signs1, _ = conv_relu(setting, tensors, step.expand1x1, s, keep and not step.tap)
+                y3, signs3, _ = conv_relu(setting, tensors, step.expand3x3, s, keep and not step.tap)
+                x = torch.cat((y1, y3), dim=1)
+                signs += [torch.cat(pair, dim=-1) for pair in zip(signs1, signs3, strict=True)]
             else:
-                s = _conv_relu(x, step.squeeze, tensors)
-                if keep:
-                    signs.append(trunk_ops.pack_signs(s))
-                x = torch.cat((_conv_relu(s, step.expand1x1, tensors), _conv_relu(s, step.expand3x3, tensors)), dim=1)
+                first = affine if number == 0 else (None, None)
+                x, y_signs, pooled = conv_relu(setting, tensors, step, x, keep and not step.tap, first, following)
+                signs += y_signs
             if step.tap:
                 taps.append(x)
-            elif keep:
-                signs.append(trunk_ops.pack_signs(x))
     return taps, signs
 
 
@@ -127,61 +79,26 @@ def run_backward(
     plan, taps, signs, d_taps = setting.plan, list(taps), list(signs), list(d_taps)
     with _tf32(setting.tf32, x.device):
         # From here on grad is dL/d(what goes into the ReLU of the step at hand), or for a pool, dL/d(its output).
-        grad = trunk_ops.tap_backward(taps.pop(), d_taps.pop(), None, None)
+        grad = tap_backward(taps.pop(), d_taps.pop())
         for number in reversed(range(len(plan))):
             step, before = plan[number], plan[number - 1] if number else None
             if isinstance(step, Pool):
-                grad = trunk_ops.tap_backward(taps.pop(), d_taps.pop(), grad, step)
+                grad = tap_backward(taps.pop(), d_taps.pop(), grad, step)
                 continue
             if isinstance(step, Fire):
                 c = tensors[step.expand1x1.at].shape[0]
-                d_s = _conv_backward(grad[:, :c], step.expand1x1, tensors)
-                grad = _conv_backward(grad[:, c:], step.expand3x3, tensors, addend=d_s, passes=signs.pop())
-                step = step.squeeze
+                d_s = conv_backward(setting, tensors, step.expand1x1, grad[:, :c])
+                d_s = conv_backward(setting, tensors, step.expand3x3, grad[:, c:], addend=d_s, passes=signs.pop())
+                step, grad = step.squeeze, d_s
             if before is None:
-                grad = _conv_backward(grad, step, tensors, size=(x.shape[2], x.shape[3]))
+                grad = conv_backward(setting, tensors, step, grad, size=(x.shape[2], x.shape[3]))
             elif isinstance(before, Pool):
-                grad = _conv_backward(grad, step, tensors)
+                grad = conv_backward(setting, tensors, step, grad)
             elif before.tap:
-                grad = _conv_backward(grad, step, tensors, addend=d_taps.pop(), passes=taps.pop())
+                grad = conv_backward(setting, tensors, step, grad, addend=d_taps.pop(), passes=taps.pop())
             else:
-                grad = _conv_backward(grad, step, tensors, passes=signs.pop())
+                grad = conv_backward(setting, tensors, step, grad, passes=signs.pop())
         return grad if scale is None else grad / scale
-
-
-def _conv_relu(x: Tensor, conv: Conv, tensors: Sequence[Tensor]) -> Tensor:
-    weight, bias = tensors[conv.at], tensors[conv.at + 1]
-    return F.conv2d(x, weight, bias, conv.stride, conv.padding).relu_()
-
-
-def _conv_backward(
-    grad: Tensor,
-    conv: Conv,
-    tensors: Sequence[Tensor],
-    *,
-    size: tuple[int, int] | None = None,
-    addend: Tensor | None = None,
-    passes: Tensor | None = None,
-) -> Tensor:
-    """dL/dx of a convolution from dL/dy, plus `addend`; and on through the ReLU that x came from.
-
-    `passes` is that ReLU's output, or its signs (None: there is no ReLU); `size` the height and width of x where the
-    stride is not 1.
-    """
-    weight = tensors[conv.at]
-    if size is None:
-        height, width = (side + weight.shape[2] - 1 - 2 * conv.padding for side in grad.shape[2:])
-    else:
-        height, width = size
-    shape = (grad.shape[0], weight.shape[1], height, width)
-    d_x = conv2d_input(shape, weight, grad, conv.stride, conv.padding)
-    if addend is not None:
-        d_x = d_x + addend
-    if passes is None:
-        return d_x
-    if passes.dtype == torch.uint8:
-        return trunk_ops.mask_by_signs(d_x, passes)
-    return torch.ops.aten.threshold_backward(d_x, passes, 0)
 
 
 class _FrozenTrunk(torch.autograd.Function):
@@ -207,7 +124,8 @@ class _FrozenTrunk(torch.autograd.Function):
         taps, signs = outputs[: setting.n_taps], outputs[setting.n_taps :]
         d_taps = grads[: setting.n_taps]
         if torch.is_grad_enabled():  # the backward is itself being differentiated
-            (d_x,) = torch.autograd.grad(run(setting, x, (shift, scale), tensors)[0], x, d_taps, create_graph=True)
+            taps, _ = run(setting._replace(cpu_conv="direct"), x, (shift, scale), tensors)
+            (d_x,) = torch.autograd.grad(taps, x, d_taps, create_graph=True)
         else:
             d_x = run_backward(setting, x, (shift, scale), tensors, taps, signs, d_taps).to(x.dtype)
         return None, d_x, *(None for _ in inputs[1:])

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .frozen import Affine, Setting, run, run_backward
+from .frozen import run, run_backward
 from .pixel_weights import shares, weighted_mean
+from .plan import Affine, Setting
 
 _EPS = 1e-10
 

@@ -15,11 +15,11 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from . import extension, functional, pairwise, weights
-from .frozen import Affine
+from . import cpu_layers, extension, functional, pairwise, weights
 from .grad_in_forward import Job, distance_with_gradient
 from .pairwise import Images
 from .pixel_weights import shares, weighted_mean
+from .plan import Affine
 from .reference import accumulation_dtype, normalize_channels
 from .trunk import PRECISIONS, SPECS, Trunk
 from .video import flatten_videos
@@ -64,12 +64,14 @@ class LPIPS(nn.Module):
             trainable weights (these take the ordinary path).
         chunk_size: how many pairs go through at a time, or 'auto' for as many as have 2^19 pixels (8 of 256 x 256).
             It bounds memory where no graph is kept: without gradients, or with grad_in_forward.
+        cpu_conv: how the CPU does the trunk's 3x3 convolutions in float32: 'winograd', with fewer multiplications,
+            'direct', or 'auto' for what is faster at their size.
         trunk_weights: the trunk's weights, a file or a state_dict with torchvision's names, instead of torchvision's
             from its cache ($TORCH_HOME) or the internet.
 
     Raises:
-        ValueError: an unknown net, version, backend or precision, a chunk_size below 1, options that exclude each
-            other; a weights file that does not fit, to the key.
+        ValueError: an unknown net, version, backend, precision or cpu_conv, a chunk_size below 1, options that exclude
+            each other; a weights file that does not fit, to the key.
         RuntimeError: the trunk's weights are neither cached nor reachable.
     """
 
@@ -91,12 +93,14 @@ class LPIPS(nn.Module):
         precision: str = "inherit",
         grad_in_forward: bool = False,
         chunk_size: int | str | None = None,
+        cpu_conv: str = "auto",
         trunk_weights: str | PathLike[str] | Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         _check_choice("net", net, NETS)
         _check_choice("version", version, weights.VERSIONS)
         _check_choice("precision", precision, PRECISIONS)
+        _check_choice("cpu_conv", cpu_conv, cpu_layers.CHOICES)
         extension.check_name(backend)
         if pnet_tune and eval_mode:
             raise ValueError("pnet_tune=True trains the trunk, which eval_mode=True keeps frozen: pass eval_mode=False")
@@ -119,7 +123,7 @@ class LPIPS(nn.Module):
         self.L = len(self.chns)
 
         self.scaling_layer = ScalingLayer()
-        self.net = Trunk(NETS[net], precision)
+        self.net = Trunk(NETS[net], precision, cpu_conv)
         if not pnet_rand or trunk_weights is not None:
             self.net.load_features(weights.trunk_weights(NETS[net], trunk_weights, progress=verbose))
         self.net.requires_grad_(pnet_tune)
@@ -342,7 +346,7 @@ class LPIPS(nn.Module):
             x1.taps if isinstance(x1, Features) else x1.expand(n if need1 else -1, -1, -1, -1),
             weight,
             affine,
-            self.net.tensors(setting),
+            self.net.tensors(setting, gradient=True),
             [w.detach().reshape(-1).to(acc) for w in linear],
         )
         return value.view(-1, 1, 1, 1)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict, namedtuple
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .frozen import Affine, Conv, Fire, Plan, Pool, Setting, frozen_trunk, run
+from . import cpu_layers, winograd
+from .frozen import frozen_trunk, run
+from .plan import Affine, Conv, Fire, Plan, Pool, Setting
 
 
 class Spec(NamedTuple):
@@ -70,12 +72,14 @@ class Trunk(nn.Module):
     Args:
         net: a key of SPECS.
         precision: a key of PRECISIONS.
+        cpu_conv: how the CPU does 3x3 convolutions in float32: 'winograd', 'direct', or 'auto' for what is faster.
     """
 
-    def __init__(self, net: str, precision: str = "inherit") -> None:
+    def __init__(self, net: str, precision: str = "inherit", cpu_conv: str = "auto") -> None:
         super().__init__()
         self.spec = SPECS[net]
         self.precision = precision
+        self.cpu_conv = cpu_conv
         features = _random_features(self.spec)
         self.N_slices = len(self.spec.channels)
         for k in range(self.N_slices):
@@ -83,7 +87,8 @@ class Trunk(nn.Module):
             slice_ = nn.Sequential(OrderedDict((str(i), features[i]) for i in layers))
             self.add_module(f"slice{k + 1}", slice_)
         self.plan = _plan(self.slices)
-        self._kept: dict[tuple[torch.dtype, torch.memory_format], tuple[list[tuple[int, int]], list[Tensor]]] = {}
+        self._convolutions = [m for m in self.modules() if isinstance(m, nn.Conv2d)]
+        self._kept: dict[object, tuple[object, Any]] = {}  # made from the parameters: see _once
 
     @property
     def slices(self) -> list[nn.Sequential]:
@@ -118,35 +123,56 @@ class Trunk(nn.Module):
         """The taps, a namedtuple of [N, C_k, H_k, W_k], of images x [N, 3, H, W], or of (x - shift) / scale."""
         setting = self.setting(x.device)
         if self.is_frozen():
-            taps = frozen_trunk(setting, x, affine, self.tensors(setting))
+            gradient = torch.is_grad_enabled() and x.requires_grad
+            taps = frozen_trunk(setting, x, affine, self.tensors(setting, gradient))
         else:
-            taps, _ = run(setting, x, affine, _converted(self.parameters(), setting))
+            setting = setting._replace(cpu_conv="direct")
+            taps, _ = run(setting, x, affine, _converted(self._parameters_in_order(), setting))
         return self.spec.outputs(*taps)
 
     def is_frozen(self) -> bool:
-        return not any(p.requires_grad for p in self.parameters())
+        return not any(p.requires_grad for p in self._parameters_in_order())
 
     def setting(self, device: torch.device) -> Setting:
         """How to compute: as `precision` says; the inherited type is autocast's, or else the parameters'."""
         dtype, tf32 = PRECISIONS[self.precision]
         if dtype is None:
             autocast = torch.is_autocast_enabled(device.type)
-            dtype = torch.get_autocast_dtype(device.type) if autocast else next(self.parameters()).dtype
+            dtype = torch.get_autocast_dtype(device.type) if autocast else self._convolutions[0].weight.dtype
         # Channels-last is faster but for float64 on the CPU and CUDA's convolutions in full float32.
         contiguous = dtype == torch.float64 or (device.type == "cuda" and tf32 is False)
-        return Setting(self.plan, dtype, torch.contiguous_format if contiguous else torch.channels_last, tf32)
+        layout = torch.contiguous_format if contiguous else torch.channels_last
+        own = device.type == "cpu" and dtype == torch.float32 and winograd.available()
+        cpu_conv = self.cpu_conv if own and not torch.compiler.is_compiling() else "direct"
+        return Setting(self.plan, dtype, layout, tf32, cpu_conv)
 
-    def tensors(self, setting: Setting) -> list[Tensor]:
-        """The frozen parameters as the setting has them, converted at the first call and kept."""
+    def tensors(self, setting: Setting, gradient: bool) -> list[Tensor]:
+        """The frozen trunk's tensors as the setting has them, made at the first call and kept.
+
+        Args:
+            gradient: whether they will be used for `frozen.run_backward`, too.
+        """
         if torch.compiler.is_compiling():
-            return _converted(self.parameters(), setting)
-        parameters = list(self.parameters())
-        state = [(id(p), 0 if p.is_inference() else p._version) for p in parameters]
-        kept = self._kept.get((setting.dtype, setting.layout))
+            return _converted(self._parameters_in_order(), setting)
+        if setting.cpu_conv == "direct":
+            key = setting.dtype, setting.layout
+            return self._once(key, lambda: _converted(self._parameters_in_order(), setting))
+        tensors = self._parameters_in_order()
+        tensors += self._once("filters", lambda: cpu_layers.transformed(self._convolutions, turned=False))
+        if gradient:
+            tensors += self._once("turned filters", lambda: cpu_layers.transformed(self._convolutions, turned=True))
+        return tensors
+
+    def _parameters_in_order(self) -> list[Tensor]:
+        return [p for conv in self._convolutions for p in (conv.weight, conv.bias) if p is not None]
+
+    def _once(self, key: object, make: Callable[[], Any]) -> Any:
+        """What `make` gives, kept until a parameter changes."""
+        state = [(id(p), 0 if p.is_inference() else p._version) for p in self._parameters_in_order()]
+        kept = self._kept.get(key)
         if kept is None or kept[0] != state:
             with torch.no_grad():
-                kept = state, _converted(parameters, setting)
-            self._kept[setting.dtype, setting.layout] = kept
+                kept = self._kept[key] = state, make()
         return kept[1]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Trunk:

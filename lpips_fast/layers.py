@@ -1,0 +1,114 @@
+"""The layers of a frozen trunk, forwards and backwards: convolution with its ReLU, and pooling.
+
+A convolution is torch's or, on the CPU in float32, for 3x3 filters, Winograd's where it is faster (cpu_layers.py). A
+ReLU's backward needs only where its output was positive, one bit a value:
+
+    signs of [N, C, H, W] are uint8 [N, H, W, ceil(C / 8)]; bit c % 8 of byte c // 8 is channel c's.
+
+A ReLU passes the gradient where its output is not <= 0: where it is NaN, too, as in torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.grad import conv2d_input
+
+from . import cpu_layers
+from .plan import Affine, Conv, Fire, Pool, Setting
+
+
+def conv_relu(
+    setting: Setting,
+    tensors: Sequence[Tensor],
+    conv: Conv,
+    x: Tensor,
+    keep_signs: bool,
+    affine: Affine = (None, None),
+    following: Conv | Pool | Fire | None = None,
+) -> tuple[Tensor, list[Tensor], Tensor | None]:
+    """y = relu(conv((x - shift) / scale)), [its signs] if asked for, and the pool of y, where that comes with it.
+
+    Args:
+        affine: shift and scale, for a trunk's first layer.
+        following: the next step.
+    """
+    weight, bias = tensors[conv.at], tensors[conv.at + 1]
+    if cpu_layers.is_used(setting, conv, weight, x):
+        pools = following == Pool(2, 2, False)
+        return cpu_layers.conv_relu(setting, tensors, conv, x, keep_signs, affine, pools)
+    shift, scale = affine
+    if shift is not None and scale is not None:
+        x = (x - shift) / scale
+    x = x.to(setting.dtype).contiguous(memory_format=setting.layout)
+    y = F.conv2d(x, weight, bias, conv.stride, conv.padding).relu_()
+    return y, [pack_signs(y)] if keep_signs else [], None
+
+
+def conv_backward(
+    setting: Setting,
+    tensors: Sequence[Tensor],
+    conv: Conv,
+    grad: Tensor,
+    *,
+    size: tuple[int, int] | None = None,
+    addend: Tensor | None = None,
+    passes: Tensor | None = None,
+) -> Tensor:
+    """dL/dx of a convolution from dL/dy, plus `addend`; and on through the ReLU that x came from.
+
+    `passes` is that ReLU's output, or its signs (None: there is no ReLU); `size` the height and width of x where the
+    stride is not 1.
+    """
+    weight = tensors[conv.at]
+    if cpu_layers.is_used(setting, conv, weight, grad, backward=True):
+        return cpu_layers.conv_backward(setting, tensors, conv, grad, addend, passes)
+    if size is None:
+        height, width = (side + weight.shape[2] - 1 - 2 * conv.padding for side in grad.shape[2:])
+    else:
+        height, width = size
+    d_x = conv2d_input((grad.shape[0], weight.shape[1], height, width), weight, grad, conv.stride, conv.padding)
+    if addend is not None:
+        d_x = d_x + addend
+    if passes is None:
+        return d_x
+    return mask_by_signs(d_x, passes) if passes.dtype == torch.uint8 else _relu_backward(d_x, passes)
+
+
+def max_pool(x: Tensor, pool: Pool) -> Tensor:
+    return F.max_pool2d(x, pool.kernel, pool.stride, ceil_mode=pool.ceil_mode)
+
+
+def tap_backward(tap: Tensor, d_tap: Tensor, grad: Tensor | None = None, pool: Pool | None = None) -> Tensor:
+    """dL/d(what goes into the ReLU of a tap), from the head's part, d_tap, and that of the pool after it, if any."""
+    if cpu_layers.can_unpool(tap, pool):
+        return cpu_layers.tap_backward(tap, d_tap, grad)
+    if pool is None or grad is None:
+        return _relu_backward(d_tap, tap)
+    window = ((pool.kernel,) * 2, (pool.stride,) * 2, (0, 0), (1, 1), pool.ceil_mode)
+    _, winners = torch.ops.aten.max_pool2d_with_indices(tap, *window)
+    unpooled = torch.ops.aten.max_pool2d_with_indices_backward(grad, tap, *window, winners)
+    return _relu_backward(unpooled + d_tap, tap)
+
+
+def _relu_backward(grad: Tensor, y: Tensor) -> Tensor:
+    return torch.ops.aten.threshold_backward(grad, y, 0)
+
+
+def pack_signs(y: Tensor) -> Tensor:
+    """The signs of y [N, C, H, W]."""
+    passes = (~(y.movedim(1, -1) <= 0)).to(torch.uint8)
+    passes = F.pad(passes, (0, -passes.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    signs = passes[..., 0].clone()
+    for i in range(1, 8):
+        signs |= passes[..., i] << i
+    return signs
+
+
+def mask_by_signs(grad: Tensor, signs: Tensor) -> Tensor:
+    """grad [N, C, H, W] where its bit is set, else 0."""
+    passes = torch.stack([(signs >> i) & 1 for i in range(8)], dim=-1).flatten(-2)[..., : grad.shape[1]]
+    return torch.where(passes.bool().movedim(-1, 1), grad, 0)

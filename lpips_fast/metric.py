@@ -1,0 +1,267 @@
+"""LPIPS as a metric of torchmetrics, for its users: the same signatures, checks and numbers as in torchmetrics 1.9.
+
+There the eps is inside the root, a = f / sqrt(1e-8 + |f|^2). What differs: with reduction 'mean' and 'sum' the state is
+a sum and a count and does not grow; no state keeps a graph; half precision is summed in float32; the functional keeps
+its network; checking the range of images on a GPU does not wait for the work before it to end.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
+from os import PathLike
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .functional import lpips_head
+from .lpips import LPIPS
+from .pairwise import widest_dtype
+from .reference import accumulation_dtype
+
+try:
+    from torchmetrics import Metric
+    from torchmetrics.utilities import dim_zero_cat
+    from torchmetrics.utilities.distributed import gather_all_tensors
+    from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
+except ImportError as error:
+    raise ImportError("lpips_fast.metric needs torchmetrics: pip install 'lpips_fast[metric]'") from error
+
+NetType = Literal["vgg", "alex", "squeeze"]
+Reduction = Literal["mean", "sum", "none"] | None
+
+_NET_TYPES = ("vgg", "alex", "squeeze")
+_REDUCTIONS = ("mean", "sum", "none", None)
+
+
+class LearnedPerceptualImagePatchSimilarity(Metric):
+    """LPIPS over all images of all updates.
+
+    `forward(img1, img2)` returns the batch's value, differentiable in both images; `compute()` that of all batches.
+    Images are [N, 3, H, W].
+
+    Args:
+        net_type: the trunk, 'alex', 'vgg' or 'squeeze'.
+        reduction: 'mean' or 'sum' over images, or 'none' or None for one value an image.
+        normalize: the images are in [0, 1], not in [-1, 1].
+        trunk_weights: as in `lpips_fast.LPIPS`.
+        kwargs: `torchmetrics.Metric`'s.
+
+    Raises:
+        ValueError: an unknown net_type, reduction or normalize; in use, images of another shape or out of range (above
+            1 only with `normalize`).
+    """
+
+    is_differentiable: bool = True
+    higher_is_better: bool = False
+    full_state_update: bool = False
+    plot_lower_bound: float = 0.0
+    plot_upper_bound: float = 1.0
+    feature_network: str = "net"
+
+    total: Tensor
+    count: Tensor
+    all_scores: list[Tensor]
+
+    def __init__(
+        self,
+        net_type: NetType = "alex",
+        reduction: Reduction = "mean",
+        normalize: bool = False,
+        *,
+        trunk_weights: str | PathLike[str] | Mapping[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        _check_net_type(net_type)
+        if reduction not in _REDUCTIONS:
+            raise ValueError(f"Argument `reduction` must be one of {_REDUCTIONS}, but got {reduction}")
+        if not isinstance(normalize, bool):
+            raise ValueError(f"Argument `normalize` should be an bool but got {normalize}")
+        self.net = _Network(net=net_type, trunk_weights=trunk_weights)
+        self.reduction = reduction
+        self.normalize = normalize
+        if self._is_bounded():
+            self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        else:
+            self.add_state("all_scores", [], dist_reduce_fx=None)
+
+    def _is_bounded(self) -> bool:
+        return self.reduction in ("mean", "sum")
+
+    def update(self, img1: Tensor, img2: Tensor) -> None:
+        """Takes in a batch of pairs of images."""
+        scores = _scores(self.net, img1, img2, self.normalize)
+        if self._is_bounded():
+            self.total = self.total + scores.sum(dtype=self.total.dtype)
+            self.count = self.count + scores.numel()
+        else:
+            self.all_scores.append(scores)
+
+    def compute(self) -> Tensor:
+        """The value of all batches so far, in float32 (float64 where `set_dtype` says so); of shape [N] unreduced."""
+        if not self._is_bounded():
+            return dim_zero_cat(self.all_scores)
+        if self._update_count == 0 and self.count == 0:
+            raise ValueError("No samples to concatenate")
+        value = self.total / self.count if self.reduction == "mean" else self.total
+        return value.to(accumulation_dtype(self.dtype))
+
+    def forward(self, img1: Tensor, img2: Tensor) -> Tensor:
+        """As `update`, and the batch's own value, differentiable."""
+        value = super().forward(img1, img2)
+        self._forward_cache = value.detach()  # the graph belongs to the caller
+        if not self._is_bounded():
+            self.all_scores[-1] = self.all_scores[-1].detach()
+        return value
+
+    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: _AX_TYPE | None = None) -> _PLOT_OUT_TYPE:
+        """Plots values that `forward` or `compute` returned, by default the present one: figure and axes."""
+        return self._plot(val, ax)
+
+    def _apply(self, fn: Callable, exclude_state: Sequence[str] = ()) -> LearnedPerceptualImagePatchSimilarity:
+        """Moves to another device or type; the sum and the count keep theirs, for in float16 they would overflow."""
+        super()._apply(fn, exclude_state=(*exclude_state, "total", "count"))
+        if self._is_bounded():
+            dtype = widest_dtype(self.device)
+            self._defaults["total"] = self._defaults["total"].to(dtype)
+            self.total = self.total.to(dtype).to(self.device)
+            self.count = self.count.to(self.device)
+        return self
+
+    def _sync_dist(self, dist_sync_fn: Callable = gather_all_tensors, process_group: Any | None = None) -> None:
+        """Gathers scores in torchmetrics' order, by batch and then by rank, also from ranks with unequal numbers."""
+        if self._is_bounded():
+            super()._sync_dist(dist_sync_fn, process_group)
+            return
+        group = process_group or self.process_group
+        empty = torch.zeros(0, dtype=accumulation_dtype(self.dtype), device=self.device)
+        sizes = torch.tensor([len(scores) for scores in self.all_scores], dtype=torch.int64, device=self.device)
+        all_scores = dist_sync_fn(torch.cat([empty, *self.all_scores]), group=group)
+        all_sizes = dist_sync_fn(sizes, group=group)
+        by_rank = [scores.split(sizes.tolist()) for scores, sizes in zip(all_scores, all_sizes, strict=True)]
+        self.all_scores = [scores for batch in zip_longest(*by_rank) for scores in batch if scores is not None]
+
+
+def learned_perceptual_image_patch_similarity(
+    img1: Tensor,
+    img2: Tensor,
+    net_type: NetType = "alex",
+    reduction: Reduction = "mean",
+    normalize: bool = False,
+) -> Tensor:
+    """LPIPS of a batch of pairs of images, differentiable in both.
+
+    The network is made at the first call for a net, device and type, and kept.
+
+    Args:
+        img1, img2: [N, 3, H, W].
+        net_type: the trunk, 'alex', 'vgg' or 'squeeze', with ImageNet weights from torchvision's cache ($TORCH_HOME)
+            or the internet.
+        reduction: 'mean' or 'sum' over images, or 'none' or None for one value an image ([N], and as in torchmetrics no
+            dimension for N = 1).
+        normalize: the images are in [0, 1], not in [-1, 1].
+
+    Raises:
+        ValueError: an unknown net_type or reduction, images of another shape or out of range.
+    """
+    _check_net_type(net_type)
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"Invalid reduction type: {reduction}")
+    scores = _scores(_kept_network(net_type, img1.device, img1.dtype), img1, img2, normalize)
+    if reduction == "mean":
+        return scores.mean()
+    return scores.sum() if reduction == "sum" else scores.squeeze()
+
+
+def _check_net_type(net_type: str) -> None:
+    if net_type not in _NET_TYPES:
+        raise ValueError(f"Argument `net_type` must be one of {_NET_TYPES}, but got {net_type}.")
+
+
+@functools.lru_cache(maxsize=6)
+def _kept_network(net_type: str, device: torch.device, dtype: torch.dtype) -> _Network:
+    with torch.inference_mode(False):  # else a first call in inference mode would spoil later ones that need gradients
+        return _Network(net=net_type).to(device=device, dtype=dtype)
+
+
+class _Network(LPIPS):
+    """LPIPS with torchmetrics' norm, and its names in the state_dict."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for name, buffer in self.scaling_layer.named_buffers():
+            self.scaling_layer.register_buffer(name, buffer, persistent=False)
+        if self.pnet_type == "squeeze":
+            self.register_state_dict_post_hook(_to_their_names)
+            self.register_load_state_dict_pre_hook(_from_their_names)
+
+    def forward(self, img1: Tensor, img2: Tensor, normalize: bool = False) -> Tensor:  # type: ignore[override]
+        """The distances of N pairs, [N]."""
+        if img1.shape[2:] != img2.shape[2:] or (len(img1) != len(img2) and 1 not in (len(img1), len(img2))):
+            raise ValueError(f"img1 and img2 must have one shape, got {list(img1.shape)} and {list(img2.shape)}")
+        own = self.scaling_layer.shift.dtype
+        # As there, where the scaling promotes them, narrower types than the network's are taken.
+        img1, img2 = (img.to(torch.promote_types(img.dtype, own)) for img in (img1, img2))
+        if img1.requires_grad == img2.requires_grad and img1.dtype == img2.dtype:
+            both = self.features(torch.cat((img1, img2)), normalize).taps
+            taps1, taps2 = zip(*(tap.split((len(img1), len(img2))) for tap in both), strict=True)
+        else:
+            taps1, taps2 = (self.features(img, normalize).taps for img in (img1, img2))
+        weights = self._linear_weights()
+        return lpips_head(taps1, taps2, weights, eps=1e-8, eps_inside_sqrt=True, backend=self.backend).sum(dim=1)
+
+
+def _to_their_names(module: _Network, state: dict[str, Tensor], prefix: str, _: dict) -> None:
+    for k in range(module.L):
+        _rename(state, f"{prefix}net.slice{k + 1}.", f"{prefix}net.slices.{k}.")
+
+
+def _from_their_names(module: _Network, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    for k in range(module.L):
+        _rename(state, f"{prefix}net.slices.{k}.", f"{prefix}net.slice{k + 1}.")
+
+
+def _rename(state: dict[str, Tensor], before: str, after: str) -> None:
+    for name in [name for name in state if name.startswith(before)]:
+        state[after + name.removeprefix(before)] = state.pop(name)
+
+
+def _scores(net: Callable[..., Tensor], img1: Tensor, img2: Tensor, normalize: bool) -> Tensor:
+    """The checked images' distances, [N]."""
+    if any(img.dim() != 4 or img.shape[1] != 3 for img in (img1, img2)):
+        raise _not_normalized(img1, img2, normalize)
+    valid = torch.stack([_in_range(img.detach(), normalize) for img in (img1, img2)]).all()
+    if not img1.is_cuda:
+        if not valid:
+            raise _not_normalized(img1, img2, normalize)
+        return net(img1, img2, normalize=normalize)
+    if torch.cuda.is_current_stream_capturing():
+        return net(img1, img2, normalize=normalize)
+    # The answer is on its way while the network is queued behind it, so the GPU does not run dry for the check.
+    valid = valid.to("cpu", non_blocking=True)
+    arrived = torch.cuda.current_stream(img1.device).record_event()
+    scores = net(img1, img2, normalize=normalize)
+    arrived.synchronize()
+    if not valid:
+        raise _not_normalized(img1, img2, normalize)
+    return scores
+
+
+def _in_range(img: Tensor, normalize: bool) -> Tensor:
+    if not img.numel():
+        return torch.ones((), dtype=torch.bool, device=img.device)
+    low, high = img.aminmax()
+    return (low >= 0) & (high <= 1) if normalize else low >= -1
+
+
+def _not_normalized(img1: Tensor, img2: Tensor, normalize: bool) -> ValueError:
+    ranges = [[img.min().item(), img.max().item()] if img.numel() else [] for img in (img1, img2)]
+    return ValueError(
+        "Expected both input arguments to be normalized tensors with shape [N, 3, H, W]."
+        f" Got input with shape {img1.shape} and {img2.shape} and values in range {ranges[0]} and {ranges[1]}"
+        f" when all values are expected to be in the {[0, 1] if normalize else [-1, 1]} range."
+    )

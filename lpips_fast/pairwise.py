@@ -1,0 +1,233 @@
+"""LPIPS as geometry: embeddings of images, and the distances of all pairs.
+
+With a_l(x) the trunk's features at tap l divided by their norm over channels, [C_l, H_l, W_l], and
+
+    e(x) = concat_l sqrt(w_l / (H_l W_l)) a_l(x)
+
+LPIPS(x, y) = |e(x) - e(y)|^2, for linear weights w >= 0, which the published ones are. So the distances of N images to
+M others cost N + M runs of the trunk, not 2 N M, and one matrix product:
+
+    |e(x) - e(y)|^2 = |e(x)|^2 + |e(y)|^2 - 2 e(x).e(y)
+
+That form cancels: its error is some 1e-7 of |e|^2, however small the distance. Distances below 1e-3 are therefore
+computed again from the difference itself, and have the accuracy of `LPIPS.forward`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from .reference import accumulation_dtype, normalize_channels
+
+if TYPE_CHECKING:
+    from .lpips import LPIPS
+
+NEAR = 1e-3  # below, a distance is computed from the difference
+
+_BLOCK_BYTES = 2**29  # of the embeddings of a block, where the caller leaves its size open
+_PART = 8192  # values of an embedding in one matrix product
+_BATCH_PIXELS = 2**19  # of the images that go through the trunk at once
+_VALUES_PER_PIXEL = {"alexnet": 11, "squeezenet1_1": 36, "vgg16": 122}  # of an embedding, no fewer than it has
+
+
+class Images(Protocol):
+    """A tensor of images [N, 3, H, W], or anything whose slices are such tensors: images read when they are needed."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: slice, /) -> Tensor: ...
+
+
+@torch.no_grad()
+def embed(fn: LPIPS, x: Images, *, normalize: bool = False) -> Tensor:
+    """The vectors e(x) whose squared Euclidean distances are LPIPS: |e(x) - e(y)|^2 = LPIPS(x, y).
+
+    Not differentiable. Dropout and `spatial` are without effect.
+
+    Args:
+        fn: the distance.
+        x: images [N, 3, H, W] in [-1, 1], on any device, or a sequence whose slices are such tensors.
+        normalize: the images are in [0, 1] and are to be mapped to [-1, 1].
+
+    Returns:
+        [N, D] in float32 (float64 for float64) on fn's device, D = sum_l C_l H_l W_l: for images of 64 x 64 pixels
+        31,872 (alex), 118,976 (squeeze) or 499,712 (vgg), 122 a pixel in vgg.
+
+    Raises:
+        TypeError, ValueError: as `LPIPS.forward`, or a linear weight is negative.
+    """
+    return _embed_rows(fn, x, slice(0, len(x)), _size(x).numel(), normalize)
+
+
+@torch.no_grad()
+def pairwise(
+    fn: LPIPS, x: Images, y: Images | None = None, *, block: int | None = None, normalize: bool = False
+) -> Tensor:
+    """The distance of every image of x to every image of y, or of x to each other.
+
+    Not differentiable. Dropout and `spatial` are without effect.
+
+    Args:
+        fn: the distance.
+        x: images [N, 3, H, W] in [-1, 1], on any device, or a sequence whose slices are such tensors.
+        y: images [M, 3, H, W] likewise, of the same height and width, or None for x itself.
+        block: how many images' embeddings are held at a time, twice over (for the rows and for the columns of the
+            result): the memory is that of 2 * block embeddings (see `embed`) and of a small batch in the trunk. Up to
+            two blocks the trunk runs once an image; with K blocks of x some K / 2 times. None: as many as fit 2 x 512
+            MiB.
+        normalize: the images are in [0, 1] and are to be mapped to [-1, 1].
+
+    Returns:
+        [N, M] in float32 (float64 for float64) on fn's device, none negative. Without y [N, N], symmetric, its diagonal
+        exactly 0.
+
+    Raises:
+        TypeError, ValueError: as `LPIPS.forward`, or a linear weight is negative.
+    """
+    own = fn.scaling_layer.shift
+    distances = torch.zeros(len(x), len(x if y is None else y), dtype=accumulation_dtype(own.dtype), device=own.device)
+    for rows, columns, tile in pairwise_tiles(fn, x, y, block=block, normalize=normalize):
+        distances[rows, columns] = tile
+        if y is None and rows != columns:
+            distances[columns, rows] = tile.T
+    return distances
+
+
+@torch.no_grad()
+def pairwise_tiles(
+    fn: LPIPS, x: Images, y: Images | None = None, *, block: int | None = None, normalize: bool = False
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """As `pairwise`, tile by tile as they are done, for what is too large to hold or long enough to watch.
+
+    Yields:
+        the rows and the columns of a tile of the result, and its values. Without y only those on the diagonal and above
+        it.
+    """
+    if block is not None and block < 1:
+        raise ValueError(f"block must be at least 1 image, got {block}")
+    size = _size(x)
+    if y is not None and len(x) and len(y) and _size(y) != size:
+        raise ValueError(f"x and y must be of one size, got {list(size)} and {list(_size(y))}")
+    pixels = size.numel()
+    block = block or _default_block(fn, pixels)
+    sides = (x,) if y is None else (x, y)
+    blocks = [[slice(i, min(i + block, len(side))) for i in range(0, len(side), block)] for side in sides]
+    held: dict[tuple[int, int], Tensor] = {}
+    for i, j in _tile_order(len(blocks[0]), None if y is None else len(blocks[1])):
+        keys = (0, i), (len(sides) - 1, j)
+        held = {key: held[key] for key in keys if key in held}
+        for side, k in keys:
+            if (side, k) not in held:
+                held[side, k] = _embed_rows(fn, sides[side], blocks[side][k], pixels, normalize)
+        yield blocks[0][i], blocks[-1][j], squared_distances(held[keys[0]], held[keys[1]])
+
+
+def _tile_order(n_rows: int, n_columns: int | None) -> Iterator[tuple[int, int]]:
+    """All tiles, or for None the upper triangle, each sharing a block with the one before it."""
+    for i in range(n_rows):
+        if n_columns is None:
+            yield i, i  # the column of the tile before, but for the first
+            yield from ((i, j) for j in reversed(range(i + 1, n_rows)))
+        else:
+            yield from ((i, j) for j in (range(n_columns) if i % 2 == 0 else reversed(range(n_columns))))
+
+
+def _size(x: Images) -> torch.Size:
+    """Height and width."""
+    return x[:1].shape[-2:]
+
+
+def _default_block(fn: LPIPS, pixels: int) -> int:
+    values = _VALUES_PER_PIXEL[fn.net.spec.model] * pixels
+    return max(1, _BLOCK_BYTES // max(1, values * accumulation_dtype(fn.scaling_layer.shift.dtype).itemsize))
+
+
+def squared_distances(e: Tensor, f: Tensor) -> Tensor:
+    """|e_i - f_j|^2 of the rows of e [n, D] and f [m, D], accurate however small: [n, m]; symmetric where e is f."""
+    wide = widest_dtype(e.device)
+    distances = e.new_zeros(len(e), len(f), dtype=wide)
+    with _full_precision(e.device):
+        for part in _parts(e):
+            e_part, f_part = e[:, part], f[:, part]
+            distances -= 2 * (e_part @ f_part.T)
+            distances += e_part.square().sum(dim=1)[:, None].to(wide) + f_part.square().sum(dim=1).to(wide)
+    if e is f:
+        distances.triu_(1)
+    near = distances < NEAR
+    if e is f:
+        near.triu_(1)
+    distances = distances.to(e.dtype)
+    for i in near.any(dim=1).nonzero()[:, 0].tolist():
+        columns = near[i].nonzero()[:, 0]
+        distances[i, columns] = direct_distances(e[i], f, columns)
+    return distances + distances.T if e is f else distances
+
+
+def direct_distances(e: Tensor, f: Tensor, rows: Tensor) -> Tensor:
+    """|e - f_j|^2 of one vector e [D] and those rows of f [m, D], from the differences."""
+    distances = e.new_zeros(len(rows), dtype=widest_dtype(e.device))
+    for part in _parts(f):
+        distances += (f[:, part][rows] - e[part]).square_().sum(dim=1)
+    return distances.to(e.dtype)
+
+
+def widest_dtype(device: torch.device) -> torch.dtype:
+    """The type for sums of many float32 values."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _parts(e: Tensor) -> Iterator[slice]:
+    """The columns in parts: a float32 product over all of them would lose what sums of shorter ones keep."""
+    return (slice(k, k + _PART) for k in range(0, e.shape[1], _PART))
+
+
+def _embed_rows(fn: LPIPS, x: Images, rows: slice, pixels: int, normalize: bool) -> Tensor:
+    """e(x[rows]), of images of so many pixels."""
+    weights = fn._linear_weights()
+    for layer, weight in enumerate(weights or []):
+        if (weight < 0).any():
+            raise ValueError(
+                f"layer {layer}'s linear weights have negative values (down to {weight.min():.3g}), with which "
+                "distances are no squared distances of vectors: compare the images by pairs, with forward"
+            )
+    embeddings = None
+    batch = max(1, _BATCH_PIXELS // max(1, pixels))
+    for start in range(rows.start, max(rows.stop, rows.start + 1), batch):
+        stop = min(start + batch, rows.stop)
+        taps = fn.features(x[start:stop].to(fn.scaling_layer.shift.device), normalize).taps
+        if embeddings is None:
+            size = sum(f.shape[1:].numel() for f in taps)
+            dtype = accumulation_dtype(taps[0].dtype)
+            embeddings = torch.empty(rows.stop - rows.start, size, dtype=dtype, device=taps[0].device)
+        _write(embeddings[start - rows.start : stop - rows.start], taps, weights)
+    return embeddings
+
+
+def _write(embeddings: Tensor, taps: Sequence[Tensor], weights: Sequence[Tensor] | None) -> None:
+    """Turns taps into embeddings [N, D], layer by layer."""
+    at = 0
+    for layer, f in enumerate(taps):
+        weight = f.new_ones(f.shape[1]) if weights is None else weights[layer].flatten()
+        scale = (weight.to(embeddings.dtype) / f.shape[2:].numel()).sqrt()
+        size = f.shape[1:].numel()
+        part = embeddings[:, at : at + size].unflatten(1, f.shape[1:])
+        torch.mul(normalize_channels(f, 1e-10, False), scale.view(-1, 1, 1), out=part)
+        at += size
+
+
+@contextlib.contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """Keeps autocast, TF32 and bfloat16 from float32 matrix products, where cancellation would make much of them."""
+    flags = torch.backends.cuda.matmul if device.type == "cuda" else torch.backends.mkldnn.matmul
+    before = flags.fp32_precision
+    flags.fp32_precision = "ieee"
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        flags.fp32_precision = before

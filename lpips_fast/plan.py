@@ -1,0 +1,59 @@
+"""What a trunk computes, as data: its steps, and how they are to be done. torch.compile takes both for constants."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Conv(NamedTuple):
+    """y = relu(conv2d(x)), weight and bias being tensors `at` and `at` + 1; `tap` where y is one.
+
+    All have stride 1 but a trunk's first.
+    """
+
+    at: int
+    stride: int
+    padding: int
+    tap: bool
+
+
+class Pool(NamedTuple):
+    """The maximum over windows; its input is the latest tap."""
+
+    kernel: int
+    stride: int
+    ceil_mode: bool
+
+
+class Fire(NamedTuple):
+    """SqueezeNet's module: s = squeeze(x), y = cat(expand1x1(s), expand3x3(s)), each with its ReLU."""
+
+    squeeze: Conv
+    expand1x1: Conv
+    expand3x3: Conv
+    tap: bool
+
+
+Plan = tuple[Conv | Pool | Fire, ...]
+Affine = tuple[Tensor, Tensor] | tuple[None, None]  # shift and scale
+
+
+class Setting(NamedTuple):
+    """What to compute and how: in which type and layout, and whether CUDA's float32 convolutions may use TF32."""
+
+    plan: Plan
+    dtype: torch.dtype
+    layout: torch.memory_format
+    tf32: bool | None = None  # None: as torch's flags have it
+    cpu_conv: str = "direct"  # of the CPU's 3x3 convolutions: 'winograd', 'direct', or 'auto' for what is faster
+
+    @property
+    def n_convs(self) -> int:
+        return sum(3 if isinstance(step, Fire) else not isinstance(step, Pool) for step in self.plan)
+
+    @property
+    def n_taps(self) -> int:
+        return sum(not isinstance(step, Pool) and step.tap for step in self.plan)

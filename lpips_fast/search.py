@@ -1,0 +1,270 @@
+"""Nearest neighbours by LPIPS: an index of images' embeddings, built once, saved, and searched by vector products.
+
+LPIPS(x, y) = |e(x) - e(y)|^2 (see `pairwise`), so the images nearest to a query are its nearest vectors. They are
+stored as sqrt(H W) e: e itself has 1 / sqrt(H_l W_l) in it, which would push float16 into its subnormal numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .pairwise import Images, direct_distances, embed, squared_distances
+
+if TYPE_CHECKING:
+    from .lpips import LPIPS
+
+_FORMAT = "lpips_fast.Index"
+_FORMAT_VERSION = "1"
+_BLOCK_BYTES = 2**28  # of stored vectors, in float32, that are compared with at once
+
+
+class Header(NamedTuple):
+    """What an index was made with, and a search must be made with."""
+
+    net: str
+    version: str
+    lpips: bool
+    size: tuple[int, int]  # height and width that the trunk saw
+    resized: bool  # whether images are resized to it, or must have it
+    linear_sha256: str
+    trunk_sha256: str
+
+
+class Index:
+    """Images to be searched among.
+
+    Make one with `build`, `from_embeddings` or `load`.
+
+    Attributes:
+        vectors: [N, D], sqrt(H W) e, in memory or in the file it was loaded from.
+        names: one a vector, or None.
+    """
+
+    def __init__(self, fn: LPIPS, header: Header, vectors: Tensor, names: Sequence[str] | None = None) -> None:
+        if names is not None and len(names) != len(vectors):
+            raise ValueError(f"names must be one an image, {len(vectors)}, got {len(names)}")
+        self.header = header
+        self.vectors = vectors
+        self.names = None if names is None else list(names)
+        self._fn = fn
+        self._faiss: dict[str, Any] = {}
+        self._scale = math.sqrt(header.size[0] * header.size[1])
+
+    @classmethod
+    def build(
+        cls,
+        fn: LPIPS,
+        images: Images,
+        *,
+        names: Sequence[str] | None = None,
+        size: tuple[int, int] | None = None,
+        normalize: bool = False,
+        dtype: torch.dtype = torch.float16,
+        batch: int = 16,
+    ) -> Index:
+        """An index of images.
+
+        Args:
+            fn: the distance, with non-negative linear weights.
+            images: [N, 3, H, W] in [-1, 1], on any device, or a sequence whose slices are such tensors.
+            names: one an image, to be kept with it.
+            size: height and width to resize images and queries to, bilinearly with antialiasing. It decides the size
+                of a vector: `embed` has figures. None: as they are, all of one size.
+            normalize: the images are in [0, 1] and are to be mapped to [-1, 1].
+            dtype: torch.float16 or torch.float32. The former halves the index, and changes distances by about 1e-7
+                of the vectors' squared length, itself about 0.5.
+            batch: how many images to embed at once.
+        """
+        if not len(images):
+            raise ValueError("an index needs at least one image")
+        first = _resized(images[:1], size)
+        header = _header(fn, (first.shape[-2], first.shape[-1]), resized=size is not None)
+        vectors = None
+        for start in range(0, len(images), batch):
+            embeddings = embed(fn, _resized(images[start : min(start + batch, len(images))], size), normalize=normalize)
+            if vectors is None:
+                vectors = torch.empty(len(images), embeddings.shape[1], dtype=_checked_dtype(dtype))
+            vectors[start : start + batch] = embeddings * math.sqrt(header.size[0] * header.size[1])
+        return cls(fn, header, vectors, names)
+
+    @classmethod
+    def from_embeddings(
+        cls,
+        fn: LPIPS,
+        embeddings: Tensor,
+        size: tuple[int, int],
+        *,
+        names: Sequence[str] | None = None,
+        dtype: torch.dtype = torch.float16,
+    ) -> Index:
+        """An index of what `LPIPS.embed` gave, [N, D], for images of that height and width."""
+        header = _header(fn, size, resized=False)
+        vectors = (embeddings * math.sqrt(size[0] * size[1])).to("cpu", _checked_dtype(dtype))
+        return cls(fn, header, vectors, names)
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @torch.no_grad()
+    def search(
+        self, queries: Images, k: int = 5, *, normalize: bool = False, faiss: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The images nearest to each query.
+
+        Twice k candidates are found by vector products, and their distances computed again from the differences.
+
+        Args:
+            queries: [Q, 3, H, W] in [-1, 1], of the index's size unless it was built with one to resize to.
+            k: how many, at most as many as there are.
+            normalize: the queries are in [0, 1] and are to be mapped to [-1, 1].
+            faiss: a FAISS factory string ('Flat', 'HNSW32,Flat', 'SQfp16', ...) to find candidates with it. Its index
+                is made at the first search and kept, beside the vectors. None: all vectors are compared, in blocks,
+                on the device of the distance.
+
+        Returns:
+            distances [Q, k], nearest first, and the images' indices [Q, k], both on the CPU. FAISS may find fewer:
+            then the distance is inf and the index -1.
+
+        Raises:
+            ValueError: k below 1, or queries of another size.
+            ImportError: FAISS is asked for and not installed.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        queries = _resized(queries[: len(queries)], self.header.size if self.header.resized else None)
+        size = tuple(queries.shape[-2:])
+        if size != self.header.size:
+            raise ValueError(
+                f"the index is of images of {_by(self.header.size)} pixels, the queries are of {_by(size)}"
+            )
+        found = embed(self._fn, queries, normalize=normalize) * self._scale
+        n_candidates = min(2 * k, len(self))
+        candidates = self._nearest(found, n_candidates) if faiss is None else self._by_faiss(found, n_candidates, faiss)
+        shape = len(queries), min(k, len(self))
+        distances, indices = torch.full(shape, math.inf), torch.full(shape, -1)
+        for i, rows in enumerate(candidates):
+            rows = rows[rows >= 0].sort().values  # so that of equal distances the first image comes first
+            exact = direct_distances(found[i].cpu(), self.vectors, rows) / self._scale**2
+            order = exact.argsort(stable=True)[: shape[1]]
+            distances[i, : len(order)], indices[i, : len(order)] = exact[order].float(), rows[order]
+        return distances, indices
+
+    def _nearest(self, queries: Tensor, n: int) -> Tensor:
+        """The indices of the n vectors nearest to each query, [Q, n]."""
+        rows = max(1, _BLOCK_BYTES // (4 * self.vectors.shape[1]))
+        best = queries.new_zeros(len(queries), 0)
+        indices = torch.zeros(len(queries), 0, dtype=torch.int64, device=queries.device)
+        for start in range(0, len(self), rows):
+            block = self.vectors[start : start + rows].to(queries)
+            best = torch.cat((best, squared_distances(queries, block)), dim=1)
+            here = torch.arange(start, start + len(block), device=queries.device).expand(len(queries), -1)
+            indices = torch.cat((indices, here), dim=1)
+            best, order = best.topk(min(n, best.shape[1]), largest=False)
+            indices = indices.gather(1, order)
+        return indices.cpu()
+
+    def _by_faiss(self, queries: Tensor, n: int, factory: str) -> Tensor:
+        if factory not in self._faiss:
+            self._faiss[factory] = _faiss_index(self.vectors, factory)
+        _, indices = self._faiss[factory].search(queries.float().cpu().numpy(), n)
+        return torch.from_numpy(indices)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes the index as a safetensors file, which is there whole or not at all."""
+        path = Path(path)
+        metadata = {"format": _FORMAT, "format_version": _FORMAT_VERSION, "header": json.dumps(self.header._asdict())}
+        if self.names is not None:
+            metadata["names"] = json.dumps(self.names)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            save_file({"vectors": self.vectors}, part, metadata)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], fn: LPIPS) -> Index:
+        """Reads an index that was saved, for the same distance.
+
+        Raises:
+            FileNotFoundError.
+            ValueError: it is no index, or of another format, or made with another net, version or weights than fn's.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no index {path}")
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                vectors = file.get_tensor("vectors") if metadata.get("format") == _FORMAT else None
+        except SafetensorError as error:
+            raise ValueError(f"{path} cannot be read as an index: {error}") from error
+        if vectors is None:
+            raise ValueError(f"{path} is not an index of lpips_fast")
+        if metadata["format_version"] != _FORMAT_VERSION:
+            raise ValueError(
+                f"{path} is an index of format {metadata['format_version']}, this version reads {_FORMAT_VERSION}: "
+                "build it again"
+            )
+        header = Header(**json.loads(metadata["header"]))
+        header = header._replace(size=tuple(header.size))
+        own = _header(fn, header.size, header.resized)
+        for what, made_with, needed in zip(Header._fields, header, own, strict=True):
+            if made_with != needed:
+                raise ValueError(f"{path} was made with {what} {made_with}, this LPIPS has {needed}: build it again")
+        return cls(fn, header, vectors, json.loads(metadata["names"]) if "names" in metadata else None)
+
+
+def _header(fn: LPIPS, size: tuple[int, int], resized: bool) -> Header:
+    linear = _sha256(fn._linear_weights() or [])
+    trunk = _sha256(fn.net.parameters())
+    return Header(fn.net.spec.model, fn.version, fn.lpips, tuple(size), resized, linear, trunk)
+
+
+def _sha256(tensors: Iterable[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _checked_dtype(dtype: torch.dtype) -> torch.dtype:
+    if dtype not in (torch.float16, torch.float32):
+        raise ValueError(f"dtype must be torch.float16 or torch.float32, got {dtype}")
+    return dtype
+
+
+def _resized(images: Tensor, size: tuple[int, int] | None) -> Tensor:
+    if size is None or tuple(images.shape[-2:]) == tuple(size):
+        return images
+    return F.interpolate(images, size=tuple(size), mode="bilinear", antialias=True)
+
+
+def _by(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))
+
+
+def _faiss_index(vectors: Tensor, factory: str) -> Any:
+    try:
+        import faiss  # an optional dependency
+    except ImportError as error:
+        raise ImportError("searching with FAISS needs it: pip install 'lpips_fast[faiss]'") from error
+    index = faiss.index_factory(vectors.shape[1], factory)
+    if not index.is_trained:
+        index.train(vectors.float().numpy())
+    for block in vectors.split(max(1, _BLOCK_BYTES // (4 * vectors.shape[1]))):
+        index.add(block.float().numpy())
+    return index
