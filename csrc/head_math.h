@@ -20,7 +20,9 @@
 #if defined(__CUDACC__)
 #define LPIPS_FAST_HD __host__ __device__ __forceinline__
 #else
-#define LPIPS_FAST_HD inline
+// Always inlined, for the CPU kernels are compiled for several instruction sets: the linker keeps one copy of an inline
+// function, and that might be the one the processor does not know.
+#define LPIPS_FAST_HD inline __attribute__((always_inline))
 #endif
 
 namespace lpips_fast {

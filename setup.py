@@ -1,0 +1,138 @@
+"""Builds lpips_fast/_C.abi3.so: the operators of the `cpu` backend and, where there is nvcc, of the `cuda` backend.
+
+The library uses LibTorch's stable ABI and no Python, so one build serves every Python and every torch from 2.11 on,
+with or without CUDA. It is optional: without a compiler the package installs all the same and falls back to plain
+torch. Environment variables:
+
+    LPIPS_FAST_NO_CUDA=1     leave the CUDA part out although there is nvcc
+    LPIPS_FAST_CUDA_ARCHS    architectures, '80;90' or '80;90;100+PTX'; default: 80, 90 and 100, the last with PTX
+    CUDA_HOME                the CUDA toolkit, where `nvcc` on the path would not lead to it
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from setuptools import find_namespace_packages, setup
+
+ROOT = Path(__file__).parent
+TORCH_TARGET_VERSION = (2 << 56) | (11 << 48)
+
+
+def cuda_toolkit() -> Path | None:
+    """The toolkit's folder, or None where no CUDA code is to be built.
+
+    Where `nvcc` is a script or a link its own folder says nothing, so nvcc itself is asked.
+    """
+    if os.environ.get("LPIPS_FAST_NO_CUDA", "0") not in ("", "0"):
+        return None
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = str(Path(home, "bin", "nvcc")) if home else shutil.which("nvcc")
+    if nvcc is None and Path("/usr/local/cuda/bin/nvcc").exists():
+        nvcc = "/usr/local/cuda/bin/nvcc"
+    if nvcc is None:
+        return None
+    try:
+        dry_run = subprocess.run([nvcc, "-E", "-x", "cu", "-dryrun", os.devnull], capture_output=True, text=True)
+    except OSError:
+        return None
+    top = re.search(r"^#\$ TOP=(.*)$", dry_run.stderr, re.MULTILINE)
+    return Path(top.group(1)).resolve() if top else None
+
+
+def cuda_arch_flags(toolkit: Path) -> list[str]:
+    """-gencode flags for the architectures asked for, or for those of the default ones that this nvcc knows."""
+    wanted = os.environ.get("LPIPS_FAST_CUDA_ARCHS")
+    if wanted:
+        archs = [arch.strip().replace(".", "") for arch in re.split(r"[;,\s]+", wanted.strip())]
+    else:
+        listed = subprocess.run([toolkit / "bin" / "nvcc", "--list-gpu-code"], capture_output=True, text=True).stdout
+        archs = [arch for arch in ("80", "90", "100") if f"sm_{arch}" in listed.split()]
+        archs[-1] += "+PTX"
+    flags = []
+    for arch in archs:
+        number = arch.removesuffix("+PTX")
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if arch.endswith("+PTX"):
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
+def native_build() -> dict:
+    """The part of setup()'s arguments that builds the library; empty, after a warning, where torch is not there."""
+    try:
+        from torch.utils import cpp_extension
+    except ImportError as error:
+        return without_library(f"torch cannot be imported ({error}); install with --no-build-isolation")
+
+    sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp"))
+    cuda_sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cu"))
+    toolkit = cuda_toolkit() if cuda_sources else None
+    # Plain IEEE arithmetic; only what nobody reads, errno and the exception flags, is given up, so that loops with a
+    # square root or a division in a branch can be vectorised.
+    define = f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION:#018x}"
+    cxx = [define, "-O3", "-g0", "-Wall", "-Wno-psabi", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
+    nvcc = [define, "-O3", "-lineinfo", "--threads=0", "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden"]
+    library_dirs, cuda_libraries, include_dirs = [], [], [str(ROOT / "csrc")]
+    if toolkit is not None:
+        cpp_extension.CUDA_HOME = str(toolkit)  # torch's own guess is None for a CPU build of torch
+        # torch refuses an nvcc of another major version than its own CUDA's. With the stable ABI and a runtime linked
+        # statically the two never meet.
+        cpp_extension._check_cuda_version = lambda *_: None
+        sources += cuda_sources
+        nvcc += cuda_arch_flags(toolkit)
+        include_dirs.append(str(toolkit / "include"))
+        library_dirs += [str(path) for path in (toolkit / "lib64", toolkit / "lib") if path.is_dir()]
+        cuda_libraries += ["cudart_static", "dl", "rt", "pthread"]
+
+    library = cpp_extension.CppExtension(
+        "lpips_fast._C",
+        sources,
+        include_dirs=include_dirs,
+        library_dirs=library_dirs,
+        libraries=list(cuda_libraries),
+        extra_compile_args={"cxx": cxx, "nvcc": nvcc},
+        py_limited_api=True,
+        optional=True,
+    )
+
+    class BuildLibrary(cpp_extension.BuildExtension):
+        """Tries with CUDA, then without, then leaves the library out: an installation never fails for it."""
+
+        def build_extensions(self) -> None:
+            try:
+                super().build_extensions()
+            except Exception as error:  # whatever a compiler dies of, it must not stop the installation
+                if not any(source.endswith(".cu") for source in library.sources):
+                    without_library(str(error))
+                    return
+                print(f"\n*** lpips_fast: building with nvcc failed, trying without: {error}\n", flush=True)
+                library.sources = [source for source in library.sources if not source.endswith(".cu")]
+                library.libraries = [name for name in library.libraries if name not in cuda_libraries]
+                self.build_extensions()
+
+    return {
+        "ext_modules": [library],
+        "cmdclass": {"build_ext": BuildLibrary.with_options(use_ninja=True)},
+        "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
+    }
+
+
+def without_library(reason: str) -> dict:
+    print(
+        "\n*** lpips_fast: the compiled library is NOT built; the head will run in plain torch, several times slower.\n"
+        f"*** Reason: {reason}\n",
+        flush=True,
+    )
+    return {}
+
+
+setup(
+    packages=[*find_namespace_packages(include=["lpips_fast*"], exclude=["*__pycache__*"]), "lpips_fast.kernels"],
+    package_dir={"lpips_fast.kernels": "kernels"},
+    **native_build(),
+)
