@@ -1,23 +1,86 @@
-"""Images to and from tensors, with the names and conventions of `lpips`."""
+"""Images to and from tensors, with the names and conventions of `lpips`.
+
+Every format that Pillow reads (PNG, JPEG, WebP, BMP, TIFF, GIF and more) comes out as 8-bit RGB:
+
+- turned as its EXIF orientation says;
+- transparency composited over white, so that what cannot be seen cannot count;
+- gray repeated over the channels, palettes looked up, CMYK converted without colour management;
+- 16 bits a channel reduced to the high byte; of an animation the first frame.
+"""
 
 from __future__ import annotations
 
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 
 
 def load_image(path: str | PathLike[str]) -> np.ndarray:
-    """Reads an image file as RGB, uint8 [H, W, 3], turned as its EXIF orientation says.
+    """Reads an image file as RGB, uint8 [H, W, 3], converted as this module's description says.
 
     Raises:
-        OSError: there is no such file, or it is no image that Pillow reads.
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be read: no image, broken, cut short, of values without a range (float, 32-bit integers),
+            or a decompression bomb (of more than twice Pillow's Image.MAX_IMAGE_PIXELS, 179 million pixels).
     """
-    with Image.open(path) as image:
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    try:
+        with Image.open(path) as image:
+            return to_array(image)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no image file {path}") from None
+    except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
+        raise _unreadable(path, error) from error
+
+
+def image_size(path: str | PathLike[str]) -> tuple[int, int]:
+    """Width and height that `load_image` will return, without decoding the pixels; raises as it does."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return (image.height, image.width) if turned else image.size
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no image file {path}") from None
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str | PathLike[str], error: Exception) -> OSError:
+    reason = "no format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+    return OSError(f"{path} cannot be read as an image: {reason}")
+
+
+def to_array(image: Image.Image) -> np.ndarray:
+    """An open Pillow image as RGB, uint8 [H, W, 3], converted as this module's description says."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        gray = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(gray[:, :, None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode!r} (32 bits) have no set range; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
+
+
+def resize_image(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """An image [H, W, 3] resized to [height, width, 3]: bicubic, antialiased."""
+    if image.shape[:2] == (height, width):
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def list_images(folder: str | PathLike[str]) -> list[Path]:
+    """The image files under a folder, at any depth, by their suffix, hidden ones left out; sorted relative paths."""
+    folder = Path(folder)
+    paths = (p.relative_to(folder) for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    return sorted(p for p in paths if not any(part.startswith(".") for part in p.parts))
 
 
 def im2tensor(image: np.ndarray, imtype: type = np.uint8, cent: float = 1.0, factor: float = 255.0 / 2.0) -> Tensor:
@@ -25,7 +88,9 @@ def im2tensor(image: np.ndarray, imtype: type = np.uint8, cent: float = 1.0, fac
     return torch.from_numpy((image / factor - cent).astype(np.float32).transpose(2, 0, 1)[None].copy())
 
 
-def tensor2im(image_tensor: Tensor, imtype: type = np.uint8, cent: float = 1.0, factor: float = 255.0 / 2.0) -> np.ndarray:
+def tensor2im(
+    image_tensor: Tensor, imtype: type = np.uint8, cent: float = 1.0, factor: float = 255.0 / 2.0
+) -> np.ndarray:
     """The first image of a batch [N, 3, H, W] in [-1, 1] as an array [H, W, 3] in [0, 255], truncated to `imtype`."""
     image = image_tensor[0].detach().cpu().float().numpy()
     return ((np.transpose(image, (1, 2, 0)) + cent) * factor).astype(imtype)

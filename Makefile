@@ -1,0 +1,53 @@
+# make demo    what lpips_fast does, in a minute; writes demo.png
+# make test    the tests
+# make lint    ruff and mypy
+# make bench   the head's benchmarks, each after its correctness check
+# make clean   removes what was built, but for the virtual environment
+#
+# Each first sets up what it needs (some 5 GB with torch's default CUDA build): in the active virtual environment, or
+# else in .venv, which it makes with $(PYTHON).
+
+PYTHON ?= python3
+VENV := $(or $(VIRTUAL_ENV),$(CURDIR)/.venv)
+BIN := $(VENV)/bin
+TORCH := torch torchvision ninja $(if $(filter Linux,$(shell uname -s)),triton)
+NATIVE := setup.py pyproject.toml $(shell find csrc -type f)
+SETUP := $(VENV)/.lpips_fast-setup
+
+.PHONY: demo test lint bench setup clean
+
+demo: setup
+	$(BIN)/python -m lpips_fast.demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+setup: $(SETUP)
+
+# torch first, for the C++ extension is compiled against it; without build isolation, which would download torch again.
+$(SETUP): $(NATIVE) | $(BIN)/python
+	$(BIN)/python -m pip install --upgrade pip setuptools wheel
+	$(BIN)/python -m pip install $(TORCH)
+	$(BIN)/python -m pip install --no-build-isolation --editable ".[dev]"
+	echo $(CURDIR) > $@
+
+# An environment may be shared by several checkouts: set up again where the last one was another.
+ifneq ($(shell cat $(SETUP) 2>/dev/null),$(CURDIR))
+.PHONY: $(SETUP)
+endif
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf build dist *.egg-info demo.png $(SETUP)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find lpips_fast -name '*.so' -delete
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

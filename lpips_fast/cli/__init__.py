@@ -1,0 +1,47 @@
+"""`lpips-fast`: LPIPS from the shell. A file a command; what they share in options, model, loading and output."""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from . import dirs, map, matrix, pair, search, video
+
+app = typer.Typer(
+    name="lpips-fast",
+    help="LPIPS, the perceptual distance of images: the lower, the more alike they look to people.",
+    epilog="Exit status: 0 all well, 1 some images could not be read or compared (they are named), 2 wrong usage, "
+    "3 the run failed, 130 interrupted (what was computed is kept).",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (pair, dirs, matrix, map, search, video):
+    command.register(app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(metadata.version("lpips_fast"))
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the program's version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The program: reads sys.argv and exits."""
+    for stream in (sys.stdout, sys.stderr):  # a file's name may hold bytes that are no text
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    app()

@@ -1,0 +1,183 @@
+"""`lpips-fast dirs`: the distance of each image of a folder to its namesake in another.
+
+Pairs in order of name form units of --batch-size; a unit goes through the network in one batch a size. Units are the
+same however many processes share them and wherever a run was cut short, and so are the numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options, output, shards
+from .folders import Match, list_folder, match
+from .journal import Journal
+from .options import ReadError, Settings, UsageError
+from .results import Results, summarize
+
+if TYPE_CHECKING:
+    from .model import Model
+
+Folder = Annotated[Path, typer.Argument(show_default=False, help="A folder of images, at any depth.")]
+Resize = Annotated[
+    bool, typer.Option("--resize", help="Resize B's images to the size of A's (bicubic) where they differ.")
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with the results that are in --json or --csv.",
+        rich_help_panel=output.OUTPUT_PANEL,
+    ),
+]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write a page (HTML, self-contained): table, histogram, the worst pairs with their maps.",
+        rich_help_panel=output.OUTPUT_PANEL,
+    ),
+]
+
+_SHOWN = 20
+_SHOWN_MAPS = 8
+
+
+def dirs(
+    a: Folder,
+    b: Folder,
+    settings: Settings,
+    resize: Resize = False,
+    json: output.Json = None,
+    csv: output.Csv = None,
+    resume: Resume = False,
+    report: Report = None,
+) -> None:
+    """The distance of each image of folder A to the image of the same name in folder B, with mean and deviation.
+
+    Images are matched by their path within the folder, and those left by that path without suffix.
+    """
+    with shards.group():
+        described = {**output.describe(settings), "a": str(a), "b": str(b), "resize": resize}
+        matched, journal = shards.from_first(
+            lambda: (_matched(a, b), Journal(json, csv, described, ["name", "a", "b", "lpips", "error"], resume))
+        )
+        results = Results([(name, str(a / path_a), str(b / path_b)) for name, path_a, path_b in matched.pairs])
+        results.add(journal.rows)
+        unmatched = {"a": [p.as_posix() for p in matched.only_a], "b": [p.as_posix() for p in matched.only_b]}
+        _warn_unmatched(a, b, unmatched, settings.strict)
+
+        from .model import Model
+
+        model = Model(settings)
+        first = shards.rank() == 0
+        if first:
+            journal.start()
+        complete = False
+        try:
+            _run(results, model, resize, journal)
+            complete = True
+        finally:
+            if first:
+                summary = summarize(results.values, len(results.errors))
+                journal.finish({"summary": summary, "unmatched": unmatched, "results": list(results.rows())}, complete)
+        if first and not output.to_stdout(json, csv):
+            _print(results, summary)
+        if first and report is not None:
+            _write_report(report, results, model, resize, described, summary)
+    for i, why in sorted(results.errors.items()):
+        output.warn(f"{results.pairs[i][0]}: {why}")
+    if results.errors:
+        raise typer.Exit(options.READ_ERRORS)
+
+
+def _matched(a: Path, b: Path) -> Match:
+    paths_a, paths_b = list_folder(a), list_folder(b)
+    matched = match(paths_a, paths_b)
+    if not matched.pairs:
+        raise UsageError(f"no image in {a} has a namesake in {b}: e.g. {paths_a[0]} and {paths_b[0]}")
+    return matched
+
+
+def _warn_unmatched(a: Path, b: Path, unmatched: dict[str, list[str]], strict: bool) -> None:
+    for folder, paths in ((a, unmatched["a"]), (b, unmatched["b"])):
+        if paths:
+            some = ", ".join(paths[:10]) + (", ..." if len(paths) > 10 else "")
+            message = f"{len(paths)} in {folder} without a counterpart: {some}"
+            if strict:
+                raise ReadError(message)
+            output.warn(message)
+
+
+def _run(results: Results, model: Model, resize: bool, journal: Journal) -> None:
+    """Computes what is missing, unit by unit; rank 0 puts it into the results and the journal."""
+    from .loading import Pairs, read_ahead
+
+    n, size = len(results.pairs), model.settings.batch_size
+    units = [range(i, min(i + size, n)) for i in range(0, n, size)]
+    units = [unit for unit in units if any(results.missing(i) for i in unit)]
+    own = shards.own(units)
+    paths = [(Path(results.pairs[i][1]), Path(results.pairs[i][2])) for unit in own for i in unit]
+    images = read_ahead(Pairs(paths, resize), model.settings.reader_count())
+    computed = (model.outcomes(zip(unit, images, strict=False)) for unit in own)
+    with output.progress(sum(map(len, units)), "pairs") as advance:
+        for of_each_process in shards.gathered(computed, len(units)):
+            for outcomes in of_each_process:
+                new = [i for i in sorted(outcomes) if results.missing(i)]
+                for i in new:
+                    results.put(i, outcomes[i])
+                journal.append([results.row(i) for i in new])
+                advance(len(outcomes))
+
+
+def _print(results: Results, summary: dict[str, Any]) -> None:
+    """The largest distances, the errors and the summary."""
+    if len(results.pairs) <= _SHOWN:
+        title, shown = "Distances", [i for i in range(len(results.pairs)) if i not in results.errors]
+    else:
+        title, shown = f"The {_SHOWN} largest distances", results.worst(_SHOWN)
+    output.print_table(title, ("image", "LPIPS"), [(results.pairs[i][0], f"{results.values[i]:.7g}") for i in shown])
+    output.print_summary(summary)
+
+
+def _write_report(
+    path: Path, results: Results, model: Model, resize: bool, settings: dict[str, Any], summary: dict[str, Any]
+) -> None:
+    from ..report import Worst, report_page
+    from .loading import load_pair
+
+    worst = []
+    for i in results.worst(_SHOWN_MAPS):
+        name, a, b = results.pairs[i]
+        images = load_pair(Path(a), Path(b), resize)
+        worst.append(Worst(name, results.values[i], *images, model.maps(*images)[0]))
+    page = report_page(
+        f"LPIPS of {settings['a']} and {settings['b']}",
+        settings,
+        summary,
+        [
+            (name, value)
+            for (name, _, _), value in zip(results.pairs, results.values, strict=True)
+            if not math.isnan(value)
+        ],
+        [(results.pairs[i][0], why) for i, why in sorted(results.errors.items())],
+        worst,
+    )
+    output.write_text(path, page)
+
+
+def register(app: typer.Typer) -> None:
+    options.register(
+        app,
+        "dirs",
+        dirs,
+        [
+            "lpips-fast dirs originals/ outputs/ --json scores.json",
+            "lpips-fast dirs originals/ outputs/ --csv scores.csv --resume",
+            "lpips-fast dirs originals/ outputs/ --resize --net vgg --report report.html",
+            "torchrun --nproc-per-node 4 -m lpips_fast dirs originals/ outputs/ --csv scores.csv",
+        ],
+        sharded=True,
+    )

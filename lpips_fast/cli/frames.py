@@ -1,0 +1,144 @@
+"""Frames of a video file, of an animated image, or of a folder of images, one at a time."""
+
+from __future__ import annotations
+
+import queue
+import re
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from PIL import Image, ImageSequence
+
+from ..images import SUFFIXES, load_image, to_array
+from .folders import list_folder
+from .loading import same_size
+from .options import ReadError, UsageError
+
+T = TypeVar("T")
+
+
+class Frame(NamedTuple):
+    seconds: float | None  # from the start, where the file says
+    image: np.ndarray | str  # or why it cannot be read
+
+
+def open_frames(path: Path) -> Iterator[Frame]:
+    """The frames of a folder (in order of name, numbers by value), an animation (Pillow) or a video (PyAV).
+
+    Raises:
+        ReadError: the file is not there or cannot be read; one that breaks off ends with a frame that says so.
+        UsageError: it is a video, and PyAV is not installed.
+    """
+    if path.is_dir():
+        paths = sorted((path / p for p in list_folder(path)), key=_natural)
+        return (_load(p) for p in paths)
+    if not path.is_file():
+        raise ReadError(f"no video, animation or folder of frames {path}")
+    return _animation(path) if path.suffix.lower() in SUFFIXES else _video(path)
+
+
+def frame_pairs(
+    a: Path, b: Path, resize: bool, uneven: Callable[[str], None]
+) -> Iterator[tuple[float | None, tuple[np.ndarray, np.ndarray] | str]]:
+    """Frame by frame the time and the two images, or why there are none; ends with the shorter, and tells `uneven`."""
+    frames0, frames1 = open_frames(a), open_frames(b)
+    n = 0
+    while True:
+        frame0, frame1 = next(frames0, None), next(frames1, None)
+        if frame0 is None or frame1 is None:
+            if frame0 is not frame1:
+                short, long = (a, b) if frame0 is None else (b, a)
+                uneven(f"{short} ends after {n} frames, {long} goes on")
+            return
+        yield frame0.seconds, _pair(f"{a} frame {n}", frame0.image, f"{b} frame {n}", frame1.image, resize)
+        n += 1
+
+
+def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
+    """The items, produced in a thread that stays up to `depth` ahead; decoders release Python's lock."""
+    buffer: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
+
+    def produce() -> None:
+        try:
+            for item in items:
+                buffer.put((item, None))
+            buffer.put((None, StopIteration()))
+        except BaseException as error:
+            buffer.put((None, error))
+
+    threading.Thread(target=produce, daemon=True).start()
+    while True:
+        item, error = buffer.get()
+        if isinstance(error, StopIteration):
+            return
+        if error is not None:
+            raise error
+        yield item  # type: ignore[misc]
+
+
+def _pair(
+    name0: str, image0: np.ndarray | str, name1: str, image1: np.ndarray | str, resize: bool
+) -> tuple[np.ndarray, np.ndarray] | str:
+    if isinstance(image0, str):
+        return image0
+    if isinstance(image1, str):
+        return image1
+    try:
+        return image0, same_size(name0, image0, name1, image1, resize)
+    except ReadError as error:
+        return str(error)
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """A key that orders frame_2 before frame_10."""
+    return [(int(part or 0), "") if part.isdigit() else (0, part) for part in re.split(r"([0-9]+)", path.as_posix())]
+
+
+def _load(path: Path) -> Frame:
+    try:
+        return Frame(None, load_image(path))
+    except OSError as error:
+        return Frame(None, str(error))
+
+
+def _animation(path: Path) -> Iterator[Frame]:
+    try:
+        image = Image.open(path)
+    except Exception as error:
+        raise ReadError(f"{path} cannot be read as an image: {error}") from error
+    with image:
+        seconds = 0.0
+        n = 0
+        try:
+            for frame in ImageSequence.Iterator(image):
+                yield Frame(seconds, to_array(frame))
+                seconds += frame.info.get("duration", 0) / 1000
+                n += 1
+        except Exception as error:
+            yield Frame(seconds, f"{path} breaks off at frame {n}: {error}")
+
+
+def _video(path: Path) -> Iterator[Frame]:
+    try:
+        import av
+    except ImportError as error:
+        raise UsageError(f'{path}: video files need PyAV: pip install "lpips-fast[video]"') from error
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, OSError) as error:
+        raise ReadError(f"{path} cannot be read as a video: {error}") from error
+    with container:
+        if not container.streams.video:
+            raise ReadError(f"{path} has no video in it")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        n = 0
+        try:
+            for frame in container.decode(stream):
+                yield Frame(frame.time, frame.to_ndarray(format="rgb24"))
+                n += 1
+        except (av.FFmpegError, OSError) as error:
+            yield Frame(None, f"{path} breaks off at frame {n}: {error}")

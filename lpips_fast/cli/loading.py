@@ -1,0 +1,110 @@
+"""Reading images for the commands: in worker processes, errors as values, in the order asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from ..images import load_image, resize_image
+from .options import ReadError
+
+T = TypeVar("T")
+
+# Decoded images are run once they hold this many pixels, 16 of 512 x 512, even where a batch could take more.
+_PIXELS_AT_ONCE = 1 << 22
+
+
+class Images(Dataset[Any]):
+    """Image files as arrays [H, W, 3]; a string says why one cannot be read."""
+
+    def __init__(self, paths: Sequence[Path], size: tuple[int, int] | None) -> None:
+        self.paths = paths
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> np.ndarray | str:
+        try:
+            image = load_image(self.paths[i])
+        except OSError as error:
+            return str(error)
+        return image if self.size is None else resize_image(image, *self.size)
+
+
+class Pairs(Dataset[Any]):
+    """Pairs of image files as pairs of arrays of one size; a string says why there is none."""
+
+    def __init__(self, paths: Sequence[tuple[Path, Path]], resize: bool) -> None:
+        self.paths = paths
+        self.resize = resize
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray] | str:
+        try:
+            return load_pair(*self.paths[i], self.resize)
+        except ReadError as error:
+            return str(error)
+
+
+def load_pair(a: Path, b: Path, resize: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Two images of one size.
+
+    Raises:
+        ReadError: one cannot be read, or their sizes differ and `resize` is not set.
+    """
+    try:
+        image0, image1 = load_image(a), load_image(b)
+    except OSError as error:
+        raise ReadError(str(error)) from error
+    return image0, same_size(str(a), image0, str(b), image1, resize)
+
+
+def same_size(name0: str, image0: np.ndarray, name1: str, image1: np.ndarray, resize: bool) -> np.ndarray:
+    """The second image at the size of the first."""
+    (height, width), other = image0.shape[:2], image1.shape[:2]
+    if other != (height, width) and not resize:
+        raise ReadError(
+            f"sizes differ: {name0} is {width} x {height}, {name1} {other[1]} x {other[0]} (--resize makes them equal)"
+        )
+    return resize_image(image1, width, height)
+
+
+def read_ahead(dataset: Dataset[T], workers: int) -> Iterator[T]:
+    """The items of a dataset in order, read by worker processes that stay a little ahead.
+
+    Arrays travel through pipes; tensors would need room in /dev/shm, which containers keep small.
+    """
+    workers = min(workers, len(dataset) // 4)  # type: ignore[arg-type]  # for a few files none is worth its start
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        collate_fn=_as_is,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+    )
+    return iter(loader)
+
+
+def _as_is(item: T) -> T:
+    return item
+
+
+def by_size(items: Iterable[tuple[T, Any, np.ndarray]]) -> Iterator[list[tuple[T, Any, np.ndarray]]]:
+    """Groups items by the size of the image that ends them; what is held back stays bounded."""
+    groups: dict[tuple[int, ...], list[tuple[T, Any, np.ndarray]]] = {}
+    pixels = 0
+    for item in items:
+        shape = item[-1].shape
+        groups.setdefault(shape, []).append(item)
+        pixels += shape[0] * shape[1]
+        if pixels >= _PIXELS_AT_ONCE:
+            yield from groups.values()
+            groups, pixels = {}, 0
+    yield from groups.values()

@@ -1,0 +1,133 @@
+"""The network as the options ask for it, applied to images as they are read."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..lpips import LPIPS
+from ..pairwise import embed
+from . import shards
+from .loading import by_size
+from .options import ReadError, Settings, UsageError
+
+
+class Model:
+    """LPIPS on uint8 images [H, W, 3]."""
+
+    def __init__(self, settings: Settings) -> None:
+        options = {}
+        if settings.precision is not None:
+            options["precision"] = settings.precision
+        self.settings = settings
+        self.device = _device(settings.device)
+        try:
+            with contextlib.redirect_stdout(sys.stderr):  # torch announces downloads on stdout
+                self.lpips = LPIPS(
+                    net=settings.net,
+                    version=settings.version,
+                    model_path=settings.weights,
+                    trunk_weights=settings.trunk_weights,
+                    **options,
+                )
+        except (ValueError, TypeError, FileNotFoundError) as error:
+            raise UsageError(str(error)) from error
+        self.lpips.to(self.device)
+
+    @property
+    def min_side(self) -> int:
+        return self.lpips.net.spec.min_size
+
+    def too_small(self, height: int, width: int) -> str | None:
+        """Why images of this size are too small for the net, or None."""
+        if min(height, width) >= self.min_side:
+            return None
+        return f"{width} x {height} pixels; net {self.settings.net!r} needs sides of at least {self.min_side}"
+
+    def tensor(self, images: Sequence[np.ndarray]) -> Tensor:
+        """Images of one size as float32 [N, 3, H, W] on the device, in [-1, 1], or [0, 1] with --no-normalize."""
+        stack = torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2)
+        stack = stack.to(torch.float32, memory_format=torch.contiguous_format)
+        # 2v - 255 is exact, so this rounds once, as `im2tensor` does.
+        return stack.mul_(2).sub_(255).div_(255) if self.settings.normalize else stack.div_(255)
+
+    @torch.inference_mode()
+    def distances(self, images0: Sequence[np.ndarray], images1: Sequence[np.ndarray]) -> list[float]:
+        """The distance of each pair; all images are of one size."""
+        return self.lpips(self.tensor(images0), self.tensor(images1)).flatten().tolist()
+
+    def outcomes(self, pairs: Iterable[tuple[int, tuple[np.ndarray, np.ndarray] | str]]) -> dict[int, float | str]:
+        """The distance of each numbered pair, or why there is none, as of one that could not be read (a string).
+
+        Raises:
+            ReadError: the first reason, with --strict.
+        """
+        outcomes: dict[int, float | str] = {}
+
+        def readable() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+            for i, pair in pairs:
+                why = pair if isinstance(pair, str) else self.too_small(*pair[0].shape[:2])
+                if why is None:
+                    yield i, *pair
+                elif self.settings.strict:
+                    raise ReadError(why)
+                else:
+                    outcomes[i] = " ".join(why.split())
+
+        for batch in by_size(readable()):
+            indices, images0, images1 = zip(*batch, strict=True)
+            for i, value in zip(indices, self.distances(images0, images1), strict=True):
+                outcomes[i] = value if math.isfinite(value) else "the distance is not finite"
+        return outcomes
+
+    @torch.inference_mode()
+    def layers(self, image0: np.ndarray, image1: np.ndarray) -> tuple[float, list[float]]:
+        """The distance of two images of one size, and each layer's part of it."""
+        value, parts = self.lpips(self.tensor([image0]), self.tensor([image1]), retPerLayer=True)
+        return value.item(), [part.item() for part in parts]
+
+    @torch.inference_mode()
+    def maps(self, image0: np.ndarray, image1: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The map [H, W] of two images of one size, and each layer's part of it."""
+        self.lpips.spatial = True
+        try:
+            value, parts = self.lpips(self.tensor([image0]), self.tensor([image1]), retPerLayer=True)
+        finally:
+            self.lpips.spatial = False
+        return value[0, 0].cpu().numpy(), [part[0, 0].cpu().numpy() for part in parts]
+
+    def embed(self, images: Sequence[np.ndarray]) -> Tensor:
+        """The embeddings [N, D] of images of one size."""
+        return embed(self.lpips, _Tensors(self, images))
+
+
+class _Tensors:
+    """Images as tensors, a slice at a time."""
+
+    def __init__(self, model: Model, images: Sequence[np.ndarray]) -> None:
+        self.model, self.images = model, images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self.model.tensor(self.images[rows])
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        name = f"cuda:{shards.local_rank()}" if shards.count() > 1 else "cuda"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return device

@@ -1,0 +1,165 @@
+"""What every command has in common: the options, and how a command ends."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import re
+import sys
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from . import shards
+
+READ_ERRORS = 1
+USAGE = 2
+FAILED = 3
+INTERRUPTED = 130
+
+MODEL_PANEL = "The distance"
+RUN_PANEL = "The run"
+
+
+class UsageError(Exception):
+    """What was asked for cannot be: ends the command with status 2 and this message."""
+
+
+class ReadError(Exception):
+    """An image that the command cannot do without cannot be read or compared: status 1 and this message."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options that every command takes."""
+
+    net: Annotated[
+        Literal["alex", "vgg", "vgg16", "squeeze"],
+        typer.Option(help="The trunk.", rich_help_panel=MODEL_PANEL),
+    ] = "alex"
+    version: Annotated[
+        Literal["0.1", "0.0"],
+        typer.Option(help="Of the linear weights.", rich_help_panel=MODEL_PANEL),
+    ] = "0.1"
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="A file of linear weights instead of the published ones.", rich_help_panel=MODEL_PANEL),
+    ] = None
+    trunk_weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file of the trunk's weights, with torchvision's names, instead of torchvision's own (which are "
+            "taken from its cache under TORCH_HOME, or downloaded).",
+            rich_help_panel=MODEL_PANEL,
+        ),
+    ] = None
+    normalize: Annotated[
+        bool,
+        typer.Option(
+            help="Map pixels to [-1, 1], as LPIPS expects; --no-normalize leaves them in [0, 1], for comparison with "
+            "figures that were computed so by mistake.",
+            rich_help_panel=MODEL_PANEL,
+        ),
+    ] = True
+    device: Annotated[
+        str,
+        typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...", rich_help_panel=RUN_PANEL),
+    ] = "auto"
+    precision: Annotated[
+        Literal["inherit", "float32", "tf32", "bfloat16", "float16"] | None,
+        typer.Option(help="Of the trunk's arithmetic.", show_default="float32", rich_help_panel=RUN_PANEL),
+    ] = None
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Images of one size that go through the trunk together, fewer where they are large.",
+            rich_help_panel=RUN_PANEL,
+        ),
+    ] = 16
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Processes that read images; 0 reads them in the main one.",
+            show_default="one a core, 8 at most",
+            rich_help_panel=RUN_PANEL,
+        ),
+    ] = None
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="End at the first image that cannot be read.", rich_help_panel=RUN_PANEL),
+    ] = False
+
+    def reader_count(self) -> int:
+        """How many processes to read with."""
+        return min(os.cpu_count() or 1, 8) if self.workers is None else self.workers
+
+
+def parse_size(size: str | None) -> tuple[int, int] | None:
+    """WIDTHxHEIGHT as numbers."""
+    if size is None:
+        return None
+    found = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)", size)
+    if found is None:
+        raise UsageError(f"--size must be WIDTHxHEIGHT in pixels, e.g. 256x256, got {size!r}")
+    return int(found[1]), int(found[2])
+
+
+def register(
+    app: typer.Typer, name: str, run: Callable[..., None], examples: list[str], *, sharded: bool = False
+) -> None:
+    """Adds a command whose function takes a `settings: Settings` beside its own arguments.
+
+    On the command line the fields of Settings are options; exceptions become messages and an exit status. Only a
+    `sharded` command can share its work among processes.
+    """
+    own = inspect.signature(run)
+    hints = typing.get_type_hints(run, include_extras=True)
+    parameters = [p.replace(annotation=hints[p.name]) for p in own.parameters.values() if p.name != "settings"]
+    shared_hints = typing.get_type_hints(Settings, include_extras=True)
+    shared = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=shared_hints[f.name])
+        for f in fields(Settings)
+    ]
+
+    @functools.wraps(run)
+    def command(**arguments: Any) -> None:
+        settings = Settings(**{f.name: arguments.pop(f.name) for f in fields(Settings)})
+        with ending():
+            if shards.count() > 1 and not sharded:
+                raise UsageError(f"{name} is one process's work; torchrun can share that of dirs and matrix")
+            run(**arguments, settings=settings)
+
+    command.__signature__ = inspect.Signature([*parameters, *shared])  # type: ignore[attr-defined]
+    command.__annotations__ = {}
+    del command.__wrapped__
+    app.command(name, epilog="\n\n".join(["[bold]Examples[/bold]", *(f"  {line}" for line in examples)]))(command)
+
+
+class ending:
+    """Turns what ends a command early into a message on stderr and an exit status."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        if error is None or isinstance(error, SystemExit | typer.Exit):
+            return
+        if isinstance(error, KeyboardInterrupt):
+            _say("interrupted")
+            raise typer.Exit(INTERRUPTED)
+        for kinds, status in ((UsageError, USAGE), (ReadError, READ_ERRORS), ((OSError, RuntimeError), FAILED)):
+            if isinstance(error, kinds):
+                _say(f"error: {error}")
+                raise typer.Exit(status) from error
+
+
+def _say(message: str) -> None:
+    rank = f" (rank {shards.rank()})" if shards.count() > 1 else ""
+    print(f"lpips-fast{rank}: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,174 @@
+"""Where results go: the screen, JSON and CSV files. Whole files appear at once, under their name only when complete."""
+
+from __future__ import annotations
+
+import csv as csv_module
+import io
+import json as json_module
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import shards
+from .options import Settings, UsageError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+OUTPUT_PANEL = "Output"
+
+Json = Annotated[
+    Path | None,
+    typer.Option(help="Write results as JSON to this file; - for stdout.", rich_help_panel=OUTPUT_PANEL),
+]
+Csv = Annotated[
+    Path | None,
+    typer.Option(help="Write results as CSV to this file; - for stdout.", rich_help_panel=OUTPUT_PANEL),
+]
+
+STDOUT = Path("-")
+
+
+def to_stdout(*paths: Path | None) -> bool:
+    """Whether a file of results is stdout, which then gets nothing else."""
+    return STDOUT in paths
+
+
+def describe(settings: Settings) -> dict[str, Any]:
+    """The settings on which the numbers depend."""
+    return {
+        "net": "vgg" if settings.net == "vgg16" else settings.net,
+        "version": settings.version,
+        "weights": None if settings.weights is None else str(settings.weights),
+        "trunk_weights": None if settings.trunk_weights is None else str(settings.trunk_weights),
+        "normalize": settings.normalize,
+        "precision": settings.precision,
+    }
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place at the end, and goes away if there was an exception."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    if path == STDOUT:
+        sys.stdout.write(text)
+        return
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
+
+
+def write_json(path: Path | None, document: Mapping[str, Any]) -> None:
+    """Writes a document; numbers that JSON does not have (NaN, infinity) become null."""
+    if path is not None:
+        write_text(path, json_module.dumps(_finite(document), indent=1, ensure_ascii=False) + "\n")
+
+
+def write_csv(path: Path | None, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    if path is not None:
+        write_text(path, csv_text(rows, columns, header=True))
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], header: bool) -> str:
+    text = io.StringIO()
+    writer = csv_module.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def check_picture(path: Path) -> None:
+    """Refuses, before the work, a file whose suffix names no format for pictures."""
+    from PIL import Image
+
+    formats = Image.registered_extensions()
+    if formats.get(path.suffix.lower()) not in Image.SAVE:
+        raise UsageError(f"{path}: no format for pictures has the suffix {path.suffix!r}; use .png")
+
+
+def save_picture(path: Path, picture: Image.Image) -> None:
+    with replacing(path) as temporary:
+        picture.save(temporary)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
+
+
+def warn(message: str) -> None:
+    """A line on stderr, from one process of many."""
+    if shards.rank() == 0:
+        print(f"lpips-fast: {message}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(total: int | None, label: str) -> Iterator[Any]:
+    """A progress bar on stderr where that is a terminal; yields a function that advances it."""
+    if not sys.stderr.isatty() or shards.rank() != 0:
+        yield lambda steps=1: None
+        return
+    from rich import progress as bar
+    from rich.console import Console
+
+    columns = (
+        bar.TextColumn("{task.description}"),
+        bar.BarColumn(),
+        bar.MofNCompleteColumn(),
+        bar.TimeElapsedColumn(),
+        bar.TextColumn("left"),
+        bar.TimeRemainingColumn(),
+    )
+    with bar.Progress(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task(label, total=total)
+        yield lambda steps=1: bars.advance(task, steps)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout; where that is no terminal, plain lines with tabs, for other programs."""
+    if not sys.stdout.isatty():
+        print("\t".join(columns))
+        for row in rows:
+            print("\t".join(row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
+
+
+def print_summary(summary: Mapping[str, Any]) -> None:
+    rows = [(key, f"{value:.7g}" if isinstance(value, float) else str(value)) for key, value in summary.items()]
+    print_table("Summary", ("statistic", "value"), rows)

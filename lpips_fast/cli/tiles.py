@@ -1,0 +1,140 @@
+"""The matrix of all distances, tile by tile.
+
+Each image goes through the trunk once while its block's embeddings are held, and a tile is then a matrix product.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..pairwise import squared_distances
+from .loading import Images, read_ahead
+from .model import Model
+from .options import ReadError, UsageError
+
+_HELD_BYTES = 2**30
+_LEAST_BLOCK = 16
+
+
+class Blocks:
+    """Embeddings of the images, a block at a time; a few blocks stay in memory.
+
+    Args:
+        sides: the paths of the rows' images, and, where they are others, of the columns'.
+        size: width and height of all images.
+        length: images in a block, of which two are then held; or None for a choice that fits a GiB.
+    """
+
+    def __init__(
+        self, sides: Sequence[Sequence[Path]], model: Model, size: tuple[int, int], length: int | None
+    ) -> None:
+        if why := model.too_small(size[1], size[0]):
+            raise UsageError(f"the images are {why}")
+        self.sides, self.model, self.size = sides, model, size
+        total = sum(map(len, sides))
+        if length is None:
+            black = np.zeros((size[1], size[0], 3), np.uint8)
+            fitting = max(2, _HELD_BYTES // model.embed([black]).nbytes)
+            length = max(_LEAST_BLOCK, -(-total // 4)) if total <= fitting else fitting // 2
+            self.held = -(-fitting // length)
+        else:
+            self.held = 2
+        self.length = length
+        self._cache: OrderedDict[tuple[int, int], tuple[Tensor, list[int], dict[str, str]]] = OrderedDict()
+
+    def tiles(self) -> list[tuple[int, int]]:
+        """Which block of rows meets which of columns; without other columns the upper triangle. Each shares a block
+        with the one before it."""
+        rows = -(-len(self.sides[0]) // self.length)
+        if len(self.sides) == 1:
+            return [(i, j) for i in range(rows) for j in (i, *reversed(range(i + 1, rows)))]
+        columns = -(-len(self.sides[1]) // self.length)
+        return [(i, j) for i in range(rows) for j in (range(columns) if i % 2 == 0 else reversed(range(columns)))]
+
+    def tile(self, i: int, j: int) -> tuple[np.ndarray, dict[str, str]]:
+        """Distances of block i to block j, NaN where an image cannot be read, and why, by path."""
+        e, rows, errors0 = self._block(0, i)
+        f, columns, errors1 = self._block(len(self.sides) - 1, j)
+        values = np.full((len(rows) + len(errors0), len(columns) + len(errors1)), np.nan, np.float32)
+        if rows and columns:
+            values[np.ix_(rows, columns)] = squared_distances(e, f).cpu().numpy()
+        return values, {**errors0, **errors1}
+
+    def _block(self, side: int, k: int) -> tuple[Tensor, list[int], dict[str, str]]:
+        """The embeddings of a block's readable images, which these are, and why the others are not, by path."""
+        key = side, k
+        if key not in self._cache:
+            while len(self._cache) >= self.held:
+                self._cache.popitem(last=False)
+            self._cache[key] = self._embed(self.sides[side][k * self.length : (k + 1) * self.length])
+        self._cache.move_to_end(key)
+        return self._cache[key]
+
+    def _embed(self, paths: Sequence[Path]) -> tuple[Tensor, list[int], dict[str, str]]:
+        images, readable, errors = [], [], {}
+        for i, image in enumerate(read_ahead(Images(paths, self.size), self.model.settings.reader_count())):
+            if isinstance(image, str):
+                if self.model.settings.strict:
+                    raise ReadError(image)
+                errors[str(paths[i])] = " ".join(image.split())
+            else:
+                images.append(image)
+                readable.append(i)
+        return self.model.embed(images), readable, errors
+
+
+class Table:
+    """The matrix as it fills; NaN is not computed, or not to be."""
+
+    def __init__(self, names: Sequence[Sequence[str]]) -> None:
+        self.names = names
+        self.values = np.full((len(names[0]), len(names[-1])), np.nan, np.float32)
+
+    @property
+    def one_sided(self) -> bool:
+        """Whether rows and columns are the same images."""
+        return len(self.names) == 1
+
+    def put(self, row: int, column: int, tile: np.ndarray) -> None:
+        """Puts a tile in its place, and below the diagonal, too."""
+        height, width = tile.shape
+        self.values[row : row + height, column : column + width] = tile
+        if self.one_sided:
+            self.values[column : column + width, row : row + height] = tile.T
+
+    def distances(self) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Row by row the distances of different images, each pair once: the row, the first column, the values."""
+        for i, row in enumerate(self.values):
+            start = i + 1 if self.one_sided else 0
+            yield i, start, row[start:]
+
+    def summary(self) -> dict[str, Any]:
+        """Count, mean, standard deviation (of the population) and extremes over the pairs of different images."""
+        count, total, low, high = 0, 0.0, math.inf, -math.inf
+        for _, _, row in self.distances():
+            known = row[~np.isnan(row)].astype(np.float64)
+            if known.size:
+                count, total = count + known.size, total + known.sum()
+                low, high = min(low, known.min()), max(high, known.max())
+        if count == 0:
+            return {"count": 0}
+        mean = total / count
+        squares = sum(np.nansum((row.astype(np.float64) - mean) ** 2) for _, _, row in self.distances())
+        return {"count": count, "mean": mean, "std": math.sqrt(squares / count), "min": float(low), "max": float(high)}
+
+    def nearest(self, k: int) -> list[tuple[str, str, float]]:
+        """The k pairs of different images with the smallest distances."""
+        found: list[tuple[float, int, int]] = []
+        for i, start, row in self.distances():
+            for j in np.argsort(row, kind="stable")[:k]:
+                if not np.isnan(row[j]):
+                    found.append((float(row[j]), i, start + int(j)))
+            found = sorted(found)[:k]
+        return [(self.names[0][i], self.names[-1][j], value) for value, i, j in found]

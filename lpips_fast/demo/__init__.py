@@ -1,0 +1,8 @@
+"""The demo: distances of everyday distortions, an image optimised against LPIPS, agreement and speed, one picture.
+
+    python -m lpips_fast.demo
+"""
+
+from .run import main
+
+__all__ = ["main"]

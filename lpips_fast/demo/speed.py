@@ -1,0 +1,100 @@
+"""Agreement with plain torch and speed against it, interleaved in one run."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import extension, functional
+from ..lpips import LPIPS
+
+SIZE = 256
+PAIRS = 2
+
+
+class Comparison(NamedTuple):
+    what: str
+    seconds: float  # median
+    plain_seconds: float  # median
+    difference: float  # the largest, of the distance, relative to it
+    gradient_difference: float | None  # the norm's, relative to the gradient's; None where there is no gradient
+
+    @property
+    def ratio(self) -> float:
+        return self.plain_seconds / self.seconds
+
+
+def plain_lpips(module: LPIPS, in0: Tensor, in1: Tensor) -> Tensor:
+    """What `lpips` computes, in plain torch: the images through the trunk layer by layer, then the head's formulas."""
+    taps0, taps1 = (plain_taps(module, x) for x in (in0, in1))
+    weights = [lin.weight for lin in module.lins]
+    return functional.lpips_head(taps0, taps1, weights, backend="reference").sum(dim=1).view(-1, 1, 1, 1)
+
+
+def plain_taps(module: LPIPS, x: Tensor) -> list[Tensor]:
+    x = module.scaling_layer(x)
+    taps = []
+    for slice_ in module.net.slices:
+        x = slice_(x)
+        taps.append(x)
+    return taps
+
+
+def compare(rounds: int) -> tuple[str, list[Comparison]]:
+    """Times VGG's head alone and LPIPS as a whole. The trunk is random, which changes neither time nor agreement.
+
+    Returns:
+        the head's backend, and the comparisons.
+    """
+    module = LPIPS(net="vgg", pnet_rand=True)
+    in0, in1 = torch.rand(2, PAIRS, 3, SIZE, SIZE) * 2 - 1
+    leaf = in0.clone().requires_grad_()
+    with torch.no_grad():
+        taps = [list(module.features(x).taps) for x in (in0, in1)]
+        plain_feats = [plain_taps(module, x) for x in (in0, in1)]
+    weights = [lin.weight for lin in module.lins]
+
+    def head(backend: str, feats: list[list[Tensor]], leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        return functional.lpips_head(leaves or feats[0], feats[1], weights, backend=backend).sum(dim=1), leaves
+
+    # Each on features in the layout its own trunk gives, and with the gradient to the first image's.
+    leaves, plain_leaves = ([t.clone().requires_grad_() for t in feats[0]] for feats in (taps, plain_feats))
+    ours_and_plain: dict[str, tuple[Callable, Callable]] = {
+        "head, forward": (lambda: head("auto", taps, []), lambda: head("reference", plain_feats, [])),
+        "head, forward + backward": (
+            lambda: head("auto", taps, leaves),
+            lambda: head("reference", plain_feats, plain_leaves),
+        ),
+        "LPIPS, forward": (lambda: (module(in0, in1), []), lambda: (plain_lpips(module, in0, in1), [])),
+        "LPIPS, forward + backward": (
+            lambda: (module(leaf, in1), [leaf]),
+            lambda: (plain_lpips(module, leaf, in1), [leaf]),
+        ),
+    }
+    backend = extension.choose("auto", in0.device)
+    return backend, [_compared(what, *both, rounds) for what, both in ours_and_plain.items()]
+
+
+def _compared(what: str, ours: Callable, plain: Callable, rounds: int) -> Comparison:
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds + 1):  # the first warms up
+        results = []
+        for function, record in zip((ours, plain), times, strict=True):
+            start = time.perf_counter()
+            value, leaves = function()
+            gradients = torch.autograd.grad(value.sum(), leaves) if leaves else ()
+            record.append(time.perf_counter() - start)
+            results.append((value.detach(), gradients))
+    (value, gradients), (plain_value, plain_gradients) = results
+    difference = ((value - plain_value).abs() / plain_value).max().item()
+    gradient_difference = None
+    if gradients:
+        error = sum((g - p).square().sum() for g, p in zip(gradients, plain_gradients, strict=True))
+        gradient_difference = (error / sum(p.square().sum() for p in plain_gradients)).sqrt().item()
+    medians = (statistics.median(record[1:]) for record in times)
+    return Comparison(what, *medians, difference, gradient_difference)

@@ -1,0 +1,133 @@
+"""The command line as people run it, a process, and folders of images to run it on.
+
+A process takes seconds to start, so a test makes few and checks much; what does not depend on it runs in this process.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import lpips_fast
+from lpips_fast.cli import app
+
+TIMEOUT = 240
+
+
+def environment() -> dict[str, str]:
+    """That of the tests, with this package and without a trunk in reach."""
+    package = str(Path(lpips_fast.__file__).resolve().parents[1])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([package, *sys.path]), "COLUMNS": "100"}
+
+
+def command(*arguments: object, processes: int = 1) -> list[str]:
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
+    return [sys.executable, *torchrun, "-m", "lpips_fast", *map(str, arguments)]
+
+
+@pytest.fixture
+def run(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs lpips-fast in the test's folder and checks its exit status."""
+
+    def run(
+        *arguments: object, status: int = 0, processes: int = 1, threads: int | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            command(*arguments, processes=processes),
+            cwd=tmp_path,
+            env={**environment(), **({"OMP_NUM_THREADS": str(threads)} if threads else {})},
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
+        assert done.returncode == status, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
+
+
+@pytest.fixture
+def run_and_stop(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs lpips-fast until `ready()`, and sends it a signal."""
+
+    def run_and_stop(*arguments: object, ready: Callable[[], bool], sends: signal.Signals):
+        process = subprocess.Popen(
+            command(*arguments),
+            cwd=tmp_path,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            while not ready():
+                assert process.poll() is None, f"ended too soon:\n{process.stderr.read()}"
+            process.send_signal(sends)
+            out, err = process.communicate(timeout=TIMEOUT)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    return run_and_stop
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch) -> Callable[..., str]:
+    """Runs a command in this process, which is quicker, and returns what it says, in one line."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object, status: int = 0) -> str:
+        result = CliRunner().invoke(app, [str(a) for a in arguments])
+        assert result.exit_code == status, f"status {result.exit_code}: {result.output} {result.exception!r}"
+        return " ".join(result.output.replace("│", " ").split())
+
+    return call
+
+
+@pytest.fixture
+def mistake(call) -> Callable[..., str]:
+    """As `call`, for wrong usage."""
+    return functools.partial(call, status=2)
+
+
+@pytest.fixture(scope="session")
+def trunk(tmp_path_factory, trunk_states) -> list[str]:
+    """Options for a small network that needs no download: SqueezeNet with random weights."""
+    path = tmp_path_factory.mktemp("weights") / "squeeze.pth"
+    torch.save(trunk_states["squeeze"], path)
+    return ["--net", "squeeze", "--trunk-weights", str(path)]
+
+
+@pytest.fixture(scope="session")
+def fn(trunk_states):
+    """The same network."""
+    return lpips_fast.LPIPS(net="squeeze", trunk_weights=trunk_states["squeeze"])
+
+
+@pytest.fixture(scope="session")
+def distance(fn):
+    """The distance of two image files, as the library gives it."""
+
+    def distance(a: Path, b: Path) -> float:
+        with torch.no_grad():
+            return fn(*(lpips_fast.im2tensor(lpips_fast.load_image(path)) for path in (a, b))).item()
+
+    return distance
+
+
+def save_noise(path: Path, seed: int, width: int = 40, height: int = 32) -> None:
+    """Writes an image of noise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(path)

@@ -1,0 +1,163 @@
+"""`dirs`: numbers, matching, what is broken, going on after an end too soon, many processes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import signal
+import statistics
+import time
+
+import pytest
+
+from .conftest import save_noise
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """18 good pairs of two sizes, one of them alike by stem only; one each of what cannot be compared; two unmatched."""
+    for i in range(18):
+        name = f"{'sub/' if i % 2 else ''}{i:02d}"
+        size = (40, 32) if i % 3 else (32, 40)
+        save_noise(tmp_path / "a" / f"{name}.png", i, *size)
+        save_noise(tmp_path / "b" / f"{name}.{'bmp' if i == 4 else 'png'}", i if i == 7 else 100 + i, *size)
+    for side in "ab":
+        save_noise(tmp_path / side / "x_tiny.png", 0, 9, 9)
+        save_noise(tmp_path / side / "x_broken.png", 0)
+        save_noise(tmp_path / side / "x_sizes.png", 0, 40 if side == "a" else 44)
+        save_noise(tmp_path / side / f"only_{side}.png", 0)
+    (tmp_path / "b" / "x_broken.png").write_bytes(b"\x89PNG\r\n\x1a\n no more")
+    return tmp_path
+
+
+def test_numbers_errors_and_files(run, folders, trunk, distance):
+    done = run("dirs", "a", "b", "--json", "out.json", "--csv", "out.csv", "--batch-size", 4, *trunk, status=1)
+    document = json.loads((folders / "out.json").read_text())
+    rows = {row["name"]: row for row in document["results"]}
+    assert len(rows) == 21
+    values = {name: row["lpips"] for name, row in rows.items() if row["lpips"] is not None}
+    assert len(values) == 18
+    for name, value in values.items():
+        assert value == pytest.approx(
+            distance(folders / rows[name]["a"], folders / rows[name]["b"]), rel=1e-5, abs=1e-7
+        )
+    assert values["sub/07.png"] == 0
+    assert rows["04.png"]["b"].endswith("04.bmp")
+    assert rows["x_tiny.png"]["error"].startswith("9 x 9 pixels; net 'squeeze' needs")
+    assert "x_broken.png cannot be read" in rows["x_broken.png"]["error"]
+    assert "sizes differ: a/x_sizes.png is 40 x 32, b/x_sizes.png 44 x 32" in rows["x_sizes.png"]["error"]
+    assert document["unmatched"] == {"a": ["only_a.png"], "b": ["only_b.png"]}
+    assert document["complete"]
+
+    summary = document["summary"]
+    assert (summary["count"], summary["errors"]) == (18, 3)
+    assert summary["mean"] == pytest.approx(statistics.fmean(values.values()))
+    assert summary["std"] == pytest.approx(statistics.pstdev(values.values()))
+    assert summary["median"] == pytest.approx(statistics.median(values.values()))
+    assert f"mean\t{summary['mean']:.7g}" in done.stdout
+    for name in ("only_a.png", "only_b.png", "x_tiny.png", "x_broken.png", "x_sizes.png"):
+        assert name in done.stderr
+    assert "\x1b" not in done.stderr, "no progress bar where stderr is no terminal"
+
+    in_csv = {row["name"]: row for row in csv.DictReader((folders / "out.csv").open())}
+    assert {name: float(row["lpips"]) for name, row in in_csv.items() if row["lpips"]} == values
+    assert {name for name, row in in_csv.items() if row["error"]} == {"x_tiny.png", "x_broken.png", "x_sizes.png"}
+    assert sorted(path.name for path in folders.iterdir()) == ["a", "b", "out.csv", "out.json"]
+
+
+def test_three_processes_give_the_numbers_of_one(run, folders, trunk):
+    arguments = ("dirs", "a", "b", "--batch-size", 4, *trunk, "--json")
+    run(*arguments, "three.json", processes=3, threads=1, status=1)
+    run(*arguments, "one.json", threads=1, status=1)
+    assert (folders / "three.json").read_text() == (folders / "one.json").read_text()
+
+
+def test_one_process_failing_ends_all(run, folders, trunk):
+    done = run("dirs", "a", "b", "--batch-size", 1, "--strict", *trunk, processes=2, status=1)
+    assert "without a counterpart" in done.stderr
+    for name in ("only_a.png", "only_b.png"):
+        next(folders.rglob(name)).unlink()
+    done = run("dirs", "a", "b", "--batch-size", 1, "--strict", *trunk, processes=2, status=1)
+    assert "x_broken.png cannot be read" in done.stderr
+    assert "(rank " in done.stderr
+
+
+def test_strict_and_resize(call, folders, trunk):
+    assert "only_a.png" in call("dirs", "a", "b", "--strict", *trunk, status=1)
+    call("dirs", "a", "b", "--resize", "--json", "out.json", *trunk, status=1)
+    assert json.loads((folders / "out.json").read_text())["summary"]["count"] == 19
+
+
+def test_mistakes(mistake, folders, trunk):
+    assert "nowhere is no folder" in mistake("dirs", "a", "nowhere", *trunk)
+    (folders / "empty").mkdir()
+    assert "empty has no images (.bmp" in mistake("dirs", "a", "empty", *trunk)
+    save_noise(folders / "c" / "other.png", 0)
+    assert "no image in a has a namesake in c" in mistake("dirs", "a", "c", *trunk)
+    assert "--resume goes on with the results in a file" in mistake("dirs", "a", "b", "--resume", *trunk)
+
+
+@pytest.fixture
+def many(tmp_path):
+    """150 pairs, names of one image each."""
+    for side, seed in (("a", 0), ("b", 1)):
+        save_noise(tmp_path / side / "000.png", seed, 32, 32)
+        for i in range(1, 150):
+            os.link(tmp_path / side / "000.png", tmp_path / side / f"{i:03d}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_resume(run_and_stop, call, many, trunk, sent):
+    arguments = ("dirs", "a", "b", "--batch-size", 2, *trunk, "--csv", "out.csv", "--json", "out.json")
+    partial = many / "out.json.partial"
+
+    def halfway() -> bool:
+        time.sleep(0.005)
+        return partial.exists() and partial.read_text().count("\n") > 10
+
+    done = run_and_stop(*arguments, ready=halfway, sends=sent)
+    kept = partial.read_text().count("\n") - 1
+    assert 10 <= kept < 150
+    assert (many / "out.csv").read_text().count("\n") - 1 >= kept
+    if sent == signal.SIGINT:
+        assert done.returncode == 130
+        assert "interrupted" in done.stderr
+        document = json.loads((many / "out.json").read_text())
+        assert not document["complete"]
+        assert document["summary"]["count"] == len(document["results"]) == kept
+    else:
+        assert not (many / "out.json").exists()
+
+    assert "was cut short: go on with --resume" in call(*arguments, status=2)
+    assert "resize was False, is True" in call(*arguments, "--resume", "--resize", status=2)
+    assert "column 'run' differs" in call(*arguments[:-2], "--resume", "--no-normalize", status=2)
+
+    with partial.open("a") as file:
+        file.write('{"name": "149.png", "lp')  # as a machine that stops would leave it
+    lines = partial.read_text().splitlines()
+    lines[1] = json.dumps({**json.loads(lines[1]), "lpips": 77.0})
+    partial.write_text("\n".join(lines))
+    call(*arguments, "--resume")
+    document = json.loads((many / "out.json").read_text())
+    assert document["complete"]
+    assert [row["name"] for row in document["results"]] == [f"{i:03d}.png" for i in range(150)]
+    values = [row["lpips"] for row in document["results"]]
+    assert values[0] == 77.0, "what was there was not computed again"
+    assert math.isclose(min(values[1:]), max(values[1:]), rel_tol=1e-5)
+    assert not partial.exists()
+    rows = list(csv.DictReader((many / "out.csv").open()))
+    assert [(row["name"], float(row["lpips"])) for row in rows] == [
+        (r["name"], r["lpips"]) for r in document["results"]
+    ]
+
+
+def test_resume_from_csv_alone(call, folders, trunk):
+    call("dirs", "a", "b", "--csv", "out.csv", *trunk, status=1)
+    whole = (folders / "out.csv").read_text()
+    lines = whole.splitlines(keepends=True)
+    (folders / "out.csv").write_text("".join(lines[:9]) + lines[9][:20])
+    call("dirs", "a", "b", "--csv", "out.csv", "--resume", *trunk, status=1)
+    assert (folders / "out.csv").read_text() == whole

@@ -1,0 +1,93 @@
+"""`pair` and `map`."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import lpips_fast
+
+from .conftest import save_noise
+
+
+@pytest.mark.parametrize("net, name, printed", [("alex", "ex_p0", "0.722"), ("squeeze", "ex_p1", "0.148")])
+def test_published_values(run, shared, monkeypatch, net, name, printed):
+    monkeypatch.setenv("TORCH_HOME", str(shared / "torch_home"))
+    golden = json.loads((shared / "golden" / "lpips_0_1_4.json").read_text())
+    [case] = [
+        case
+        for case in golden["cases"]
+        if (case["net"], case["version"], case["in1"]) == (net, "0.1", f"{name}.png")
+        and case["in0"] == "ex_ref.png"
+        and case["lpips"]
+        and not case["spatial"]
+    ]
+    images = shared / "images"
+    out = run("pair", images / "ex_ref.png", images / f"{name}.png", "--net", net, "--csv", "out.csv").stdout
+    short, long = out.split()
+    assert short == printed
+    assert float(long.strip("()")) == pytest.approx(case["value"][0], abs=2e-6)
+
+
+def test_json_csv_and_layers(run, trunk, fn, tmp_path):
+    save_noise(tmp_path / "a.png", 0)
+    save_noise(tmp_path / "b.png", 1)
+    found = json.loads(run("pair", "a.png", "b.png", "--json", "-", "--csv", "out.csv", *trunk).stdout)
+    in0, in1 = (lpips_fast.im2tensor(lpips_fast.load_image(tmp_path / name)) for name in ("a.png", "b.png"))
+    with torch.no_grad():
+        value, layers = fn(in0, in1, retPerLayer=True)
+    assert found["lpips"] == pytest.approx(value.item(), rel=1e-5)
+    assert found["layers"] == pytest.approx([layer.item() for layer in layers], rel=1e-5)
+    assert found["settings"]["net"] == "squeeze"
+    [row] = csv.DictReader((tmp_path / "out.csv").open())
+    assert (row["a"], row["b"], float(row["lpips"])) == ("a.png", "b.png", found["lpips"])
+
+
+def test_without_normalization_pixels_stay_in_0_to_1(call, trunk, fn, tmp_path):
+    save_noise(tmp_path / "a.png", 0)
+    save_noise(tmp_path / "b.png", 1)
+    found = float(call("pair", "a.png", "b.png", "--no-normalize", *trunk).split()[1].strip("()"))
+    in0, in1 = (lpips_fast.im2tensor(lpips_fast.load_image(tmp_path / name)) for name in ("a.png", "b.png"))
+    with torch.no_grad():
+        assert found == pytest.approx(fn(in0 / 2 + 0.5, in1 / 2 + 0.5).item(), rel=1e-5)
+
+
+def test_mistakes(mistake, trunk, tmp_path):
+    save_noise(tmp_path / "a.png", 0)
+    save_noise(tmp_path / "wide.png", 1, width=50)
+    save_noise(tmp_path / "tiny.png", 1, width=8)
+    (tmp_path / "broken.png").write_bytes((tmp_path / "a.png").read_bytes()[:200])
+    assert "no image file nowhere.png" in mistake("pair", "a.png", "nowhere.png", *trunk, status=1)
+    assert "broken.png cannot be read" in mistake("pair", "a.png", "broken.png", *trunk, status=1)
+    told = mistake("pair", "a.png", "wide.png", *trunk, status=1)
+    assert "a.png is 40 x 32, wide.png 50 x 32 (--resize" in told
+    assert "8 x 32 pixels; net 'squeeze' needs" in mistake("pair", "tiny.png", "a.png", "--resize", *trunk, status=1)
+    assert "no weights file" in mistake("pair", "a.png", "a.png", *trunk[:3], "nowhere.pth")
+    assert "no weights file" in mistake("pair", "a.png", "a.png", *trunk, "--weights", "nowhere.pth")
+    assert "--device nonsense" in mistake("pair", "a.png", "a.png", *trunk, "--device", "nonsense")
+    assert "no format for pictures" in mistake("map", "a.png", "a.png", "-o", "map.xyz", *trunk)
+    assert "suffix '.xyz'" in mistake("matrix", ".", "--heatmap", "map.xyz", *trunk)
+
+
+def test_map(run, trunk, distance, tmp_path):
+    save_noise(tmp_path / "a.png", 0, width=300, height=64)
+    pixels = np.array(Image.open(tmp_path / "a.png"))
+    pixels[:, 200:] = 255 - pixels[:, 200:]
+    Image.fromarray(pixels).save(tmp_path / "b.png")
+    run("map", "a.png", "b.png", "-o", "map.png", "--layers", "--json", "map.json", *trunk)
+    found = json.loads((tmp_path / "map.json").read_text())
+    assert found["mean"] == pytest.approx(distance(tmp_path / "a.png", tmp_path / "b.png"), rel=0.05)
+    assert len(found["layers"]) == 7
+    assert sum(layer["mean"] for layer in found["layers"]) == pytest.approx(found["mean"], rel=1e-5)
+    picture = np.array(Image.open(tmp_path / "map.png")).astype(int)
+    assert picture.shape[1] > 7 * 300
+    top = int(
+        np.flatnonzero((picture[:, 8:308] != 255).any(axis=(1, 2)) & (picture[:, 8:308].std(axis=(1, 2)) > 60))[0]
+    )
+    shown = picture[top : top + 64, 2 * 308 + 8 : 3 * 308]
+    assert shown[:, :100].sum() < 0.5 * shown[:, 200:].sum(), "the map is dark where the images are alike"

@@ -1,0 +1,87 @@
+"""Fixtures of the whole suite: seeds, the trunks both implementations share, and the files beside the repo.
+
+Where there is no GPU, Triton's kernels run in its interpreter, which it must know before it is imported.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import lpips_fast
+from lpips_fast.trunk import Trunk
+
+NETS = ("alex", "vgg", "squeeze")
+BACKENDS = ("auto", "reference")
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  for code under test that uses the global state
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def trunk_states():
+    """A random trunk's weights for each net, with torchvision's names ('features.0.weight', ...)."""
+    states = {}
+    for net in NETS:
+        torch.manual_seed(0)
+        tensors = Trunk(net).state_dict()
+        states[net] = {f"features.{name.partition('.')[2]}": tensor for name, tensor in tensors.items()}
+    return states
+
+
+@pytest.fixture(scope="session")
+def make_ours(trunk_states):
+    """Makes our LPIPS with the session's random trunk."""
+
+    def make(net="alex", **options):
+        return lpips_fast.LPIPS(net=net, trunk_weights=trunk_states["vgg" if net == "vgg16" else net], **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_theirs(trunk_states):
+    """Makes lpips 0.1.4's LPIPS with that trunk, which modules of one net and type share: copy before changing it."""
+    import lpips
+    from lpips import pretrained_networks
+
+    names = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet"}
+
+    @functools.cache
+    def trunk(net, dtype):
+        with torch.device("meta"):  # VGG's classifier, which is thrown away, would take seconds to initialise
+            made = getattr(pretrained_networks, names[net])(pretrained=False, requires_grad=False)
+        made.to_empty(device="cpu").load_state_dict({k: trunk_states[net][f"features.{k.partition('.')[2]}"] for k in made.state_dict()})
+        return made.to(dtype)
+
+    def make(net="alex", dtype=torch.float32, **options):
+        with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+            warnings.simplefilter("ignore")  # torchvision's, about `pretrained`
+            shared = trunk(net, dtype)
+            patch.setattr(pretrained_networks, names[net], lambda pretrained, requires_grad: shared)
+            return lpips.LPIPS(net=net, verbose=False, **options).to(dtype)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of real weights, example images and golden values that may lie beside the repo."""
+    folder = Path(os.environ.get("LPIPS_FAST_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    if not (folder / "golden").is_dir():
+        pytest.skip(f"no golden values in {folder}: set LPIPS_FAST_SHARED to where they are")
+    return folder

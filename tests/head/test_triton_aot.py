@@ -1,0 +1,40 @@
+"""The head's Triton kernels, compiled ahead of time for GPUs that need not be here, spill no registers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+
+TARGETS = ("cuda 80 32", "cuda 90 32", "cuda 100 32", "hip gfx942 64")
+
+
+def compile_for(target, folder, *tile):
+    """The records of triton_aot.py, which runs in a process of its own, for this one may have Triton's interpreter."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(folder)
+    command = [sys.executable, str(Path(__file__).with_name("triton_aot.py")), *target.split(), *tile]
+    run = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_spills_and_no_fused_differences(target, tmp_path):
+    records = compile_for(target, tmp_path)
+    assert len(records) == len({record["variant"] for record in records}) > 20
+    assert all(record["registers"] > 0 for record in records)
+    assert [record for record in records if record["spills"] or record["fused"]] == []
+
+
+@pytest.mark.parametrize("target", ("cuda 90 32", "hip gfx942 64"))
+def test_spills_of_a_tile_too_large_are_seen(target, tmp_path):
+    (record,) = compile_for(target, tmp_path, "131072")
+    assert record["spills"] > 0

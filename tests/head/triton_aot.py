@@ -1,0 +1,134 @@
+"""Compiles the head's Triton kernels for one GPU target ahead of time, with no GPU, and prints what they cost.
+
+    python triton_aot.py cuda 90 32            the arguments of triton's GPUTarget
+    python triton_aot.py cuda 90 32 262144     one backward kernel alone, with that for its BWD_TILE
+
+One JSON record a line: the variant, and its registers, spills (to memory, of any kind) and fused multiply-adds. The
+variants are those that the backend launches on the features given below: its kernels are replaced by recorders, which
+turn the arguments of a launch into a signature as Triton's just-in-time compiler would. Needs a process without
+TRITON_INTERPRET.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from lpips_fast.kernels import head
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+ALIGNMENT = 16  # of the pointers that the caching allocator hands out; and divisor of integers worth knowing
+NAMES = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+# What the head is asked: the operators, and the features' channels, size, layout and type.
+FORWARD, MAPS, BACKWARD = "fwd", "maps", "bwd"
+CASES = [
+    *(
+        (kind, channels, size, layout, dtype)
+        for kind in (FORWARD, BACKWARD)
+        for channels, size in ((64, 256), (512, 32))
+        for layout in (torch.contiguous_format, torch.channels_last)
+        for dtype in (torch.float32, torch.bfloat16)
+    ),
+    (MAPS, 512, 32, torch.contiguous_format, torch.float32),
+    (MAPS, 64, 255, torch.contiguous_format, torch.bfloat16),
+    (BACKWARD, 512, 32, torch.channels_last, torch.float16),
+    (BACKWARD, 512, 32, torch.contiguous_format, torch.float64),
+    (BACKWARD, 384, 15, torch.contiguous_format, torch.float32),
+    (BACKWARD, 2048, 7, torch.contiguous_format, torch.float32),
+]
+
+
+class Recorder:
+    """Stands in for a kernel, and keeps the signature of each of its launches."""
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+        self.launches = []
+
+    def __getitem__(self, grid):
+        return self.record
+
+    def record(self, *args, **kwargs):
+        params = self.kernel.params
+        values = dict(zip((p.name for p in params), args))
+        options = {k: v for k, v in kwargs.items() if k not in {p.name for p in params}}
+        values.update((k, v) for k, v in kwargs.items() if k not in options)
+        signature, constexprs, attributes = {}, {}, {}
+        for index, param in enumerate(params):
+            value = values[param.name]
+            divisible = not param.do_not_specialize
+            if isinstance(value, torch.Tensor):
+                signature[param.name] = "*" + NAMES[value.dtype]
+            elif param.is_constexpr or value is None or value == 1:
+                signature[param.name] = "constexpr"
+                constexprs[(index,)] = value
+                divisible = False
+            else:
+                signature[param.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+                divisible = divisible and value % ALIGNMENT == 0
+            if divisible:
+                attributes[(index,)] = [["tt.divisibility", ALIGNMENT]]
+        self.launches.append((ASTSource(self.kernel, signature, constexprs, attributes), options))
+
+
+def launches(kind, channels, size, layout, dtype):
+    """What one call of the head with all gradients launches, on features without memory."""
+    f0, f1 = (torch.empty(2, channels, size, size, dtype=dtype, device="meta", memory_format=layout) for _ in range(2))
+    weight = torch.empty(channels, dtype=torch.float64 if dtype == torch.float64 else torch.float32, device="meta")
+    kernel_name = "_head_bwd_kernel" if kind == BACKWARD else "_head_fwd_kernel"
+    kernel = getattr(head, kernel_name)
+    recorder = Recorder(kernel)
+    setattr(head, kernel_name, recorder)
+    arguments = ([f0], [f1], [weight], 1e-10, False)
+    if kind == FORWARD:
+        head.head_fwd_triton(*arguments)
+    elif kind == MAPS:
+        head.head_maps_fwd_triton(*arguments)
+    else:
+        head.head_bwd_triton([weight.new_empty(2, 1)], *arguments, True, True, True, True)
+    setattr(head, kernel_name, kernel)
+    return recorder.launches
+
+
+def nvidia_cost(compiled):
+    """Of the machine code, where spilled registers lie in the stack frame; the fused are counted in the PTX."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(compiled.asm["cubin"])
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)]
+        report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    registers, stack, local = (int(re.search(rf"\b{name}:(\d+)", report)[1]) for name in ("REG", "STACK", "LOCAL"))
+    fused = len(re.findall(r"\bfma\.", compiled.asm["ptx"]))
+    return {"registers": registers, "spills": stack + local, "fused": fused}
+
+
+def amd_cost(compiled):
+    """From the assembler's metadata. Divisions and roots are fused multiply-adds there, so those tell nothing."""
+    fields = ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count", "sgpr_spill_count")
+    registers, *spills = (int(re.search(rf"\.{name}:\s*(\d+)", compiled.asm["amdgcn"])[1]) for name in fields)
+    return {"registers": registers, "spills": sum(spills), "fused": 0}
+
+
+def main(backend, arch, warp_size, tile=None):
+    target = GPUTarget(backend, int(arch) if backend == "cuda" else arch, int(warp_size))
+    cases = CASES
+    if tile is not None:
+        head.BWD_TILE = int(tile)
+        cases = [(BACKWARD, 512, 32, torch.channels_last, torch.float32)]
+    for case in cases:
+        for source, options in launches(*case):
+            compiled = triton.compile(source, target=target, options=options)
+            cost = nvidia_cost(compiled) if backend == "cuda" else amd_cost(compiled)
+            print(json.dumps({"variant": " ".join(map(str, case)), **cost}), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

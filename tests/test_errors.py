@@ -1,0 +1,143 @@
+"""Bad input gets an exception that names the argument, what it was and what is accepted."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import lpips_fast
+from lpips_fast import functional
+
+from .conftest import NETS
+from .images import MIN_SIZE, pair
+
+
+@pytest.fixture(scope="module")
+def module(make_ours):
+    return make_ours()
+
+
+def raises(kind, *words):
+    """An exception whose message has all the words."""
+    return pytest.raises(kind, match="".join(f"(?=.*{re.escape(word)})" for word in words).join(("(?s)", "")))
+
+
+def image(*shape, dtype=torch.float32, device="cpu"):
+    return torch.zeros(shape, dtype=dtype, device=device)
+
+
+GOOD = (2, 3, 40, 40)
+BAD_IMAGES = {
+    "no tensor": (np.zeros(GOOD, np.float32), TypeError, ("tensor", "ndarray")),
+    "none": (None, TypeError, ("tensor", "NoneType")),
+    "rank 3": (image(3, 40, 40), ValueError, ("[N, 3, H, W]", "[3, 40, 40]")),
+    "rank 2": (image(40, 40), ValueError, ("[N, 3, H, W]", "[40, 40]")),
+    "rank 0": (image(), ValueError, ("[N, 3, H, W]", "[]")),
+    "4 channels": (image(2, 4, 40, 40), ValueError, ("3", "1", "[2, 4, 40, 40]")),
+    "2 channels": (image(2, 2, 40, 40), ValueError, ("3", "1", "[2, 2, 40, 40]")),
+    "channels last in shape": (image(2, 40, 40, 3), ValueError, ("[N, 3, H, W]", "[2, 40, 40, 3]")),
+    "uint8": (image(*GOOD, dtype=torch.uint8), TypeError, ("floating", "torch.uint8", "[-1, 1]", "127.5")),
+    "int64": (image(*GOOD, dtype=torch.int64), TypeError, ("floating", "torch.int64")),
+    "bool": (image(*GOOD, dtype=torch.bool), TypeError, ("floating", "torch.bool")),
+    "complex": (image(*GOOD, dtype=torch.complex64), TypeError, ("floating", "torch.complex64")),
+    "float64": (image(*GOOD, dtype=torch.float64), TypeError, ("torch.float64", "torch.float32", ".to()")),
+    "bfloat16": (image(*GOOD, dtype=torch.bfloat16), TypeError, ("torch.bfloat16", "torch.float32", ".to()")),
+    "device": (image(*GOOD, device="meta"), ValueError, ("meta", "cpu", ".to()")),
+    "too small": (image(2, 3, 30, 40), ValueError, ("31", "alex", "30 x 40")),
+    "no pixels": (image(2, 3, 0, 0), ValueError, ("31", "alex", "0 x 0")),
+}
+
+
+@pytest.mark.parametrize("which", (0, 1))
+@pytest.mark.parametrize("bad,kind,words", BAD_IMAGES.values(), ids=BAD_IMAGES)
+def test_bad_image(module, which, bad, kind, words):
+    images = [image(*GOOD), image(*GOOD)]
+    images[which] = bad
+    with raises(kind, f"in{which}", *words):
+        module(*images)
+
+
+@pytest.mark.parametrize(
+    "shape0,shape1,words",
+    (
+        ((2, 3, 40, 40), (2, 3, 40, 41), ("size", "[40, 40]", "[40, 41]")),
+        ((2, 3, 41, 40), (2, 3, 40, 40), ("size", "[41, 40]", "[40, 40]")),
+        ((2, 3, 40, 40), (3, 3, 40, 40), ("batch", "2", "3")),
+        ((0, 3, 40, 40), (2, 3, 40, 40), ("batch", "0", "2")),
+    ),
+)
+def test_images_that_do_not_fit_together(module, shape0, shape1, words):
+    with raises(ValueError, "in0", "in1", *words):
+        module(image(*shape0), image(*shape1))
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_minimum_size(make_ours, net):
+    """The smallest image that is accepted works, and one pixel less on either side is refused by its name."""
+    module, size = make_ours(net), MIN_SIZE[net]
+    in0, in1 = pair(1, size, size)
+    assert module(in0.requires_grad_(), in1).isfinite().all()
+    for h, w in ((size - 1, size), (size, size - 1)):
+        with raises(ValueError, "in0", str(size), net, f"{h} x {w}"):
+            module(*pair(1, h, w))
+
+
+@pytest.mark.parametrize(
+    "options,kind,words",
+    (
+        ({"net": "resnet"}, ValueError, ("net", "'resnet'", "'alex'", "'vgg'", "'squeeze'")),
+        ({"net": None}, ValueError, ("net", "None", "'alex'")),
+        ({"version": "0.2"}, ValueError, ("version", "'0.2'", "'0.1'", "'0.0'")),
+        ({"version": 0.1}, ValueError, ("version", "0.1", "'0.1'")),
+        ({"backend": "gpu"}, ValueError, ("backend", "'gpu'", "'auto'", "'reference'", "'cpu'", "'cuda'", "'triton'")),
+        ({"pnet_tune": True}, ValueError, ("pnet_tune", "eval_mode=False")),
+    ),
+    ids=str,
+)
+def test_bad_options(options, kind, words):
+    with raises(kind, *words):
+        lpips_fast.LPIPS(pnet_rand=True, **options)
+
+
+def test_backend_that_is_not_there(make_ours):
+    missing = {name: reason for name, reason in lpips_fast.backends().items() if reason is not None}
+    for name, reason in missing.items():
+        with raises(RuntimeError, name, reason):
+            make_ours(backend=name)(*pair(1, 40, 40))
+
+
+F, W = torch.zeros(2, 5, 4, 4), torch.ones(5)
+BAD_HEADS = {
+    "no layers": (([], [], []), ValueError, ("feats0", "feats1", "0")),
+    "layers differ": (([F, F], [F], [W, W]), ValueError, ("feats0", "feats1", "2", "1")),
+    "weights too few": (([F, F], [F, F], [W]), ValueError, ("weights", "2", "1")),
+    "rank": (([F[0]], [F], [W]), ValueError, ("feats0[0]", "[N, C, H, W]", "[5, 4, 4]")),
+    "rank of the other": (([F, F], [F, F[0]], [W, W]), ValueError, ("feats1[1]", "[N, C, H, W]", "[5, 4, 4]")),
+    "integer": (([F.int()], [F.int()], [W]), TypeError, ("floating", "torch.int32")),
+    "types differ": (([F], [F.half()], [W]), TypeError, ("feats1[0]", "torch.float16", "torch.float32")),
+    "types of layers differ": (([F, F.double()], [F, F], [W, W]), TypeError, ("feats0[1]", "torch.float64")),
+    "devices differ": (([F], [F.to("meta")], [W]), ValueError, ("feats1[0]", "meta", "cpu")),
+    "channels differ": (([F], [F[:, :4]], [W]), ValueError, ("feats0[0]", "feats1[0]", "[2, 5, 4, 4]", "[2, 4, 4, 4]")),
+    "sizes differ": (([F], [F[..., :3]], [W]), ValueError, ("feats0[0]", "feats1[0]", "[2, 5, 4, 3]")),
+    "batches differ": (([F], [F.repeat(2, 1, 1, 1)], [W]), ValueError, ("feats0[0]", "[2, 5, 4, 4]", "[4, 5, 4, 4]")),
+    "batches of layers differ": (([F, F[:1]], [F, F[:1]], [W, W]), ValueError, ("batch", "[2, 1]")),
+    "weights too long": (([F], [F], [torch.ones(6)]), ValueError, ("weights[0]", "5", "[6]")),
+    "weights elsewhere": (([F], [F], [W.to("meta")]), ValueError, ("weights[0]", "meta", "cpu")),
+}
+
+
+@pytest.mark.parametrize("function", (functional.lpips_head, functional.lpips_head_maps))
+@pytest.mark.parametrize("arguments,kind,words", BAD_HEADS.values(), ids=BAD_HEADS)
+def test_bad_features(function, arguments, kind, words):
+    with raises(kind, *words):
+        function(*arguments)
+
+
+def test_bad_backend_of_the_head():
+    with raises(ValueError, "backend", "'gpu'", "'auto'", "'cpu'"):
+        functional.lpips_head([F], [F], [W], backend="gpu")
+    with pytest.raises((ValueError, RuntimeError), match="cuda"):
+        functional.lpips_head([F], [F], [W], backend="cuda")

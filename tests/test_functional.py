@@ -1,0 +1,206 @@
+"""The head and LPIPS over whatever shapes, strides and values hypothesis finds, against lpips 0.1.4's formulas."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lpips_fast import functional
+
+from .conftest import BACKENDS
+from .images import GRAD_TOLERANCE, VALUE_TOLERANCE, assert_close, assert_gradient_close
+
+SETTINGS = settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+dtypes = st.sampled_from((torch.float32, torch.float64, torch.float16, torch.bfloat16))
+shapes = st.tuples(st.integers(1, 70), st.integers(1, 9), st.integers(1, 9))  # C, H, W
+
+
+@st.composite
+def strided(draw, shape: tuple[int, ...], values: Tensor) -> Tensor:
+    """The values as a view with any order of dimensions, steps, and offset in memory."""
+    order = draw(st.permutations(range(len(shape))))
+    steps = draw(st.tuples(*(st.integers(1, 2) for _ in shape)))
+    offset = draw(st.integers(0, 3))
+    padded = [shape[d] * steps[d] for d in order]
+    base = torch.full((offset + max(1, torch.Size(padded).numel()),), torch.nan, dtype=values.dtype)
+    strides, stride = [0] * len(shape), 1
+    for d in reversed(order):
+        strides[d] = stride * steps[d]
+        stride *= shape[d] * steps[d]
+    view = base.as_strided(shape, strides, offset)
+    return view.copy_(values)
+
+
+@st.composite
+def feature_lists(draw, scales=(0.0, 1e-15, 1e-6, 1.0, 1e4)):
+    """feats0, feats1, weights of a few layers: batches equal or 1 against N, pixels of very different norms."""
+    dtype = draw(dtypes)
+    n = draw(st.integers(0, 3))
+    batches = draw(st.sampled_from(((n, n), (1, n), (n, 1))))
+    gen = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    scales = torch.tensor(scales, dtype=torch.float64)
+    feats0, feats1, weights = [], [], []
+    for c, h, w in draw(st.lists(shapes, min_size=1, max_size=3)):
+        for feats, batch in zip((feats0, feats1), batches):
+            f = torch.randn(batch, c, h, w, generator=gen, dtype=torch.float64)
+            f *= scales[torch.randint(len(scales), (batch, 1, h, w), generator=gen)]
+            feats.append(draw(strided((batch, c, h, w), f.to(dtype))))
+        acc = torch.float64 if dtype == torch.float64 else torch.float32
+        weight_shape = draw(st.sampled_from(((c,), (1, c, 1, 1))))
+        weights.append(torch.rand(weight_shape, generator=gen, dtype=torch.float64).to(acc))
+    return feats0, feats1, draw(st.sampled_from((weights, None)))
+
+
+def lpips_maps(feats0, feats1, weights):
+    """lpips 0.1.4's head in float64, up to the mean over space."""
+    from lpips import normalize_tensor
+
+    for layer, (f0, f1) in enumerate(zip(feats0, feats1)):
+        squares = (normalize_tensor(f0.double()) - normalize_tensor(f1.double())) ** 2
+        weight = 1.0 if weights is None else weights[layer].double().view(1, -1, 1, 1)
+        yield (weight * squares).sum(dim=1, keepdim=True)
+
+
+def value_tolerance(feats):
+    return VALUE_TOLERANCE[torch.float64 if feats[0].dtype == torch.float64 else torch.float32]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(lists=feature_lists())
+@SETTINGS
+def test_head_against_lpips(backend, lists):
+    expected = list(lpips_maps(*lists))
+    found = functional.lpips_head(*lists, backend=backend)
+    assert found.dtype == (torch.float64 if lists[0][0].dtype == torch.float64 else torch.float32)
+    assert_close(found, torch.stack([m.mean(dim=(1, 2, 3)) for m in expected], dim=1), value_tolerance(lists[0]))
+    for found_map, expected_map in zip(functional.lpips_head_maps(*lists, backend=backend), expected, strict=True):
+        assert_close(found_map, expected_map, value_tolerance(lists[0]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(lists=feature_lists(scales=(0.1, 1.0, 10.0)), needs=st.tuples(st.booleans(), st.booleans()))
+@SETTINGS
+def test_gradients_of_the_head_against_lpips(backend, lists, needs):
+    feats0, feats1, weights = lists
+    gradients = []
+    for double in (False, True):
+        leaves = [
+            [(f.double() if double else f).detach().requires_grad_(need) for f in feats]
+            for feats, need in zip((feats0, feats1), needs)
+        ]
+        if double:
+            value = torch.stack([m.mean(dim=(1, 2, 3)) for m in lpips_maps(*leaves, weights)], dim=1)
+        else:
+            value = functional.lpips_head(*leaves, weights, backend=backend)
+        wanted = [leaf for fs, need in zip(leaves, needs) if need for leaf in fs]
+        gradients.append(torch.autograd.grad(value.sum(), wanted) if wanted else [])
+    dtype = feats0[0].dtype
+    tolerance = {torch.float64: 1e-11, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 8e-3}[dtype]
+    for found, expected in zip(*gradients, strict=True):
+        assert found.dtype == dtype
+        # Parallel vectors have a gradient of 0, up to the rounding of the terms that cancel in it.
+        error = (found.double() - expected).norm()
+        assert error <= tolerance * expected.norm() + 1e-2 * tolerance * expected.numel() ** 0.5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(lists=feature_lists(scales=(0.0, 1e-30, 1e-4, 1.0, 1e30)))
+@SETTINGS
+def test_identical_features_are_at_distance_zero(backend, lists):
+    feats0, _, weights = lists
+    feats0 = [f.nan_to_num(posinf=1.0, neginf=-1.0) for f in feats0]
+    leaves = [f.detach().requires_grad_() for f in feats0]
+    value = functional.lpips_head(leaves, feats0, weights, backend=backend)
+    finite = [(f.double().square().sum(1) < 1e37).flatten(1).all(1) for f in feats0]
+    for layer, ok in enumerate(finite):
+        assert torch.equal(value[ok, layer], torch.zeros_like(value[ok, layer]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(lists=feature_lists(scales=(0.0, 1e-15, 1e-9, 1.0, 1e9, 1e15)))
+@SETTINGS
+def test_everything_stays_finite(backend, lists):
+    if lists[0][0].dtype == torch.float16:
+        lists = ([f.clamp(-6e4, 6e4) for f in feats] for feats in lists[:2]), lists[2]
+        (feats0, feats1), weights = lists
+    else:
+        feats0, feats1, weights = lists
+    leaves = [[f.detach().requires_grad_() for f in feats] for feats in (feats0, feats1)]
+    value = functional.lpips_head(*leaves, weights, backend=backend)
+    assert value.isfinite().all()
+    assert (value >= 0).all()
+    for grad in torch.autograd.grad(value.sum(), [*leaves[0], *leaves[1]]):
+        assert not grad.isnan().any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(data=st.data(), lists=feature_lists(scales=(0.5, 1.0)), bad=st.sampled_from((torch.nan, torch.inf, -torch.inf)))
+@SETTINGS
+def test_nan_in_nan_out(backend, data, lists, bad):
+    """Wherever a bad value stands, its own image's distance in its own layer becomes NaN and nothing else changes."""
+    feats0, feats1, weights = lists
+    n = len(feats0[0]) if len(feats0[0]) != 1 else len(feats1[0])
+    if len(feats0[0]) != n or n == 0:
+        return
+    clean = functional.lpips_head(feats0, feats1, weights, backend=backend)
+    layer = data.draw(st.integers(0, len(feats0) - 1))
+    place = tuple(data.draw(st.integers(0, size - 1)) for size in feats0[layer].shape)
+    feats0[layer][place] = bad
+    value = functional.lpips_head(feats0, feats1, weights, backend=backend)
+    is_bad = torch.zeros_like(value, dtype=torch.bool)
+    is_bad[place[0], layer] = True
+    assert torch.equal(value.isnan(), is_bad)
+    assert torch.equal(value[~is_bad], clean[~is_bad])
+
+
+@st.composite
+def image_pairs(draw):
+    """Two batches for AlexNet: any sizes and strides, 1 or 3 channels, equal batches or 1 against N."""
+    n = draw(st.integers(0, 3))
+    batches = draw(st.sampled_from(((n, n), (1, n), (n, 1))))
+    h, w = draw(st.integers(31, 48)), draw(st.integers(31, 48))
+    gen = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    images = []
+    for batch in batches:
+        shape = (batch, draw(st.sampled_from((1, 3))), h, w)
+        values = torch.rand(shape, generator=gen) * 2 - 1
+        images.append(draw(strided(shape, values * draw(st.sampled_from((0.0, 1e-6, 1.0, 100.0))))))
+    return images
+
+
+@pytest.fixture(scope="module")
+def modules(make_ours, make_theirs):
+    return {spatial: (make_ours(spatial=spatial), make_theirs("alex", torch.float64, spatial=spatial)) for spatial in (0, 1)}
+
+
+@given(images=image_pairs(), spatial=st.sampled_from((0, 1)), normalize=st.booleans())
+@settings(SETTINGS, max_examples=30)
+def test_lpips_against_lpips(modules, images, spatial, normalize):
+    ours, theirs = modules[spatial]
+    in0, in1 = (x.detach().requires_grad_() for x in images)
+    value, parts = ours(in0, in1, retPerLayer=True, normalize=normalize)
+    in0_ref, in1_ref = (x.detach().double().requires_grad_() for x in images)
+    n = value.shape[0]
+    if n:
+        expanded = (x.expand(-1, 3, -1, -1) for x in (in0_ref, in1_ref))
+        expected, expected_parts = theirs(*expanded, retPerLayer=True, normalize=normalize)
+        assert_close(value, expected, VALUE_TOLERANCE[torch.float32])
+        for part, expected_part in zip(parts, expected_parts, strict=True):
+            assert_close(part, expected_part, (1e-5, 1e-4))
+    grads = torch.autograd.grad(value.sum(), (in0, in1))
+    assert [g.shape for g in grads] == [x.shape for x in images]
+    if n:
+        for grad, expected_grad in zip(grads, torch.autograd.grad(expected.sum(), (in0_ref, in1_ref))):
+            if expected_grad.isfinite().all():
+                assert_gradient_close(grad, expected_grad, 10 * GRAD_TOLERANCE[torch.float32])
+            else:  # lpips's NaN at a zero norm
+                assert grad.isfinite().all()

@@ -1,0 +1,250 @@
+"""LPIPS against lpips 0.1.4 run in float64: values, layers, maps and gradients."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import Tensor
+
+from .conftest import BACKENDS, NETS
+from .images import (
+    GRAD_TOLERANCE,
+    MIN_SIZE,
+    SIZE,
+    VALUE_TOLERANCE,
+    assert_close,
+    assert_gradient_close,
+    image,
+    pair,
+)
+
+DTYPES = (torch.float32, torch.float64)
+OPTIONS = {
+    "default": {},
+    "v0.0": {"version": "0.0"},
+    "unweighted": {"lpips": False},
+    "unweighted-v0.0": {"lpips": False, "version": "0.0"},
+    "spatial": {"spatial": True},
+    "spatial-v0.0": {"spatial": True, "version": "0.0"},
+    "spatial-unweighted": {"spatial": True, "lpips": False},
+}
+
+
+@pytest.fixture(scope="module")
+def oracle(make_theirs):
+    """lpips 0.1.4 in float64, by net and options."""
+    made = functools.cache(lambda net, options: make_theirs(net, torch.float64, **dict(options)))
+    return lambda net, **options: made(net, tuple(options.items()))
+
+
+@pytest.fixture(scope="module")
+def ours(make_ours):
+    """Our module by net, type and options; changed by no test. Few are kept, for VGG is large."""
+    made = functools.lru_cache(4)(lambda net, dtype, options: make_ours(net, **dict(options)).to(dtype))
+    return lambda net, dtype=torch.float32, **options: made(net, dtype, tuple(options.items()))
+
+
+def run(module, in0: Tensor, in1: Tensor, **arguments) -> tuple[Tensor, list[Tensor], tuple[Tensor, Tensor]]:
+    """Value, parts by layer, and the gradients of a random combination of the values to both images."""
+    in0, in1 = in0.detach().requires_grad_(), in1.detach().requires_grad_()
+    value, parts = module(in0, in1, retPerLayer=True, **arguments)
+    gen = torch.Generator().manual_seed(3)
+    factors = torch.rand(value.shape, generator=gen, dtype=torch.float64).to(value)
+    return value, parts, torch.autograd.grad((factors * value).sum(), (in0, in1))
+
+
+def assert_same(module, reference, in0, in1, **arguments):
+    """Both give the same, to the rounding of the images' type; `reference` computes in float64."""
+    dtype = in0.dtype
+    value, parts, grads = run(module, in0, in1, **arguments)
+    expected, expected_parts, expected_grads = run(reference, in0.double(), in1.double(), **arguments)
+    assert value.dtype == dtype
+    assert torch.equal(module(in0, in1, **arguments), value)
+    assert_close(value, expected, VALUE_TOLERANCE[dtype])
+    assert len(parts) == len(expected_parts) == module.L
+    for layer, (part, expected_part) in enumerate(zip(parts, expected_parts)):
+        assert_close(part, expected_part, VALUE_TOLERANCE[dtype], f"layer {layer}")
+    for name, grad, expected_grad in zip(("in0", "in1"), grads, expected_grads):
+        assert_gradient_close(grad, expected_grad, GRAD_TOLERANCE[dtype], f"gradient to {name}")
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("net", NETS)
+def test_options(ours, oracle, net, backend, dtype, options):
+    assert_same(ours(net, dtype, backend=backend, **options), oracle(net, **options), *pair(2, *SIZE[net], dtype=dtype))
+
+
+@pytest.mark.parametrize("spatial", (False, True), ids=("mean", "spatial"))
+@pytest.mark.parametrize("size", ("minimum", (64, 64), (31, 57)), ids=str)
+@pytest.mark.parametrize("net", NETS)
+def test_sizes(ours, oracle, net, size, spatial):
+    h, w = (MIN_SIZE[net],) * 2 if size == "minimum" else size
+    assert_same(ours(net, spatial=spatial), oracle(net, spatial=spatial), *pair(1, h, w))
+
+
+@pytest.mark.parametrize("layout", ("channels_last", "sliced", "transposed"))
+@pytest.mark.parametrize("net", NETS)
+def test_layouts(ours, oracle, net, layout):
+    change = {
+        "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+        "sliced": lambda x: torch.cat((x, x), dim=1).repeat_interleave(2, dim=3)[:, 1:4, :, ::2],
+        "transposed": lambda x: x.transpose(2, 3),
+    }[layout]
+    assert_same(ours(net), oracle(net), *map(change, pair(2, *SIZE[net])))
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_normalize(ours, oracle, net):
+    in0, in1 = ((x + 1) / 2 for x in pair(2, *SIZE[net]))
+    assert_same(ours(net), oracle(net), in0, in1, normalize=True)
+
+
+@pytest.mark.parametrize("sizes", ((1, 3), (3, 1)), ids=str)
+@pytest.mark.parametrize("spatial", (False, True), ids=("mean", "spatial"))
+@pytest.mark.parametrize("net", NETS)
+def test_one_against_many(ours, oracle, net, spatial, sizes):
+    in0, in1 = (image(n, *SIZE[net], seed=n) for n in sizes)
+    assert_same(ours(net, spatial=spatial), oracle(net, spatial=spatial), in0, in1)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_grayscale(ours, oracle, net):
+    in0, in1 = pair(2, *SIZE[net], channels=1)
+    assert_same(ours(net), oracle(net), in0, in1)
+    assert torch.equal(ours(net)(in0, in1), ours(net)(in0.expand(-1, 3, -1, -1), in1.expand(-1, 3, -1, -1)))
+    assert ours(net)(in0, in1.expand(-1, 3, -1, -1)).shape == (2, 1, 1, 1)
+
+
+@pytest.mark.parametrize("spatial", (False, True), ids=("mean", "spatial"))
+@pytest.mark.parametrize("net", NETS)
+def test_empty_batch(ours, net, spatial):
+    in0, in1 = pair(0, *SIZE[net])
+    value, parts, grads = run(ours(net, spatial=spatial), in0, in1)
+    assert value.shape == ((0, 1, *SIZE[net]) if spatial else (0, 1, 1, 1))
+    assert all(part.shape == value.shape for part in parts)
+    assert all(grad.shape == in0.shape for grad in grads)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("net", NETS)
+def test_vgg16_is_vgg_and_parts_add_up(ours, net, backend):
+    in0, in1 = pair(3, *SIZE[net])
+    value, parts = ours(net, backend=backend)(in0, in1, retPerLayer=True)
+    assert_close(sum(parts), value.double(), VALUE_TOLERANCE[torch.float32])
+    if net == "vgg":
+        assert torch.equal(ours("vgg16", backend=backend)(in0, in1), value)
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize("net", NETS)
+def test_low_precision(ours, oracle, net, dtype):
+    """Features are in the images' type, whose rounding shows; the head's own arithmetic is float32 all the same."""
+    module, in0, in1 = ours(net, dtype), *pair(2, *SIZE[net], dtype=dtype)
+    value, _, grads = run(module, in0, in1)
+    assert value.dtype == torch.float32
+    feats0, feats1 = ([f.double() for f in module.net(module.scaling_layer(x))] for x in (in0, in1))
+    weights = [lin.weight.double() for lin in module.lins]
+    assert_close(value, exact_head(feats0, feats1, weights), VALUE_TOLERANCE[torch.float32])
+    expected, _, expected_grads = run(oracle(net), in0.double(), in1.double())
+    loose = 0.05 if dtype == torch.bfloat16 else 0.01
+    assert_close(value, expected, (0, loose))
+    for grad, expected_grad in zip(grads, expected_grads):
+        assert grad.dtype == dtype
+        aligned = torch.nn.functional.cosine_similarity(grad.double().flatten(), expected_grad.flatten(), dim=0)
+        assert aligned > 0.95
+
+
+def exact_head(feats0, feats1, weights):
+    """lpips 0.1.4's head on features that are already there."""
+    from lpips import normalize_tensor
+
+    parts = [
+        (weight * (normalize_tensor(f0) - normalize_tensor(f1)) ** 2).sum(dim=1, keepdim=True).mean((2, 3), keepdim=True)
+        for f0, f1, weight in zip(feats0, feats1, weights)
+    ]
+    return sum(parts)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_autocast(ours, oracle, net):
+    in0, in1 = pair(2, *SIZE[net])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value, _, grads = run(ours(net), in0, in1)
+    assert value.dtype == torch.float32
+    assert_close(value, run(oracle(net), in0.double(), in1.double())[0], (0, 0.05))
+    assert all(grad.dtype == torch.float32 and grad.isfinite().all() for grad in grads)
+
+
+@pytest.mark.parametrize("needs", ((False, True), (True, False), (False, False)), ids=str)
+def test_gradient_to_one_image_only(ours, oracle, needs):
+    """The gradient is the same whether the other image asks for its own or not."""
+    in0, in1 = pair(2, *SIZE["alex"])
+    _, _, expected = run(oracle("alex"), in0.double(), in1.double())
+    images = [x.clone().requires_grad_(need) for x, need in zip((in0, in1), needs)]
+    value = ours("alex")(*images)
+    assert value.requires_grad == any(needs)
+    if any(needs):
+        gen = torch.Generator().manual_seed(3)
+        (torch.rand(value.shape, generator=gen, dtype=torch.float64).to(value) * value).sum().backward()
+    for x, need, grad in zip(images, needs, expected):
+        assert (x.grad is not None) == need
+        if need:
+            assert_gradient_close(x.grad, grad, GRAD_TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("net", NETS)
+def test_two_backwards_through_one_call(ours, net, backend):
+    """GANs weigh their losses by the gradient norm at the last layer, then run backward through the same graph."""
+    in0, in1 = pair(2, *SIZE[net])
+    in0.requires_grad_()
+    loss = ours(net, backend=backend)(in0, in1).mean()
+    (first,) = torch.autograd.grad(loss, in0, retain_graph=True)
+    loss.backward()
+    assert torch.equal(in0.grad, first)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("net", NETS)
+def test_identical_images_are_at_distance_zero(ours, net, backend):
+    in0, _ = pair(2, *SIZE[net])
+    value, parts, grads = run(ours(net, backend=backend), in0, in0.clone())
+    assert all(torch.equal(t, torch.zeros_like(t)) for t in (value, *parts, *grads))
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_two_runs_agree_to_the_bit(ours, net):
+    first, second = (run(ours(net), *pair(2, *SIZE[net])) for _ in range(2))
+    for a, b in zip((first[0], *first[1], *first[2]), (second[0], *second[1], *second[2])):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("net", NETS)
+def test_features_of_norm_zero(ours, net, backend):
+    """Where a whole feature vector is 0 lpips gives NaN gradients; ours are finite, also under anomaly detection."""
+    module = ours(net, torch.float32, backend=backend)
+    in0 = module.scaling_layer.shift.expand(1, 3, *SIZE[net]).clone()  # scaled to exactly 0
+    in1 = image(1, *SIZE[net], seed=1)
+    with torch.autograd.detect_anomaly(check_nan=True):
+        value, _, grads = run(module, in0, in1)
+    assert value.isfinite().all()
+    assert all(grad.isfinite().all() for grad in grads)
+
+
+@pytest.mark.parametrize("bad", (float("nan"), float("inf"), float("-inf")))
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("net", NETS)
+def test_nan_in_nan_out(ours, net, backend, bad):
+    """A NaN or an infinity makes its own image's distance NaN, and no other's."""
+    in0, in1 = pair(3, *SIZE[net])
+    clean = ours(net, backend=backend)(in0, in1)
+    in0[1, 0, 10, 12] = bad
+    value = ours(net, backend=backend)(in0, in1)
+    assert value[1].isnan().all()
+    assert_close(value[[0, 2]], clean[[0, 2]].double(), VALUE_TOLERANCE[torch.float32])

@@ -1,0 +1,424 @@
+"""The metric against torchmetrics' own, on the same weights, and what torchmetrics' tests ask of it."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import pickle
+import weakref
+
+import pytest
+import torch
+
+pytest.importorskip("torchmetrics")
+
+import torchmetrics
+from torchmetrics import MetricCollection
+from torchmetrics.functional.image import lpips as theirs_functional
+from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity as Theirs
+from torchmetrics.wrappers import FeatureShare
+
+from lpips_fast import metric
+from lpips_fast.metric import LearnedPerceptualImagePatchSimilarity as Ours
+from lpips_fast.metric import learned_perceptual_image_patch_similarity as ours_functional
+
+from .conftest import NETS
+
+REDUCTIONS = ("mean", "sum", "none", None)
+TOLERANCE = {"atol": 2e-7, "rtol": 2e-5}
+
+
+def _batches(normalize, n_batches=2, n=2, size=33):
+    gen = torch.Generator().manual_seed(0)
+    batches = torch.rand(n_batches, 2, n, 3, size, size, generator=gen)
+    return batches if normalize else 2 * batches - 1
+
+
+@functools.cache
+def _empty_features(model):
+    import torchvision
+
+    with torch.device("meta"):  # VGG's classifier, which is thrown away, would take seconds to initialise
+        return getattr(torchvision.models, model)(weights=None).features
+
+
+@pytest.fixture(scope="module")
+def weights(trunk_states):
+    """Both packages' trunks get these, in place of ImageNet's."""
+    nets = {"alexnet": "alex", "vgg16": "vgg", "squeezenet1_1": "squeeze"}
+
+    def features(model, pretrained=False):
+        made = _empty_features(model).to_empty(device="cpu")
+        state = {name.removeprefix("features."): t for name, t in trunk_states[nets[model]].items()}
+        made.load_state_dict({name: state.get(name, t) for name, t in made.state_dict().items()})
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(theirs_functional, "_get_tv_model_features", features)
+        patch.setattr("lpips_fast.weights._torchvision_weights", lambda net, progress: trunk_states[net])
+        metric._kept_network.cache_clear()
+        yield trunk_states
+    metric._kept_network.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def make(weights):
+    """Makes a metric; those of one class and arguments share their networks, copied."""
+    made = functools.cache(lambda kind, arguments: kind(**dict(arguments)))
+
+    def make(kind, **arguments):
+        return made(kind, tuple(arguments.items())).clone()
+
+    return make
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("normalize", (False, True))
+def test_numbers_are_torchmetrics(make, net, normalize):
+    for reduction in REDUCTIONS:
+        ours = make(Ours, net_type=net, normalize=normalize)
+        theirs = make(Theirs, net_type=net, normalize=normalize)
+        ours = Ours(net_type=net, reduction=reduction, normalize=normalize) if reduction != "mean" else ours
+        theirs = Theirs(net_type=net, reduction=reduction, normalize=normalize) if reduction != "mean" else theirs
+        for img1, img2 in _batches(normalize):
+            found, expected = ours(img1, img2), theirs(img1, img2)
+            torch.testing.assert_close(found, expected, **TOLERANCE)
+            found = ours_functional(img1, img2, net, reduction, normalize)
+            expected = expected if reduction is not None else theirs_functional._lpips_compute(expected, None)
+            torch.testing.assert_close(found, expected, **TOLERANCE)
+        torch.testing.assert_close(ours.compute(), theirs.compute(), **TOLERANCE)
+        ours.reset()
+        theirs.reset()
+        for img1, img2 in _batches(normalize, 3)[1:]:
+            ours.update(img1, img2)
+            theirs.update(img1, img2)
+        torch.testing.assert_close(ours.compute(), theirs.compute(), **TOLERANCE)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("n1, n2", ((1, 1), (1, 3), (3, 1)))
+def test_shapes_are_torchmetrics(make, reduction, n1, n2):
+    (img1, img2), *_ = _batches(True, n=3)
+    img1, img2 = img1[:n1], img2[:n2]
+    found, expected = make(Ours, reduction=reduction)(img1, img2), make(Theirs, reduction=reduction)(img1, img2)
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+    expected = theirs_functional.learned_perceptual_image_patch_similarity(img1, img2, "alex", reduction)
+    torch.testing.assert_close(ours_functional(img1, img2, "alex", reduction), expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("net", ("alex", "squeeze"))
+def test_numbers_are_torchmetrics_on_real_weights(shared, make, net, monkeypatch):
+    monkeypatch.undo()
+    checkpoints = shared / "torch_home" / "hub" / "checkpoints"
+    (file,) = checkpoints.glob({"alex": "alexnet-*", "squeeze": "squeezenet*"}[net])
+    ours, theirs = Ours(net, trunk_weights=file), make(Theirs, net_type=net)
+    theirs.load_state_dict(ours.state_dict())
+    (img1, img2), *_ = _batches(True, size=64)
+    torch.testing.assert_close(ours(img1, img2), theirs(img1, img2), **TOLERANCE)
+
+
+def test_tiny_features_show_where_the_eps_is(make):
+    ours, theirs = make(Ours), make(Theirs)
+    for m in (ours, theirs):
+        for p in list(m.net.net.parameters())[:2]:
+            p.data.mul_(1e-5)
+    (img1, img2), *_ = _batches(False)
+    expected = theirs(img1, img2)
+    torch.testing.assert_close(ours(img1, img2), expected, **TOLERANCE)
+    outside = super(metric._Network, ours.net).forward(img1, img2).mean()
+    assert abs(outside - expected) > 1e-2 * expected, "the eps must matter here for the test to be one"
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_gradients_flow_through_forward_and_functional(make, reduction):
+    (img1, img2), *_ = _batches(False)
+
+    def gradients(call):
+        inputs = [img1.clone().requires_grad_(), img2.clone().requires_grad_()]
+        call(*inputs).sum().backward()
+        return torch.stack([x.grad for x in inputs])
+
+    expected = gradients(make(Theirs, reduction=reduction))
+    allowed = 5e-4 * expected.norm()  # ReLUs and pools within rounding of a tie may decide otherwise
+    assert (gradients(make(Ours, reduction=reduction)) - expected).norm() <= allowed
+    assert (gradients(functools.partial(ours_functional, reduction=reduction)) - expected).norm() <= allowed
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_used_as_a_loss_no_state_keeps_a_graph(make, reduction):
+    ours = make(Ours, reduction=reduction)
+    images = []
+    for img1, img2 in _batches(False, 3):
+        img1 = img1.clone().requires_grad_()
+        ours(img1, img2).sum().backward()
+        images.append(weakref.ref(img1))
+    del img1
+    gc.collect()
+    assert [image() for image in images] == [None] * 3
+    assert not ours.compute().requires_grad
+    ours.update(torch.zeros(1, 3, 33, 33, requires_grad=True), img2[:1])
+    assert not ours.compute().requires_grad
+
+
+@pytest.mark.parametrize("reduction", ("mean", "sum"))
+def test_the_state_of_mean_and_sum_is_bounded(make, reduction):
+    ours = make(Ours, reduction=reduction)
+    (img1, img2), *_ = _batches(False, 1)
+    sizes = set()
+    for _ in range(3):
+        ours(img1, img2)
+        ours.update(img1, img2)
+        sizes.add(sum(state.numel() for state in ours.metric_state.values()))
+    assert sizes == {2}
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float64))
+def test_other_types(make, dtype):
+    """torchmetrics' own test of half precision: set_dtype, then a batch; and such images with a float32 network."""
+    (img1, img2), *_ = _batches(True)
+    expected = make(Theirs, normalize=True)(img1, img2)
+    ours = make(Ours, normalize=True).set_dtype(dtype)
+    found = ours(img1.to(dtype), img2.to(dtype))
+    torch.testing.assert_close(found.float(), expected, atol=0, rtol=3e-2)
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    for _ in range(3):
+        ours.update(img1.to(dtype), img2.to(dtype))
+    torch.testing.assert_close(ours.compute(), found, atol=0, rtol=1e-5)
+    found = ours_functional(img1.to(dtype), img2.to(dtype), normalize=True)
+    torch.testing.assert_close(found.float(), expected, atol=0, rtol=3e-2)
+    if dtype != torch.float64:
+        found = make(Ours, normalize=True)(img1.to(dtype), img2.to(dtype))
+        expected = make(Theirs, normalize=True)(img1.to(dtype), img2.to(dtype))  # which normalizes in that type
+        torch.testing.assert_close(found, expected, atol=0, rtol=1e-3)
+
+
+def test_counts_beyond_half_precision(make):
+    ours = make(Ours).set_dtype(torch.float16)
+    ours.total, ours.count = ours.total + 30_000.0, ours.count + 100_001
+    ours.set_dtype(torch.float16)
+    assert ours.count.item() == 100_001
+    ours._update_count = 1
+    assert ours.compute().item() == pytest.approx(30_000 / 100_001, rel=1e-6)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_pickling_and_copying_keep_the_state(make, reduction):
+    ours = make(Ours, reduction=reduction)
+    (img1, img2), more = _batches(False)
+    ours.update(img1, img2)
+    for copy in (pickle.loads(pickle.dumps(ours)), ours.clone()):
+        assert torch.equal(copy.compute(), ours.compute())
+        copy.update(*more)
+        assert not torch.equal(copy.compute(), ours.compute())
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_state_dicts_load_both_ways(make, net):
+    ours, theirs = make(Ours, net_type=net), make(Theirs, net_type=net)
+    assert set(ours.state_dict()) == set(theirs.state_dict())
+    for p in theirs.parameters():
+        p.data.mul_(1.25)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    (img1, img2), *_ = _batches(False)
+    torch.testing.assert_close(ours(img1, img2), theirs(img1, img2), **TOLERANCE)
+    make(Theirs, net_type=net).load_state_dict(ours.state_dict(), strict=True)
+
+
+def test_persistent_state_is_kept(make):
+    ours, other = make(Ours), make(Ours)
+    (img1, img2), *_ = _batches(False)
+    for m in (ours, other):
+        m.persistent(True)
+    ours.update(img1, img2)
+    other.load_state_dict(ours.state_dict())
+    with pytest.warns(UserWarning, match="before the ``update``"):
+        assert torch.equal(other.compute(), ours.compute())
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_merging_states(make, reduction):
+    one, other, both = (make(Ours, reduction=reduction) for _ in range(3))
+    first, second = _batches(False)
+    other.update(*first)
+    one.update(*second)
+    both.update(*first)
+    both.update(*second)
+    one.merge_state(other)
+    torch.testing.assert_close(one.compute(), both.compute())
+
+
+def test_in_collections(make):
+    (img1, img2), *_ = _batches(False)
+    expected = make(Theirs)(img1, img2)
+    metrics = {"a": make(Ours), "b": make(Ours, reduction="sum")}
+    for collection in (MetricCollection(metrics), FeatureShare({"a": make(Ours), "b": make(Ours, reduction="sum")})):
+        found = collection(img1, img2)
+        torch.testing.assert_close(found["a"], expected, **TOLERANCE)
+        torch.testing.assert_close(found["b"], 2 * expected, **TOLERANCE)
+
+
+def test_class_attributes_are_torchmetrics():
+    names = ("is_differentiable", "higher_is_better", "full_state_update", "feature_network")
+    for name in (*names, "plot_lower_bound", "plot_upper_bound"):
+        assert getattr(Ours, name) == getattr(Theirs, name), name
+
+
+def test_plot(make):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("agg")
+    ours = make(Ours)
+    (img1, img2), *_ = _batches(False)
+    value = ours(img1, img2)
+    for figure, axes in (ours.plot(), ours.plot([value, 2 * value])):
+        assert axes.figure is figure
+        matplotlib.pyplot.close(figure)
+
+
+def test_training_mode_of_a_parent_changes_nothing(make):
+    parent = torch.nn.ModuleDict({"metric": make(Ours)}).train()
+    (img1, img2), *_ = _batches(False)
+    assert torch.equal(parent["metric"](img1, img2), make(Ours)(img1, img2))
+    assert not any(p.requires_grad for p in parent.parameters())
+
+
+def test_error_on_wrong_init():
+    with pytest.raises(ValueError, match="Argument `net_type` must be one"):
+        Ours(net_type="resnet")
+    with pytest.raises(ValueError, match="Argument `reduction` must be one"):
+        Ours(reduction="median")
+    with pytest.raises(ValueError, match="Argument `normalize` should be an bool but got 1"):
+        Ours(normalize=1)
+    with pytest.raises(ValueError, match="Unexpected keyword arguments"):
+        Ours(reduce="mean")
+    x = torch.zeros(1, 3, 33, 33)
+    with pytest.raises(ValueError, match="Argument `net_type` must be one"):
+        ours_functional(x, x, net_type="resnet")
+    with pytest.raises(ValueError, match="Invalid reduction type: median"):
+        ours_functional(x, x, reduction="median")
+
+
+@pytest.mark.parametrize(
+    "img1, img2, normalize",
+    (
+        (torch.rand(1, 1, 28, 28), torch.rand(1, 3, 28, 28), False),
+        (torch.rand(1, 3, 28, 28), torch.rand(1, 1, 28, 28), False),
+        (torch.rand(3, 28, 28), torch.rand(1, 3, 28, 28), False),
+        (torch.rand(1, 3, 28, 28) - 2, torch.rand(1, 3, 28, 28), False),
+        (torch.rand(1, 3, 28, 28), torch.rand(1, 3, 28, 28) - 2, False),
+        (torch.rand(1, 3, 28, 28) - 0.5, torch.rand(1, 3, 28, 28), True),
+        (torch.rand(1, 3, 28, 28), torch.rand(1, 3, 28, 28) + 0.5, True),
+        (torch.rand(1, 3, 28, 28), torch.full((1, 3, 28, 28), torch.nan), False),
+        (torch.full((1, 3, 28, 28), torch.nan), torch.rand(1, 3, 28, 28), True),
+    ),
+)
+def test_error_on_wrong_update(make, img1, img2, normalize):
+    message = r"Expected both input arguments to be normalized tensors .* expected to be in the \[(0|-1), 1\] range"
+    ours = make(Ours, normalize=normalize)
+    for kind in (ours, make(Theirs, normalize=normalize)):
+        with pytest.raises(ValueError, match=message):
+            kind(img1, img2)
+    with pytest.raises(ValueError, match=message):
+        ours_functional(img1, img2, normalize=normalize)
+    ours.reset()
+    with pytest.raises(ValueError, match=message):
+        ours.update(img1, img2)
+    assert ours.count == 0, "what was refused must not be in the state"
+
+
+def test_above_one_is_refused_only_when_normalizing(make):
+    """torchmetrics' check has no upper bound without `normalize`."""
+    (img1, img2), *_ = _batches(True)
+    torch.testing.assert_close(make(Ours)(3 * img1, img2), make(Theirs)(3 * img1, img2), **TOLERANCE)
+
+
+def test_no_samples(make):
+    for reduction in REDUCTIONS:
+        ours = make(Ours, reduction=reduction)
+        with pytest.warns(UserWarning, match="before the ``update``"), pytest.raises(ValueError, match="No samples"):
+            ours.compute()
+
+
+def test_an_empty_batch_adds_nothing(make):
+    ours = make(Ours)
+    (img1, img2), *_ = _batches(False)
+    ours.update(img1, img2)
+    expected = ours.compute()
+    ours.update(img1[:0], img2[:0])
+    assert torch.equal(ours.compute(), expected)
+
+
+def test_functional_makes_its_network_once(weights):
+    metric._kept_network.cache_clear()
+    (img1, img2), *_ = _batches(False)
+    with torch.inference_mode():
+        ours_functional(img1, img2)
+    ours_functional(img1.clone().requires_grad_(), img2).backward()  # the network kept must not be an inference one
+    assert metric._kept_network.cache_info().misses == 1
+    ours_functional(img1.double(), img2.double())
+    assert metric._kept_network.cache_info().misses == 2
+
+
+def _worker(rank, folder, states):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    net = metric._Network(trunk_weights=states)
+    batches = _batches(False, 5)
+    found = {}
+    for reduction in REDUCTIONS:
+        ours = Ours(reduction=reduction, trunk_weights=states)
+        ours.net = net
+        for ours.dist_sync_on_step in (False, True):
+            ours.reset()
+            steps = [ours(*batches[i]) for i in range(rank, 4, 2)]
+            found[reduction, ours.dist_sync_on_step] = (torch.stack(steps), ours.compute())
+        ours.reset()
+        for i in range(rank, 5, 2):
+            ours.update(*batches[i])
+        found[reduction, "uneven"] = ours.compute()
+        ours.reset()
+        if rank == 0:
+            ours.update(*batches[0])
+        ours._update_count = 1  # as torchmetrics' warning would be noise here
+        found[reduction, "none on rank 1"] = ours.compute()
+    found["expected"] = torch.stack([net(*batch) for batch in batches])
+    torch.save(found, f"{folder}/rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_agree_with_one(trunk_states, tmp_path):
+    states = trunk_states["alex"]
+    torch.multiprocessing.spawn(_worker, (str(tmp_path), states), nprocs=2)
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+    scores = ranks[0]["expected"]  # [5 batches, 2 images], batch i on rank i % 2
+    for reduction in REDUCTIONS:
+        reduce = {"mean": torch.mean, "sum": torch.sum}.get(reduction, torch.flatten)
+        for rank, found in enumerate(ranks):
+            steps, value = found[reduction, False]
+            torch.testing.assert_close(value, reduce(scores[:4]))
+            torch.testing.assert_close(steps, torch.stack([reduce(scores[i]) for i in (rank, rank + 2)]))
+            steps, value = found[reduction, True]
+            torch.testing.assert_close(value, reduce(scores[:4]))
+            torch.testing.assert_close(steps, torch.stack([reduce(scores[i : i + 2]) for i in (0, 2)]))
+            torch.testing.assert_close(found[reduction, "uneven"], reduce(scores))
+            torch.testing.assert_close(found[reduction, "none on rank 1"], reduce(scores[0]))
+
+
+def test_range_check_on_a_gpu_does_not_wait(make):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    ours = make(Ours).cuda()
+    img1, img2 = _batches(False)[0].cuda()
+    ours.update(img1, img2)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ours.update(img1, img2)
+        ours(img1, img2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    with pytest.raises(ValueError, match="Expected both input arguments"):
+        ours.update(img1 - 2, img2)
+    assert ours.count == 6
+
+
+def test_supported_torchmetrics():
+    assert tuple(map(int, torchmetrics.__version__.split(".")[:2])) >= (1, 0)

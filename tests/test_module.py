@@ -1,0 +1,341 @@
+"""LPIPS as an nn.Module: keys, freezing, eval mode, training, copies, silence, names that scripts use, torch.compile."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import pickle
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import lpips_fast
+
+from .conftest import BACKENDS, NETS
+from .images import VALUE_TOLERANCE, assert_close, pair
+
+
+class Loss(nn.Module):
+    """A training loss that holds LPIPS, as generative models do."""
+
+    def __init__(self, perceptual):
+        super().__init__()
+        self.perceptual_loss = perceptual
+        self.log_variance = nn.Parameter(torch.zeros(()))
+
+
+@pytest.mark.parametrize("options", ({}, {"use_dropout": False}, {"lpips": False}, {"version": "0.0"}), ids=str)
+@pytest.mark.parametrize("net", NETS)
+def test_state_dict_loads_strictly_both_ways(make_ours, make_theirs, net, options):
+    ours, theirs = make_ours(net, **options), copy.deepcopy(make_theirs(net, **options))
+    state = ours.state_dict()
+    assert list(state) == list(theirs.state_dict())
+    for source, target in ((ours, theirs), (theirs, ours)):
+        changed = {name: tensor + 1 for name, tensor in source.state_dict().items()}
+        target.load_state_dict(changed, strict=True)
+        assert all(torch.equal(tensor, changed[name]) for name, tensor in target.state_dict().items())
+
+
+def test_checkpoint_of_a_loss_that_holds_lpips(make_ours, make_theirs):
+    theirs, ours = Loss(copy.deepcopy(make_theirs())), Loss(make_ours(pretrained=False))
+    file = io.BytesIO()
+    torch.save(theirs.state_dict(), file)
+    file.seek(0)
+    ours.load_state_dict(torch.load(file, weights_only=True), strict=True)
+    in0, in1 = pair(1, 31, 31)
+    assert_close(ours.perceptual_loss(in0, in1), theirs.perceptual_loss(in0, in1).double(), (0, 1e-5))
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_published_weights_are_those_of_lpips_to_the_bit(make_ours, make_theirs, net):
+    for version in ("0.1", "0.0"):
+        ours, theirs = make_ours(net, version=version), make_theirs(net, version=version)
+        for lin, lin_ref in zip(ours.lins, theirs.lins, strict=True):
+            assert torch.equal(lin.weight, lin_ref.model[1].weight)
+
+
+def test_without_dropout_weights_load_too(make_ours):
+    """lpips silently keeps random weights here: the source of negative distances."""
+    with_dropout, without = make_ours(), make_ours(use_dropout=False)
+    assert without.lin0.model[0].weight.shape == (1, 64, 1, 1)
+    in0, in1 = pair(2, 31, 31)
+    assert torch.equal(with_dropout(in0, in1), without(in0, in1))
+
+
+def test_signatures_begin_as_those_of_lpips():
+    import lpips
+
+    for name in ("LPIPS", "NetLinLayer", "Dist2LogitLayer", "BCERankingLoss", "ScalingLayer"):
+        for method in ("__init__", "forward"):
+            theirs = inspect.signature(getattr(getattr(lpips, name), method)).parameters.values()
+            ours = inspect.signature(getattr(getattr(lpips_fast, name), method)).parameters.values()
+            assert [(p.name, p.default) for p in ours][: len(theirs)] == [(p.name, p.default) for p in theirs]
+            assert all(p.kind == p.KEYWORD_ONLY for p in list(ours)[len(theirs) :])
+    for name in ("normalize_tensor", "spatial_average", "upsample", "load_image", "im2tensor", "tensor2im"):
+        theirs = inspect.signature(getattr(lpips, name)).parameters.values()
+        ours = inspect.signature(getattr(lpips_fast, name)).parameters.values()
+        assert [(p.name, p.default) for p in ours] == [(p.name, p.default) for p in theirs]
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_attributes(make_ours, make_theirs, net):
+    ours, theirs = make_ours(net), make_theirs(net)
+    for name in ("pnet_type", "pnet_tune", "spatial", "lpips", "version", "chns", "L"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    assert [getattr(ours, f"lin{k}") is ours.lins[k] for k in range(ours.L)] == [True] * ours.L
+    assert ours.net.N_slices == theirs.net.N_slices == ours.L
+    x, _ = pair(1, 35, 35)
+    x = ours.scaling_layer(x)
+    taps, expected = ours.net(x), theirs.net(x)
+    assert taps._fields == expected._fields
+    for field, tap in zip(taps._fields, taps):
+        assert_close(tap, getattr(expected, field).double(), VALUE_TOLERANCE[torch.float32], field)
+
+
+def test_helpers_give_the_same_as_those_of_lpips():
+    import lpips
+
+    feats = torch.randn(2, 5, 3, 4)
+    assert_close(lpips_fast.normalize_tensor(feats), lpips.normalize_tensor(feats).double(), (0, 1e-6))
+    assert torch.equal(lpips_fast.spatial_average(feats), lpips.spatial_average(feats))
+    assert torch.equal(lpips_fast.spatial_average(feats, keepdim=False), lpips.spatial_average(feats, keepdim=False))
+    assert torch.equal(lpips_fast.upsample(feats, (7, 9)), lpips.upsample(feats, (7, 9)))
+    assert lpips_fast.upsample(feats).shape == lpips.upsample(feats).shape
+    torch.testing.assert_close(lpips_fast.ScalingLayer()(feats[:, :3]), lpips.ScalingLayer()(feats[:, :3]))
+
+
+@pytest.mark.parametrize("name,arguments", (("Dist2LogitLayer", (8,)), ("BCERankingLoss", (8,))))
+def test_ranking_layers_give_the_same_as_those_of_lpips(name, arguments):
+    import lpips
+
+    ours, theirs = (getattr(module, name)(*arguments) for module in (lpips_fast, lpips))
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    d0, d1, judge = torch.rand(3, 4, 1, 1, 1).unbind(0)
+    inputs = (d0, d1) if name == "Dist2LogitLayer" else (d0, d1, 2 * judge - 1)
+    torch.testing.assert_close(ours(*inputs), theirs(*inputs))
+
+
+def test_normalize_tensor_has_no_nan_gradient_at_zero():
+    feats = torch.zeros(1, 3, 2, 2, requires_grad=True)
+    lpips_fast.normalize_tensor(feats).sum().backward()
+    assert torch.equal(feats.grad, torch.zeros_like(feats))
+
+
+def test_frozen_and_in_eval_whatever_the_parent_does(make_ours):
+    loss = Loss(make_ours()).train().requires_grad_(True)
+    loss.perceptual_loss.requires_grad_(False)
+    module = loss.perceptual_loss
+    in0, in1 = pair(1, 31, 31)
+    values = {module(in0, in1).item() for _ in range(3)}
+    assert len(values) == 1
+    assert loss.training
+    assert not any(m.training for m in module.modules())
+    assert make_ours().train().train(True).training is False
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_nothing_to_optimise_and_no_graph_for_plain_images(make_ours, net):
+    module = make_ours(net)
+    assert not any(p.requires_grad for p in module.parameters())
+    assert not module(*pair(1, 35, 35)).requires_grad
+
+
+def test_training_mode_has_dropout_and_trains_the_linear_weights(make_ours):
+    module = make_ours(eval_mode=False)
+    in0, in1 = pair(2, 31, 31)
+    assert module.training
+    first, second = module(in0, in1), module(in0, in1)
+    assert not torch.equal(first, second)  # dropout
+    first.sum().backward()
+    names = {name for name, p in module.named_parameters() if p.grad is not None}
+    assert names == {f"lin{k}.model.1.weight" for k in range(5)}
+    assert torch.equal(module.eval()(in0, in1), make_ours()(in0, in1))
+    assert module.train()(in0, in1).requires_grad
+
+
+@pytest.mark.parametrize("spatial", (False, True), ids=("mean", "spatial"))
+def test_dropout_drops_squared_differences(make_ours, make_theirs, spatial):
+    """As in lpips: with nothing dropped both agree, and the half that is dropped is made up for on average."""
+    ours, theirs = make_ours(eval_mode=False, spatial=spatial), make_theirs(eval_mode=False, spatial=spatial)
+    in0, in1 = pair(2, 31, 31)
+    with torch.no_grad():
+        mean = torch.stack([ours(in0, in1) for _ in range(100)]).mean(0).mean((1, 2, 3))
+    for module in (ours, theirs):
+        for dropout in (m for m in module.modules() if isinstance(m, nn.Dropout)):
+            assert dropout.p == 0.5
+            dropout.p = 0.0
+    (value, parts), (expected, expected_parts) = (m(in0, in1, retPerLayer=True) for m in (ours, theirs))
+    for found, exact in zip((value, *parts), (expected, *expected_parts), strict=True):
+        assert_close(found, exact.double(), VALUE_TOLERANCE[torch.float32])
+    assert_close(mean, expected.double().mean((1, 2, 3)), (0, 0.05))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradient_to_the_linear_weights(make_ours, make_theirs, backend):
+    ours = make_ours(eval_mode=False, use_dropout=False, backend=backend)
+    theirs = copy.deepcopy(make_theirs(eval_mode=False, use_dropout=False))
+    theirs.load_state_dict(ours.state_dict())
+    theirs.double()
+    in0, in1 = pair(3, 31, 31)
+    ours(in0, in1).sum().backward()
+    theirs(in0.double(), in1.double()).sum().backward()
+    for lin, lin_ref in zip(ours.lins, theirs.lins):
+        assert_close(lin.weight.grad, lin_ref.model[0].weight.grad, (1e-6, 1e-4))
+
+
+def test_tuning_the_trunk(make_ours, make_theirs):
+    ours = make_ours(eval_mode=False, pnet_tune=True, use_dropout=False)
+    theirs = copy.deepcopy(make_theirs(eval_mode=False, use_dropout=False)).requires_grad_()
+    theirs.load_state_dict(ours.state_dict())
+    theirs.double()
+    in0, in1 = pair(2, 31, 31)
+    ours(in0, in1).sum().backward()
+    theirs(in0.double(), in1.double()).sum().backward()
+    for (name, p), (name_ref, p_ref) in zip(ours.net.named_parameters(), theirs.net.named_parameters(), strict=True):
+        assert name == name_ref
+        assert_close(p.grad, p_ref.grad, (1e-4, 1e-3), name)
+    before = ours.net.slice1[0].weight.detach().clone()
+    torch.optim.SGD(ours.parameters(), lr=0.1).step()
+    value = ours(in0, in1)
+    assert not torch.equal(ours.net.slice1[0].weight, before)
+    fresh = make_ours(use_dropout=False)
+    fresh.load_state_dict(ours.state_dict())
+    assert_close(value, fresh(in0, in1).double(), VALUE_TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_new_weights_take_effect_after_a_call(make_ours, net):
+    """Nothing derived from the weights outlives them."""
+    module, (in0, in1) = make_ours(net), pair(1, 48, 48)
+    first = module(in0, in1)
+    state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    module.load_state_dict({name: 2 * t if name.startswith("lin") else t for name, t in state.items()})
+    assert_close(module(in0, in1), 2 * first.double(), (0, 1e-6))
+    others = [lpips_fast.LPIPS(net=net, pnet_rand=True) for _ in range(2)]
+    module.load_state_dict(others[0].state_dict())
+    assert_close(module(in0, in1), others[0](in0, in1).double(), (0, 1e-6))
+    for parameter, other in zip(module.net.parameters(), others[1].net.parameters()):
+        parameter.data = other.data  # as optimizers with swapped or flattened parameters do
+    assert_close(module(in0, in1), others[1](in0, in1).double(), (0, 1e-6))
+
+
+@pytest.mark.parametrize("duplicate", (copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))), ids=("deepcopy", "pickle"))
+@pytest.mark.parametrize("used_before", (False, True))
+def test_copies(make_ours, duplicate, used_before):
+    module, in0, in1 = make_ours(spatial=True, version="0.0"), *pair(1, 31, 31)
+    expected = module(in0, in1) if used_before else None
+    other = duplicate(module)
+    value = other(in0, in1)
+    assert torch.equal(value, module(in0, in1) if expected is None else expected)
+    assert not other.train().training
+    with torch.no_grad():
+        other.lin0.weight.zero_()
+    assert not torch.equal(other(in0, in1), value)
+    assert torch.equal(module(in0, in1), value)
+
+
+def test_moved_to_another_type_and_back(make_ours):
+    module, in0, in1 = make_ours(), *pair(1, 31, 31)
+    expected = module(in0, in1)
+    assert module.double()(in0.double(), in1.double()).dtype == torch.float64
+    assert torch.equal(module.float()(in0, in1), expected)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_silent(make_ours, net, capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_ours(net)(*pair(1, 35, 35))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_import_is_silent_and_light():
+    """Importing does not pull in torchvision or torch.compile, which take longer than everything else."""
+    script = "import sys, lpips_fast; print([m for m in ('torchvision', 'torch._dynamo', 'matplotlib') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_usable_under_no_grad_and_inference_mode(make_ours):
+    module, in0, in1 = make_ours(), *pair(1, 31, 31)
+    expected = module(in0, in1)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert torch.equal(module(in0, in1), expected)
+    in0.requires_grad_()
+    module(in0, in1).backward()  # nothing made in inference mode is left in the module
+    assert in0.grad is not None
+
+
+@pytest.mark.parametrize("options", ({}, {"spatial": True}, {"lpips": False, "version": "0.0"}), ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("net", NETS)
+def test_compiled_in_one_graph(make_ours, net, backend, options):
+    """fullgraph, traced by dynamo and AOTAutograd forward and backward; see below for a compiled backend."""
+    module = make_ours(net, backend=backend, **options)
+    torch._dynamo.reset()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    in0, in1 = pair(1, 35, 35)
+    in0.requires_grad_()
+    value, expected = compiled(in0, in1), module(in0, in1)
+    assert_close(value, expected.double(), VALUE_TOLERANCE[torch.float32])
+    (grad,), (expected_grad,) = (torch.autograd.grad(v.sum(), in0) for v in (value, expected))
+    assert_close(grad, expected_grad.double(), (1e-5, 1e-4))
+
+
+def test_compiled_by_inductor(make_ours):
+    module = make_ours("squeeze")
+    torch._dynamo.reset()
+    compiled = torch.compile(module, fullgraph=True)
+    in0, in1 = pair(1, 35, 35)
+    in0.requires_grad_()
+    value, expected = compiled(in0, in1), module(in0, in1)
+    assert_close(value, expected.double(), VALUE_TOLERANCE[torch.float32])
+    (grad,), (expected_grad,) = (torch.autograd.grad(v.sum(), in0) for v in (value, expected))
+    assert_close(grad, expected_grad.double(), (1e-5, 1e-4))
+
+
+def along(module, in0, in1, directions0, directions1):
+    """The distance as a function of a few coefficients: the images moved along fixed directions."""
+
+    def function(t0, t1):
+        moved0 = in0 + torch.tensordot(t0, directions0, dims=1)
+        moved1 = in1 + torch.tensordot(t1, directions1, dims=1)
+        return module(moved0, moved1)
+
+    return function
+
+
+@pytest.mark.parametrize("options", ({}, {"spatial": True}, {"lpips": False}), ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("net,size", (("alex", 31), ("squeeze", 17)))
+def test_gradcheck_and_gradgradcheck(make_ours, net, size, backend, options):
+    module = make_ours(net, backend=backend, **options).double()
+    if options.get("spatial"):
+        maps, module = module, lambda a, b: maps(a, b)[:, :, ::9, ::9]
+    in0, in1 = pair(1, size, size, dtype=torch.float64)
+    directions = 1e-2 * torch.randn(2, 3, 1, 3, size, size, dtype=torch.float64)
+    coefficients = torch.zeros(2, 3, dtype=torch.float64).unbind(0)
+    leaves = tuple(c.requires_grad_() for c in coefficients)
+    function = along(module, in0, in1, *directions)
+    assert torch.autograd.gradcheck(function, leaves)
+    assert torch.autograd.gradgradcheck(function, leaves)
+
+
+def test_double_backward_in_float32(make_ours, make_theirs):
+    """A gradient penalty through LPIPS: the gradient of the gradient's norm."""
+    in0, in1 = pair(1, 31, 31)
+
+    def penalty_gradient(module, x, y):
+        x = x.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(module(x, y).sum(), x, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), x)[0]
+
+    found = penalty_gradient(make_ours(), in0, in1)
+    expected = penalty_gradient(make_theirs(dtype=torch.float64), in0.double(), in1.double())
+    assert_close(found, expected, (1e-3, 1e-3))

@@ -1,0 +1,359 @@
+"""The CPU trunk's operators against torch's in float64: convolution, its gradient, first layer, pool's gradient."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+import lpips_fast  # noqa: F401  loads the compiled library
+from lpips_fast import winograd
+
+ops = torch.ops.lpips_fast
+compiled = pytest.mark.skipif(not winograd.available(), reason="the compiled library is not there")
+
+# Root mean square error over root mean square; direct convolution in float32 makes 1e-7 to 1e-6 on these shapes.
+TOLERANCE = 3e-6
+SHAPES = [  # n, cin, cout, h, w
+    (2, 64, 64, 16, 16),
+    (1, 64, 128, 17, 19),
+    (3, 192, 384, 15, 15),
+    (2, 16, 64, 31, 33),
+    (1, 520, 48, 9, 7),
+    (2, 5, 7, 5, 6),
+    (1, 100, 50, 13, 3),
+    (4, 33, 3, 8, 11),
+    (2, 16, 16, 1, 1),
+    (1, 1, 1, 4, 4),
+    (1, 24, 8, 2, 70),
+]
+SHIFT, SCALE = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+LAYOUTS = {
+    "nchw": lambda x: x.contiguous(),
+    "nhwc": lambda x: nhwc(x),
+    "channel slice": lambda x: nhwc(torch.cat([x, x, x], 1))[:, x.shape[1] : -x.shape[1]],
+    "strided": lambda x: nhwc(x.repeat_interleave(2, 2).repeat_interleave(3, 3))[:, :, ::2, ::3],
+    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+}
+
+
+def nhwc(x):
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def problem(n, cin, cout, h, w, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, cin, h, w, generator=generator).relu()
+    weight = torch.randn(cout, cin, 3, 3, generator=generator) * (2 / (9 * cin)) ** 0.5
+    bias = torch.randn(cout, generator=generator) * 0.1
+    return x, weight, bias
+
+
+def conv_ref(x, weight, bias):
+    return F.conv2d(x.double(), weight.double(), bias.double(), padding=1).relu()
+
+
+def bwd_ref(d_y, weight, shape):
+    return torch.nn.grad.conv2d_input(shape, weight.double(), d_y.double(), padding=1)
+
+
+def assert_close(actual, expected, tolerance=TOLERANCE):
+    assert actual.shape == expected.shape
+    error = (actual - expected).double().square().mean().sqrt()
+    size = expected.double().square().mean().sqrt()
+    assert error <= tolerance * size, f"relative error {error / size:.1e}"
+
+
+def pack(positive):
+    """Signs as the operators have them."""
+    bits = F.pad(positive.permute(0, 2, 3, 1), (0, -positive.shape[1] % 8)).unflatten(-1, (-1, 8))
+    return (bits * 2 ** torch.arange(8)).sum(-1).to(torch.uint8)
+
+
+def unpack(signs, channels):
+    bits = torch.stack([(signs >> i) & 1 for i in range(8)], -1).flatten(-2)
+    return bits[..., :channels].permute(0, 3, 1, 2).bool()
+
+
+@pytest.mark.parametrize("row", range(6))
+def test_filter_matrix_holds_lagrange_weights(row):
+    points = [0.0, 0.625, -0.625, 1.5, -1.5]
+    g = winograd._filter_matrix()
+    if row == 5:
+        expected = [0.0, 0.0, 1.0]
+    else:
+        p = points[row]
+        n = torch.tensor([p - q for i, q in enumerate(points) if i != row], dtype=torch.float64).prod().item()
+        expected = [1 / n, p / n, p * p / n]
+    torch.testing.assert_close(g[row], torch.tensor(expected, dtype=torch.float64))
+
+
+def test_transforms_make_a_convolution_in_float64():
+    """The matrices that csrc/winograd/transforms.inl states, with the filters as packed here."""
+    a, b = 0.625, 1.5
+    a2, b2 = a * a, b * b
+    b_t = torch.tensor(
+        [
+            [a2 * b2, 0, -(a2 + b2), 0, 1, 0],
+            [0, -a * b2, -b2, a, 1, 0],
+            [0, a * b2, -b2, -a, 1, 0],
+            [0, -b * a2, -a2, b, 1, 0],
+            [0, b * a2, -a2, -b, 1, 0],
+            [0, a2 * b2, 0, -(a2 + b2), 0, 1],
+        ],
+        dtype=torch.float64,
+    )
+    a_t = torch.tensor([[p**k for p in (0.0, a, -a, b, -b)] + [float(k == 3)] for k in range(4)], dtype=torch.float64)
+    g = winograd._filter_matrix()
+    d, weight = torch.randn(6, 6, dtype=torch.float64), torch.randn(3, 3, dtype=torch.float64)
+    y = a_t @ ((g @ weight @ g.T) * (b_t @ d @ b_t.T)) @ a_t.T
+    torch.testing.assert_close(y, F.conv2d(d[None, None], weight[None, None])[0, 0])
+
+
+def test_filters_are_packed_in_panels():
+    weight = torch.randn(20, 5, 3, 3)
+    g = winograd._filter_matrix()
+    u = winograd.winograd_filters(weight)
+    assert u.shape == (36, 2, 5, 16)
+    expected = g @ weight[18, 3].double() @ g.T
+    torch.testing.assert_close(u[:, 1, 3, 2], expected.flatten().float())
+    assert not u[:, 1, :, 4:].any()
+    turned = winograd.winograd_filters(weight, turned=True)
+    assert turned.shape == (36, 1, 20, 16)
+    torch.testing.assert_close(turned[:, 0, 18, 3], (g @ weight[18, 3].double().flip(0, 1) @ g.T).flatten().float())
+
+
+@compiled
+def test_every_coefficient():
+    """One-hot images by one-hot filters reach each product of coefficients of the three transforms."""
+    x = torch.eye(64).reshape(64, 1, 8, 8)
+    weight = torch.eye(9).reshape(9, 1, 3, 3)
+    y, *_ = ops.conv3x3_fwd_cpu(x, winograd.winograd_filters(weight), torch.zeros(9), False, False)
+    torch.testing.assert_close(y, F.conv2d(x, weight, padding=1).contiguous(), rtol=0, atol=2e-6)
+
+
+@compiled
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_forward(shape):
+    x, weight, bias = problem(*shape)
+    y, signs = ops.conv3x3_fwd_cpu(x, winograd.winograd_filters(weight), bias, False, True)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert_close(y, conv_ref(x, weight, bias))
+    assert torch.equal(unpack(signs, shape[2]), y > 0)
+
+
+@compiled
+@pytest.mark.parametrize("shape", [s for s in SHAPES if s[3] > 1 and s[4] > 1], ids=str)
+def test_pool_is_torchs(shape):
+    x, weight, bias = problem(*shape)
+    y, pooled, _ = ops.conv3x3_fwd_cpu(x, winograd.winograd_filters(weight), bias, True, True)
+    assert torch.equal(pooled, F.max_pool2d(y, 2))
+    assert pooled.is_contiguous(memory_format=torch.channels_last)
+    alone, *_ = ops.conv3x3_fwd_cpu(x, winograd.winograd_filters(weight), bias, False, False)
+    assert torch.equal(y, alone)
+
+
+@compiled
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(2, 64, 32, 9, 10), (1, 7, 5, 6, 3)], ids=str)
+def test_layouts(layout, shape):
+    x, weight, bias = problem(*shape)
+    filters = winograd.winograd_filters(weight)
+    expected, *_ = ops.conv3x3_fwd_cpu(x, filters, bias, False, False)
+    view = LAYOUTS[layout](x)
+    assert torch.equal(view, x)
+    actual, *_ = ops.conv3x3_fwd_cpu(view, filters, bias, False, False)
+    assert torch.equal(actual, expected)
+
+
+@compiled
+def test_expanded_batch():
+    x, weight, bias = problem(1, 16, 16, 7, 7)
+    filters = winograd.winograd_filters(weight)
+    one, *_ = ops.conv3x3_fwd_cpu(x, filters, bias, False, False)
+    three, *_ = ops.conv3x3_fwd_cpu(x.expand(3, -1, -1, -1), filters, bias, False, False)
+    assert torch.equal(three, one.expand(3, -1, -1, -1))
+
+
+@compiled
+@pytest.mark.parametrize("epilogue", ["plain", "mask", "signs", "addend", "addend and mask", "addend and signs"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gradient(shape, epilogue):
+    n, cin, cout, h, w = shape
+    x, weight, _ = problem(*shape)
+    d_y = torch.randn(n, cout, h, w)
+    addend = torch.randn(n, cin, h, w) if "addend" in epilogue else None
+    expected = bwd_ref(d_y, weight, x.shape)
+    if addend is not None:
+        expected = expected + addend
+    mask = None
+    if "mask" in epilogue or "signs" in epilogue:
+        mask, expected = x if "mask" in epilogue else pack(x > 0), expected * (x > 0)
+    d_x = ops.conv3x3_bwd_cpu(d_y, winograd.winograd_filters(weight, turned=True), cin, addend, mask)
+    assert d_x.is_contiguous(memory_format=torch.channels_last)
+    if mask is not None:
+        assert not d_x[x <= 0].any()
+    assert_close(d_x, expected)
+
+
+@compiled
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(0, 3), cin=st.integers(1, 40), cout=st.integers(1, 40), h=st.integers(1, 14), w=st.integers(1, 14),
+    seed=st.integers(0, 1000),
+)  # fmt: skip
+def test_any_shape(n, cin, cout, h, w, seed):
+    x, weight, bias = problem(n, cin, cout, h, w, seed)
+    y, *_ = ops.conv3x3_fwd_cpu(x, winograd.winograd_filters(weight), bias + 1, False, False)
+    d_x = ops.conv3x3_bwd_cpu(y, winograd.winograd_filters(weight, turned=True), cin, None, None)
+    if n == 0:
+        assert y.shape == (0, cout, h, w)
+        assert d_x.shape == x.shape
+        return
+    assert_close(y, conv_ref(x, weight, bias + 1))
+    assert_close(d_x, bwd_ref(y, weight, x.shape))
+
+
+@compiled
+@pytest.mark.parametrize(
+    "shape", [(4, 64, 64, 64, 64), (2, 512, 512, 8, 8), (1, 256, 512, 40, 40), (1, 30, 20, 50, 9)], ids=str
+)
+def test_threads_do_not_change_bits(shape):
+    x, weight, bias = problem(*shape)
+    filters, turned = winograd.winograd_filters(weight), winograd.winograd_filters(weight, turned=True)
+    image = torch.rand(shape[0], 3, *shape[3:])
+    first = winograd.first_filters(torch.randn(64, 3, 3, 3), torch.randn(64))
+
+    def everything():
+        y, pooled, signs = ops.conv3x3_fwd_cpu(x, filters, bias, True, True)
+        d_x = ops.conv3x3_bwd_cpu(y, turned, shape[1], x, x)
+        (first_y,) = ops.conv3x3_first_cpu(image, SHIFT, SCALE, *first, 64, False)
+        return y, pooled, signs, d_x, first_y, ops.relu_pool_bwd_cpu(y, y, pooled)
+
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3, 2):
+            torch.set_num_threads(threads)
+            results.append(everything())
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a, b)
+
+
+@compiled
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_not_a_number_stays_near_and_is_not_lost(bad):
+    """What is not finite makes NaN of all it may reach, and of the rest of the tiles that read it."""
+    x, weight, bias = problem(1, 16, 16, 20, 20)
+    filters = winograd.winograd_filters(weight)
+    clean, *_ = ops.conv3x3_fwd_cpu(x, filters, bias, False, False)
+    x[0, 3, 9, 10] = bad
+    y, pooled, signs = ops.conv3x3_fwd_cpu(x, filters, bias, True, True)
+    assert y[0, :, 8:11, 9:12].isnan().all()
+    assert pooled[0, :, 4:6, 5].isnan().all()
+    assert unpack(signs, 16)[0, :, 8:11, 9:12].all()
+    outside = torch.ones(20, 20, dtype=torch.bool)
+    outside[8:12, 8:12] = False
+    assert torch.equal(y[..., outside], clean[..., outside])
+
+
+@compiled
+@pytest.mark.parametrize("layout", ["nchw", "nhwc", "strided"])
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 64, 17, 23), (1, 3, 64, 1, 1), (3, 3, 20, 8, 6), (2, 1, 5, 9, 13), (0, 3, 64, 8, 8)], ids=str
+)
+def test_first_layer(shape, layout):
+    n, cin, cout, h, w = shape
+    x = torch.rand(n, cin, h, w) * 2 - 1
+    weight, bias = torch.randn(cout, cin, 3, 3), torch.randn(cout)
+    shift, scale = SHIFT[:cin].contiguous(), SCALE[:cin].contiguous()
+    scaled = (x.double() - shift[:, None, None].double()) / scale[:, None, None].double()
+    filters, padded_bias = winograd.first_filters(weight, bias)
+    y, signs = ops.conv3x3_first_cpu(LAYOUTS[layout](x), shift, scale, filters, padded_bias, cout, True)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(unpack(signs, cout), y > 0)
+    if n:
+        assert_close(y, conv_ref(scaled, weight, bias), 3e-7)
+
+
+@compiled
+@pytest.mark.parametrize("given_heads", ["both", "head", "pooled"])
+@pytest.mark.parametrize("shape", [(2, 64, 8, 8), (1, 5, 7, 9), (2, 33, 2, 4), (1, 20, 3, 3), (0, 8, 4, 4)], ids=str)
+def test_relu_pool_gradient(shape, given_heads):
+    tap = (torch.randn(shape) * 2).round().relu()  # full of ties
+    d_head = torch.randn(shape) if given_heads != "pooled" else None
+    d_pooled = torch.randn(shape[0], shape[1], shape[2] // 2, shape[3] // 2) if given_heads != "head" else None
+    expected = torch.zeros(shape)
+    if d_pooled is not None:
+        leaf = tap.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(F.max_pool2d(leaf, 2), leaf, d_pooled)
+    if d_head is not None:
+        expected = expected + d_head
+    actual = ops.relu_pool_bwd_cpu(tap, d_head, d_pooled)
+    assert torch.equal(actual, expected * (tap > 0))
+
+
+@compiled
+def test_relu_pool_gradient_goes_to_not_a_number_as_torchs():
+    tap = torch.rand(1, 8, 4, 4)
+    tap[0, 2, 0, 1] = tap[0, 2, 1, 0] = tap[0, 5, 3, 3] = float("nan")
+    d_pooled = torch.randn(1, 8, 2, 2)
+    leaf = tap.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(F.max_pool2d(leaf, 2), leaf, d_pooled)
+    assert torch.equal(ops.relu_pool_bwd_cpu(tap, None, d_pooled), expected)
+
+
+@compiled
+def test_opcheck():
+    x, weight, bias = problem(2, 16, 24, 9, 7)
+    filters, turned = winograd.winograd_filters(weight), winograd.winograd_filters(weight, turned=True)
+    y, pooled, _ = ops.conv3x3_fwd_cpu(x, filters, bias, True, True)
+    image = torch.rand(2, 3, 9, 7)
+    first = winograd.first_filters(torch.randn(24, 3, 3, 3), torch.randn(24))
+    for op, *arguments in (
+        (ops.conv3x3_fwd_cpu, x, filters, bias, False, False),
+        (ops.conv3x3_fwd_cpu, x.to(memory_format=torch.channels_last), filters, bias, True, True),
+        (ops.conv3x3_bwd_cpu, y, turned, 16, None, None),
+        (ops.conv3x3_bwd_cpu, y, turned, 16, x, x),
+        (ops.conv3x3_first_cpu, image, SHIFT, SCALE, *first, 24, True),
+        (ops.relu_pool_bwd_cpu, y, y, pooled),
+    ):
+        torch.library.opcheck(op.default, tuple(arguments))
+
+
+@compiled
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda x, u, b: ops.conv3x3_fwd_cpu(x.double(), u, b, False, False), "float32"),
+        (lambda x, u, b: ops.conv3x3_fwd_cpu(x[:, :4], u, b, False, False), "winograd_filters"),
+        (lambda x, u, b: ops.conv3x3_fwd_cpu(x, u, b[:3], False, False), "winograd_filters"),
+        (lambda x, u, b: ops.conv3x3_fwd_cpu(x[0], u, b, False, False), "N, C, H, W"),
+        (lambda x, u, b: ops.conv3x3_bwd_cpu(x, u, 24, x, None), "addend"),
+        (lambda x, u, b: ops.conv3x3_bwd_cpu(x, u, 24, None, x), "mask"),
+        (lambda x, u, b: ops.conv3x3_bwd_cpu(x, u, 24, None, torch.zeros(3, dtype=torch.uint8)), "signs"),
+        (lambda x, u, b: ops.relu_pool_bwd_cpu(x, None, x), "d_pooled"),
+    ],
+)
+def test_wrong_arguments(call, message):
+    x, weight, bias = problem(1, 8, 24, 6, 6)
+    with pytest.raises(RuntimeError, match=message):
+        call(x, winograd.winograd_filters(weight), bias)
+
+
+@compiled
+@pytest.mark.skipif("LPIPS_FAST_CPU_ISA" in os.environ, reason="these are the inner ones")
+@pytest.mark.parametrize("isa", ["portable"])
+def test_other_instruction_sets(isa):
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    inner = subprocess.run(command, env={**os.environ, "LPIPS_FAST_CPU_ISA": isa}, capture_output=True, text=True)
+    assert inner.returncode == 0, inner.stdout[-3000:]
