@@ -77,6 +77,8 @@ def native_build() -> dict:
     define = f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION:#018x}"
     cxx = [define, "-O3", "-g0", "-Wall", "-Wno-psabi", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
     nvcc = [define, "-O3", "-lineinfo", "--threads=0", "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden"]
+    # torch forbids the conversions of 16-bit types, for its own sake.
+    nvcc += ["-U__CUDA_NO_HALF_CONVERSIONS__", "-U__CUDA_NO_BFLOAT16_CONVERSIONS__"]
     library_dirs, cuda_libraries, include_dirs = [], [], [str(ROOT / "csrc")]
     if toolkit is not None:
         cpp_extension.CUDA_HOME = str(toolkit)  # torch's own guess is None for a CPU build of torch
@@ -109,6 +111,7 @@ def native_build() -> dict:
             except Exception as error:  # whatever a compiler dies of, it must not stop the installation
                 if not any(source.endswith(".cu") for source in library.sources):
                     without_library(str(error))
+                    Path(self.get_ext_fullpath(library.name)).unlink(missing_ok=True)  # an earlier build's
                     return
                 print(f"\n*** lpips_fast: building with nvcc failed, trying without: {error}\n", flush=True)
                 library.sources = [source for source in library.sources if not source.endswith(".cu")]

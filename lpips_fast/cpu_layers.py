@@ -34,10 +34,12 @@ def is_used(setting: Setting, conv: Conv, weight: Tensor, x: Tensor, backward: b
     """Whether Winograd is to do this convolution of x, or take x back through it."""
     if setting.cpu_conv == "direct" or not _fits(weight, conv.stride, conv.padding):
         return False
+    if setting.cpu_conv == "winograd" or (conv.at == 0 and not backward):  # the first has a kernel of its own
+        return True
     cout, cin = weight.shape[:2]
     if backward:
         cout, cin = cin, cout
-    return setting.cpu_conv == "winograd" or winograd.winograd_pays(x.shape[0], cin, cout, x.shape[2], x.shape[3])
+    return winograd.winograd_pays(x.shape[0], cin, cout, x.shape[2], x.shape[3])
 
 
 def _fits(weight: Tensor, stride: int, padding: int) -> bool:

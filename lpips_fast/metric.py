@@ -127,7 +127,7 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
         super()._apply(fn, exclude_state=(*exclude_state, "total", "count"))
         if self._is_bounded():
             dtype = widest_dtype(self.device)
-            self._defaults["total"] = self._defaults["total"].to(dtype)
+            self._defaults["total"] = torch.zeros((), dtype=dtype)
             self.total = self.total.to(dtype).to(self.device)
             self.count = self.count.to(self.device)
         return self

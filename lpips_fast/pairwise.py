@@ -195,7 +195,7 @@ def _embed_rows(fn: LPIPS, x: Images, rows: slice, pixels: int, normalize: bool)
                 f"layer {layer}'s linear weights have negative values (down to {weight.min():.3g}), with which "
                 "distances are no squared distances of vectors: compare the images by pairs, with forward"
             )
-    embeddings = None
+    embeddings: Tensor | None = None
     batch = max(1, _BATCH_PIXELS // max(1, pixels))
     for start in range(rows.start, max(rows.stop, rows.start + 1), batch):
         stop = min(start + batch, rows.stop)
@@ -205,6 +205,7 @@ def _embed_rows(fn: LPIPS, x: Images, rows: slice, pixels: int, normalize: bool)
             dtype = accumulation_dtype(taps[0].dtype)
             embeddings = torch.empty(rows.stop - rows.start, size, dtype=dtype, device=taps[0].device)
         _write(embeddings[start - rows.start : stop - rows.start], taps, weights)
+    assert embeddings is not None  # the loop runs at least once, for the number of columns
     return embeddings
 
 
@@ -223,7 +224,7 @@ def _write(embeddings: Tensor, taps: Sequence[Tensor], weights: Sequence[Tensor]
 @contextlib.contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
     """Keeps autocast, TF32 and bfloat16 from float32 matrix products, where cancellation would make much of them."""
-    flags = torch.backends.cuda.matmul if device.type == "cuda" else torch.backends.mkldnn.matmul
+    flags = torch.backends.cuda.matmul if device.type == "cuda" else torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = flags.fp32_precision
     flags.fp32_precision = "ieee"
     try:

@@ -92,10 +92,10 @@ class Index:
             raise ValueError("an index needs at least one image")
         first = _resized(images[:1], size)
         header = _header(fn, (first.shape[-2], first.shape[-1]), resized=size is not None)
-        vectors = None
+        vectors = torch.empty(0)
         for start in range(0, len(images), batch):
             embeddings = embed(fn, _resized(images[start : min(start + batch, len(images))], size), normalize=normalize)
-            if vectors is None:
+            if start == 0:
                 vectors = torch.empty(len(images), embeddings.shape[1], dtype=_checked_dtype(dtype))
             vectors[start : start + batch] = embeddings * math.sqrt(header.size[0] * header.size[1])
         return cls(fn, header, vectors, names)
@@ -220,7 +220,7 @@ class Index:
                 "build it again"
             )
         header = Header(**json.loads(metadata["header"]))
-        header = header._replace(size=tuple(header.size))
+        header = header._replace(size=(header.size[0], header.size[1]))
         own = _header(fn, header.size, header.resized)
         for what, made_with, needed in zip(Header._fields, header, own, strict=True):
             if made_with != needed:
@@ -231,7 +231,7 @@ class Index:
 def _header(fn: LPIPS, size: tuple[int, int], resized: bool) -> Header:
     linear = _sha256(fn._linear_weights() or [])
     trunk = _sha256(fn.net.parameters())
-    return Header(fn.net.spec.model, fn.version, fn.lpips, tuple(size), resized, linear, trunk)
+    return Header(fn.net.spec.model, fn.version, fn.lpips, (size[0], size[1]), resized, linear, trunk)
 
 
 def _sha256(tensors: Iterable[Tensor]) -> str:

@@ -13,6 +13,10 @@ from . import cpu_layers, winograd
 from .frozen import frozen_trunk, run
 from .plan import Affine, Conv, Fire, Plan, Pool, Setting
 
+AlexnetOutputs = namedtuple("AlexnetOutputs", ["relu1", "relu2", "relu3", "relu4", "relu5"])
+VggOutputs = namedtuple("VggOutputs", ["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"])
+SqueezeOutputs = namedtuple("SqueezeOutputs", ["relu1", "relu2", "relu3", "relu4", "relu5", "relu6", "relu7"])
+
 
 class Spec(NamedTuple):
     """A trunk: slice k runs the layers [cuts[k], cuts[k+1]) of torchvision's `features` and ends in tap k."""
@@ -30,21 +34,21 @@ SPECS = {
         (0, 2, 5, 8, 10, 12),
         (64, 192, 384, 256, 256),
         31,
-        namedtuple("AlexnetOutputs", ["relu1", "relu2", "relu3", "relu4", "relu5"]),
+        AlexnetOutputs,
     ),
     "vgg": Spec(
         "vgg16",
         (0, 4, 9, 16, 23, 30),
         (64, 128, 256, 512, 512),
         16,
-        namedtuple("VggOutputs", ["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"]),
+        VggOutputs,
     ),
     "squeeze": Spec(
         "squeezenet1_1",
         (0, 2, 5, 8, 10, 11, 12, 13),
         (64, 128, 256, 384, 384, 512, 512),
         17,
-        namedtuple("SqueezeOutputs", ["relu1", "relu2", "relu3", "relu4", "relu5", "relu6", "relu7"]),
+        SqueezeOutputs,
     ),
 }
 
@@ -171,7 +175,8 @@ class Trunk(nn.Module):
         state = [(id(p), 0 if p.is_inference() else p._version) for p in self._parameters_in_order()]
         kept = self._kept.get(key)
         if kept is None or kept[0] != state:
-            with torch.no_grad():
+            # Not inference tensors, though this call may be under inference_mode: the next may be a training step.
+            with torch.inference_mode(False), torch.no_grad():
                 kept = self._kept[key] = state, make()
         return kept[1]
 

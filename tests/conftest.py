@@ -65,7 +65,9 @@ def make_theirs(trunk_states):
     def trunk(net, dtype):
         with torch.device("meta"):  # VGG's classifier, which is thrown away, would take seconds to initialise
             made = getattr(pretrained_networks, names[net])(pretrained=False, requires_grad=False)
-        made.to_empty(device="cpu").load_state_dict({k: trunk_states[net][f"features.{k.partition('.')[2]}"] for k in made.state_dict()})
+        made.to_empty(device="cpu").load_state_dict(
+            {k: trunk_states[net][f"features.{k.partition('.')[2]}"] for k in made.state_dict()}
+        )
         return made.to(dtype)
 
     def make(net="alex", dtype=torch.float32, **options):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 # Against lpips in float64. Values: |found - expected| <= atol * max|expected| + rtol |expected| everywhere. Gradients:
-# |found - expected| <= tolerance * |expected| in the norm over all elements, for where a ReLU or a pool is within
-# rounding of a tie float32 may decide otherwise, and the gradient of the few pixels below it jumps (in float64, where
-# no tie is that close, the formulas are held to rounding).
+# the norm of an image's error, relative to its gradient's. Where a ReLU or a pool is within rounding of a tie float32
+# may decide otherwise, and the gradient jumps, by 3% for one of the 1024 values of a 1 x 2 tap (lpips's own float32
+# gradient does). So some images may be off by such jumps; an error in a formula puts off all. In float64 no tie is
+# that close, and all are held to rounding.
 VALUE_TOLERANCE = {torch.float64: (1e-12, 1e-11), torch.float32: (1e-6, 1e-5)}
-GRAD_TOLERANCE = {torch.float64: 1e-11, torch.float32: 5e-4}
+GRAD_TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}
 
 MIN_SIZE = {"alex": 31, "vgg": 16, "squeeze": 17}
 SIZE = {"alex": (35, 46), "vgg": (17, 34), "squeeze": (35, 46)}  # of most tests: odd, not square, and soon done
@@ -42,8 +45,13 @@ def assert_close(found: Tensor, expected: Tensor, tolerance: tuple[float, float]
     assert not bad.any(), f"{what}: {int(bad.sum())} of {bad.numel()} off, the worst by {excess[bad].max():.3e}"
 
 
-def assert_gradient_close(found: Tensor, expected: Tensor, tolerance: float, what: str = "gradient") -> None:
-    """|found - expected| <= tolerance * |expected|, norms over all elements."""
-    assert found.shape == expected.shape, f"{what}: shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
-    error, unit = (found.detach().cpu().double() - expected).norm(), expected.norm()
-    assert error <= tolerance * unit, f"{what}: off by {error / unit:.3e} of its norm"
+def assert_gradients_close(found: Sequence[Tensor], expected: Sequence[Tensor], dtype: torch.dtype) -> None:
+    """|found - expected| <= GRAD_TOLERANCE |expected| for each image, in float32 for half of them at least."""
+    errors = []
+    for f, e in zip(found, expected, strict=True):
+        assert f.shape == e.shape
+        for image_found, image_expected in zip(f.detach().cpu().double(), e):
+            errors.append(((image_found - image_expected).norm() / image_expected.norm()).item())
+    errors.sort()
+    assert errors[-1] <= (GRAD_TOLERANCE[dtype] if dtype == torch.float64 else 0.1), f"relative errors {errors}"
+    assert errors[(len(errors) - 1) // 2] <= GRAD_TOLERANCE[dtype], f"relative errors {errors}"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-SCRIPT = '''
+SCRIPT = """
 {imports}
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ feats = loss_fn.net.forward(loss_fn.scaling_layer(im0))
 first = lpips.normalize_tensor(feats[0])
 average = lpips.spatial_average(first, keepdim=True)
 enlarged = lpips.upsample(first[:, :1], out_HW=im0.shape[2:])
-'''
+"""
 
 
 @pytest.fixture
@@ -112,7 +112,9 @@ def test_tensors_to_images_and_back():
     assert tensor.shape == (1, 3, 7, 9)
     assert tensor.dtype == torch.float32
     assert torch.equal(tensor, lpips.im2tensor(image))
-    assert torch.equal(lpips_fast.im2tensor(image, cent=0.0, factor=255.0), lpips.im2tensor(image, cent=0.0, factor=255.0))
+    assert torch.equal(
+        lpips_fast.im2tensor(image, cent=0.0, factor=255.0), lpips.im2tensor(image, cent=0.0, factor=255.0)
+    )
     batch = torch.cat((tensor, -tensor))
     assert (lpips_fast.tensor2im(batch) == lpips.tensor2im(batch)).all()
     assert (lpips_fast.tensor2im(batch, imtype=float) == lpips.tensor2im(batch, imtype=float)).all()

@@ -11,7 +11,7 @@ from torch import Tensor
 from lpips_fast import functional
 
 from .conftest import BACKENDS
-from .images import GRAD_TOLERANCE, VALUE_TOLERANCE, assert_close, assert_gradient_close
+from .images import VALUE_TOLERANCE, assert_close, assert_gradients_close
 
 SETTINGS = settings(
     max_examples=60,
@@ -164,43 +164,44 @@ def test_nan_in_nan_out(backend, data, lists, bad):
 
 @st.composite
 def image_pairs(draw):
-    """Two batches for AlexNet: any sizes and strides, 1 or 3 channels, equal batches or 1 against N."""
+    """Two batches for AlexNet, any sizes and strides, 1 or 3 channels, equal batches or 1 against N; and the scale of
+    the first, which may be all gray."""
     n = draw(st.integers(0, 3))
     batches = draw(st.sampled_from(((n, n), (1, n), (n, 1))))
+    scale = draw(st.sampled_from((1.0, 0.0, 1e-6, 100.0)))
     h, w = draw(st.integers(31, 48)), draw(st.integers(31, 48))
     gen = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
     images = []
-    for batch in batches:
+    for batch, factor in zip(batches, (scale, 1.0)):
         shape = (batch, draw(st.sampled_from((1, 3))), h, w)
-        values = torch.rand(shape, generator=gen) * 2 - 1
-        images.append(draw(strided(shape, values * draw(st.sampled_from((0.0, 1e-6, 1.0, 100.0))))))
-    return images
+        images.append(draw(strided(shape, factor * (torch.rand(shape, generator=gen) * 2 - 1))))
+    return images, scale
 
 
 @pytest.fixture(scope="module")
 def modules(make_ours, make_theirs):
-    return {spatial: (make_ours(spatial=spatial), make_theirs("alex", torch.float64, spatial=spatial)) for spatial in (0, 1)}
+    return {
+        spatial: (make_ours(spatial=spatial), make_theirs("alex", torch.float64, spatial=spatial)) for spatial in (0, 1)
+    }
 
 
-@given(images=image_pairs(), spatial=st.sampled_from((0, 1)), normalize=st.booleans())
+@given(case=image_pairs(), spatial=st.sampled_from((0, 1)), normalize=st.booleans())
 @settings(SETTINGS, max_examples=30)
-def test_lpips_against_lpips(modules, images, spatial, normalize):
-    ours, theirs = modules[spatial]
+def test_lpips_against_lpips(modules, case, spatial, normalize):
+    (ours, theirs), (images, scale) = modules[spatial], case
     in0, in1 = (x.detach().requires_grad_() for x in images)
     value, parts = ours(in0, in1, retPerLayer=True, normalize=normalize)
-    in0_ref, in1_ref = (x.detach().double().requires_grad_() for x in images)
-    n = value.shape[0]
-    if n:
-        expanded = (x.expand(-1, 3, -1, -1) for x in (in0_ref, in1_ref))
-        expected, expected_parts = theirs(*expanded, retPerLayer=True, normalize=normalize)
-        assert_close(value, expected, VALUE_TOLERANCE[torch.float32])
-        for part, expected_part in zip(parts, expected_parts, strict=True):
-            assert_close(part, expected_part, (1e-5, 1e-4))
     grads = torch.autograd.grad(value.sum(), (in0, in1))
     assert [g.shape for g in grads] == [x.shape for x in images]
-    if n:
-        for grad, expected_grad in zip(grads, torch.autograd.grad(expected.sum(), (in0_ref, in1_ref))):
-            if expected_grad.isfinite().all():
-                assert_gradient_close(grad, expected_grad, 10 * GRAD_TOLERANCE[torch.float32])
-            else:  # lpips's NaN at a zero norm
-                assert grad.isfinite().all()
+    assert all(g.isfinite().all() for g in grads)
+    if not len(value):  # lpips fails on no images of 1 channel
+        return
+    in0_ref, in1_ref = (x.detach().double().requires_grad_() for x in images)
+    expanded = (x.expand(-1, 3, -1, -1) for x in (in0_ref, in1_ref))
+    expected, expected_parts = theirs(*expanded, retPerLayer=True, normalize=normalize)
+    assert_close(value, expected, VALUE_TOLERANCE[torch.float32])
+    for part, expected_part in zip(parts, expected_parts, strict=True):
+        assert_close(part, expected_part, VALUE_TOLERANCE[torch.float32])
+    if scale >= 1:  # in a gray image all pools are tied, and rounding decides where the gradient goes
+        expected_grads = torch.autograd.grad(expected.sum(), (in0_ref, in1_ref))
+        assert_gradients_close(grads, expected_grads, torch.float32)

@@ -12,7 +12,9 @@ import lpips_fast
 from .conftest import BACKENDS
 from .images import GRAD_TOLERANCE, VALUE_TOLERANCE, assert_close
 
-OPTIONS = [(lpips, spatial, version) for lpips in (True, False) for spatial in (False, True) for version in ("0.1", "0.0")]
+OPTIONS = [
+    (lpips, spatial, version) for lpips in (True, False) for spatial in (False, True) for version in ("0.1", "0.0")
+]
 
 
 @pytest.fixture(scope="module")

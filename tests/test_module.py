@@ -1,4 +1,4 @@
-"""LPIPS as an nn.Module: keys, freezing, eval mode, training, copies, silence, names that scripts use, torch.compile."""
+"""LPIPS as an nn.Module: keys, names that scripts use, freezing, training, copies, silence, torch.compile."""
 
 from __future__ import annotations
 
@@ -224,7 +224,9 @@ def test_new_weights_take_effect_after_a_call(make_ours, net):
     assert_close(module(in0, in1), others[1](in0, in1).double(), (0, 1e-6))
 
 
-@pytest.mark.parametrize("duplicate", (copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))), ids=("deepcopy", "pickle"))
+@pytest.mark.parametrize(
+    "duplicate", (copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))), ids=("deepcopy", "pickle")
+)
 @pytest.mark.parametrize("used_before", (False, True))
 def test_copies(make_ours, duplicate, used_before):
     module, in0, in1 = make_ours(spatial=True, version="0.0"), *pair(1, 31, 31)
@@ -256,7 +258,9 @@ def test_silent(make_ours, net, capsys):
 
 def test_import_is_silent_and_light():
     """Importing does not pull in torchvision or torch.compile, which take longer than everything else."""
-    script = "import sys, lpips_fast; print([m for m in ('torchvision', 'torch._dynamo', 'matplotlib') if m in sys.modules])"
+    script = (
+        "import sys, lpips_fast; print([m for m in ('torchvision', 'torch._dynamo', 'matplotlib') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")
 

@@ -21,7 +21,11 @@ from .conftest import NETS
 from .images import pair
 from .test_errors import raises
 
-CHANNELS = {"alex": [64, 192, 384, 256, 256], "vgg": [64, 128, 256, 512, 512], "squeeze": [64, 128, 256, 384, 384, 512, 512]}
+CHANNELS = {
+    "alex": [64, 192, 384, 256, 256],
+    "vgg": [64, 128, 256, 512, 512],
+    "squeeze": [64, 128, 256, 384, 384, 512, 512],
+}
 FOLDER = Path(weights.__file__).with_name("weights")
 
 
@@ -75,17 +79,26 @@ def without(state, name):
     return {key: tensor for key, tensor in state.items() if key != name}
 
 
+def with_lin0(tensor):
+    return lambda state: {**state, "lin0.model.1.weight": tensor}
+
+
+def plus(name, *shape):
+    return lambda state: {**state, name: torch.zeros(shape)}
+
+
+LIN0 = "lin0.model.1.weight"
 BAD_FILES = {
     "missing layer": (lambda s: without(s, "lin3.model.1.weight"), ("layer 3", "lin3.model.1.weight")),
-    "missing all": (lambda s: {"x": torch.zeros(1)}, ("layer 0", "lin0.model.1.weight", "['x']")),
-    "empty": (lambda s: {}, ("layer 0", "lin0.model.1.weight")),
-    "extra key": (lambda s: {**s, "lin5.model.1.weight": torch.zeros(1, 9, 1, 1)}, ("lin5.model.1.weight",)),
-    "extra bias": (lambda s: {**s, "lin0.model.1.bias": torch.zeros(1)}, ("lin0.model.1.bias",)),
-    "wrong shape": (lambda s: {**s, "lin0.model.1.weight": torch.zeros(1, 64)}, ("lin0.model.1.weight", "[1, 64, 1, 1]", "[1, 64]")),
-    "wrong net": (lambda s: linear_state("vgg"), ("lin1.model.1.weight", "[1, 192, 1, 1]", "[1, 128, 1, 1]", "another net")),
-    "integers": (lambda s: {**s, "lin0.model.1.weight": torch.zeros(1, 64, 1, 1, dtype=torch.int64)}, ("lin0.model.1.weight", "torch.int64")),
-    "duplicates differ": (lambda s: {**s, "lins.0.model.1.weight": torch.zeros(1, 64, 1, 1)}, ("lin0.model.1.weight", "lins.0.model.1.weight", "differ")),
-}  # fmt: skip
+    "missing all": (lambda s: {"x": torch.zeros(1)}, ("layer 0", LIN0, "['x']")),
+    "empty": (lambda s: {}, ("layer 0", LIN0)),
+    "extra key": (plus("lin5.model.1.weight", 1, 9, 1, 1), ("lin5.model.1.weight",)),
+    "extra bias": (plus("lin0.model.1.bias", 1), ("lin0.model.1.bias",)),
+    "wrong shape": (with_lin0(torch.zeros(1, 64)), (LIN0, "[1, 64, 1, 1]", "[1, 64]")),
+    "wrong net": (lambda s: linear_state("vgg"), ("lin1.model.1.weight", "[1, 192, 1, 1]", "[1, 128, 1, 1]", "net")),
+    "integers": (with_lin0(torch.zeros(1, 64, 1, 1, dtype=torch.int64)), (LIN0, "torch.int64")),
+    "duplicates differ": (plus("lins.0.model.1.weight", 1, 64, 1, 1), (LIN0, "lins.0.model.1.weight", "differ")),
+}
 
 
 @pytest.mark.parametrize("suffix", (".pth", ".safetensors"))
@@ -96,7 +109,9 @@ def test_bad_model_path(make_ours, tmp_path, suffix, change, words):
         make_ours(model_path=path)
 
 
-@pytest.mark.parametrize("content", ([torch.zeros(1)], {"state": {"x": torch.zeros(1)}}, {"epoch": 1}, torch.zeros(1), 3), ids=str)
+@pytest.mark.parametrize(
+    "content", ([torch.zeros(1)], {"state": {"x": torch.zeros(1)}}, {"epoch": 1}, torch.zeros(1), 3), ids=str
+)
 def test_not_a_state_dict(make_ours, tmp_path, content):
     torch.save(content, tmp_path / "other.pth")
     with raises(ValueError, "other.pth", "state_dict"):
@@ -104,7 +119,9 @@ def test_not_a_state_dict(make_ours, tmp_path, content):
 
 
 @pytest.mark.parametrize("suffix", (".pth", ".safetensors"))
-@pytest.mark.parametrize("damage", (lambda b: b[: len(b) // 2], lambda b: b[:3], lambda b: b"", lambda b: b"no weights at all"))
+@pytest.mark.parametrize(
+    "damage", (lambda b: b[: len(b) // 2], lambda b: b[:3], lambda b: b"", lambda b: b"no weights at all")
+)
 def test_damaged_file(make_ours, tmp_path, suffix, damage):
     path = saved(linear_state(), tmp_path / f"damaged{suffix}")
     path.write_bytes(damage(path.read_bytes()))

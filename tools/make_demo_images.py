@@ -72,7 +72,9 @@ def landscape() -> np.ndarray:
 def marble() -> np.ndarray:
     """Veins where warped waves cross zero, on tiles with bevelled joints."""
     warp_x, warp_y, fine = fractal(21, 1.7) - 0.5, fractal(22, 1.7) - 0.5, fractal(23, 1.0)
-    wave = np.sin(2 * np.pi * (1.6 * X + 2.2 * Y + 2.6 * warp_x)) + 0.6 * np.sin(2 * np.pi * (3.1 * X - 1.3 * Y + 3 * warp_y))
+    wave = np.sin(2 * np.pi * (1.6 * X + 2.2 * Y + 2.6 * warp_x)) + 0.6 * np.sin(
+        2 * np.pi * (3.1 * X - 1.3 * Y + 3 * warp_y)
+    )
     vein = np.exp(-((np.abs(wave) / 0.11) ** 0.8))
     thin = np.exp(-np.abs(np.sin(2 * np.pi * (4.3 * Y + 2.2 * X + 3 * (warp_x - warp_y)))) / 0.035)
     image = ramp(0.25 + 0.9 * (fine - 0.25), [(28, 66, 62), (52, 110, 98), (112, 158, 136), (186, 206, 182)])

@@ -117,7 +117,7 @@ struct ChannelsLastTile {
 #pragma unroll
         for (int v = 0; v < VEC; ++v) {
           const A diff = multiply(x0.get(v), factors0.r) - multiply(x1.get(v), factors1.r);
-          d += w[v] * diff * diff;
+          d += w[v] * (diff * diff);
         }
       }
       if (layer.map == nullptr) {
@@ -197,7 +197,7 @@ struct ChannelsLastTile {
 #pragma unroll
         for (int v = 0; v < VEC; ++v) {
           const A diff = multiply(x0.get(v), factors0.r) - multiply(x1.get(v), factors1.r);
-          sums[k][v] += s * diff * diff;
+          sums[k][v] += s * (diff * diff);
         }
       }
     }

@@ -34,7 +34,15 @@ struct alignas(16) Pack {
     }
   }
 
-  __device__ __forceinline__ void set(int i, Acc<T> x) { set_element(i, static_cast<T>(x)); }
+  __device__ __forceinline__ void set(int i, Acc<T> x) {
+    if constexpr (std::is_same_v<T, __half>) {
+      set_element(i, __float2half_rn(x));
+    } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+      set_element(i, __float2bfloat16_rn(x));
+    } else {
+      set_element(i, x);
+    }
+  }
 
   __device__ __forceinline__ T element(int i) const {
     if constexpr (std::is_same_v<T, __half>) {

@@ -243,7 +243,7 @@ struct PlanarTile {
 #pragma unroll
         for (int v = 0; v < VEC; ++v) {
           const A diff = multiply(x0.get(v), r0[v]) - multiply(x1.get(v), r1[v]);
-          d[v] += w * diff * diff;
+          d[v] += w * (diff * diff);
         }
       }
     });
@@ -365,7 +365,7 @@ struct PlanarTile {
 #pragma unroll
           for (int v = 0; v < VEC; ++v) {
             const A diff = multiply(x0.get(v), r0[v]) - multiply(x1.get(v), r1[v]);
-            sum += s[v] * diff * diff;
+            sum += s[v] * (diff * diff);
           }
         }
         for (int offset = lanes / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);

@@ -22,9 +22,6 @@ class Model:
     """LPIPS on uint8 images [H, W, 3]."""
 
     def __init__(self, settings: Settings) -> None:
-        options = {}
-        if settings.precision is not None:
-            options["precision"] = settings.precision
         self.settings = settings
         self.device = _device(settings.device)
         try:
@@ -34,7 +31,7 @@ class Model:
                     version=settings.version,
                     model_path=settings.weights,
                     trunk_weights=settings.trunk_weights,
-                    **options,
+                    precision=settings.precision,
                 )
         except (ValueError, TypeError, FileNotFoundError) as error:
             raise UsageError(str(error)) from error

@@ -71,9 +71,9 @@ class Settings:
         typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...", rich_help_panel=RUN_PANEL),
     ] = "auto"
     precision: Annotated[
-        Literal["inherit", "float32", "tf32", "bfloat16", "float16"] | None,
-        typer.Option(help="Of the trunk's arithmetic.", show_default="float32", rich_help_panel=RUN_PANEL),
-    ] = None
+        Literal["inherit", "float32", "tf32", "bfloat16", "float16"],
+        typer.Option(help="Of the trunk's arithmetic; inherit is float32.", rich_help_panel=RUN_PANEL),
+    ] = "inherit"
     batch_size: Annotated[
         int,
         typer.Option(

@@ -1,6 +1,6 @@
 """The demo: distances of everyday distortions, an image optimised against LPIPS, agreement and speed, one picture.
 
-    python -m lpips_fast.demo
+python -m lpips_fast.demo
 """
 
 from .run import main

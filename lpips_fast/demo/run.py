@@ -121,8 +121,8 @@ def optimise(module: LPIPS, target: np.ndarray, steps: int) -> Optimised:
 
 def print_comparisons(backend: str, comparisons: list[Comparison]) -> None:
     print(
-        f"\nAgainst plain torch, float32 on the CPU, {torch.get_num_threads()} threads, VGG16, {PAIRS} pairs of "
-        f"{SIZE} x {SIZE} (head: {backend}):"
+        f"\nAgainst plain torch, float32 on the CPU, {torch.get_num_threads()} thread(s), VGG16, {PAIRS} "
+        f"pair{'s' * (PAIRS > 1)} of {SIZE} x {SIZE} (head: {backend}):"
     )
     print(f"  {'':27}{'lpips_fast':>12}{'plain torch':>13}{'speed':>8}{'difference: value':>20}{'gradient':>10}")
     for c in comparisons:
@@ -131,3 +131,5 @@ def print_comparisons(backend: str, comparisons: list[Comparison]) -> None:
             f"  {c.what:27}{1e3 * c.seconds:9.1f} ms{1e3 * c.plain_seconds:10.1f} ms{c.ratio:6.1f} x"
             f"{c.difference:20.0e}{gradient:>10}"
         )
+    print("  VGG's trunk is random here. Where a ReLU is within rounding of 0 it may fall either way in float32,")
+    print("  and a gradient jumps: that is the difference between gradients, in plain torch as well.")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from .. import extension, functional
 from ..lpips import LPIPS
 
 SIZE = 256
-PAIRS = 2
+PAIRS = 1
 
 
 class Comparison(NamedTuple):
@@ -32,7 +33,7 @@ class Comparison(NamedTuple):
 def plain_lpips(module: LPIPS, in0: Tensor, in1: Tensor) -> Tensor:
     """What `lpips` computes, in plain torch: the images through the trunk layer by layer, then the head's formulas."""
     taps0, taps1 = (plain_taps(module, x) for x in (in0, in1))
-    weights = [lin.weight for lin in module.lins]
+    weights = list(module.lins.parameters())
     return functional.lpips_head(taps0, taps1, weights, backend="reference").sum(dim=1).view(-1, 1, 1, 1)
 
 
@@ -57,44 +58,60 @@ def compare(rounds: int) -> tuple[str, list[Comparison]]:
     with torch.no_grad():
         taps = [list(module.features(x).taps) for x in (in0, in1)]
         plain_feats = [plain_taps(module, x) for x in (in0, in1)]
-    weights = [lin.weight for lin in module.lins]
-
-    def head(backend: str, feats: list[list[Tensor]], leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        return functional.lpips_head(leaves or feats[0], feats[1], weights, backend=backend).sum(dim=1), leaves
+    weights = list(module.lins.parameters())
 
     # Each on features in the layout its own trunk gives, and with the gradient to the first image's.
     leaves, plain_leaves = ([t.clone().requires_grad_() for t in feats[0]] for feats in (taps, plain_feats))
-    ours_and_plain: dict[str, tuple[Callable, Callable]] = {
-        "head, forward": (lambda: head("auto", taps, []), lambda: head("reference", plain_feats, [])),
-        "head, forward + backward": (
-            lambda: head("auto", taps, leaves),
-            lambda: head("reference", plain_feats, plain_leaves),
+
+    def head(backend: str, feats0: list[Tensor], feats1: list[Tensor]) -> Tensor:
+        return functional.lpips_head(feats0, feats1, weights, backend=backend).sum(dim=1)
+
+    comparisons = [
+        _compared("head, forward", rounds, lambda: head("auto", *taps), lambda: head("reference", *plain_feats)),
+        _compared(
+            "head, forward + backward",
+            rounds,
+            lambda: head("auto", leaves, taps[1]),
+            lambda: head("reference", plain_leaves, plain_feats[1]),
+            leaves,
+            plain_leaves,
         ),
-        "LPIPS, forward": (lambda: (module(in0, in1), []), lambda: (plain_lpips(module, in0, in1), [])),
-        "LPIPS, forward + backward": (
-            lambda: (module(leaf, in1), [leaf]),
-            lambda: (plain_lpips(module, leaf, in1), [leaf]),
+        _compared("LPIPS, forward", rounds, lambda: module(in0, in1), lambda: plain_lpips(module, in0, in1)),
+        _compared(
+            "LPIPS, forward + backward",
+            rounds,
+            lambda: module(leaf, in1),
+            lambda: plain_lpips(module, leaf, in1),
+            [leaf],
+            [leaf],
         ),
-    }
-    backend = extension.choose("auto", in0.device)
-    return backend, [_compared(what, *both, rounds) for what, both in ours_and_plain.items()]
+    ]
+    return extension.choose("auto", in0.device), comparisons
 
 
-def _compared(what: str, ours: Callable, plain: Callable, rounds: int) -> Comparison:
-    times: tuple[list[float], list[float]] = ([], [])
+def _compared(
+    what: str,
+    rounds: int,
+    ours: Callable[[], Tensor],
+    plain: Callable[[], Tensor],
+    leaves: Sequence[Tensor] = (),
+    plain_leaves: Sequence[Tensor] = (),
+) -> Comparison:
+    """Calls both in turn, with the gradients to their leaves, if any."""
+    times: list[list[float]] = [[], []]
     for _ in range(rounds + 1):  # the first warms up
         results = []
-        for function, record in zip((ours, plain), times, strict=True):
+        for function, wanted, record in zip((ours, plain), (leaves, plain_leaves), times, strict=True):
             start = time.perf_counter()
-            value, leaves = function()
-            gradients = torch.autograd.grad(value.sum(), leaves) if leaves else ()
+            value = function()
+            gradients = torch.autograd.grad(value.sum(), wanted) if wanted else ()
             record.append(time.perf_counter() - start)
             results.append((value.detach(), gradients))
     (value, gradients), (plain_value, plain_gradients) = results
     difference = ((value - plain_value).abs() / plain_value).max().item()
     gradient_difference = None
     if gradients:
-        error = sum((g - p).square().sum() for g, p in zip(gradients, plain_gradients, strict=True))
-        gradient_difference = (error / sum(p.square().sum() for p in plain_gradients)).sqrt().item()
-    medians = (statistics.median(record[1:]) for record in times)
-    return Comparison(what, *medians, difference, gradient_difference)
+        error = sum((g - p).square().sum().item() for g, p in zip(gradients, plain_gradients, strict=True))
+        gradient_difference = math.sqrt(error / sum(p.square().sum().item() for p in plain_gradients))
+    seconds, plain_seconds = (statistics.median(record[1:]) for record in times)
+    return Comparison(what, seconds, plain_seconds, difference, gradient_difference)

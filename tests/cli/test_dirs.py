@@ -17,7 +17,7 @@ from .conftest import save_noise
 
 @pytest.fixture
 def folders(tmp_path):
-    """18 good pairs of two sizes, one of them alike by stem only; one each of what cannot be compared; two unmatched."""
+    """18 good pairs of two sizes, one alike by stem only; one each of what cannot be compared; two unmatched."""
     for i in range(18):
         name = f"{'sub/' if i % 2 else ''}{i:02d}"
         size = (40, 32) if i % 3 else (32, 40)
@@ -75,8 +75,6 @@ def test_three_processes_give_the_numbers_of_one(run, folders, trunk):
 
 
 def test_one_process_failing_ends_all(run, folders, trunk):
-    done = run("dirs", "a", "b", "--batch-size", 1, "--strict", *trunk, processes=2, status=1)
-    assert "without a counterpart" in done.stderr
     for name in ("only_a.png", "only_b.png"):
         next(folders.rglob(name)).unlink()
     done = run("dirs", "a", "b", "--batch-size", 1, "--strict", *trunk, processes=2, status=1)

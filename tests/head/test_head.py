@@ -63,6 +63,8 @@ def assert_gradients_close(grads, expected, n_layers, needs):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("net", SHAPES)
 def test_value_and_gradients(backend, device, net, layout, dtype, maps):
+    if backend == "triton" and device == "cpu" and net != "odd" and (dtype != torch.float32 or maps):
+        pytest.skip("Triton's interpreter is slow: types and maps on the odd shapes only")
     check_against_oracle(backend, *features(net, dtype, layout=layout, device=device), maps=maps)
 
 
@@ -202,6 +204,7 @@ def test_gradcheck(backend, device):
     shapes = ((2, 3, 2, 3), (2, 5, 1, 2))
     feats = [[torch.randn(s, generator=gen, dtype=torch.float64).to(device) for s in shapes] for _ in range(2)]
     weights = [torch.rand(s[1], generator=gen, dtype=torch.float64).to(device) for s in shapes]
+    fast = backend == "triton" and device == "cpu"  # the interpreter takes minutes for the whole Jacobians
     leaves = [t.requires_grad_() for ts in (*feats, weights) for t in ts]
     for eps, inside in ((1e-10, False), (0.1, False), (0.1, True)):
         for maps in (False, True):
@@ -211,8 +214,8 @@ def test_gradcheck(backend, device):
                 out = head([a0, a1], [b0, b1], [w0, w1], eps=eps, eps_inside_sqrt=inside, backend=backend)
                 return tuple(out) if maps else out
 
-            assert torch.autograd.gradcheck(function, leaves)
-            assert torch.autograd.gradgradcheck(function, leaves)
+            assert torch.autograd.gradcheck(function, leaves, fast_mode=fast)
+            assert torch.autograd.gradgradcheck(function, leaves, fast_mode=fast)
 
 
 @pytest.mark.parametrize("net", ("odd", "alex"))

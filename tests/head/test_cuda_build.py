@@ -1,0 +1,126 @@
+"""What was compiled for the `cuda` backend, looked at without a GPU; and with one, its kernels under the sanitizer."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import lpips_fast  # noqa: F401  defines the operators and loads the library
+
+ROOT = Path(__file__).parents[2]
+OPERATORS = ("head_fwd_cuda", "head_maps_fwd_cuda", "head_bwd_cuda")
+KERNELS = ("head_fwd_kernel", "head_bwd_kernel", "head_mean_kernel", "head_d_weights_kernel")
+ARCHITECTURES = ("80", "90", "100")
+TYPES = 4
+
+SANITIZED = """
+import torch
+from lpips_fast.functional import lpips_head, lpips_head_maps
+from tests.head.cases import features
+for layout in ("nchw", "channels_last", "sliced"):
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        for net in ("odd", "vgg"):
+            lists = [[t.requires_grad_() for t in ts] for ts in features(net, dtype, layout=layout, device="cuda")]
+            leaves = [t for ts in lists for t in ts]
+            torch.autograd.grad(lpips_head(*lists, backend="cuda").sum(), leaves)
+            torch.autograd.grad(sum(m.sum() for m in lpips_head_maps(*lists, backend="cuda")), leaves)
+torch.cuda.synchronize()
+"""
+
+
+def cuobjdump():
+    """The toolkit's, or the one that comes with Triton; None where there is neither."""
+    found = shutil.which("cuobjdump")
+    triton = importlib.util.find_spec("triton")
+    if found is None and triton is not None:
+        bundled = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        found = str(bundled) if bundled.exists() else None
+    return found
+
+
+def has_nvcc():
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
+    return shutil.which("nvcc") is not None or Path(home, "bin", "nvcc").exists()
+
+
+@pytest.fixture(scope="module")
+def library():
+    """The built library's file; it must have been built with CUDA where there is an nvcc."""
+    if not has_nvcc():
+        pytest.skip("no nvcc")
+    if os.environ.get("LPIPS_FAST_NO_CUDA", "0") not in ("", "0"):
+        pytest.skip("LPIPS_FAST_NO_CUDA is set")
+    spec = importlib.util.find_spec("lpips_fast._C")
+    if spec is None:
+        pytest.skip("the compiled library was not built")
+    return spec.origin
+
+
+def dump(library, *options):
+    tool = cuobjdump()
+    if tool is None:
+        pytest.skip("no cuobjdump, neither the toolkit's nor Triton's")
+    return subprocess.run([tool, *options, library], capture_output=True, text=True, check=True).stdout
+
+
+def resources(report):
+    """(architecture, function, its figures) of each function in what `cuobjdump --dump-resource-usage` prints."""
+    architecture = None
+    for line in report.splitlines():
+        if found := re.match(r"\s*arch = sm_(\w+)", line):
+            architecture = found[1]
+        elif found := re.match(r"\s*Function (\S+):", line):
+            function = found[1]
+        elif "REG:" in line:
+            yield architecture, function, {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", line)}
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_operators_are_registered_for_cuda(library, operator):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"lpips_fast::{operator}", "CUDA")
+
+
+def test_code_for_each_architecture(library):
+    if os.environ.get("LPIPS_FAST_CUDA_ARCHS"):
+        pytest.skip("LPIPS_FAST_CUDA_ARCHS asks for other architectures")
+    assert set(re.findall(r"\.sm_(\d+)\w*\.cubin", dump(library, "--list-elf"))) >= set(ARCHITECTURES)
+    assert re.search(r"\.sm_100\w*\.ptx", dump(library, "--list-ptx"))
+
+
+def test_kernels_use_no_local_memory(library):
+    """No spilled register, no stack frame: `STACK` holds both."""
+    kernels = [r for r in resources(dump(library, "--dump-resource-usage")) if any(k in r[1] for k in KERNELS)]
+    architectures = {architecture for architecture, _, _ in kernels}
+    assert len(kernels) == len(architectures) * len(KERNELS) * TYPES > 0
+    assert [r for r in kernels if r[2]["STACK"] or r[2]["LOCAL"]] == []
+
+
+def test_main_kernels_leave_room_for_three_blocks(library):
+    """Three blocks of 256 threads share 65,536 registers."""
+    found = [r for r in resources(dump(library, "--dump-resource-usage")) if "fwd_kernel" in r[1] or "bwd_kernel" in r[1]]
+    found = [r for r in found if "head_" in r[1]]
+    assert found
+    assert [r for r in found if r[2]["REG"] > 80] == []
+
+
+def test_a_spill_would_be_seen():
+    report = "Fatbin elf code:\narch = sm_90\n Function f:\n  REG:80 STACK:16 SHARED:0 LOCAL:0 CONSTANT[0]:1 TEXTURE:0\n"
+    assert list(resources(report)) == [("90", "f", {"REG": 80, "STACK": 16, "LOCAL": 0})]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="no compute-sanitizer")
+@pytest.mark.parametrize("tool", ("memcheck", "racecheck"))
+def test_sanitizer(tool):
+    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-c", SANITIZED]
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
