@@ -1,7 +1,7 @@
 // The head's `cuda` backend: all layers in one launch, f0 and f1 read once, nothing of their size written forward.
 //
-// head_math.h has the formulas. A pixel needs three sums over its channels, each after the one before: the squares of f0
-// and f1 (to r and q), then forward d, backward P0 = sum_c w_c (a_c - b_c) a_c and P1 with b_c; with s = dL/dd
+// head_math.h has the formulas. A pixel needs three sums over its channels, each after the one before: the squares of
+// f0 and f1 (to r and q), then forward d, backward P0 = sum_c w_c (a_c - b_c) a_c and P1 with b_c; with s = dL/dd
 //
 //   dL/df0_c = r0 (u_c - a_c t0)      u_c = 2 s w_c (a_c - b_c),  t0 = 2 s P0 q0
 //   dL/df1_c = r1 (b_c t1 - u_c)                                  t1 = 2 s P1 q1

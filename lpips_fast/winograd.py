@@ -5,6 +5,9 @@ csrc/winograd.cpp implements the operators; activations are float32 and channels
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -103,7 +106,7 @@ def _relu_pool_bwd_fake(tap, d_head, d_pooled):
 #   * conv3x3_bwd: conv(d_y) with turned filters, plus `addend`; 0 where `mask` (like x, or its signs) is <= 0.
 #   * conv3x3_first: as conv3x3_fwd of (x - shift) / scale, padded with zeros after that; few channels, any layout.
 #   * relu_pool_bwd: (d_head + what max_pool2d(tap, 2) sends back of d_pooled), 0 where tap is <= 0.
-_OPERATORS = {
+_OPERATORS: dict[str, tuple[str, Callable[..., Any]]] = {
     "conv3x3_fwd_cpu": (
         "(Tensor x, Tensor filters, Tensor bias, bool pool, bool signs) -> Tensor[]",
         _conv3x3_fwd_fake,

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Against lpips in float64. Values: |found - expected| <= atol * max|expected| + rtol |expected| everywhere. Gradients:
-# the norm of an image's error, relative to its gradient's. Where a ReLU or a pool is within rounding of a tie float32
-# may decide otherwise, and the gradient jumps, by 3% for one of the 1024 values of a 1 x 2 tap (lpips's own float32
-# gradient does). So some images may be off by such jumps; an error in a formula puts off all. In float64 no tie is
-# that close, and all are held to rounding.
-VALUE_TOLERANCE = {torch.float64: (1e-12, 1e-11), torch.float32: (1e-6, 1e-5)}
+# Against lpips in float64.
+# Values: |found - expected| <= atol * max|expected| + rtol |expected| everywhere. lpips itself in float32 is off by up
+# to 4e-6 of the largest value of VGG's maps.
+# Gradients: the norm of an image's error, relative to its gradient's. Where a ReLU or a pool is within rounding of a
+# tie float32 may decide otherwise, and the gradient jumps, by 3% for one of the 1024 values of a 1 x 2 tap; so does
+# lpips's own in float32. So up to half of the images may be off by such jumps; an error in a formula puts off all. In
+# float64 no tie is that close, and all are held to rounding.
+VALUE_TOLERANCE = {torch.float64: (1e-12, 1e-11), torch.float32: (1e-5, 1e-5)}
 GRAD_TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}
 
 MIN_SIZE = {"alex": 31, "vgg": 16, "squeeze": 17}

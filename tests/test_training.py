@@ -171,7 +171,8 @@ def test_autocast_and_grad_scaler(make_ours, grad_in_forward):
     fn = make_ours("vgg", grad_in_forward=grad_in_forward)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value, grads = gradients(fn, in0, in1, (True, False))
-    assert value.dtype == torch.float32 and grads[0].dtype == torch.float32
+    assert value.dtype == torch.float32
+    assert grads[0].dtype == torch.float32
     assert_same([value], [expected[0]], rtol=0.05)
     assert_same(grads, expected[1], rtol=0.5)  # a random trunk's gradient is that sensitive to bfloat16
 
@@ -255,7 +256,7 @@ def test_chunk_size_is_checked(make_ours, chunk_size):
 
 
 def test_bad_options(make_ours):
-    with pytest.raises(ValueError, match="precision.*'bf16'"):
+    with pytest.raises(ValueError, match=r"precision.*'bf16'"):
         make_ours("alex", precision="bf16")
     with pytest.raises(ValueError, match="spatial"):
         make_ours("alex", spatial=True, grad_in_forward=True)
@@ -264,7 +265,7 @@ def test_bad_options(make_ours):
     for weight in (torch.ones(2, 1, 5, 5), torch.ones(3, 1, SIZE, SIZE), torch.ones(2, 3, SIZE, SIZE)):
         with pytest.raises(ValueError, match="weight"):
             fn(in0, in1, weight=weight)
-    with pytest.raises(ValueError, match="reduction.*'avg'"):
+    with pytest.raises(ValueError, match=r"reduction.*'avg'"):
         fn(in0, in1, reduction="avg")
     with pytest.raises(ValueError, match="frames"):
         fn(in0, in1, frames=1)
@@ -321,9 +322,11 @@ class TestVideo:
         weight[:, :, 1] = 1
         for grad_in_forward in (False, True):
             value = make_ours("alex", grad_in_forward=grad_in_forward)(v0, v1, weight=weight)
-            assert (value[:, [0, 2, 3]] == 0).all() and (value[:, 1] > 0).all()
+            assert (value[:, [0, 2, 3]] == 0).all()
+            assert (value[:, 1] > 0).all()
             (grad,) = torch.autograd.grad(value.sum(), v0)
-            assert grad[:, :, 1].abs().max() > 0 and (grad[:, :, [0, 2, 3]] == 0).all()
+            assert grad[:, :, 1].abs().max() > 0
+            assert (grad[:, :, [0, 2, 3]] == 0).all()
 
     def test_bad_videos(self, make_ours):
         v0, v1 = self.videos()

@@ -19,7 +19,7 @@ template <typename T, bool STRIDED>
 struct PlanarTile {
   using A = Acc<T>;
   static constexpr int VEC = Pack<T>::SIZE;
-  // Of the loops over packs. Addresses, in the strided path, and twice as many sums, in the backward, need the registers.
+  // Of the loops over packs: the strided path's addresses and the backward's two sums a pixel need the registers.
   static constexpr int UNROLL = STRIDED ? 1 : 2;
   static constexpr int UNROLL_BWD = STRIDED || VEC > 4 ? 1 : 2;
   // Pixels of a pack that go through registers together where each needs many of them.
