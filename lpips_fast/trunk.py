@@ -146,8 +146,8 @@ class Trunk(nn.Module):
         # Channels-last is faster but for float64 on the CPU and CUDA's convolutions in full float32.
         contiguous = dtype == torch.float64 or (device.type == "cuda" and tf32 is False)
         layout = torch.contiguous_format if contiguous else torch.channels_last
-        own = device.type == "cpu" and dtype == torch.float32 and winograd.available()
-        cpu_conv = self.cpu_conv if own and not torch.compiler.is_compiling() else "direct"
+        own = not torch.compiler.is_compiling() and device.type == "cpu" and dtype == torch.float32
+        cpu_conv = self.cpu_conv if own and winograd.available() else "direct"
         return Setting(self.plan, dtype, layout, tf32, cpu_conv)
 
     def tensors(self, setting: Setting, gradient: bool) -> list[Tensor]:
@@ -171,8 +171,9 @@ class Trunk(nn.Module):
         return [p for conv in self._convolutions for p in (conv.weight, conv.bias) if p is not None]
 
     def _once(self, key: object, make: Callable[[], Any]) -> Any:
-        """What `make` gives, kept until a parameter changes."""
-        state = [(id(p), 0 if p.is_inference() else p._version) for p in self._parameters_in_order()]
+        """What `make` gives, kept until a parameter changes (but for a change through `.data`, which leaves no trace)."""
+        parameters = self._parameters_in_order()
+        state = [(id(p), p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
         kept = self._kept.get(key)
         if kept is None or kept[0] != state:
             # Not inference tensors, though this call may be under inference_mode: the next may be a training step.
