@@ -71,13 +71,9 @@ def conv_backward(
     return torch.ops.lpips_fast.conv3x3_bwd_cpu(grad, filters, channels, addend, passes)
 
 
-def can_unpool(tap: Tensor, pool: Pool | None) -> bool:
-    return (
-        tap.device.type == "cpu"
-        and tap.dtype == torch.float32
-        and (pool is None or pool == Pool(2, 2, False))
-        and winograd.available()
-    )
+def unpools(setting: Setting, pool: Pool | None) -> bool:
+    """Whether `tap_backward` is to be used for a tap that this pool follows, or none."""
+    return setting.cpu_conv != "direct" and pool in (None, Pool(2, 2, False))
 
 
 def tap_backward(tap: Tensor, d_tap: Tensor, grad: Tensor | None) -> Tensor:

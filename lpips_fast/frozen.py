@@ -79,11 +79,11 @@ def run_backward(
     plan, taps, signs, d_taps = setting.plan, list(taps), list(signs), list(d_taps)
     with _tf32(setting.tf32, x.device):
         # From here on grad is dL/d(what goes into the ReLU of the step at hand), or for a pool, dL/d(its output).
-        grad = tap_backward(taps.pop(), d_taps.pop())
+        grad = tap_backward(setting, taps.pop(), d_taps.pop())
         for number in reversed(range(len(plan))):
             step, before = plan[number], plan[number - 1] if number else None
             if isinstance(step, Pool):
-                grad = tap_backward(taps.pop(), d_taps.pop(), grad, step)
+                grad = tap_backward(setting, taps.pop(), d_taps.pop(), grad, step)
                 continue
             if isinstance(step, Fire):
                 c = tensors[step.expand1x1.at].shape[0]

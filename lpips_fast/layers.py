@@ -82,9 +82,11 @@ def max_pool(x: Tensor, pool: Pool) -> Tensor:
     return F.max_pool2d(x, pool.kernel, pool.stride, ceil_mode=pool.ceil_mode)
 
 
-def tap_backward(tap: Tensor, d_tap: Tensor, grad: Tensor | None = None, pool: Pool | None = None) -> Tensor:
+def tap_backward(
+    setting: Setting, tap: Tensor, d_tap: Tensor, grad: Tensor | None = None, pool: Pool | None = None
+) -> Tensor:
     """dL/d(what goes into the ReLU of a tap), from the head's part, d_tap, and that of the pool after it, if any."""
-    if cpu_layers.can_unpool(tap, pool):
+    if cpu_layers.unpools(setting, pool):
         return cpu_layers.tap_backward(tap, d_tap, grad)
     if pool is None or grad is None:
         return _relu_backward(d_tap, tap)

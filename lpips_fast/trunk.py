@@ -171,7 +171,7 @@ class Trunk(nn.Module):
         return [p for conv in self._convolutions for p in (conv.weight, conv.bias) if p is not None]
 
     def _once(self, key: object, make: Callable[[], Any]) -> Any:
-        """What `make` gives, kept until a parameter changes (but for a change through `.data`, which leaves no trace)."""
+        """What `make` gives, kept until a parameter changes; a change in place through `.data` leaves no trace."""
         parameters = self._parameters_in_order()
         state = [(id(p), p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
         kept = self._kept.get(key)
