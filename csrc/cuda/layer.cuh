@@ -29,7 +29,7 @@ struct Shared {
   static constexpr int SLOTS = 32 * Pack<T>::SIZE;  // pixels of a planar tile, at most
   Pack<T> tile[2][PACKS][THREADS];                  // of f0 and f1; each thread touches its own packs only
   Acc<T> r[2][SLOTS];
-  union {
+  union {  // slot for slot, so that a thread may turn the sums of its own into factors without a barrier
     Acc<T> sums[WARPS][SLOTS];
     Acc<T> factors[3][SLOTS];
   };

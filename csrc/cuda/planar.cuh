@@ -275,7 +275,6 @@ struct PlanarTile {
     A dots0[VEC] = {}, dots1[VEC] = {};
     sum_dots(dots0, dots1);
     const A p0 = sum_over_groups(dots0), p1 = sum_over_groups(dots1);
-    __syncthreads();
     if (owns_slot()) {
       shared.factors[0][threadIdx.x] = 2 * s;
       shared.factors[1][threadIdx.x] = 2 * s * (p0 * q0);
