@@ -1,0 +1,106 @@
+"""`lpips-fast dirs` on pairs of files against the loop of lpips 0.1.4's script, one pair at a time; whole processes.
+
+    python -m benchmarks.dirs [--pairs 500 --size 256 --net alex --json dirs.jsonl]
+
+`reference` is lpips_2dirs.py as it is: read both files, one forward with a graph, print; it reads with Pillow, as
+lpips_fast does, where the script has OpenCV. Both have the same weights: ImageNet's or, without those, random ones.
+The two take turns, and the run fails unless every distance agrees to 1e-4 relative.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import lpips_fast
+
+from .common import context, interleaved, quantiles, write_records
+
+
+def write_images(folder, pairs, size):
+    rng = np.random.default_rng(0)
+    for side in ("a", "b"):
+        (folder / side).mkdir()
+    for i in range(pairs):
+        coarse = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).resize((size, size))
+        noisy = np.asarray(coarse) + rng.normal(0, 10, (size, size, 3))
+        coarse.save(folder / "a" / f"{i:05}.png")
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / "b" / f"{i:05}.png")
+
+
+def reference(folder, net, state):
+    import lpips
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision's, about `pretrained`
+        fn = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+    fn.load_state_dict(torch.load(state))
+    distances = {}
+    for path in sorted((folder / "a").iterdir()):
+        in0, in1 = (lpips.im2tensor(lpips_fast.load_image(folder / side / path.name)) for side in ("a", "b"))
+        distances[path.name] = fn.forward(in0, in1).item()
+        print(f"{path.name}: {distances[path.name]:.3f}")
+    (folder / "reference.json").write_text(json.dumps(distances))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=500)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--net", default="alex", choices=("alex", "vgg", "squeeze"))
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--json", help="file to append the record to")
+    parser.add_argument("--reference", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.reference:
+        reference(Path(args.reference[0]), args.net, args.reference[1])
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_images(folder, args.pairs, args.size)
+        try:
+            fn = lpips_fast.LPIPS(net=args.net, verbose=False)
+        except RuntimeError:
+            fn = lpips_fast.LPIPS(net=args.net, pnet_rand=True)
+        torch.save(fn.state_dict(), folder / "state.pth")
+        trunk = {".".join(k.split(".")[1:]): v for k, v in fn.net.state_dict().items()}
+        torch.save(trunk, folder / "trunk.pth")
+        script = [sys.executable, "-m", "benchmarks.dirs", "--net", args.net]
+        script += ["--reference", str(folder), str(folder / "state.pth")]
+        found = folder / "ours.json"
+        ours = [sys.executable, "-m", "lpips_fast", "dirs", str(folder / "a"), str(folder / "b"), "--net", args.net]
+        ours += ["--trunk-weights", str(folder / "trunk.pth"), "--json", str(found)]
+        calls = {
+            name: lambda command=command: subprocess.run(command, check=True, capture_output=True)
+            for name, command in (("reference", script), ("lpips-fast dirs", ours))
+        }
+        seconds = {name: quantiles(values) for name, values in interleaved(calls, "cpu", args.repeats).items()}
+        expected = json.loads((folder / "reference.json").read_text())
+        for row in json.loads(found.read_text())["results"]:
+            key = Path(row["name"]).name
+            if not abs(row["lpips"] - expected[key]) <= 1e-4 * expected[key] + 1e-6:
+                raise SystemExit(f"{key}: {row['distance']}, the reference has {expected[key]}")
+    record = {
+        "net": args.net,
+        "pairs": args.pairs,
+        "size": args.size,
+        "reference_s": seconds["reference"],
+        "ours_s": seconds["lpips-fast dirs"],
+        "times_faster": seconds["reference"][1] / seconds["lpips-fast dirs"][1],
+    }
+    print(json.dumps(record, indent=1))
+    if args.json:
+        write_records(args.json, [{**record, **context("cpu")}])
+
+
+if __name__ == "__main__":
+    main()

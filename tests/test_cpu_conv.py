@@ -1,0 +1,85 @@
+"""LPIPS with Winograd's algorithm on the CPU, against float64; the operators have test_winograd.py."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import lpips_fast
+from lpips_fast import winograd
+
+pytestmark = pytest.mark.skipif(not winograd.available(), reason="the compiled library is not there")
+
+
+def value_and_gradient(fn, in0, in1):
+    in0 = in0.detach().requires_grad_()
+    value = fn(in0, in1)
+    return value.detach().double(), torch.autograd.grad(value.sum(), in0)[0].double()
+
+
+@pytest.mark.parametrize("net", ("alex", "squeeze", "vgg"))
+@pytest.mark.parametrize("size", ((64, 64), (67, 50)))
+def test_value_and_gradient(make_ours, net, size):
+    in0, in1 = (torch.rand(2, 3, *size) * 2 - 1 for _ in range(2))
+    expected, exact_grad = value_and_gradient(make_ours(net).double(), in0.double(), in1.double())
+    value, grad = value_and_gradient(make_ours(net, cpu_conv="winograd"), in0, in1)
+    torch.testing.assert_close(value, expected, rtol=2e-5, atol=0)
+    assert F.cosine_similarity(grad.flatten(), exact_grad.flatten(), dim=0) >= 0.999  # a random trunk has ties
+
+
+@pytest.mark.parametrize("net", ("alex", "squeeze", "vgg"))
+@pytest.mark.parametrize("noise", (1e-1, 1e-2, 1e-3))
+def test_near_identical_images(make_ours, net, noise):
+    """Distances below 1e-6, where rounding of the features shows most: it is worth 5e-11, a few times direct's."""
+    in0 = torch.rand(1, 3, 72, 72) * 2 - 1
+    in1 = in0 + noise * torch.randn(in0.shape)
+    expected = make_ours(net).double()(in0.double(), in1.double())
+    value = make_ours(net, cpu_conv="winograd")(in0, in1).double()
+    torch.testing.assert_close(value, expected, rtol=2e-5, atol=5e-11)
+
+
+@pytest.mark.parametrize("net", ("alex", "squeeze"))
+def test_golden_pairs(net, shared, monkeypatch):
+    """With ImageNet's weights on real images: value within 2e-5, cosine of the gradient at least 0.99999."""
+    monkeypatch.setenv("TORCH_HOME", str(shared / "torch_home"))
+    exact = lpips_fast.LPIPS(net=net, verbose=False).double()
+    fn = lpips_fast.LPIPS(net=net, verbose=False, cpu_conv="winograd")
+    cases = json.loads((shared / "golden" / "lpips_0_1_4.json").read_text())["cases"]
+    wanted = [c for c in cases if (c["net"], c["version"], c["lpips"], c["spatial"]) == (net, "0.1", True, False)]
+    assert wanted
+    for case in wanted:
+        in0, in1 = (lpips_fast.im2tensor(lpips_fast.load_image(shared / "images" / case[k])) for k in ("in0", "in1"))
+        value, grad = value_and_gradient(fn, in0, in1)
+        torch.testing.assert_close(value.flatten()[0].item(), case["value"][0], rtol=2e-5, atol=0)
+        _, exact_grad = value_and_gradient(exact, in0.double(), in1.double())
+        assert F.cosine_similarity(grad.flatten(), exact_grad.flatten(), dim=0) >= 0.99999
+
+
+def test_choices(make_ours):
+    with pytest.raises(ValueError, match=r"cpu_conv.*'fft'"):
+        make_ours("alex", cpu_conv="fft")
+    in0, in1 = (torch.rand(1, 3, 64, 64) for _ in range(2))
+    functions = [make_ours("vgg", cpu_conv=choice) for choice in ("auto", "winograd", "direct")]
+    values = [fn(in0, in1) for fn in functions]
+    torch.testing.assert_close(values[0], values[2], rtol=2e-5, atol=0)
+    taps = [fn.features(in0).taps[2] for fn in functions]
+    assert not torch.equal(taps[1], taps[2])  # both really ran
+
+
+@pytest.mark.parametrize("grad_in_forward", (False, True))
+def test_equal_bits_for_1_and_2_threads(make_ours, grad_in_forward):
+    in0, in1 = (torch.rand(2, 3, 64, 64) for _ in range(2))
+    fn = make_ours("vgg", cpu_conv="winograd", grad_in_forward=grad_in_forward)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            results.append(value_and_gradient(fn, in0, in1))
+    finally:
+        torch.set_num_threads(threads)
+    for a, b in zip(*results):
+        assert torch.equal(a, b)
