@@ -119,7 +119,8 @@ class _FrozenTrunk(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         setting = ctx.setting
-        outputs, inputs = ctx.saved_tensors[: ctx.n_outputs], ctx.saved_tensors[ctx.n_outputs :]
+        saved = ctx.saved_tensors  # once: activation checkpointing recomputes them at each look
+        outputs, inputs = saved[: ctx.n_outputs], saved[ctx.n_outputs :]
         x, shift, scale, *tensors = inputs
         taps, signs = outputs[: setting.n_taps], outputs[setting.n_taps :]
         d_taps = grads[: setting.n_taps]

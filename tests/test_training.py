@@ -198,7 +198,7 @@ def test_precision(make_ours, precision, grad_in_forward):
     fn = make_ours("alex", precision=precision, grad_in_forward=grad_in_forward)
     value, grads = gradients(fn, in0, in1, (True, False))
     assert value.dtype == grads[0].dtype == torch.float32
-    if precision in ("float32", "tf32"):  # TF32 is CUDA's
+    if precision in ("float32", "tf32") and not grad_in_forward:  # TF32 is CUDA's
         assert torch.equal(value, expected[0])
     assert_same([value], [expected[0]], rtol=0.03)
     if precision != "float16" or grad_in_forward:  # without, the gradient underflows unless the loss is scaled
@@ -347,10 +347,16 @@ def test_activation_checkpointing_around_it(make_ours):
     in0, in1 = images(2)
     for grad_in_forward in (False, True):
         fn = make_ours("alex", grad_in_forward=grad_in_forward)
-        expected = gradients(fn, in0, in1, (True, False))[1]
-        for reentrant in (False, True):
-            wrapped = lambda a, b, fn=fn, r=reentrant: checkpoint(fn, a, b, use_reentrant=r)  # noqa: E731
-            assert_same(gradients(wrapped, in0, in1, (True, False))[1], expected)
+        grads = []
+        for wrapped in (
+            fn,
+            lambda a, b, fn=fn: checkpoint(fn, a, b, use_reentrant=False),
+            lambda a, b, fn=fn: checkpoint(fn, a, b, use_reentrant=True),
+        ):
+            pred = in0.clone().requires_grad_()
+            wrapped(pred, in1).sum().backward()
+            grads.append(pred.grad)
+        assert_same(grads[1:], [grads[0]] * 2)
 
 
 @pytest.mark.parametrize("grad_in_forward", (False, True))
