@@ -166,9 +166,9 @@ def main():
         return
     for case in args.case or ["vgg:4:256"]:
         net, pairs, size = case.split(":")
-        records = []
         for record in measure(net, int(pairs), int(size), args.repeats, args.threads):
-            records.append({**record, **context("cpu")})
+            if args.json:
+                write_records(args.json, [{**record, **context("cpu")}])
             print(
                 f"{case:14s} {record['mode']:8s} {record['provider']:26s} {record['median_s'] * 1e3:9.1f} ms "
                 f"({record['q20_s'] * 1e3:.1f} to {record['q80_s'] * 1e3:.1f})  "
@@ -176,8 +176,6 @@ def main():
                 f"kept {record['kept_bytes'] / 2**20:.1f} MiB  peak {record['peak_bytes'] / 2**20:.0f} MiB",
                 flush=True,
             )
-        if args.json:
-            write_records(args.json, records)
 
 
 if __name__ == "__main__":
