@@ -1,6 +1,6 @@
 """LPIPS whole, as a metric and as a loss: ours against lpips 0.1.4, time and memory.
 
-    python benchmarks/end_to_end.py --case vgg:4:256 --case alex:4:256 [--threads 2 --json end_to_end.jsonl]
+    python -m benchmarks.end_to_end --case vgg:4:256 --case alex:4:256 [--threads 2 --json end_to_end.jsonl]
 
 A case is net:pairs:size. Providers take turns; times are medians with 20% and 80% quantiles, ratios those of medians.
 `forward` is the metric without gradients, `step` the loss with the gradient to the first image, as in training. Both

@@ -1,6 +1,6 @@
 """The error of each precision of the trunk, on real images: value, ranking and gradient, against float64.
 
-    python benchmarks/precision.py [--json precision.jsonl] [IMAGE ...]
+    python -m benchmarks.precision [--json precision.jsonl] [IMAGE ...]
 
 Images are distorted by noise and blur of several strengths (default: the package's own images). Weights are ImageNet's
 where they are at hand; a net without them is measured with a random trunk, which the row says. `value` is the largest

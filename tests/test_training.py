@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+import lpips_fast.frozen
+import lpips_fast.grad_in_forward
+from lpips_fast.frozen import run
 from lpips_fast.lpips import LPIPS
 
 NETS = ("alex", "vgg", "squeeze")
@@ -404,6 +407,27 @@ def test_bytes_kept(make_ours, make_theirs, needs):
     assert kept_bytes(fn, in0, in1) <= 0.45 * theirs
     image = in0.numel() * 4
     assert kept_bytes(make(grad_in_forward=True), in0, in1) <= 1.1 * image * sum(needs)
+
+
+def test_a_chunk_at_a_time_goes_through_the_trunk(make_ours, monkeypatch):
+    """What bounds the peak memory: never more images at once than a chunk has, whatever the batch."""
+    in0, in1 = images(5)
+    fn = make_ours("alex", grad_in_forward=True, chunk_size=2)
+    seen = []
+
+    def spy(setting, x, *args, **options):
+        seen.append(x.shape[0])
+        return run(setting, x, *args, **options)
+
+    for module in (lpips_fast.grad_in_forward, lpips_fast.frozen):
+        monkeypatch.setattr(module, "run", spy)
+    gradients(fn, in0, in1, (True, False))
+    assert max(seen) == 1  # on the CPU a pair at a time, and each of its images by itself
+    seen.clear()
+    with torch.no_grad():
+        fn(in0, in1)
+    assert max(seen) == 4  # both images of two pairs
+    assert sum(seen) == 10
 
 
 def test_no_large_integers_are_kept(make_ours):
