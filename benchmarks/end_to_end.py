@@ -71,8 +71,8 @@ def kept_bytes(fn, in0, in1):
     in0 = in0.clone().requires_grad_()
     step(fn, in0, in1)  # weights that are converted once are no part of it
     before = {t.data_ptr() for t in (in0, in1, *fn.parameters(), *fn.buffers())}
-    for _, tensors in getattr(fn.net, "_kept", {}).values():
-        before |= {t.data_ptr() for t in tensors if t is not None}
+    if isinstance(fn, lpips_fast.LPIPS):
+        before |= {t.data_ptr() for t in fn.net.tensors(fn.net.setting(in0.device))}
     storages = {}
 
     def pack(tensor):

@@ -1,15 +1,15 @@
 """A frozen trunk's 3x3 convolutions on the CPU by Winograd's algorithm, and what the same compiled library fuses.
 
-A trunk's tensors then go on, after weights and biases, with one tensor a convolution of transformed filters, and
-another one of those for the gradient; None for a convolution that is not done so.
+Which convolutions these are depends on the images' size, so filters are transformed where they are first used, and
+kept: a `Filters` in the trunk's setting.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import winograd
 from .plan import Affine, Conv, Pool, Setting
@@ -17,63 +17,81 @@ from .plan import Affine, Conv, Pool, Setting
 CHOICES = ("auto", "winograd", "direct")
 
 
-def transformed(convolutions: Sequence[nn.Conv2d], turned: bool) -> list[Tensor | None]:
-    """The filters of a trunk's convolutions, in their order, for the forward or, turned, for the gradient."""
-    out: list[Tensor | None] = []
-    for i, conv in enumerate(convolutions):
-        if conv.bias is None or not _fits(conv.weight, conv.stride[0], int(conv.padding[0])):
-            out.append(None)
-        elif i == 0 and not turned:
-            out.append(winograd.first_filters(conv.weight, conv.bias)[0])
-        else:
-            out.append(winograd.winograd_filters(conv.weight, turned))
-    return out
+class Filters:
+    """The transformed filters of a trunk's convolutions, each made at its first use and kept.
+
+    Args:
+        tensors: the trunk's: weight, bias, weight, bias, ...
+        always: whether every convolution that can be is done so, or only where that is faster.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], always: bool) -> None:
+        self.always = always
+        self._tensors = tensors
+        self._made: dict[tuple[int, bool], Tensor] = {}
+
+    def forward(self, conv: Conv) -> Tensor:
+        if conv.at == 0:
+            return self._get(conv, False, lambda weight: winograd.first_filters(weight, self._tensors[1])[0])
+        return self._get(conv, False, winograd.winograd_filters)
+
+    def backward(self, conv: Conv) -> Tensor:
+        return self._get(conv, True, lambda weight: winograd.winograd_filters(weight, turned=True))
+
+    def _get(self, conv: Conv, turned: bool, transform: Callable[[Tensor], Tensor]) -> Tensor:
+        key = conv.at, turned
+        if key not in self._made:
+            # Not inference tensors, though this call may be under inference_mode: the next may be a training step.
+            with torch.inference_mode(False), torch.no_grad():
+                self._made[key] = transform(self._tensors[conv.at])
+        return self._made[key]
 
 
-def is_used(setting: Setting, conv: Conv, weight: Tensor, x: Tensor, backward: bool = False) -> bool:
-    """Whether Winograd is to do this convolution of x, or take x back through it."""
-    if setting.cpu_conv == "direct" or not _fits(weight, conv.stride, conv.padding):
-        return False
-    if setting.cpu_conv == "winograd" or (conv.at == 0 and not backward):  # the first has a kernel of its own
-        return True
+def filters_for(setting: Setting, conv: Conv, weight: Tensor, x: Tensor, backward: bool = False) -> Filters | None:
+    """The filters, if Winograd is to do this convolution of x, or take x back through it."""
+    filters = setting.filters
+    if filters is None or (weight.shape[2:], conv.stride, conv.padding) != ((3, 3), 1, 1):
+        return None
+    if filters.always or (conv.at == 0 and not backward):  # the first has a kernel of its own
+        return filters
     cout, cin = weight.shape[:2]
     if backward:
         cout, cin = cin, cout
-    return winograd.winograd_pays(x.shape[0], cin, cout, x.shape[2], x.shape[3])
-
-
-def _fits(weight: Tensor, stride: int, padding: int) -> bool:
-    return weight.shape[2:] == (3, 3) and stride == 1 and padding == 1
+    return filters if winograd.winograd_pays(x.shape[0], cin, cout, x.shape[2], x.shape[3]) else None
 
 
 def conv_relu(
-    setting: Setting, tensors: Sequence[Tensor], conv: Conv, x: Tensor, keep_signs: bool, affine: Affine, pools: bool
+    filters: Filters, conv: Conv, bias: Tensor, x: Tensor, keep_signs: bool, affine: Affine, pools: bool
 ) -> tuple[Tensor, list[Tensor], Tensor | None]:
     """As layers.conv_relu; `pools` asks for the pool of 2 x 2 after it, too."""
-    filters, bias = tensors[2 * setting.n_convs + conv.at // 2], tensors[conv.at + 1]
     if conv.at == 0:
         shift, scale = affine
         if shift is None or scale is None:
             shift, scale = bias.new_zeros(x.shape[1]), bias.new_ones(x.shape[1])
         out = torch.ops.lpips_fast.conv3x3_first_cpu(
-            x, shift.flatten(), scale.flatten(), filters, bias.view(-1, winograd.PANEL), bias.shape[0], keep_signs
+            x,
+            shift.flatten(),
+            scale.flatten(),
+            filters.forward(conv),
+            bias.view(-1, winograd.PANEL),
+            bias.shape[0],
+            keep_signs,
         )
         return out[0], out[1:], None
-    out = torch.ops.lpips_fast.conv3x3_fwd_cpu(x, filters, bias, pools, keep_signs)
+    out = torch.ops.lpips_fast.conv3x3_fwd_cpu(x, filters.forward(conv), bias, pools, keep_signs)
     return out[0], out[1 + pools :], out[1] if pools else None
 
 
 def conv_backward(
-    setting: Setting, tensors: Sequence[Tensor], conv: Conv, grad: Tensor, addend: Tensor | None, passes: Tensor | None
+    filters: Filters, conv: Conv, channels: int, grad: Tensor, addend: Tensor | None, passes: Tensor | None
 ) -> Tensor:
-    """As layers.conv_backward."""
-    filters, channels = tensors[3 * setting.n_convs + conv.at // 2], tensors[conv.at].shape[1]
-    return torch.ops.lpips_fast.conv3x3_bwd_cpu(grad, filters, channels, addend, passes)
+    """As layers.conv_backward, to an input of so many channels."""
+    return torch.ops.lpips_fast.conv3x3_bwd_cpu(grad, filters.backward(conv), channels, addend, passes)
 
 
 def unpools(setting: Setting, pool: Pool | None) -> bool:
     """Whether `tap_backward` is to be used for a tap that this pool follows, or none."""
-    return setting.cpu_conv != "direct" and pool in (None, Pool(2, 2, False))
+    return setting.filters is not None and pool in (None, Pool(2, 2, False))
 
 
 def tap_backward(tap: Tensor, d_tap: Tensor, grad: Tensor | None) -> Tensor:

@@ -125,7 +125,7 @@ class _FrozenTrunk(torch.autograd.Function):
         taps, signs = outputs[: setting.n_taps], outputs[setting.n_taps :]
         d_taps = grads[: setting.n_taps]
         if torch.is_grad_enabled():  # the backward is itself being differentiated
-            taps, _ = run(setting._replace(cpu_conv="direct"), x, (shift, scale), tensors)
+            taps, _ = run(setting._replace(filters=None), x, (shift, scale), tensors)
             (d_x,) = torch.autograd.grad(taps, x, d_taps, create_graph=True)
         else:
             d_x = run_backward(setting, x, (shift, scale), tensors, taps, signs, d_taps).to(x.dtype)

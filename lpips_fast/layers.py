@@ -37,9 +37,10 @@ def conv_relu(
         following: the next step.
     """
     weight, bias = tensors[conv.at], tensors[conv.at + 1]
-    if cpu_layers.is_used(setting, conv, weight, x):
+    filters = cpu_layers.filters_for(setting, conv, weight, x)
+    if filters is not None:
         pools = following == Pool(2, 2, False)
-        return cpu_layers.conv_relu(setting, tensors, conv, x, keep_signs, affine, pools)
+        return cpu_layers.conv_relu(filters, conv, bias, x, keep_signs, affine, pools)
     shift, scale = affine
     if shift is not None and scale is not None:
         x = (x - shift) / scale
@@ -64,8 +65,9 @@ def conv_backward(
     stride is not 1.
     """
     weight = tensors[conv.at]
-    if cpu_layers.is_used(setting, conv, weight, grad, backward=True):
-        return cpu_layers.conv_backward(setting, tensors, conv, grad, addend, passes)
+    filters = cpu_layers.filters_for(setting, conv, weight, grad, backward=True)
+    if filters is not None:
+        return cpu_layers.conv_backward(filters, conv, weight.shape[1], grad, addend, passes)
     if size is None:
         height, width = (side + weight.shape[2] - 1 - 2 * conv.padding for side in grad.shape[2:])
     else:

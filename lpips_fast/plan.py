@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .cpu_layers import Filters
 
 
 class Conv(NamedTuple):
@@ -48,11 +51,7 @@ class Setting(NamedTuple):
     dtype: torch.dtype
     layout: torch.memory_format
     tf32: bool | None = None  # None: as torch's flags have it
-    cpu_conv: str = "direct"  # of the CPU's 3x3 convolutions: 'winograd', 'direct', or 'auto' for what is faster
-
-    @property
-    def n_convs(self) -> int:
-        return sum(3 if isinstance(step, Fire) else not isinstance(step, Pool) for step in self.plan)
+    filters: Filters | None = None  # of the CPU's convolutions by Winograd's algorithm, if there are to be any
 
     @property
     def n_taps(self) -> int:

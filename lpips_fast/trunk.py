@@ -127,10 +127,9 @@ class Trunk(nn.Module):
         """The taps, a namedtuple of [N, C_k, H_k, W_k], of images x [N, 3, H, W], or of (x - shift) / scale."""
         setting = self.setting(x.device)
         if self.is_frozen():
-            gradient = torch.is_grad_enabled() and x.requires_grad
-            taps = frozen_trunk(setting, x, affine, self.tensors(setting, gradient))
+            taps = frozen_trunk(setting, x, affine, self.tensors(setting))
         else:
-            setting = setting._replace(cpu_conv="direct")
+            setting = setting._replace(filters=None)
             taps, _ = run(setting, x, affine, _converted(self._parameters_in_order(), setting))
         return self.spec.outputs(*taps)
 
@@ -147,25 +146,20 @@ class Trunk(nn.Module):
         contiguous = dtype == torch.float64 or (device.type == "cuda" and tf32 is False)
         layout = torch.contiguous_format if contiguous else torch.channels_last
         own = not torch.compiler.is_compiling() and device.type == "cpu" and dtype == torch.float32
-        cpu_conv = self.cpu_conv if own and winograd.available() else "direct"
-        return Setting(self.plan, dtype, layout, tf32, cpu_conv)
+        filters = None
+        if own and self.cpu_conv != "direct" and winograd.available():
+            always = self.cpu_conv == "winograd"
+            filters = self._once("filters", lambda: cpu_layers.Filters(self._parameters_in_order(), always))
+        return Setting(self.plan, dtype, layout, tf32, filters)
 
-    def tensors(self, setting: Setting, gradient: bool) -> list[Tensor]:
-        """The frozen trunk's tensors as the setting has them, made at the first call and kept.
-
-        Args:
-            gradient: whether they will be used for `frozen.run_backward`, too.
-        """
+    def tensors(self, setting: Setting) -> list[Tensor]:
+        """The frozen trunk's tensors as the setting has them, made at the first call and kept."""
         if torch.compiler.is_compiling():
             return _converted(self._parameters_in_order(), setting)
-        if setting.cpu_conv == "direct":
-            key = setting.dtype, setting.layout
-            return self._once(key, lambda: _converted(self._parameters_in_order(), setting))
-        tensors = self._parameters_in_order()
-        tensors += self._once("filters", lambda: cpu_layers.transformed(self._convolutions, turned=False))
-        if gradient:
-            tensors += self._once("turned filters", lambda: cpu_layers.transformed(self._convolutions, turned=True))
-        return tensors
+        if setting.filters is not None:
+            return self._parameters_in_order()
+        key = setting.dtype, setting.layout
+        return self._once(key, lambda: _converted(self._parameters_in_order(), setting))
 
     def _parameters_in_order(self) -> list[Tensor]:
         return [p for conv in self._convolutions for p in (conv.weight, conv.bias) if p is not None]
