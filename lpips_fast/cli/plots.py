@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import output
+from ..files import replacing
 from .options import UsageError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _figure(size: tuple[float, float], option: str) -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
-    with output.replacing(path) as temporary:
+    with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120)
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import extension, images, weights
+from ..distortions import DISTORTIONS
 from ..lpips import LPIPS, NETS
-from .distortions import DISTORTIONS
 from .speed import PAIRS, SIZE, Comparison, compare
 
 SAMPLES = ("landscape", "marble", "spheres")
