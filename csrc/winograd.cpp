@@ -1,4 +1,5 @@
-// The CPU trunk's operators: 3x3 convolutions by Winograd's algorithm, the first layer, and the pool's gradient.
+// The CPU trunk's operators: 3x3 convolutions by Winograd's algorithm, the first layer, the pool's gradient, and the
+// signs of other layers' ReLUs.
 //
 // The tiles go through in blocks, and a block through three steps (winograd/transforms.inl): input transform, 36 matrix products,
 // output transform. Where there are blocks enough, each thread takes whole blocks and keeps its own V and M in its
@@ -167,6 +168,13 @@ Tensor empty_signs(const Tensor& x, int64_t channels) {
   return torch::stable::empty({x.size(0), x.size(2), x.size(3), ceil_div(channels, 8)}, ScalarType::Byte);
 }
 
+const uint8_t* checked_signs(const Tensor& signs, const Tensor& of) {
+  STD_TORCH_CHECK(signs.is_cpu() && signs.scalar_type() == ScalarType::Byte && signs.is_contiguous() &&
+                      signs.numel() == of.size(0) * of.size(2) * of.size(3) * ceil_div(of.size(1), 8),
+                  "signs must be uint8 [N, H, W, ceil(C / 8)]");
+  return signs.const_data_ptr<uint8_t>();
+}
+
 Conv problem(const Tensor& x, const Tensor& filters, int64_t channels) {
   STD_TORCH_CHECK(x.size(1) > 0 && filters.dim() == 4 && filters.is_contiguous() && filters.size(0) == kPoints &&
                       filters.size(1) == ceil_div(channels, kPanel) && filters.size(2) == x.size(1) &&
@@ -216,9 +224,7 @@ Tensor conv3x3_bwd(Tensor d_y, const Tensor& filters, int64_t channels, const st
   const bool packed = mask && mask->scalar_type() == ScalarType::Byte;
   const Tensor values = packed ? Tensor() : dense_nhwc(mask, p.n, channels, p.h, p.w, "mask");
   if (packed) {
-    STD_TORCH_CHECK(mask->is_cpu() && mask->is_contiguous() && mask->numel() == p.n * p.h * p.w * ceil_div(channels, 8),
-                    "mask must be the signs of x");
-    p.mask_signs = mask->const_data_ptr<uint8_t>();
+    p.mask_signs = checked_signs(*mask, d_x);
   } else if (mask) {
     p.mask = values.const_data_ptr<float>();
   }
@@ -279,6 +285,35 @@ Tensor relu_pool_bwd(const Tensor& tap, const std::optional<Tensor>& d_head, con
   return d_out;
 }
 
+template <typename Problem>
+void for_each_pixel(const Tensor& t, void (*kernel)(const Problem&, int64_t, int64_t), const Problem& p) {
+  constexpr int64_t some_values = 1 << 14;
+  torch::stable::parallel_for(0, t.size(0) * t.size(2) * t.size(3), ceil_div(some_values, std::max<int64_t>(p.c, 1)),
+                              [&](int64_t begin, int64_t end) { kernel(p, begin, end); });
+}
+
+Tensor pack_signs(const Tensor& y) {
+  check_float(y, "y");
+  STD_TORCH_CHECK(y.dim() == 4, "y must be [N, C, H, W]");
+  const Tensor y_nhwc = dense_nhwc(y);
+  Tensor signs = empty_signs(y, y.size(1));
+  for_each_pixel(y, kernels().pack_signs,
+                 Signs{y.size(1), y_nhwc.const_data_ptr<float>(), signs.mutable_data_ptr<uint8_t>()});
+  return signs;
+}
+
+Tensor mask_by_signs(const Tensor& d_y, const Tensor& signs, const std::optional<Tensor>& addend) {
+  check_float(d_y, "d_y");
+  STD_TORCH_CHECK(d_y.dim() == 4, "d_y must be [N, C, H, W]");
+  const int64_t n = d_y.size(0), c = d_y.size(1), h = d_y.size(2), w = d_y.size(3);
+  const Tensor d_nhwc = dense_nhwc(d_y), added = dense_nhwc(addend, n, c, h, w, "addend");
+  Tensor d_x = empty_nhwc(d_y, c, h, w);
+  for_each_pixel(d_y, kernels().mask_by_signs,
+                 SignsMask{c, d_nhwc.const_data_ptr<float>(), addend ? added.const_data_ptr<float>() : nullptr,
+                           checked_signs(signs, d_y), d_x.mutable_data_ptr<float>()});
+  return d_x;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(lpips_fast, CPU, m) {
@@ -287,6 +322,8 @@ STABLE_TORCH_LIBRARY_IMPL(lpips_fast, CPU, m) {
   m.impl("conv3x3_bwd_cpu", TORCH_BOX(&conv3x3_bwd));
   m.impl("conv3x3_first_cpu", TORCH_BOX(&conv3x3_first));
   m.impl("relu_pool_bwd_cpu", TORCH_BOX(&relu_pool_bwd));
+  m.impl("pack_signs_cpu", TORCH_BOX(&pack_signs));
+  m.impl("mask_by_signs_cpu", TORCH_BOX(&mask_by_signs));
 }
 
 }  // namespace lpips_fast::winograd

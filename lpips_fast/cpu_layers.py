@@ -1,7 +1,7 @@
-"""A frozen trunk's 3x3 convolutions on the CPU by Winograd's algorithm, and what the same compiled library fuses.
+"""A frozen trunk on the CPU: 3x3 convolutions by Winograd's algorithm, and what the same compiled library fuses.
 
-Which convolutions these are depends on the images' size, so filters are transformed where they are first used, and
-kept: a `Filters` in the trunk's setting.
+Which convolutions are Winograd's depends on the images' size, so filters are transformed where they are first used,
+and kept: a `Filters` in the trunk's setting.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CHOICES = ("auto", "winograd", "direct")
 
 
 class Filters:
-    """The transformed filters of a trunk's convolutions, each made at its first use and kept.
+    """The filters of a trunk's convolutions as the CPU's kernels want them, each made at its first use and kept.
 
     Args:
         tensors: the trunk's: weight, bias, weight, bias, ...
@@ -28,22 +28,25 @@ class Filters:
     def __init__(self, tensors: Sequence[Tensor], always: bool) -> None:
         self.always = always
         self._tensors = tensors
-        self._made: dict[tuple[int, bool], Tensor] = {}
+        self._made: dict[tuple[str, int], Tensor] = {}
 
     def forward(self, conv: Conv) -> Tensor:
         if conv.at == 0:
-            return self._get(conv, False, lambda weight: winograd.first_filters(weight, self._tensors[1])[0])
-        return self._get(conv, False, winograd.winograd_filters)
+            return self._get("forward", conv, lambda weight: winograd.first_filters(weight, self._tensors[1])[0])
+        return self._get("forward", conv, winograd.winograd_filters)
 
     def backward(self, conv: Conv) -> Tensor:
-        return self._get(conv, True, lambda weight: winograd.winograd_filters(weight, turned=True))
+        return self._get("backward", conv, lambda weight: winograd.winograd_filters(weight, turned=True))
 
-    def _get(self, conv: Conv, turned: bool, transform: Callable[[Tensor], Tensor]) -> Tensor:
-        key = conv.at, turned
+    def direct(self, conv: Conv) -> Tensor:
+        return self._get("direct", conv, lambda weight: weight.contiguous(memory_format=torch.channels_last))
+
+    def _get(self, use: str, conv: Conv, make: Callable[[Tensor], Tensor]) -> Tensor:
+        key = use, conv.at
         if key not in self._made:
             # Not inference tensors, though this call may be under inference_mode: the next may be a training step.
             with torch.inference_mode(False), torch.no_grad():
-                self._made[key] = transform(self._tensors[conv.at])
+                self._made[key] = make(self._tensors[conv.at].detach())
         return self._made[key]
 
 

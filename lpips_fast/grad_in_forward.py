@@ -22,6 +22,7 @@ from .pixel_weights import shares, weighted_mean
 from .plan import Affine, Setting
 
 _EPS = 1e-10
+_CPU_PIXELS = 1 << 16  # of the pairs that go through at once: the larger a batch of small images, the faster
 
 
 class Job(NamedTuple):
@@ -67,9 +68,10 @@ class _DistanceWithGradient(torch.autograd.Function):
         if len(others) == 1 and others[0].shape[0] == 1 and not job.need1:  # one image for all: its taps, once
             others, _ = run(job.setting, others[0], affine, tensors)
         n = x0.shape[0]
-        # On the CPU the order of a convolution's sums depends on its batch: one pair at a time gives every pair the
-        # same result, to the bit, whatever the chunk size.
-        chunk = 1 if x0.device.type == "cpu" else job.chunk_size or max(n, 1)
+        # On the CPU the order of a convolution's sums depends on its batch, so that chunks are what the images' size
+        # says and the result is the same, to the bit, whatever the chunk size: a pair, or more where they are small.
+        pixels = max(x0.shape[2] * x0.shape[3], 1)
+        chunk = max(_CPU_PIXELS // pixels, 1) if x0.device.type == "cpu" else job.chunk_size or max(n, 1)
         values = []
         d_x0 = torch.empty_like(x0, dtype=torch.promote_types(x0.dtype, torch.float32))
         d_x1 = torch.empty_like(d_x0 if job.need1 else d_x0[:0])

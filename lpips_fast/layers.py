@@ -44,9 +44,11 @@ def conv_relu(
     shift, scale = affine
     if shift is not None and scale is not None:
         x = (x - shift) / scale
+    if setting.filters is not None:
+        weight = setting.filters.direct(conv)
     x = x.to(setting.dtype).contiguous(memory_format=setting.layout)
     y = F.conv2d(x, weight, bias, conv.stride, conv.padding).relu_()
-    return y, [pack_signs(y)] if keep_signs else [], None
+    return y, [pack_signs(setting, y)] if keep_signs else [], None
 
 
 def conv_backward(
@@ -72,12 +74,14 @@ def conv_backward(
         height, width = (side + weight.shape[2] - 1 - 2 * conv.padding for side in grad.shape[2:])
     else:
         height, width = size
+    if setting.filters is not None:
+        weight = setting.filters.direct(conv)
     d_x = conv2d_input((grad.shape[0], weight.shape[1], height, width), weight, grad, conv.stride, conv.padding)
+    if passes is not None and passes.dtype == torch.uint8:
+        return mask_by_signs(setting, d_x, passes, addend)
     if addend is not None:
         d_x = d_x + addend
-    if passes is None:
-        return d_x
-    return mask_by_signs(d_x, passes) if passes.dtype == torch.uint8 else _relu_backward(d_x, passes)
+    return d_x if passes is None else _relu_backward(d_x, passes)
 
 
 def max_pool(x: Tensor, pool: Pool) -> Tensor:
@@ -102,8 +106,10 @@ def _relu_backward(grad: Tensor, y: Tensor) -> Tensor:
     return torch.ops.aten.threshold_backward(grad, y, 0)
 
 
-def pack_signs(y: Tensor) -> Tensor:
+def pack_signs(setting: Setting, y: Tensor) -> Tensor:
     """The signs of y [N, C, H, W]."""
+    if setting.filters is not None:
+        return torch.ops.lpips_fast.pack_signs_cpu(y)
     passes = (~(y.movedim(1, -1) <= 0)).to(torch.uint8)
     passes = F.pad(passes, (0, -passes.shape[-1] % 8)).unflatten(-1, (-1, 8))
     signs = passes[..., 0].clone()
@@ -112,7 +118,11 @@ def pack_signs(y: Tensor) -> Tensor:
     return signs
 
 
-def mask_by_signs(grad: Tensor, signs: Tensor) -> Tensor:
-    """grad [N, C, H, W] where its bit is set, else 0."""
+def mask_by_signs(setting: Setting, grad: Tensor, signs: Tensor, addend: Tensor | None) -> Tensor:
+    """grad [N, C, H, W], plus `addend`, where its bit is set, else 0."""
+    if setting.filters is not None:
+        return torch.ops.lpips_fast.mask_by_signs_cpu(grad, signs, addend)
+    if addend is not None:
+        grad = grad + addend
     passes = torch.stack([(signs >> i) & 1 for i in range(8)], dim=-1).flatten(-2)[..., : grad.shape[1]]
     return torch.where(passes.bool().movedim(-1, 1), grad, 0)

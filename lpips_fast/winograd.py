@@ -46,12 +46,16 @@ def winograd_filters(weight: Tensor, turned: bool = False) -> Tensor:
     Returns:
         Float32 [36, ceil(cout / 16), cin, 16], four times the size of `weight`; cout and cin exchanged where turned.
     """
-    weight = weight.detach().to(device="cpu", dtype=torch.float64)
+    weight = weight.detach().cpu()
     if turned:
         weight = weight.flip(2, 3).transpose(0, 1)
     g = _filter_matrix()
-    u = torch.einsum("ia,ocab,jb->ijco", g, weight, g).flatten(0, 1).float()
-    return _panels(u).transpose(1, 2).contiguous()
+    cout, cin = weight.shape[:2]
+    filters = torch.zeros(POINTS, -(-cout // PANEL), cin, PANEL)
+    for panel, part in enumerate(weight.split(PANEL)):  # one by one: float64 of all would be the peak of the memory
+        u = torch.einsum("ia,ocab,jb->ijco", g, part.double(), g)
+        filters[:, panel, :, : part.shape[0]] = u.flatten(0, 1)
+    return filters
 
 
 def first_filters(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,6 +99,14 @@ def _conv3x3_first_fake(x, shift, scale, filters, bias, channels, signs):
     return [*out, _empty_signs(x, channels)] if signs else out
 
 
+def _pack_signs_fake(y):
+    return _empty_signs(y, y.shape[1])
+
+
+def _mask_by_signs_fake(d_y, signs, addend):
+    return _empty_nhwc(d_y, *d_y.shape[1:])
+
+
 def _relu_pool_bwd_fake(tap, d_head, d_pooled):
     return _empty_nhwc(tap, *tap.shape[1:])
 
@@ -105,6 +117,7 @@ def _relu_pool_bwd_fake(tap, d_head, d_pooled):
 #   * conv3x3_fwd: [y] with y = relu(conv(x) + bias), padding 1; then, if asked for, max_pool2d(y, 2); then y's signs.
 #   * conv3x3_bwd: conv(d_y) with turned filters, plus `addend`; 0 where `mask` (like x, or its signs) is <= 0.
 #   * conv3x3_first: as conv3x3_fwd of (x - shift) / scale, padded with zeros after that; few channels, any layout.
+#   * pack_signs: y's signs. mask_by_signs: d_y + addend where the signs say so, else 0.
 #   * relu_pool_bwd: (d_head + what max_pool2d(tap, 2) sends back of d_pooled), 0 where tap is <= 0.
 _OPERATORS: dict[str, tuple[str, Callable[..., Any]]] = {
     "conv3x3_fwd_cpu": (
@@ -119,6 +132,8 @@ _OPERATORS: dict[str, tuple[str, Callable[..., Any]]] = {
         "(Tensor x, Tensor shift, Tensor scale, Tensor filters, Tensor bias, int channels, bool signs) -> Tensor[]",
         _conv3x3_first_fake,
     ),
+    "pack_signs_cpu": ("(Tensor y) -> Tensor", _pack_signs_fake),
+    "mask_by_signs_cpu": ("(Tensor d_y, Tensor signs, Tensor? addend) -> Tensor", _mask_by_signs_fake),
     "relu_pool_bwd_cpu": ("(Tensor tap, Tensor? d_head, Tensor? d_pooled) -> Tensor", _relu_pool_bwd_fake),
 }
 

@@ -63,8 +63,9 @@ def test_gradient_equals_lpips(make_ours, make_theirs, net):
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_chunked_equals_unchunked_to_the_bit(make_ours, net):
+def test_chunked_equals_unchunked_to_the_bit(make_ours, net, monkeypatch):
     in0, in1 = images(5)
+    monkeypatch.setattr(lpips_fast.grad_in_forward, "_CPU_PIXELS", 2 * in0[0, 0].numel())
     whole = gradients(make_ours(net, grad_in_forward=True), in0, in1, (True, False))
     for chunk_size in (1, 3):
         parts = gradients(make_ours(net, grad_in_forward=True, chunk_size=chunk_size), in0, in1, (True, False))
@@ -421,8 +422,10 @@ def test_a_chunk_at_a_time_goes_through_the_trunk(make_ours, monkeypatch):
 
     for module in (lpips_fast.grad_in_forward, lpips_fast.frozen):
         monkeypatch.setattr(module, "run", spy)
+    monkeypatch.setattr(lpips_fast.grad_in_forward, "_CPU_PIXELS", 2 * in0[0, 0].numel())
     gradients(fn, in0, in1, (True, False))
-    assert max(seen) == 1  # on the CPU a pair at a time, and each of its images by itself
+    assert max(seen) == 2  # two pairs at a time, whose images go through in turn
+    assert sum(seen) == 10
     seen.clear()
     with torch.no_grad():
         fn(in0, in1)

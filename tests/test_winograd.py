@@ -313,6 +313,23 @@ def test_relu_pool_gradient_goes_to_not_a_number_as_torchs():
 
 
 @compiled
+@pytest.mark.parametrize("shape", ((2, 64, 5, 7), (1, 3, 4, 4), (3, 13, 9, 2), (1, 17, 1, 1), (0, 8, 4, 4)))
+@pytest.mark.parametrize("layout", ("nchw", "nhwc"))
+def test_signs(shape, layout):
+    y = LAYOUTS[layout](torch.where(torch.rand(shape) < 0.1, float("nan"), torch.randn(shape).relu()))
+    signs = ops.pack_signs_cpu(y)
+    bits = torch.stack([signs >> i & 1 for i in range(8)], -1).flatten(-2).bool()
+    assert torch.equal(bits[..., : shape[1]].movedim(-1, 1), ~(y <= 0))
+    assert not bits[..., shape[1] :].any()
+    d_y, addend = LAYOUTS[layout](torch.randn(shape)), torch.randn(shape)
+    for added in (None, addend):
+        expected = torch.where(y <= 0, 0, d_y if added is None else d_y + added)
+        found = ops.mask_by_signs_cpu(d_y, signs, added)
+        assert torch.equal(found, expected)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+@compiled
 def test_opcheck():
     x, weight, bias = problem(2, 16, 24, 9, 7)
     filters, turned = winograd.winograd_filters(weight), winograd.winograd_filters(weight, turned=True)
@@ -326,6 +343,8 @@ def test_opcheck():
         (ops.conv3x3_bwd_cpu, y, turned, 16, x, x),
         (ops.conv3x3_first_cpu, image, SHIFT, SCALE, *first, 24, True),
         (ops.relu_pool_bwd_cpu, y, y, pooled),
+        (ops.pack_signs_cpu, x),
+        (ops.mask_by_signs_cpu, x, ops.pack_signs_cpu(x), x),
     ):
         torch.library.opcheck(op.default, tuple(arguments))
 

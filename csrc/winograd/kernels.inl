@@ -10,10 +10,11 @@ namespace {
 #include "transforms.inl"
 #include "first_conv.inl"
 #include "relu_pool.inl"
+#include "signs.inl"
 
 }  // namespace
 
-constexpr Kernels kKernels = {kName,           kRows,      transform_input, multiply,
-                              transform_output, first_conv, relu_pool_bwd};
+constexpr Kernels kKernels = {kName,      kRows,         transform_input, multiply,     transform_output,
+                              first_conv, relu_pool_bwd, pack_signs,      mask_by_signs};
 
 }  // namespace lpips_fast::winograd::LPIPS_FAST_ISA

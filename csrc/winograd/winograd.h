@@ -57,6 +57,22 @@ struct ReluPool {
   float* d_out;
 };
 
+// A ReLU's output, dense NHWC, and its signs.
+struct Signs {
+  int64_t c;
+  const float* y;
+  uint8_t* signs;
+};
+
+// The gradient at the ReLU's input: d_y + addend where the signs say so; dense NHWC.
+struct SignsMask {
+  int64_t c;
+  const float* d_y;
+  const float* addend;
+  const uint8_t* signs;
+  float* d_x;
+};
+
 // The kernels of one instruction set.
 struct Kernels {
   const char* name;
@@ -70,6 +86,9 @@ struct Kernels {
   void (*first_conv)(const FirstConv&, int64_t begin, int64_t end, float* rows);
   // Pairs of rows [begin, end) of all n ceil(h / 2).
   void (*relu_pool_bwd)(const ReluPool&, int64_t begin, int64_t end);
+  // Pixels [begin, end) of all n h w.
+  void (*pack_signs)(const Signs&, int64_t begin, int64_t end);
+  void (*mask_by_signs)(const SignsMask&, int64_t begin, int64_t end);
 };
 
 const Kernels* kernels_portable();
