@@ -97,10 +97,10 @@ class LPIPS(nn.Module):
         trunk_weights: str | PathLike[str] | Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        _check_choice("net", net, NETS)
-        _check_choice("version", version, weights.VERSIONS)
-        _check_choice("precision", precision, PRECISIONS)
-        _check_choice("cpu_conv", cpu_conv, cpu_layers.CHOICES)
+        check_choice("net", net, NETS)
+        check_choice("version", version, weights.VERSIONS)
+        check_choice("precision", precision, PRECISIONS)
+        check_choice("cpu_conv", cpu_conv, cpu_layers.CHOICES)
         extension.check_name(backend)
         if pnet_tune and eval_mode:
             raise ValueError("pnet_tune=True trains the trunk, which eval_mode=True keeps frozen: pass eval_mode=False")
@@ -134,13 +134,14 @@ class LPIPS(nn.Module):
             self.lins = nn.ModuleList(lins)
             self.lins.requires_grad_(not eval_mode)
             if model_path is not None:
-                self._set_linear_weights(weights.load_linear_weights(model_path, self.chns))
+                self.set_linear_weights(weights.load_linear_weights(model_path, self.chns))
             elif pretrained:
-                self._set_linear_weights(weights.published_linear_weights(NETS[net], version, self.chns))
+                self.set_linear_weights(weights.published_linear_weights(NETS[net], version, self.chns))
         if eval_mode:
             self.eval()
 
-    def _set_linear_weights(self, linear_weights: Sequence[Tensor]) -> None:
+    def set_linear_weights(self, linear_weights: Sequence[Tensor]) -> None:
+        """Copies linear weights, a [1, C_k, 1, 1] a layer, into the module's."""
         with torch.no_grad():
             for own, weight in zip(self._linear_weights() or (), linear_weights, strict=True):
                 own.copy_(weight)
@@ -184,7 +185,7 @@ class LPIPS(nn.Module):
             TypeError, ValueError: images that are not floating point, or shapes, types, devices or options that do
                 not fit together, or features of another net, version, size or device.
         """
-        _check_choice("reduction", reduction, ("none", "mean", "sum"))
+        check_choice("reduction", reduction, ("none", "mean", "sum"))
         clips = None
         if isinstance(in0, Tensor) and in0.dim() == 5:
             in0, in1, weight, clips = flatten_videos(in0, in1, weight, frames, generator)
@@ -192,7 +193,7 @@ class LPIPS(nn.Module):
             raise ValueError(f"frames={frames} needs videos [B, C, T, H, W], got in0 {_shape(in0)}")
         x0 = self._checked_image("in0", in0)
         x1 = self._checked_features(in1, x0) if isinstance(in1, Features) else self._checked_image("in1", in1)
-        _check_batches(x0, x1)
+        check_pair(x0, x1)
         affine = self._affine(normalize)
         if weight is not None:
             if self.spatial:
@@ -376,7 +377,8 @@ def _returned(
     return (shaped(value), [shaped(part) for part in parts]) if ret_per_layer else shaped(value)
 
 
-def _check_choice(name: str, given: str, accepted: Iterable[str]) -> None:
+def check_choice(name: str, given: str, accepted: Iterable[str]) -> None:
+    """Raises a ValueError that names the argument, unless it is one of those accepted."""
     if given not in accepted:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {given!r}")
 
@@ -395,14 +397,15 @@ def _rows(x: Tensor | Features, rows: slice) -> Tensor | Features:
     return x._replace(taps=tuple(t[rows] for t in x.taps)) if isinstance(x, Features) else x[rows]
 
 
-def _check_batches(in0: Tensor, in1: Tensor | Features) -> None:
+def check_pair(in0: Tensor, in1: Tensor | Features, names: str = "in0 and in1") -> None:
+    """Raises an error that names the arguments, unless the images fit together."""
     if isinstance(in1, Tensor):
         if in0.shape[2:] != in1.shape[2:]:
-            raise ValueError(f"in0 and in1 must have one size, got {list(in0.shape[2:])} and {list(in1.shape[2:])}")
+            raise ValueError(f"{names} must have one size, got {list(in0.shape[2:])} and {list(in1.shape[2:])}")
         if in0.dtype != in1.dtype:
-            raise TypeError(f"in0 and in1 must be of one type, got {in0.dtype} and {in1.dtype}")
+            raise TypeError(f"{names} must be of one type, got {in0.dtype} and {in1.dtype}")
     if _batch(in0) != _batch(in1) and 1 not in (_batch(in0), _batch(in1)):
-        raise ValueError(f"in0 and in1 must have one batch size, or 1, got {_batch(in0)} and {_batch(in1)}")
+        raise ValueError(f"{names} must have one batch size, or 1, got {_batch(in0)} and {_batch(in1)}")
 
 
 def _checked_pixel_weight(weight: Tensor, n: int, x: Tensor) -> Tensor:

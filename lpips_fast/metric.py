@@ -20,6 +20,7 @@ from .functional import lpips_head
 from .lpips import LPIPS
 from .pairwise import widest_dtype
 from .reference import accumulation_dtype
+from .weights import rename
 
 try:
     from torchmetrics import Metric
@@ -80,7 +81,7 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
             raise ValueError(f"Argument `reduction` must be one of {_REDUCTIONS}, but got {reduction}")
         if not isinstance(normalize, bool):
             raise ValueError(f"Argument `normalize` should be an bool but got {normalize}")
-        self.net = _Network(net=net_type, trunk_weights=trunk_weights)
+        self.net = Network(net=net_type, trunk_weights=trunk_weights)
         self.reduction = reduction
         self.normalize = normalize
         if self._is_bounded():
@@ -183,12 +184,12 @@ def _check_net_type(net_type: str) -> None:
 
 
 @functools.lru_cache(maxsize=6)
-def _kept_network(net_type: str, device: torch.device, dtype: torch.dtype) -> _Network:
+def _kept_network(net_type: str, device: torch.device, dtype: torch.dtype) -> Network:
     with torch.inference_mode(False):  # else a first call in inference mode would spoil later ones that need gradients
-        return _Network(net=net_type).to(device=device, dtype=dtype)
+        return Network(net=net_type).to(device=device, dtype=dtype)
 
 
-class _Network(LPIPS):
+class Network(LPIPS):
     """LPIPS with torchmetrics' norm, and its names in the state_dict."""
 
     def __init__(self, **options: Any) -> None:
@@ -215,19 +216,14 @@ class _Network(LPIPS):
         return lpips_head(taps1, taps2, weights, eps=1e-8, eps_inside_sqrt=True, backend=self.backend).sum(dim=1)
 
 
-def _to_their_names(module: _Network, state: dict[str, Tensor], prefix: str, _: dict) -> None:
+def _to_their_names(module: Network, state: dict[str, Tensor], prefix: str, _: dict) -> None:
     for k in range(module.L):
-        _rename(state, f"{prefix}net.slice{k + 1}.", f"{prefix}net.slices.{k}.")
+        rename(state, f"{prefix}net.slice{k + 1}.", f"{prefix}net.slices.{k}.")
 
 
-def _from_their_names(module: _Network, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def _from_their_names(module: Network, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     for k in range(module.L):
-        _rename(state, f"{prefix}net.slices.{k}.", f"{prefix}net.slice{k + 1}.")
-
-
-def _rename(state: dict[str, Tensor], before: str, after: str) -> None:
-    for name in [name for name in state if name.startswith(before)]:
-        state[after + name.removeprefix(before)] = state.pop(name)
+        rename(state, f"{prefix}net.slices.{k}.", f"{prefix}net.slice{k + 1}.")
 
 
 def _scores(net: Callable[..., Tensor], img1: Tensor, img2: Tensor, normalize: bool) -> Tensor:

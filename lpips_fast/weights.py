@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from urllib.error import URLError
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from .files import replacing
 
 VERSIONS = ("0.1", "0.0")
 
@@ -43,7 +45,11 @@ def load_linear_weights(path: str | PathLike[str], channels: list[int]) -> list[
     Raises:
         FileNotFoundError; ValueError where the file cannot be read, or a key is missing, extra or of another shape.
     """
-    state = read_state_dict(path)
+    return linear_weights(read_state_dict(path), channels, path)
+
+
+def linear_weights(state: Mapping[str, Tensor], channels: Sequence[int], path: str | PathLike[str]) -> list[Tensor]:
+    """As `load_linear_weights`, of what was read from the file already."""
     weights = []
     used = set()
     for k, c in enumerate(channels):
@@ -67,21 +73,59 @@ def load_linear_weights(path: str | PathLike[str], channels: list[int]) -> list[
     return weights
 
 
+def linear_state_dict(linear_weights: Iterable[Tensor]) -> dict[str, Tensor]:
+    """The linear weights, a [1, C_k, 1, 1] a layer, by the names of the published files."""
+    return {f"lin{k}.model.1.weight": weight for k, weight in enumerate(linear_weights)}
+
+
+def save_state_dict(path: str | PathLike[str], state: Mapping[str, Tensor]) -> None:
+    """Writes tensors by name, as .safetensors or else as a torch file, whole or not at all."""
+    path = Path(path)
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    with replacing(path) as temporary:
+        if path.suffix == ".safetensors":
+            save_file(state, temporary)
+        else:
+            torch.save(state, temporary)
+
+
+def fingerprint(tensors: Iterable[Tensor]) -> str:
+    """The SHA-256 of tensors' values in float32."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
 def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
     """Tensors by name from a .safetensors or a torch file; the latter without running any code that it may hold."""
+    return checked_state_dict(read_file(path), path)
+
+
+def checked_state_dict(content: object, path: str | PathLike[str]) -> dict[str, Tensor]:
+    """What a file holds, if that is tensors by name."""
+    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ValueError(f"{path} must hold tensors by name (a state_dict), got {type(content).__name__}")
+    return dict(content)
+
+
+def read_file(path: str | PathLike[str]) -> object:
+    """What a .safetensors or a torch file holds."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights file {path}")
     try:
         if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ValueError(f"{path} cannot be read as a weights file: {error}") from error
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path} must hold tensors by name (a state_dict), got {type(state).__name__}")
-    return dict(state)
+
+
+def rename(state: dict[str, Tensor], before: str, after: str) -> None:
+    """Gives all names that begin with `before` another beginning."""
+    for name in [name for name in state if name.startswith(before)]:
+        state[after + name.removeprefix(before)] = state.pop(name)
 
 
 def trunk_weights(

@@ -5,6 +5,7 @@ Where there is no GPU, Triton's kernels run in its interpreter, which it must kn
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import random
@@ -78,6 +79,27 @@ def make_theirs(trunk_states):
             return lpips.LPIPS(net=net, verbose=False, **options).to(dtype)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def torchvision_features(trunk_states):
+    """Makes the `features` of a torchvision model ('alexnet', ...) with that trunk."""
+    import torchvision
+
+    nets = {"alexnet": "alex", "vgg16": "vgg", "squeezenet1_1": "squeeze"}
+
+    @functools.cache
+    def empty(model):
+        with torch.device("meta"):  # VGG's classifier, which is thrown away, would take seconds to initialise
+            return getattr(torchvision.models, model)(weights=None).features
+
+    def features(model, pretrained=False):
+        made = copy.deepcopy(empty(model)).to_empty(device="cpu")
+        state = {name.removeprefix("features."): t for name, t in trunk_states[nets[model]].items()}
+        made.load_state_dict({name: state.get(name, t) for name, t in made.state_dict().items()})
+        return made
+
+    return features
 
 
 @pytest.fixture(scope="session")

@@ -34,27 +34,11 @@ def _batches(normalize, n_batches=2, n=2, size=33):
     return batches if normalize else 2 * batches - 1
 
 
-@functools.cache
-def _empty_features(model):
-    import torchvision
-
-    with torch.device("meta"):  # VGG's classifier, which is thrown away, would take seconds to initialise
-        return getattr(torchvision.models, model)(weights=None).features
-
-
 @pytest.fixture(scope="module")
-def weights(trunk_states):
+def weights(trunk_states, torchvision_features):
     """Both packages' trunks get these, in place of ImageNet's."""
-    nets = {"alexnet": "alex", "vgg16": "vgg", "squeezenet1_1": "squeeze"}
-
-    def features(model, pretrained=False):
-        made = _empty_features(model).to_empty(device="cpu")
-        state = {name.removeprefix("features."): t for name, t in trunk_states[nets[model]].items()}
-        made.load_state_dict({name: state.get(name, t) for name, t in made.state_dict().items()})
-        return made
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(theirs_functional, "_get_tv_model_features", features)
+        patch.setattr(theirs_functional, "_get_tv_model_features", torchvision_features)
         patch.setattr("lpips_fast.weights._torchvision_weights", lambda net, progress: trunk_states[net])
         metric._kept_network.cache_clear()
         yield trunk_states
@@ -125,7 +109,7 @@ def test_tiny_features_show_where_the_eps_is(make):
     (img1, img2), *_ = _batches(False)
     expected = theirs(img1, img2)
     torch.testing.assert_close(ours(img1, img2), expected, **TOLERANCE)
-    outside = super(metric._Network, ours.net).forward(img1, img2).mean()
+    outside = super(metric.Network, ours.net).forward(img1, img2).mean()
     assert abs(outside - expected) > 1e-2 * expected, "the eps must matter here for the test to be one"
 
 
@@ -361,7 +345,7 @@ def test_functional_makes_its_network_once(weights):
 def _worker(rank, folder, states):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    net = metric._Network(trunk_weights=states)
+    net = metric.Network(trunk_weights=states)
     batches = _batches(False, 5)
     found = {}
     for reduction in REDUCTIONS:

@@ -112,12 +112,18 @@ def parse_size(size: str | None) -> tuple[int, int] | None:
 
 
 def register(
-    app: typer.Typer, name: str, run: Callable[..., None], examples: list[str], *, sharded: bool = False
+    app: typer.Typer,
+    name: str,
+    run: Callable[..., None],
+    examples: list[str],
+    *,
+    sharded: bool = False,
+    without: tuple[str, ...] = (),
 ) -> None:
-    """Adds a command whose function takes a `settings: Settings` beside its own arguments.
+    """Adds a command, whose function may take a `settings: Settings` beside its own arguments.
 
-    On the command line the fields of Settings are options; exceptions become messages and an exit status. Only a
-    `sharded` command can share its work among processes.
+    On the command line the fields of Settings, but for those it goes `without`, are options then; exceptions become
+    messages and an exit status. Only a `sharded` command can share its work among processes.
     """
     own = inspect.signature(run)
     hints = typing.get_type_hints(run, include_extras=True)
@@ -126,15 +132,17 @@ def register(
     shared = [
         inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=shared_hints[f.name])
         for f in fields(Settings)
+        if "settings" in own.parameters and f.name not in without
     ]
 
     @functools.wraps(run)
     def command(**arguments: Any) -> None:
-        settings = Settings(**{f.name: arguments.pop(f.name) for f in fields(Settings)})
+        if shared:
+            arguments["settings"] = Settings(**{p.name: arguments.pop(p.name) for p in shared})
         with ending():
             if shards.count() > 1 and not sharded:
-                raise UsageError(f"{name} is one process's work; torchrun can share that of dirs and matrix")
-            run(**arguments, settings=settings)
+                raise UsageError(f"{name} is one process's work; torchrun can share that of dirs, matrix and train")
+            run(**arguments)
 
     command.__signature__ = inspect.Signature([*parameters, *shared])  # type: ignore[attr-defined]
     command.__annotations__ = {}

@@ -1,0 +1,250 @@
+"""LPIPS's weights in the files of other packages: reading whatever names they have, and writing theirs.
+
+Whose a whole model is, is told by its names (k: the slice, from 1; i: the layer's index in torchvision's `features`):
+
+    lpips          scaling_layer.*, net.slice{k}.{i}.*, lin{k}.model.1.weight, and these again as lins.{k}.*
+    taming         the same without lins.*; VGG16 only
+    torchmetrics   net.net.slice{k}.{i}.* (squeeze: net.net.slices.{k-1}.{i}.*), net.lin{k}.*, net.lins.{k}.*
+    piq            model.{i}.*; VGG16 only; its linear weights are in a file of their own, and are those of lpips 0.1
+
+Linear layers trained without dropout are `model.0.weight`. A beginning that all names share, such as
+`loss.perceptual_loss.`, is left out. Files of linear weights alone are alike but for piq's, a list of tensors.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import weights
+from .lpips import LPIPS, ScalingLayer, check_choice
+from .trunk import SPECS, Spec
+
+TARGETS = ("lpips", "taming", "torchmetrics")
+
+_NAME = re.compile(r"((?:.*?\.)??)(?:scaling_layer|net\.slices?\d*|lin\d+\.model|lins\.\d+\.model|model\.\d+)\..+")
+_LAYER = re.compile(r"lins?\.?(\d+)\.model\.[01]\.weight")
+_TRUNK = re.compile(r"(net\.slice|net\.slices\.|model\.)(\d+)\.(.+)")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights of LPIPS, as `load_any` found them.
+
+    Attributes:
+        origin: the package whose names they had: 'lpips', 'taming', 'torchmetrics' or 'piq'. Linear weights alone
+            have the same names in the first three, and are called 'lpips'.
+        net: their trunk: 'alex', 'vgg' or 'squeeze'.
+        version: of the published linear weights that they are, '0.1' or '0.0'; None for others, or where there are
+            none.
+        linear: the linear weights, a [1, C_k, 1, 1] a layer; None for a model that has none (`LPIPS(lpips=False)`).
+        trunk: the trunk's weights, with the names of torchvision's `features` ('0.weight', ...); None for linear
+            weights alone.
+    """
+
+    origin: str
+    net: str
+    version: str | None
+    linear: list[Tensor] | None
+    trunk: dict[str, Tensor] | None
+
+    def __str__(self) -> str:
+        what = "linear weights" if self.trunk is None else "a whole model"
+        known = "" if self.version is None else f", version {self.version}"
+        return f"{what} as {self.origin} has them, net {self.net}{known}"
+
+    def module(self, **options: Any) -> LPIPS:
+        """An LPIPS with these weights; a trunk that is not among them comes from where it does for `LPIPS`.
+
+        Args:
+            options: keyword arguments of `LPIPS`. version is by default that of the weights, or 0.1 if unknown.
+        """
+        lpips = self.linear is not None
+        given = {"version": self.version or "0.1", "trunk_weights": self.trunk, **options}
+        module = LPIPS(net=self.net, lpips=lpips, pretrained=False, **given)
+        if self.linear is not None:
+            module.set_linear_weights(self.linear)
+        return module
+
+    def state_dict(self, target: str = "lpips") -> dict[str, Tensor]:
+        """The weights under the names of 'lpips', 'taming' or 'torchmetrics', in which they load strictly.
+
+        Raises:
+            ValueError: an unknown target, or one that has no such model.
+        """
+        check_choice("target", target, TARGETS)
+        if target == "taming" and self.net != "vgg":
+            raise ValueError(f"taming has no LPIPS but that of net vgg, and these weights are those of net {self.net}")
+        if target != "lpips" and self.linear is None:
+            raise ValueError(f"{target} has no LPIPS without linear weights (lpips=False)")
+        linear = weights.linear_state_dict(self.linear or ())
+        if self.trunk is None:
+            return linear
+        repeated = {f"lins.{k}.model.1.weight": w for k, w in enumerate(self.linear or ())}
+        spec = SPECS[self.net]
+        trunk = {f"net.slice{_slice(spec, name)}.{name}": tensor for name, tensor in self.trunk.items()}
+        if target == "torchmetrics":
+            if self.net == "squeeze":
+                trunk = {f"net.slices.{_slice(spec, name) - 1}.{name}": t for name, t in self.trunk.items()}
+            return {f"net.{name}": tensor for name, tensor in (trunk | linear | repeated).items()}
+        scaling = {f"scaling_layer.{name}": tensor for name, tensor in ScalingLayer().state_dict().items()}
+        return scaling | trunk | linear | (repeated if target == "lpips" else {})
+
+
+def load_any(path: str | PathLike[str]) -> Checkpoint:
+    """Reads the weights of LPIPS, whole or linear ones alone, as lpips, taming, torchmetrics or piq name them.
+
+    Args:
+        path: .safetensors, or else a file of torch.save, read without running any code that it may hold.
+
+    Returns:
+        What it holds and whose it is; `load_any(path).module()` is an LPIPS with it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, or a name is missing, unknown or of another shape.
+    """
+    content = weights.read_file(path)
+    if isinstance(content, list | tuple):
+        return _from_piq_list(path, content)
+    state = _without_prefix(path, weights.checked_state_dict(content, path))
+    scaling = {name: tensor for name, tensor in state.items() if name.startswith("scaling_layer.")}
+    linear = {name: tensor for name, tensor in state.items() if name.startswith("lin")}
+    rest = {name: tensor for name, tensor in state.items() if name not in scaling and name not in linear}
+    _check_scaling(path, scaling)
+    style, numbers, trunk = _trunk_names(path, rest)
+    net = _net_of_linear(path, linear) if linear else _net_of_trunk(trunk)
+    spec = SPECS[net]
+    layers = weights.linear_weights(linear, spec.channels, path) if linear else None
+    if not trunk:
+        return _checkpoint("lpips", net, layers, None)
+    _check_trunk(path, net, numbers, trunk)
+    if style == "model.":
+        if net != "vgg" or linear or scaling:
+            raise ValueError(
+                f"{path} has the names of piq, whose LPIPS is VGG16's trunk, but holds {_some(sorted(state))}"
+            )
+        return _checkpoint("piq", net, weights.published_linear_weights(net, "0.1", [*spec.channels]), trunk)
+    if style == "net.slices." or not scaling:
+        if layers is None:
+            raise ValueError(f"{path} has a trunk, but neither scaling_layer.* nor linear weights")
+        return _checkpoint("torchmetrics", net, layers, trunk)
+    repeated = any(name.startswith("lins.") for name in linear)
+    return _checkpoint("taming" if net == "vgg" and linear and not repeated else "lpips", net, layers, trunk)
+
+
+def _checkpoint(origin: str, net: str, linear: list[Tensor] | None, trunk: dict[str, Tensor] | None) -> Checkpoint:
+    for version in weights.VERSIONS if linear is not None else ():
+        published = weights.published_linear_weights(net, version, [*SPECS[net].channels])
+        if all(torch.equal(w, p.to(w.dtype)) for w, p in zip(linear or (), published, strict=True)):
+            return Checkpoint(origin, net, version, linear, trunk)
+    return Checkpoint(origin, net, None, linear, trunk)
+
+
+def _from_piq_list(path: str | PathLike[str], content: list | tuple) -> Checkpoint:
+    channels = SPECS["vgg"].channels
+    fit = len(content) == len(channels) and all(
+        isinstance(w, Tensor) and w.dim() >= 3 and w.numel() == c == w.shape[-3]
+        for w, c in zip(content, channels, strict=True)
+    )
+    if not fit:
+        raise ValueError(f"{path} holds a list, but not piq's linear weights: [1, C, 1, 1] with C of {list(channels)}")
+    state = weights.linear_state_dict(w.reshape(1, -1, 1, 1) for w in content)
+    return _checkpoint("piq", "vgg", weights.linear_weights(state, channels, path), None)
+
+
+def _without_prefix(path: str | PathLike[str], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found = {name: _NAME.fullmatch(name) for name in state}
+    prefixes = {match[1] for match in found.values() if match}
+    unknown = sorted(name for name, match in found.items() if not match)
+    if unknown or len(prefixes) != 1:
+        why = f"names that are none of LPIPS's: {_some(unknown)}" if unknown else f"several LPIPS: {sorted(prefixes)}"
+        raise ValueError(f"{path} has {why if state else 'no tensors'}")
+    (prefix,) = prefixes
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+
+
+def _trunk_names(
+    path: str | PathLike[str], state: Mapping[str, Tensor]
+) -> tuple[str, dict[str, int], dict[str, Tensor]]:
+    """How the trunk's tensors are named, the slice that a name puts them in (0: none), and they as torchvision's."""
+    style, numbers, trunk = "", {}, {}
+    for name, tensor in state.items():
+        match = _TRUNK.fullmatch(name)
+        if match is None or style not in ("", match[1]):
+            raise ValueError(f"{path} has a name that does not go with the others: {name!r}")
+        style = match[1]
+        theirs = f"{match[2]}.{match[3]}" if style == "model." else match[3]
+        trunk[theirs] = tensor
+        numbers[theirs] = {"net.slice": int(match[2]), "net.slices.": int(match[2]) + 1, "model.": 0}[style]
+    return style, numbers, trunk
+
+
+def _net_of_linear(path: str | PathLike[str], linear: Mapping[str, Tensor]) -> str:
+    layers = {int(match[1]): tensor.numel() for name, tensor in linear.items() if (match := _LAYER.fullmatch(name))}
+    found = tuple(size for _, size in sorted(layers.items()))
+    for net, spec in SPECS.items():
+        if found == spec.channels:
+            return net
+    known = ", ".join(f"{net} {list(spec.channels)}" for net, spec in SPECS.items())
+    raise ValueError(f"{path} has linear weights of {list(found)} channels, which are no net's: {known}")
+
+
+def _net_of_trunk(trunk: Mapping[str, Tensor]) -> str:
+    """The net with the most of these names and shapes."""
+    return max(SPECS, key=lambda net: sum(_trunk_shapes(net).get(name) == t.shape for name, t in trunk.items()))
+
+
+@functools.cache
+def _trunk_shapes(net: str) -> dict[str, torch.Size]:
+    import torchvision.models as models  # here, for it takes longer to import than everything else
+
+    spec = SPECS[net]
+    with torch.device("meta"):
+        features = getattr(models, spec.model)(weights=None).features
+    return {name: tensor.shape for name, tensor in features[: spec.cuts[-1]].state_dict().items()}
+
+
+def _slice(spec: Spec, name: str) -> int:
+    """The slice, from 1, that has a tensor of torchvision's name."""
+    layer = int(name.partition(".")[0])
+    return sum(cut <= layer for cut in spec.cuts)
+
+
+def _check_trunk(path: str | PathLike[str], net: str, numbers: Mapping[str, int], trunk: Mapping[str, Tensor]) -> None:
+    shapes = _trunk_shapes(net)
+    for what, names in (("lacks", shapes.keys() - trunk), ("has, beside what belongs there,", trunk.keys() - shapes)):
+        if names:
+            raise ValueError(f"{path}: the trunk of net {net} {what} {_some(sorted(names))}")
+    for name, tensor in trunk.items():
+        if tensor.shape != shapes[name] or not tensor.is_floating_point():
+            raise ValueError(
+                f"{path}: the trunk's {name!r} must be floating point of shape {list(shapes[name])} in net {net}, "
+                f"got {tensor.dtype} {list(tensor.shape)}"
+            )
+        if numbers[name] not in (0, _slice(SPECS[net], name)):
+            raise ValueError(
+                f"{path}: the trunk's {name!r} must be in slice {_slice(SPECS[net], name)}, is in {numbers[name]}"
+            )
+
+
+def _check_scaling(path: str | PathLike[str], scaling: Mapping[str, Tensor]) -> None:
+    own = {f"scaling_layer.{name}": tensor for name, tensor in ScalingLayer().state_dict().items()}
+    if scaling and scaling.keys() != own.keys():
+        raise ValueError(f"{path} must have {sorted(own)}, got {sorted(scaling)}")
+    for name, tensor in scaling.items():
+        if tensor.shape != own[name].shape or not torch.allclose(tensor.float(), own[name], rtol=1e-2):
+            expected, found = ([round(v, 3) for v in t.flatten()[:3].tolist()] for t in (own[name], tensor))
+            raise ValueError(f"{path}: {name!r} must be {expected}, got {found} of shape {list(tensor.shape)}")
+
+
+def _some(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

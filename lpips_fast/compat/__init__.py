@@ -1,0 +1,5 @@
+"""LPIPS with the signatures, results and state_dict keys that other code bases have grown around.
+
+`compat.taming.LPIPS` is that of taming-transformers and CogVideo, `compat.piq.LPIPS` that of piq. What `lpips` users
+need is `lpips_fast.LPIPS` itself, what torchmetrics users need `lpips_fast.metric`.
+"""

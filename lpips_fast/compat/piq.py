@@ -1,0 +1,128 @@
+"""LPIPS as piq has it.
+
+    LPIPS(x, y) = sum_l mean_p sum_c w_lc |a_lc(x) - a_lc(y)|^2      or, with distance 'mae', the absolute difference
+
+of images in [0, 1], with the features a of VGG16 divided by their norm over channels (eps outside the root, 1e-10).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional, lpips, weights
+from ..reference import normalize_channels
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class LPIPS(lpips.LPIPS):
+    """LPIPS with VGG16 of images in [0, 1]: piq's signature, its numbers and the 26 keys of its state_dict.
+
+    As in piq the module follows the images to their device and type.
+
+    Args:
+        replace_pooling: average pooling in place of VGG16's maximum. Slower: it does not take the frozen trunk's path.
+        distance: 'mse' for squared differences of features, 'mae' for absolute ones (plain torch, slower).
+        reduction: 'mean' or 'sum' over the pairs, or 'none' for [N].
+        mean: subtracted from the images' channels; [0, 0, 0] for images that are standardised already.
+        std: the channels are then divided by it; [1, 1, 1] for images that are standardised already.
+        options: keyword arguments of `lpips_fast.LPIPS`: grad_in_forward, precision, trunk_weights, ...
+
+    Raises:
+        ValueError: an unknown distance or reduction, a mean or std that is not three numbers.
+        TypeError, ValueError, RuntimeError: as `lpips_fast.LPIPS`.
+    """
+
+    def __init__(
+        self,
+        replace_pooling: bool = False,
+        distance: str = "mse",
+        reduction: str = "mean",
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        **options: Any,
+    ) -> None:
+        lpips.check_choice("distance", distance, ("mse", "mae"))
+        lpips.check_choice("reduction", reduction, ("none", "mean", "sum"))
+        for name, channels in (("mean", mean), ("std", std)):
+            if len(channels) != 3:
+                raise ValueError(f"{name} must be three numbers, one a channel, got {channels}")
+        super().__init__(net="vgg", lpips=False, **options)  # the linear weights are no parameters in piq
+        self.replace_pooling = replace_pooling
+        self.distance = distance
+        self.reduction = reduction
+        for k, weight in enumerate(weights.published_linear_weights("vgg", "0.1", self.chns)):
+            self.register_buffer(f"weight{k}", weight, persistent=False)
+        # Of images in [-1, 1], as everything here.
+        shift, scale = (torch.tensor(channels, dtype=torch.float32).view(1, 3, 1, 1) for channels in (mean, std))
+        self.scaling_layer.register_buffer("shift", 2 * shift - 1, persistent=False)
+        self.scaling_layer.register_buffer("scale", 2 * scale, persistent=False)
+        if replace_pooling:
+            for slice_ in self.net.slices[1:]:
+                slice_[0] = nn.AvgPool2d(2)
+        self.register_state_dict_post_hook(_to_their_names)
+        self.register_load_state_dict_pre_hook(_from_their_names)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
+        """The distance of images [N, 3, H, W] in [0, 1]: a number, or [N] with reduction 'none'."""
+        self._follow(x)
+        x, y = self._checked_image("x", x), self._checked_image("y", y)
+        lpips.check_pair(x, y, "x and y")
+        if self.replace_pooling or self.distance == "mae":
+            value = self._plain(x, y)
+        else:
+            value = super().forward(x, y, normalize=True).flatten()  # type: ignore[union-attr]  # no pair
+        return value if self.reduction == "none" else getattr(value, self.reduction)()
+
+    def _follow(self, x: Tensor) -> None:
+        own = self.scaling_layer.shift
+        if isinstance(x, Tensor) and x.is_floating_point() and (x.device, x.dtype) != (own.device, own.dtype):
+            with torch.inference_mode(False):  # else training could not use what is made here
+                self.to(device=x.device, dtype=x.dtype)
+
+    def _plain(self, x: Tensor, y: Tensor) -> Tensor:
+        taps0, taps1 = (self._averaged(t) if self.replace_pooling else self.features(t, True).taps for t in (x, y))
+        if self.distance == "mse":
+            return functional.lpips_head(taps0, taps1, self._linear_weights(), backend=self.backend).sum(dim=1)
+        parts = []
+        for f0, f1, weight in zip(taps0, taps1, self._linear_weights(), strict=True):
+            a, b = (normalize_channels(f, 1e-10, eps_inside_sqrt=False) for f in (f0, f1))
+            parts.append((weight * (a - b).abs()).sum(dim=1).mean(dim=(1, 2)))
+        return torch.stack(parts).sum(dim=0)
+
+    def _averaged(self, x: Tensor) -> list[Tensor]:
+        shift, scale = self._affine(normalize=True)
+        x = (x - shift) / scale  # type: ignore[operator]  # None in version 0.0 only
+        taps = []
+        for slice_ in self.net.slices:
+            x = slice_(x)
+            taps.append(x)
+        return taps
+
+    def _linear_weights(self) -> list[Tensor]:
+        return [self.get_buffer(f"weight{k}") for k in range(self.L)]
+
+
+def _their_names(module: LPIPS) -> dict[str, str]:
+    """Our beginning of a key to piq's: net.slice2.5. to model.5."""
+    return {
+        f"net.slice{k + 1}.{i}.": f"model.{i}."
+        for k, slice_ in enumerate(module.net.slices)
+        for i, layer in slice_.named_children()
+        if isinstance(layer, nn.Conv2d)
+    }
+
+
+def _to_their_names(module: LPIPS, state: dict[str, Tensor], prefix: str, _: dict) -> None:
+    for ours, theirs in _their_names(module).items():
+        weights.rename(state, prefix + ours, prefix + theirs)
+
+
+def _from_their_names(module: LPIPS, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    for ours, theirs in _their_names(module).items():
+        weights.rename(state, prefix + theirs, prefix + ours)

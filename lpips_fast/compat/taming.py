@@ -1,0 +1,38 @@
+"""LPIPS as taming-transformers has it, and those who took it from there: CogVideo, latent-diffusion, ..."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .. import lpips
+
+
+class LPIPS(lpips.LPIPS):
+    """LPIPS with VGG16, frozen: taming's signature, its [N, 1, 1, 1] and the 33 keys of its state_dict.
+
+    There, `self.perceptual_loss = LPIPS().eval()` sits in a loss module whose `.train()` switches dropout on again,
+    and the loss is noisy from then on. Here it stays in eval mode.
+
+    Args:
+        use_dropout: dropout before the linear weights, which only `faithful` ever applies.
+        faithful: follow `.train()` into dropout, as the original does: to reproduce its runs.
+        options: keyword arguments of `lpips_fast.LPIPS`: grad_in_forward, precision, trunk_weights, ...
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `lpips_fast.LPIPS`.
+    """
+
+    def __init__(self, use_dropout: bool = True, *, faithful: bool = False, **options: Any) -> None:
+        super().__init__(net="vgg", use_dropout=use_dropout, eval_mode=not faithful, **options)
+        self.requires_grad_(False)
+        lins = list(self.lins)
+        del self.lins
+        self.lins = lins  # type: ignore[assignment]  # a list registers nothing, so that lins.* are no keys
+
+    def forward(self, input: Tensor, target: Tensor | lpips.Features) -> Tensor:  # type: ignore[override]
+        """The distances [N, 1, 1, 1] of images [N, 3, H, W] in [-1, 1]; otherwise as `lpips_fast.LPIPS.forward`."""
+        value = super().forward(input, target)
+        assert isinstance(value, Tensor)  # a pair only with retPerLayer
+        return value

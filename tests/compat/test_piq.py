@@ -1,0 +1,103 @@
+"""compat.piq against piq itself."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from lpips_fast import weights
+from lpips_fast.compat.piq import LPIPS
+
+from ..images import assert_close, image
+from ..test_errors import raises
+
+OPTIONS = (
+    {},
+    {"reduction": "none"},
+    {"reduction": "sum"},
+    {"distance": "mae", "reduction": "none"},
+    {"replace_pooling": True},
+    {"replace_pooling": True, "distance": "mae"},
+    {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]},
+)
+
+
+@pytest.fixture
+def make_theirs(monkeypatch, torchvision_features):
+    perceptual = pytest.importorskip("piq.perceptual")
+    linear = weights.published_linear_weights("vgg", "0.1", [64, 128, 256, 512, 512])
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: linear)
+    made = nn.Module()
+    made.features = torchvision_features("vgg16")
+    monkeypatch.setattr(perceptual, "vgg16", lambda **_: made)
+    return perceptual.LPIPS
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_numbers_and_gradients(trunk_states, make_theirs, options):
+    ours, theirs = LPIPS(**options, trunk_weights=trunk_states["vgg"]), make_theirs(**options)
+    x, y = ((image(2, 33, 48, seed=seed, dtype=torch.float64) + 1) / 2 for seed in (1, 2))
+    x.requires_grad_()
+    value, expected = ours(x, y), theirs(x, y)
+    assert_close(value, expected, (1e-6, 1e-6))  # its mean and std are float32's
+    (grad,), (expected_grad,) = (torch.autograd.grad(v.sum(), x) for v in (value, expected))
+    assert (grad - expected_grad).norm() < 1e-5 * expected_grad.norm()
+
+
+def test_keys_strictly_both_ways(trunk_states, make_theirs):
+    ours, theirs = LPIPS(trunk_weights=trunk_states["vgg"]), make_theirs()
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    for source, target in ((ours, theirs), (theirs, ours)):
+        changed = {name: tensor + 1 for name, tensor in source.state_dict().items()}
+        target.load_state_dict(changed, strict=True)
+        assert all(torch.equal(tensor, changed[name]) for name, tensor in target.state_dict().items())
+
+
+def test_follows_the_images_to_their_type(trunk_states):
+    fn = LPIPS(trunk_weights=trunk_states["vgg"])
+    x, y = (torch.rand(1, 3, 32, 32, dtype=torch.float64) for _ in range(2))
+    with torch.inference_mode():
+        value = fn(x, y)
+    assert value.dtype == torch.float64
+    x = x.float().requires_grad_()
+    fn(x, y.float()).backward()
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "duplicate", (copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))), ids=("deepcopy", "pickle")
+)
+def test_copies(trunk_states, duplicate):
+    fn = LPIPS(trunk_weights=trunk_states["vgg"])
+    x, y = torch.rand(2, 1, 3, 32, 32)
+    other = duplicate(fn)
+    assert torch.equal(other(x, y), fn(x, y))
+    assert list(other.state_dict()) == list(fn.state_dict())
+
+
+@pytest.mark.parametrize(
+    "options,words",
+    (
+        ({"distance": "l1"}, ("distance", "'mse'", "'mae'", "'l1'")),
+        ({"reduction": "avg"}, ("reduction", "'mean'", "'avg'")),
+        ({"mean": [0.5]}, ("mean", "three", "[0.5]")),
+        ({"std": [1, 1]}, ("std", "three", "[1, 1]")),
+    ),
+    ids=str,
+)
+def test_bad_options(options, words):
+    with raises(ValueError, *words):
+        LPIPS(**options, pnet_rand=True)
+
+
+@pytest.mark.parametrize("options", ({}, {"distance": "mae"}), ids=str)
+def test_bad_images(options):
+    fn = LPIPS(**options, pnet_rand=True)
+    with raises(ValueError, "x must be [N, 3, H, W]", "[3, 32, 32]"):
+        fn(torch.rand(3, 32, 32), torch.rand(3, 32, 32))
+    with raises(ValueError, "x and y", "one size", "[32, 32]", "[32, 40]"):
+        fn(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 40))

@@ -1,0 +1,193 @@
+"""Weights in the files of lpips, taming, torchmetrics and piq: whose they are, what they hold, and their way back."""
+
+from __future__ import annotations
+
+import copy
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+import lpips_fast
+from lpips_fast import checkpoints
+from lpips_fast.compat import piq, taming
+from lpips_fast.weights import published_linear_weights, save_state_dict
+
+from .conftest import NETS
+from .images import pair
+from .test_errors import raises
+from .test_weights import CHANNELS, linear_state, without
+
+SUFFIXES = (".pth", ".safetensors")
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Writes a state and reads it with load_any."""
+
+    def load(state, suffix=".pth"):
+        save_state_dict(tmp_path / f"weights{suffix}", state)
+        return lpips_fast.load_any(tmp_path / f"weights{suffix}")
+
+    return load
+
+
+@pytest.fixture
+def theirs(monkeypatch, trunk_states, torchvision_features, make_theirs):
+    """Makes a package's own module with the session's trunk; taming's has the keys of lpips but for lins.*."""
+
+    def torchmetrics(net):
+        module = pytest.importorskip("torchmetrics.functional.image.lpips")
+        monkeypatch.setattr(module, "_get_tv_model_features", torchvision_features)
+        return torch.nn.ModuleDict({"net": module._LPIPS(net=net)})
+
+    return {
+        "lpips": lambda net: copy.deepcopy(make_theirs(net)),
+        "taming": lambda net: taming.LPIPS(trunk_weights=trunk_states[net]),
+        "torchmetrics": torchmetrics,
+        "piq": lambda net: piq.LPIPS(trunk_weights=trunk_states[net]),
+    }
+
+
+MODELS = [(origin, net) for origin in ("lpips", "torchmetrics") for net in NETS] + [("taming", "vgg"), ("piq", "vgg")]
+
+
+@pytest.mark.parametrize("origin,net", MODELS)
+def test_whole_models(load, theirs, make_ours, origin, net):
+    in0, in1 = pair(1, 35, 35)
+    for suffix in SUFFIXES:
+        found = load(theirs[origin](net).state_dict(), suffix)
+        assert (found.origin, found.net, found.version) == (origin, net, "0.1")
+        assert f"a whole model as {origin} has them, net {net}, version 0.1" in str(found)
+        assert torch.equal(found.module()(in0, in1), make_ours(net)(in0, in1))
+
+
+@pytest.mark.parametrize(
+    "origin,net,target",
+    [(*model, target) for target in checkpoints.TARGETS for model in MODELS if target != "taming" or model[1] == "vgg"],
+)
+def test_written_for_another_package_they_load_strictly(load, theirs, origin, net, target):
+    state = load(theirs[origin](net).state_dict()).state_dict(target)
+    module = theirs[target](net)
+    expected = module.state_dict()
+    assert list(state) == list(expected)
+    module.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in expected.items()})
+    module.load_state_dict(state, strict=True)
+    for name, tensor in theirs[target](net).state_dict().items():
+        assert torch.equal(module.state_dict()[name], tensor), name
+    assert load(state).origin == target
+
+
+@pytest.mark.parametrize("version", ("0.1", "0.0"))
+@pytest.mark.parametrize("net", NETS)
+def test_linear_weights_that_lpips_comes_with(make_ours, trunk_states, net, version):
+    file = Path(find_spec("lpips").origin).parent / "weights" / f"v{version}" / f"{net}.pth"
+    found = lpips_fast.load_any(file)
+    assert (found.origin, found.net, found.version, found.trunk) == ("lpips", net, version, None)
+    in0, in1 = pair(1, 35, 35)
+    module = found.module(trunk_weights=trunk_states[net])
+    assert torch.equal(module(in0, in1), make_ours(net, version=version)(in0, in1))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("index", (0, 1))
+@pytest.mark.parametrize("names", ("lin", "lins.", "both"))
+def test_own_linear_weights(load, trunk_states, suffix, index, names):
+    lin = linear_state("squeeze", index)
+    lins = {name.replace("lin", "lins.", 1): tensor for name, tensor in lin.items()}
+    found = load({"lin": lin, "lins.": lins, "both": lin | lins}[names], suffix)
+    assert (found.net, found.version, found.trunk) == ("squeeze", None, None)
+    module = found.module(trunk_weights=trunk_states["squeeze"])
+    for own, weight in zip(module.lins, lin.values(), strict=True):
+        assert torch.equal(own.weight, weight)
+    assert not module.training
+    assert not any(p.requires_grad for p in module.parameters())
+
+
+@pytest.mark.parametrize("shape", ((1, -1, 1, 1), (-1, 1, 1)))
+def test_list_of_linear_weights_as_piq_has_it(tmp_path, shape):
+    published = published_linear_weights("vgg", "0.1", CHANNELS["vgg"])
+    torch.save([w.reshape(shape) for w in published], tmp_path / "lpips_weights.pt")
+    found = lpips_fast.load_any(tmp_path / "lpips_weights.pt")
+    assert (found.origin, found.net, found.version, found.trunk) == ("piq", "vgg", "0.1", None)
+    assert all(torch.equal(w, p) for w, p in zip(found.linear, published, strict=True))
+
+
+def test_a_model_without_linear_weights(load, make_theirs):
+    found = load(make_theirs("alex", lpips=False).state_dict())
+    assert (found.origin, found.linear, found.version) == ("lpips", None, None)
+    in0, in1 = pair(1, 35, 35)
+    torch.testing.assert_close(found.module()(in0, in1), make_theirs("alex", lpips=False)(in0, in1))
+    assert list(found.state_dict()) == list(make_theirs("alex", lpips=False).state_dict())
+    with raises(ValueError, "torchmetrics", "lpips=False"):
+        found.state_dict("torchmetrics")
+
+
+def test_version_0_0_is_recognised(load, make_ours, make_theirs):
+    found = load(make_theirs("alex", version="0.0").state_dict())
+    in0, in1 = pair(1, 35, 35)
+    assert torch.equal(found.module()(in0, in1), make_ours(version="0.0")(in0, in1))
+    assert found.module(version="0.1").version == "0.1"
+
+
+@pytest.mark.parametrize("origin,net", (("lpips", "alex"), ("torchmetrics", "squeeze"), ("piq", "vgg")))
+def test_a_beginning_that_all_names_share(load, theirs, origin, net):
+    state = {f"module.loss.{name}": tensor for name, tensor in theirs[origin](net).state_dict().items()}
+    assert load(state).origin == origin
+
+
+def without_all(*parts):
+    return lambda state: {name: tensor for name, tensor in state.items() if not any(part in name for part in parts)}
+
+
+def plus(name, *shape, dtype=torch.float32):
+    return lambda state: {**state, name: torch.zeros(shape, dtype=dtype)}
+
+
+BAD = {
+    "empty": (lambda s: {}, ("no tensors",)),
+    "another model": (lambda s: {"encoder.weight": torch.zeros(1)}, ("none of LPIPS's", "'encoder.weight'")),
+    "inside a larger model": (plus("encoder.weight", 1), ("none of LPIPS's", "'encoder.weight'")),
+    "two": (lambda s: {**s, **{f"other.{name}": t for name, t in s.items()}}, ("several", "'other.'")),
+    "missing": (lambda s: without(s, "net.slice2.3.bias"), ("lacks", "'3.bias'", "alex")),
+    "extra": (plus("net.slice2.4.bias", 3), ("'4.bias'", "alex")),
+    "shape": (plus("net.slice2.3.bias", 3), ("'3.bias'", "[192]", "[3]")),
+    "type": (plus("net.slice2.3.bias", 192, dtype=torch.int32), ("'3.bias'", "floating", "torch.int32")),
+    "slice": (lambda s: {n.replace("slice2.3", "slice3.3"): t for n, t in s.items()}, ("'3.weight'", "slice 2", "3")),
+    "mixed": (plus("model.0.weight", 64, 3, 11, 11), ("'model.0.weight'",)),
+    "scaling": (plus("scaling_layer.shift", 1, 3, 1, 1), ("scaling_layer.shift", "[-0.03, -0.088, -0.188]", "[0.0,")),
+    "half of scaling": (lambda s: without(s, "scaling_layer.shift"), ("scaling_layer.shift", "scaling_layer.scale")),
+    "layer missing": (without_all("lin3", "lins.3"), ("[64, 192, 384, 256]", "no net's", "[64, 192, 384, 256, 256]")),
+    "layer's shape": (plus("lin3.model.1.weight", 1, 384, 1, 1), ("lin3.model.1.weight", "[1, 256, 1, 1]")),
+    "bias of a layer": (plus("lin3.model.1.bias", 1), ("lin3.model.1.bias",)),
+    "duplicates differ": (plus("lin3.model.1.weight", 1, 256, 1, 1), ("lins.3.model.1.weight", "differ")),
+    "trunk alone": (without_all("lin", "scaling"), ("neither scaling_layer.* nor linear weights",)),
+}
+
+
+@pytest.mark.parametrize("change,words", BAD.values(), ids=BAD)
+def test_bad_files(load, make_theirs, change, words):
+    with raises(ValueError, "weights.pth", *words):
+        load(change(make_theirs("alex").state_dict()))
+
+
+def test_piq_has_vgg_only(load, trunk_states):
+    state = {name.replace("features", "model"): tensor for name, tensor in trunk_states["alex"].items()}
+    with raises(ValueError, "weights.pth", "piq", "VGG16", "'model.0.bias'"):
+        load(state)
+
+
+@pytest.mark.parametrize("content", ([1.0], [torch.zeros(1, 64, 1, 1)], [torch.zeros(1, 2, 3, 4)] * 5, 3, "text"))
+def test_not_a_state_dict(tmp_path, content):
+    torch.save(content, tmp_path / "other.pth")
+    with raises(ValueError, "other.pth", "must hold" if not isinstance(content, list) else "a list"):
+        lpips_fast.load_any(tmp_path / "other.pth")
+
+
+def test_unknown_target(load):
+    found = load(linear_state())
+    with raises(ValueError, "target", "'taming'", "'piq'"):
+        found.state_dict("piq")
+    with raises(ValueError, "taming", "vgg", "alex"):
+        found.state_dict("taming")
