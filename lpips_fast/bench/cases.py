@@ -1,0 +1,130 @@
+"""What is measured: a net, how many pairs, how large; and the arithmetic and the memory traffic that takes.
+
+Counted are the multiplications and additions of direct convolution, two floating-point operations each, and as bytes
+what must cross the memory bus if everything between two convolutions were fused: each convolution's input, output and
+weights once, and in the head each tap once. Winograd's algorithm needs fewer operations than are counted.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..lpips import LPIPS, NETS
+from ..trunk import SPECS
+from .ceilings import Ceilings
+
+
+class Case(NamedTuple):
+    net: str
+    pairs: int
+    size: int  # of the square images' sides, in pixels
+
+    @classmethod
+    def parse(cls, text: str) -> Case:
+        """NET:PAIRS:SIZE, as in vgg:4:256.
+
+        Raises:
+            ValueError: it is not that, or the images would be too small for the net.
+        """
+        found = re.fullmatch(r"(\w+):([1-9]\d*):([1-9]\d*)", text)
+        if found is None or found[1] not in NETS:
+            raise ValueError(f"a case must be NET:PAIRS:SIZE with NET one of {', '.join(SPECS)}, got {text!r}")
+        case = cls(NETS[found[1]], int(found[2]), int(found[3]))
+        smallest = SPECS[case.net].min_size
+        if case.size < smallest:
+            raise ValueError(f"case {text!r}: net {case.net!r} needs images of at least {smallest} pixels a side")
+        return case
+
+    def __str__(self) -> str:
+        return f"{self.net}:{self.pairs}:{self.size}"
+
+
+class Layer(NamedTuple):
+    """A convolution of the trunk, for one image."""
+
+    name: str
+    weights: int  # how many, without bias
+    inputs: int  # values read
+    outputs: int  # values written
+    flops: int
+
+    def bytes(self, images: int, itemsize: int) -> int:
+        return itemsize * (self.weights + images * (self.inputs + self.outputs))
+
+
+def images(case: Case, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Random images in [-1, 1] and noisy versions of them, [pairs, 3, size, size]."""
+    gen = torch.Generator().manual_seed(0)
+    in0 = torch.rand(case.pairs, 3, case.size, case.size, generator=gen) * 2 - 1
+    in1 = (in0 + 0.2 * torch.randn(in0.shape, generator=gen)).clamp(-1, 1)
+    return in0.to(device), in1.to(device)
+
+
+@functools.cache
+def random_lpips(net: str) -> LPIPS:
+    """LPIPS with the published linear weights and a random trunk, which is as fast as ImageNet's; on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LPIPS(net=net, pnet_rand=True)
+
+
+def slices_of(layers: LPIPS, x: Tensor) -> list[Tensor]:
+    """The taps of images by torch's layers, one after the other, as `lpips` computes them."""
+    x = layers.scaling_layer(x)
+    taps = []
+    for slice_ in layers.net.slices:
+        x = slice_(x)
+        taps.append(x)
+    return taps
+
+
+@functools.cache
+def trunk_layers(net: str, size: int) -> tuple[tuple[Layer, ...], tuple[tuple[int, int, int], ...]]:
+    """The trunk's convolutions in order, and the taps' channels, height and width, for an image of this size.
+
+    Convolutions are numbered within their slice where it has several: conv1_2 is VGG's second before its first tap.
+    """
+    model = LPIPS(net=net, pnet_rand=True).to("meta")
+    found: list[Layer] = []
+    for k, slice_ in enumerate(model.net.slices, start=1):
+        convolutions = [module for module in slice_.modules() if isinstance(module, nn.Conv2d)]
+        for i, conv in enumerate(convolutions, start=1):
+            name = f"conv{k}_{i}" if len(convolutions) > 1 else f"conv{k}"
+            conv.register_forward_hook(functools.partial(_append_layer, found, name))
+    taps = slices_of(model, torch.empty(1, 3, size, size, device="meta"))
+    return tuple(found), tuple((t.shape[1], t.shape[2], t.shape[3]) for t in taps)
+
+
+def _append_layer(found: list[Layer], name: str, conv: nn.Conv2d, inputs: tuple[Tensor], output: Tensor) -> None:
+    weights = conv.weight.numel()
+    positions = output.shape[2] * output.shape[3]
+    found.append(Layer(name, weights, inputs[0].numel(), output.numel(), 2 * weights * positions))
+
+
+def work(case: Case, mode: str, itemsize: int) -> tuple[int, int]:
+    """The floating-point operations and the bytes of a metric ('forward') or a training step ('step').
+
+    A step takes one image of a pair back through the trunk: the gradient to the prediction, none to the target.
+    """
+    layers, taps = trunk_layers(case.net, case.size)
+    images = 2 * case.pairs
+    head = images * itemsize * sum(c * h * w for c, h, w in taps)
+    flops = images * sum(layer.flops for layer in layers)
+    n_bytes = head + sum(layer.bytes(images, itemsize) for layer in layers)
+    if mode == "step":
+        flops += case.pairs * sum(layer.flops for layer in layers)
+        n_bytes += head + sum(layer.bytes(case.pairs, itemsize) for layer in layers)
+    return flops, n_bytes
+
+
+def limit(flops: int, n_bytes: int, precision: str, ceilings: Ceilings) -> float | None:
+    """The seconds below which a machine cannot go, the larger of arithmetic's and memory's; None if unknown."""
+    rate = ceilings.flops_per_s.get(precision)
+    if rate is None or ceilings.bytes_per_s is None:
+        return None
+    return max(flops / rate, n_bytes / ceilings.bytes_per_s)

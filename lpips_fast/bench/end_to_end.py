@@ -1,0 +1,174 @@
+"""LPIPS whole, as a metric and as a loss: time, memory, and the machine's limit, for every provider there is.
+
+`forward` is the metric without gradients, `step` the loss and its gradient to the first image, as in training. Before a
+provider is timed its distances and gradients are held to plain torch in float64. `kept` are the bytes that a forward
+keeps for its backward, apart from inputs and weights; `peak` is how far the memory in use rises above where it was
+before the call: a GPU's tensors, or on a CPU the resident memory of a process of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .cases import Case, images, limit, random_lpips, work
+from .ceilings import DTYPES, Ceilings
+from .providers import PROVIDERS, Distance, Provider, Sample, plain_torch
+from .records import Record
+from .timing import (
+    Call,
+    Clock,
+    Quantiles,
+    cuda_peak_bytes,
+    described,
+    interleaved,
+    kept_bytes,
+    release_memory,
+    resident_peak_bytes,
+)
+
+MODES = ("forward", "step")
+LIMIT = "limit"  # the provider of the rows that say what the machine could do
+
+# The largest relative error of a distance and the smallest cosine of a gradient, against float64.
+TOLERANCE = {
+    "float32": (1e-4, 0.999),
+    "tf32": (1e-2, 0.99),
+    "float16": (1e-2, 0.99),
+    "bfloat16": (5e-2, 0.9),
+}
+_CHECKED_PAIRS = 2
+
+
+class Oracle(NamedTuple):
+    """Of the first pairs: distances, and the gradients of each to its first image."""
+
+    distances: Tensor
+    gradients: Tensor
+
+
+def forward(distance: Distance, in0: Tensor, in1: Tensor) -> Tensor:
+    with torch.no_grad():
+        return distance(in0, in1)
+
+
+def step(distance: Distance, in0: Tensor, in1: Tensor) -> Tensor:
+    """The gradient of the batch's mean to in0."""
+    in0 = in0.detach().requires_grad_()
+    distance(in0, in1).mean().backward()
+    assert in0.grad is not None
+    return in0.grad
+
+
+CALLS = {"forward": forward, "step": step}
+
+
+def oracle(case: Case, sample: Sample) -> Oracle:
+    in0, in1 = (x[:_CHECKED_PAIRS].double() for x in sample)
+    exact = plain_torch(random_lpips(case.net), (in0, in1))
+    return Oracle(forward(exact, in0, in1).flatten(), step(exact, in0, in1) * len(in0))
+
+
+def check(distance: Distance, mode: str, sample: Sample, expected: Oracle, precision: str) -> float:
+    """The largest relative error of a distance, or for a step how far the gradients' cosine is from 1.
+
+    Raises:
+        ArithmeticError: where it is too large.
+    """
+    largest_error, smallest_cosine = TOLERANCE[precision]
+    if mode == "forward":
+        found = forward(distance, *sample).double().flatten()[: len(expected.distances)]
+        error = ((found - expected.distances) / expected.distances).abs().max().item()
+        if not (found.shape == expected.distances.shape and error <= largest_error):
+            raise ArithmeticError(f"wrong, not timed: distances by {error:.1e}")
+        return error
+    gradients = step(distance, *sample).double()[: len(expected.gradients)] * len(sample[0])
+    cosine = torch.cosine_similarity(gradients.flatten(1), expected.gradients.flatten(1)).min().item()
+    length = (gradients.norm() / expected.gradients.norm()).item()
+    if not (cosine >= smallest_cosine and abs(length - 1) <= 1 - smallest_cosine):
+        raise ArithmeticError(f"wrong, not timed: gradients have a cosine of {cosine:.4f}, and {length:.4f} the length")
+    return 1 - cosine
+
+
+def measure(
+    case: Case,
+    mode: str,
+    device: torch.device,
+    rounds: int,
+    providers: Mapping[str, Provider],
+    limits: Ceilings,
+    memory: bool,
+) -> Iterator[Record]:
+    """A record of each provider that has the net and the mode, and of the limit in each of their precisions.
+
+    Args:
+        memory: whether to measure it, which on a CPU takes a process for each provider.
+    """
+    torch.compiler.reset()  # or the shapes of earlier cases count towards its limit, and it runs eagerly
+    sample = images(case, device)
+    expected = oracle(case, sample)
+    names = {**case._asdict(), "mode": mode}
+    records: dict[str, Record] = {}
+    setups: dict[str, Callable[[], Call]] = {}
+    for name, provider in providers.items():
+        if case.net not in provider.nets or mode not in provider.modes:
+            continue
+        precision = provider.precision_on(device)
+        record = records[name] = {**names, "provider": name, "precision": precision}
+        reason = provider.missing()
+        if reason is not None:
+            record["error"] = reason
+            continue
+        try:
+            distance = provider.distance(random_lpips(case.net), *sample, gradient=mode == "step")
+            call = functools.partial(CALLS[mode], distance, *sample)
+            record["error_of_result"] = check(distance, mode, sample, expected, precision)
+            if memory:
+                record |= _memory(name, provider, distance, call, case, mode, sample)
+            setups[name] = functools.partial(functools.partial, call)
+        except Exception as error:  # one that fails must not keep the others from being measured
+            record["error"] = described(error)
+            release_memory()
+    times, failures = interleaved(setups, Clock(device), rounds)
+    for name, record in records.items():
+        if name in failures:
+            record["error"] = failures[name]
+        elif name in times:
+            record |= times[name].record()
+        yield record
+    for precision in dict.fromkeys(record["precision"] for record in records.values()):
+        flops, n_bytes = work(case, mode, DTYPES[precision].itemsize)
+        seconds = limit(flops, n_bytes, precision, limits)
+        if seconds is not None:
+            at_limit = Quantiles(seconds, seconds, seconds).record()
+            yield {**names, "provider": LIMIT, "precision": precision, **at_limit, "flops": flops, "bytes": n_bytes}
+
+
+def _memory(
+    name: str, provider: Provider, distance: Distance, call: Call, case: Case, mode: str, sample: Sample
+) -> Record:
+    found = {}
+    if mode == "step" and provider.wrapper is None:
+        in0 = sample[0].detach().clone().requires_grad_()
+        found["kept_bytes"] = kept_bytes(functools.partial(distance, in0, sample[1]))
+    if sample[0].device.type == "cpu":
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as process:
+            found["peak_bytes"] = process.submit(_resident_peak, name, case, mode, torch.get_num_threads()).result()
+    elif provider.wrapper != "graph":  # whose memory is taken once and kept
+        found["peak_bytes"] = cuda_peak_bytes(call, sample[0].device)
+    return found
+
+
+def _resident_peak(name: str, case: Case, mode: str, threads: int) -> int:
+    """In a new process: the peak over the first two calls, with what is made once and kept, as transformed filters."""
+    torch.set_num_threads(threads)
+    sample = images(case, torch.device("cpu"))
+    distance = PROVIDERS[name].distance(random_lpips(case.net), *sample, gradient=mode == "step")
+    return resident_peak_bytes(lambda: [CALLS[mode](distance, *sample) for _ in range(2)])

@@ -1,0 +1,169 @@
+"""The head alone: its backends, the reference in plain torch and that under torch.compile, on features of a net's taps.
+
+GB/s count what must cross the memory bus; its limit is the bandwidth of a copy, which takes turns with the rest. On a
+GPU these are the times of kernels, with cold caches.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import extension, ops
+from ..reference import accumulation_dtype, head_ref
+from . import ceilings
+from .cases import Case, trunk_layers
+from .records import Record
+from .timing import Call, Clock, described, interleaved, release_memory
+
+LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+MODES = ("forward", "backward", "forward+backward")
+# Passes over one image's features: both are read in a forward and in a backward, which writes one's gradient.
+_PASSES = {"forward": 2, "backward": 3, "forward+backward": 5}
+EPS = 1e-10
+VALUE_TOLERANCE = 5e-5
+GRADIENT_TOLERANCE = {torch.float32: 5e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+Head = Callable[[list[Tensor], list[Tensor], list[Tensor]], Tensor]
+
+
+class Features(NamedTuple):
+    """Features of both images, the first's needing a gradient unless the mode is 'forward', and weights."""
+
+    feats0: list[Tensor]
+    feats1: list[Tensor]
+    weights: list[Tensor]
+    mode: str
+
+    @property
+    def bytes_moved(self) -> int:
+        return _PASSES[self.mode] * sum(f.numel() * f.element_size() for f in self.feats0)
+
+
+def features(case: Case, dtype: torch.dtype, layout: str, mode: str, device: torch.device, seed: int = 0) -> Features:
+    """Random features as ReLUs give them, of the shapes of a net's taps."""
+    gen = torch.Generator(device).manual_seed(seed)
+    _, taps = trunk_layers(case.net, case.size)
+
+    def of_image() -> list[Tensor]:
+        feats = (torch.randn(case.pairs, *tap, generator=gen, device=device).relu() for tap in taps)
+        return [f.to(dtype, memory_format=LAYOUTS[layout]) for f in feats]
+
+    weights = [torch.rand(tap[0], generator=gen, device=device).to(accumulation_dtype(dtype)) for tap in taps]
+    return Features([f.requires_grad_(mode != "forward") for f in of_image()], of_image(), weights, mode)
+
+
+def providers(device: torch.device, compile: bool) -> dict[str, Head]:
+    """The backends on the device, the reference first; with `compile` the reference under torch.compile, too."""
+    found: dict[str, Head] = {}
+    for backend in extension.BACKENDS:
+        if backend == "triton" and device.type == "cpu":
+            continue  # its interpreter is for tests
+        try:
+            extension.choose(backend, device)
+        except (ValueError, RuntimeError):
+            continue
+        found[backend] = functools.partial(_head_of, backend)
+    if compile:
+        torch.compiler.reset()  # or the shapes of earlier cases count towards its limit, and it runs eagerly
+        compiled = torch.compile(head_ref, dynamic=False)
+        found["torch.compile"] = lambda feats0, feats1, weights: compiled(feats0, feats1, weights, EPS, False)
+    return found
+
+
+def _head_of(backend: str, feats0: list[Tensor], feats1: list[Tensor], weights: list[Tensor]) -> Tensor:
+    return ops.head(backend, feats0, feats1, weights, EPS, False)
+
+
+def set_up(head: Head, feats: Features) -> Call:
+    """What is to be timed; for the backward alone the forward runs here."""
+
+    def value() -> Tensor:
+        return head(feats.feats0, feats.feats1, feats.weights)
+
+    if feats.mode == "forward":
+        return value
+    if feats.mode == "backward":
+        return functools.partial(torch.autograd.grad, value().sum(), feats.feats0)
+    return lambda: torch.autograd.grad(value().sum(), feats.feats0)
+
+
+def oracle(feats: Features) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Values and gradients of the reference in float64."""
+    feats0, feats1, weights = ([t.detach().double() for t in tensors] for tensors in feats[:3])
+    return _values_and_gradients(functools.partial(_head_of, "reference"), feats0, feats1, weights, feats.mode)
+
+
+def _values_and_gradients(
+    head: Head, feats0: list[Tensor], feats1: list[Tensor], weights: list[Tensor], mode: str
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    feats0 = [f.detach().requires_grad_(mode != "forward") for f in feats0]
+    value = head(feats0, feats1, weights)
+    return value.detach(), () if mode == "forward" else torch.autograd.grad(value.sum(), feats0)
+
+
+def check(head: Head, feats: Features, expected: tuple[Tensor, tuple[Tensor, ...]]) -> float:
+    """The largest error of values and of gradients, relative to the largest of each.
+
+    Raises:
+        ArithmeticError: where it is too large.
+    """
+    value, gradients = _values_and_gradients(head, *feats)
+    value_error = _largest_error([value], [expected[0]])
+    gradient_error = _largest_error(gradients, expected[1])
+    if not value_error <= VALUE_TOLERANCE or not gradient_error <= GRADIENT_TOLERANCE[feats.feats0[0].dtype]:
+        raise ArithmeticError(f"wrong, not timed: values by {value_error:.1e}, gradients by {gradient_error:.1e}")
+    return max(value_error, gradient_error)
+
+
+def _largest_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    if not expected:
+        return 0.0
+    largest = max(e.abs().max().item() for e in expected)
+    errors = torch.stack([(f.double() - e).abs().max() for f, e in zip(found, expected, strict=True)])
+    return errors.max().item() / largest  # NaN stays NaN
+
+
+def measure(
+    case: Case,
+    precision: str,
+    layout: str,
+    mode: str,
+    device: torch.device,
+    rounds: int,
+    heads: dict[str, Head],
+) -> Iterator[Record]:
+    """A record of each provider and of the copy."""
+    names = {**case._asdict(), "precision": precision, "mode": mode, "layout": layout}
+    # Two sets of features in turn, so that none is found in a cache.
+    sets = [features(case, ceilings.DTYPES[precision], layout, mode, device, seed) for seed in range(2)]
+    turns = itertools.cycle(sets)
+    expected = oracle(sets[0])
+    errors: dict[str, float] = {}
+    failures: dict[str, str] = {}
+    for name, head in heads.items():
+        try:
+            errors[name] = check(head, sets[0], expected)
+        except Exception as error:  # one that fails must not keep the others from being measured
+            failures[name] = described(error)
+            release_memory()
+    del expected
+    setups: dict[str, Callable[[], Call]] = {
+        name: lambda head=heads[name]: set_up(head, next(turns))  # type: ignore[misc]
+        for name in errors
+    }
+    copy, copy_bytes = ceilings.copy(device)
+    times, failed = interleaved({**setups, "copy": lambda: copy}, Clock(device, kernels=True), rounds)
+    failures |= failed
+    for name in (*heads, "copy"):
+        if name in failures:
+            yield {**names, "provider": name, "error": failures[name]}
+            continue
+        n_bytes = copy_bytes if name == "copy" else sets[0].bytes_moved
+        record = {**names, "provider": name, **times[name].record(), "bytes": n_bytes}
+        yield record if name == "copy" else {**record, "largest_error": errors[name]}

@@ -1,0 +1,195 @@
+"""Who computes LPIPS: the packages people use today, and this one as it can be asked for.
+
+Each provider is made from one LPIPS, whose weights it gets, and gives a function of two images [N, 3, H, W] in [-1, 1]
+to N distances. Peers are set up as their users would, but for where their weights come from.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import lpips_head
+from ..lpips import LPIPS
+from ..trunk import SPECS
+from .cases import slices_of
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+Sample = tuple[Tensor, Tensor]
+
+
+class Provider(NamedTuple):
+    """How to compute LPIPS.
+
+    `make` takes an LPIPS, whose weights to use, and a pair of images, on whose device to compute.
+    """
+
+    make: Callable[[LPIPS, Sample], Distance]
+    precision: str = "inherit"  # of the trunk; inherit: as torch's flags have it for float32
+    package: str | None = None  # what must be importable, where it is not this one
+    devices: tuple[str, ...] = ("cpu", "cuda")  # where it works,
+    default: tuple[str, ...] = ("cpu", "cuda")  # and where it is measured unless others are asked for
+    nets: tuple[str, ...] = tuple(SPECS)
+    modes: tuple[str, ...] = ("forward", "step")
+    wrapper: str | None = None  # 'compile' or 'graph': called under torch.compile, or as a CUDA graph
+
+    def distance(self, weights: LPIPS, in0: Tensor, in1: Tensor, gradient: bool) -> Distance:
+        """The function of images of this shape, with or without a gradient to the first."""
+        sample = in0.detach().requires_grad_(gradient), in1
+        with torch.set_grad_enabled(gradient):
+            made = self.make(weights, sample)
+            if self.wrapper == "compile":
+                return torch.compile(made, dynamic=False)
+            return graphed(made, sample) if self.wrapper == "graph" else made
+
+    def missing(self) -> str | None:
+        """Why it cannot be measured in this environment, or None."""
+        if self.package is not None and importlib.util.find_spec(self.package) is None:
+            return f"{self.package} is not installed"
+        return None
+
+    def precision_on(self, device: torch.device) -> str:
+        return inherited_precision(device) if self.precision == "inherit" else self.precision
+
+
+def inherited_precision(device: torch.device) -> str:
+    """That of float32 convolutions as torch's flags have it."""
+    flags = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # not in torch's stubs
+    return "tf32" if device.type == "cuda" and flags.fp32_precision == "tf32" else "float32"
+
+
+def lpips_eager(weights: LPIPS, sample: Sample) -> Distance:
+    import lpips
+
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")  # torchvision's, about `pretrained`
+        module = lpips.LPIPS(net=weights.pnet_type, pretrained=False, pnet_rand=True, verbose=False)
+    module.to_empty(device="cpu").load_state_dict(weights.state_dict())
+    return module.to(sample[0].device)
+
+
+def lpips_in_bfloat16(weights: LPIPS, sample: Sample) -> Distance:
+    """With what users are told to try, beside torch.compile: autocast and channels-last."""
+    module = cast(nn.Module, lpips_eager(weights, sample)).to(memory_format=torch.channels_last)
+
+    def distance(in0: Tensor, in1: Tensor) -> Tensor:
+        with torch.autocast(in0.device.type, torch.bfloat16):
+            return module(*(x.contiguous(memory_format=torch.channels_last) for x in (in0, in1)))
+
+    return distance
+
+
+def torchmetrics_metric(weights: LPIPS, sample: Sample) -> Distance:
+    from torchmetrics.functional.image import lpips as functional
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+    with mock.patch.object(functional, "_get_tv_model_features", return_value=_features(weights)):
+        metric = LearnedPerceptualImagePatchSimilarity(weights.pnet_type, reduction="none")  # type: ignore[arg-type]
+    metric.to(sample[0].device)
+
+    def distance(in0: Tensor, in1: Tensor) -> Tensor:
+        found = metric(in0, in1)
+        metric.reset()  # or it keeps the scores, and their graphs, of every call
+        return found
+
+    return distance
+
+
+def piq_loss(weights: LPIPS, sample: Sample) -> Distance:
+    from piq import perceptual
+
+    linear = [weight.detach() for weight in weights.lins.parameters()]
+    trunk = nn.Module()
+    trunk.features = _features(weights)
+    shift, scale = (buffer.flatten().tolist() for buffer in (weights.scaling_layer.shift, weights.scaling_layer.scale))
+    with (
+        mock.patch.object(torch.hub, "load_state_dict_from_url", return_value=linear),
+        mock.patch.object(perceptual, "vgg16", return_value=trunk),
+    ):
+        # Its images are in [0, 1]; this mean and deviation have it take those in [-1, 1].
+        return perceptual.LPIPS(reduction="none", mean=shift, std=scale).to(sample[0].device)
+
+
+def plain_torch(weights: LPIPS, sample: Sample) -> Distance:
+    """The computation of `lpips` in plain torch, layer by layer, in the type of the weights and images: the oracle."""
+    module = copied(weights, sample[0])
+
+    def distance(in0: Tensor, in1: Tensor) -> Tensor:
+        taps0, taps1 = (slices_of(module, x) for x in (in0, in1))
+        return lpips_head(taps0, taps1, list(module.lins.parameters()), backend="reference").sum(dim=1)
+
+    return distance
+
+
+def copied(weights: LPIPS, to: torch.device | Tensor, **options: Any) -> LPIPS:
+    """An LPIPS with the same weights, on a device, or on the device and in the type of images."""
+    trunk = {name.partition(".")[2]: tensor for name, tensor in weights.net.state_dict().items()}
+    return LPIPS(net=weights.pnet_type, trunk_weights=trunk, **options).to(to)
+
+
+def ours(**options: Any) -> Callable[[LPIPS, Sample], Distance]:
+    """Makes this package's LPIPS with options of its constructor."""
+    return lambda weights, sample: copied(weights, sample[0], **options)
+
+
+def graphed(fn: Distance, sample: Sample) -> Distance:
+    """Captured as a CUDA graph, or two where there is a gradient."""
+    static = tuple(x.detach().clone().requires_grad_(x.requires_grad) for x in sample)
+    captured = torch.cuda.make_graphed_callables(lambda in0, in1: fn(in0, in1), static)
+    return cast(Distance, captured)
+
+
+def _features(weights: LPIPS) -> nn.Module:
+    """torchvision's `features` with these weights; layers after the last tap have none to speak of."""
+    import torchvision
+
+    with torch.device("meta"):  # a classifier, most of VGG, would take seconds to initialise
+        features = getattr(torchvision.models, weights.net.spec.model)(weights=None).features
+    features.to_empty(device="cpu")
+    trunk = {name.partition(".")[2]: tensor for name, tensor in weights.net.state_dict().items()}
+    features.load_state_dict({name: trunk.get(name, tensor) for name, tensor in features.state_dict().items()})
+    return features
+
+
+BASELINE = "lpips 0.1.4"
+CPU, GPU = ("cpu",), ("cuda",)
+STEP = ("step",)
+
+_BFLOAT16 = {"precision": "bfloat16"}
+_IN_FORWARD = {"grad_in_forward": True}
+_CHUNKS = {"grad_in_forward": True, "chunk_size": "auto"}
+
+PROVIDERS: Mapping[str, Provider] = {
+    BASELINE: Provider(lpips_eager, package="lpips"),
+    "lpips 0.1.4, torch.compile": Provider(lpips_eager, package="lpips", wrapper="compile"),
+    "lpips 0.1.4, bfloat16 autocast, channels-last, torch.compile": Provider(
+        lpips_in_bfloat16, "bfloat16", package="lpips", wrapper="compile"
+    ),
+    "torchmetrics": Provider(torchmetrics_metric, package="torchmetrics"),
+    "piq": Provider(piq_loss, package="piq", nets=("vgg",)),
+    "plain torch": Provider(plain_torch, default=GPU),
+    "ours": Provider(ours()),
+    "ours, direct convolution": Provider(ours(cpu_conv="direct"), devices=CPU, default=CPU),
+    "ours, gradient in forward": Provider(ours(**_IN_FORWARD), modes=STEP),
+    "ours, gradient in forward, chunks": Provider(ours(**_CHUNKS)),
+    "ours, torch.compile": Provider(ours(), wrapper="compile"),
+    "ours, CUDA graph": Provider(ours(), wrapper="graph", devices=GPU, default=GPU),
+    "ours, float32": Provider(ours(precision="float32"), "float32", devices=GPU, default=GPU),
+    "ours, float16": Provider(ours(precision="float16"), "float16", default=GPU),
+    "ours, bfloat16": Provider(ours(**_BFLOAT16), "bfloat16"),
+    "ours, bfloat16, gradient in forward": Provider(
+        ours(**_BFLOAT16, **_IN_FORWARD), "bfloat16", default=GPU, modes=STEP
+    ),
+    "ours, bfloat16, gradient in forward, chunks": Provider(ours(**_BFLOAT16, **_CHUNKS), "bfloat16", default=GPU),
+    "ours, bfloat16, torch.compile": Provider(ours(**_BFLOAT16), "bfloat16", wrapper="compile"),
+    "ours, bfloat16, CUDA graph": Provider(ours(**_BFLOAT16), "bfloat16", wrapper="graph", devices=GPU, default=GPU),
+}
+
+# Those whose failure is not this package's: packages people use today, and torch on its own.
+PEERS = frozenset(name for name in PROVIDERS if not name.startswith("ours")) | {"torch", "torch.compile"}

@@ -1,0 +1,170 @@
+"""Records of what was measured: lines of JSON, a file for each benchmark, which say all that is needed to read them.
+
+A record has the fields of its benchmark (FIELDS), those of the run (`Run.context`), and either what was measured, at
+least q20_s, median_s and q80_s in seconds, or `error`, why there is nothing. Files are appended to; of each case the
+last run counts, and ratios are taken within one run.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import secrets
+import subprocess
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lpips_fast
+
+Record = dict[str, Any]
+
+# What names a measurement; what comes before `mode`, `provider` and the like is its case.
+FIELDS = {
+    "ceilings": ("what", "precision"),
+    "head": ("net", "pairs", "size", "precision", "mode", "layout", "provider"),
+    "end_to_end": ("net", "pairs", "size", "mode", "provider", "precision"),
+    "layers": ("net", "pairs", "size", "mode", "layer", "provider", "precision"),
+}
+CASE = {
+    "ceilings": (),
+    "head": ("net", "pairs", "size", "precision"),
+    "end_to_end": ("net", "pairs", "size"),
+    "layers": ("net", "pairs", "size", "mode"),
+}
+CONTEXT = ("run", "date", "commit", "device", "threads", "python", "torch", "lpips_fast")
+MEASURED = ("q20_s", "median_s", "q80_s")
+
+
+class Run:
+    """One run of benchmarks, on a device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    @cached_property
+    def context(self) -> Record:
+        """What every record of the run says."""
+        return {
+            "run": secrets.token_hex(4),
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "commit": _commit(),
+            "device": device_name(self.device),
+            "threads": torch.get_num_threads(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "triton": _version("triton"),
+            "lpips_fast": lpips_fast.__version__,
+        }
+
+    def complete(self, benchmark: str, record: Record) -> Record:
+        """The record with what is said of its run, checked."""
+        record = {**record, **self.context}
+        check(benchmark, record)
+        return record
+
+
+def check(benchmark: str, record: Record) -> None:
+    """Raises ValueError where a record of this benchmark lacks a field."""
+    needed = (*FIELDS[benchmark], *CONTEXT, *(() if "error" in record else MEASURED))
+    missing = [field for field in needed if field not in record]
+    if missing:
+        raise ValueError(f"a record of {benchmark} lacks {', '.join(missing)}")
+
+
+def append(folder: Path, benchmark: str, record: Record) -> None:
+    """Adds a line to the benchmark's file in a folder of results."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{benchmark}.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def read(path: Path) -> list[Record]:
+    """The records of a file NAME.jsonl, where NAME is a benchmark's.
+
+    Raises:
+        ValueError: a file of another name, or a line that is no record of that benchmark.
+        OSError: it cannot be read.
+    """
+    if path.stem not in FIELDS or path.suffix != ".jsonl":
+        raise ValueError(f"{path}: the name of a file of records is one of {', '.join(f'{n}.jsonl' for n in FIELDS)}")
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            check(path.stem, record)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
+        records.append(record)
+    return records
+
+
+def results(path: Path) -> dict[str, list[Record]]:
+    """The records in a folder of results by benchmark, in the order of FIELDS; or those of one file.
+
+    Raises:
+        ValueError, OSError: as `read`; a folder without any.
+    """
+    if not path.is_dir():
+        return {path.stem: read(path)}
+    found = {name: read(path / f"{name}.jsonl") for name in FIELDS if (path / f"{name}.jsonl").exists()}
+    if not found:
+        raise ValueError(f"{path} has none of {', '.join(f'{name}.jsonl' for name in FIELDS)}")
+    return found
+
+
+def by_case(benchmark: str, records: Iterable[Record]) -> dict[tuple[Any, ...], list[Record]]:
+    """The records of each case's last run."""
+    cases: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        key = tuple(record[field] for field in CASE[benchmark])
+        earlier = cases.setdefault(key, [])
+        if earlier and earlier[0]["run"] != record["run"]:
+            earlier.clear()
+        earlier.append(record)
+    return cases
+
+
+def distinct(records: Sequence[Record], field: str) -> list[Any]:
+    """The values of a field in order of their first appearance."""
+    return list(dict.fromkeys(record[field] for record in records))
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this package is in, if it is in one."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(describe, cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
