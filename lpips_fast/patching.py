@@ -70,7 +70,6 @@ def _construct_instead(original: Any, replacement: Any) -> Callable[[], None]:
         return lambda: None
     own, inherited = vars(original).get("__init__"), original.__init__
 
-    @functools.wraps(inherited)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         if type(self) is original:
             self.__class__ = replacement
@@ -78,7 +77,7 @@ def _construct_instead(original: Any, replacement: Any) -> Callable[[], None]:
         else:
             inherited(self, *args, **kwargs)
 
-    # Both packages look for their weights beside the file that `self.__init__` is in, in their subclasses, too.
+    # Both packages look for their weights beside the file that `self.__init__` is in, which may be this one now.
     __init__.__code__ = __init__.__code__.replace(co_filename=inherited.__code__.co_filename)
 
     def undo() -> None:
@@ -88,6 +87,6 @@ def _construct_instead(original: Any, replacement: Any) -> Callable[[], None]:
         else:
             original.__init__ = own
 
-    original.__init__ = __init__
+    original.__init__ = functools.wraps(inherited)(__init__)
     _replaced.add(original)
     return undo

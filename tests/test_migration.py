@@ -1,0 +1,213 @@
+"""Every snippet of docs/migration.md, run amid small stand-ins of the code it comes from."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+import shlex
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from typer.testing import CliRunner
+
+import lpips_fast
+from lpips_fast.cli import app
+
+from .images import image
+
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "migration.md"
+SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL))
+CLOSE = {"rtol": 1e-4, "atol": 1e-6}
+
+
+def snippets(section, language="python"):
+    return re.findall(rf"^```{language}\n(.*?)^```", SECTIONS[section], re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(autouse=True)
+def _trunks(monkeypatch, trunk_states):
+    """In place of ImageNet's."""
+    monkeypatch.setattr("lpips_fast.weights._torchvision_weights", lambda net, progress: trunk_states[net])
+
+
+def run(section, which=0, **names):
+    """The names that a snippet leaves, run after `names`."""
+    exec(snippets(section)[which], names)
+    return types.SimpleNamespace(**names)
+
+
+def pair01(n=2, size=40):
+    return ((image(n, size, size, seed=seed) + 1) / 2 for seed in (1, 2))
+
+
+def test_these_are_all_snippets():
+    assert {section: text.count("```") // 2 for section, text in SECTIONS.items()} == {
+        "lpips": 1,
+        "torchmetrics": 1,
+        "piq": 1,
+        "taming-transformers and CogVideo": 2,
+        "gaussian-splatting": 1,
+        "diffusers": 1,
+        "MONAI": 1,
+        "Code that cannot be edited": 1,
+        "Weights files": 2,
+    }
+
+
+def test_lpips(make_theirs):
+    pred, target = image(2, 40, 40, seed=1).requires_grad_(), image(2, 40, 40, seed=2)
+    found = run("lpips", pred=pred, target=target, device="cpu")
+    torch.testing.assert_close(found.loss, make_theirs("vgg")(pred, target).mean(), **CLOSE)
+    found.loss.backward()
+    assert pred.grad.abs().max() > 0
+    found.loss_fn.load_state_dict(make_theirs("vgg").state_dict(), strict=True)
+
+
+def test_torchmetrics(monkeypatch, torchvision_features):
+    torchmetrics = pytest.importorskip("torchmetrics")
+    functional = torchmetrics.functional.image
+    monkeypatch.setattr(functional.lpips, "_get_tv_model_features", torchvision_features)
+    batches = [tuple(pair01()) for _ in range(2)]
+    found = run("torchmetrics", batches=batches, device="cpu")
+    theirs = functional.learned_perceptual_image_patch_similarity(*batches[0], "squeeze", normalize=True)
+    torch.testing.assert_close(found.score, theirs, **CLOSE)
+
+
+def test_piq(make_theirs):
+    pred, target = pair01()
+    found = run("piq", pred=pred, target=target)
+    assert found.loss.shape == (2,)
+    torch.testing.assert_close(found.loss, make_theirs("vgg")(pred, target, normalize=True).flatten(), **CLOSE)
+
+
+def test_taming_and_cogvideo(make_theirs):
+    inputs, decoder = image(2, 32, 32, seed=1), nn.Conv2d(3, 3, 1)
+    reconstructions = decoder(image(2, 32, 32, seed=2))
+    found = run("taming-transformers and CogVideo", nn=nn, torch=torch)
+    loss = found.ReconstructionLoss().train()(inputs, reconstructions)
+    expected = (inputs - reconstructions).abs() + make_theirs("vgg")(inputs, reconstructions)
+    torch.testing.assert_close(loss, expected.mean(), **CLOSE)
+    (early,) = torch.autograd.grad(loss, decoder.weight, retain_graph=True)  # for the weight of the discriminator
+    loss.backward()
+    assert torch.equal(early, decoder.weight.grad)
+
+
+def test_videos(make_theirs):
+    videos, reconstructions = (image(6, 32, 32, seed=seed).view(2, 3, 3, 32, 32).movedim(1, 2) for seed in (1, 2))
+    source = snippets("taming-transformers and CogVideo")[1].split("\n")
+    names = {"videos": videos, "reconstructions": reconstructions}
+    exec("\n".join(source[:-2]), names)
+    frames = (v.movedim(2, 1).flatten(0, 1) for v in (videos, reconstructions))
+    torch.testing.assert_close(names["p_loss"], make_theirs("vgg")(*frames).view(2, 3), **CLOSE)
+    found = run("taming-transformers and CogVideo", 1, videos=videos, reconstructions=reconstructions)
+    assert found.p_loss.shape == (2, 1)
+    for clip, value in zip(names["p_loss"], found.p_loss, strict=True):
+        assert (clip - value).abs().min() < 1e-5
+
+
+def test_gaussian_splatting(make_theirs):
+    renders, gts = (list(x.split(1)) for x in pair01())
+    lpipss = []
+    run("gaussian-splatting", renders=renders, gts=gts, lpipss=lpipss)
+    expected = [make_theirs("vgg")(render, gt).detach() for render, gt in zip(renders, gts)]  # in [0, 1], not rescaled
+    torch.testing.assert_close(torch.tensor(lpipss).mean(), torch.tensor(expected).mean(), **CLOSE)
+
+
+class Accelerator:
+    """What the snippet uses of accelerate's."""
+
+    device = "cpu"
+
+    @contextlib.contextmanager
+    def accumulate(self, model):
+        yield
+
+    def backward(self, loss):
+        loss.backward()
+
+
+class Autoencoder(nn.Conv2d):
+    """What the snippet uses of an AutoencoderKL."""
+
+    def forward(self, x):
+        return types.SimpleNamespace(sample=torch.tanh(super().forward(x)))
+
+
+@pytest.mark.parametrize("weight_dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_diffusers(weight_dtype):
+    vae = Autoencoder(3, 3, 3, padding=1).to(weight_dtype)
+    batch = {"pixel_values": image(2, 32, 32, seed=1)}
+    found = run(
+        "diffusers",
+        torch=torch,
+        F=F,
+        vae=vae,
+        accelerator=Accelerator(),
+        weight_dtype=weight_dtype,
+        train_dataloader=itertools.repeat(batch, 4),
+        perceptual_scale=0.5,
+        optimizer=torch.optim.SGD(vae.parameters(), lr=0.5),
+    )
+    first = found.perceptual_loss(Autoencoder.forward(vae, found.targets).sample, found.targets)
+    assert found.p_loss.shape == (2, 1, 1, 1)
+    assert found.p_loss.requires_grad
+    assert first.mean() < found.p_loss.mean()  # it was trained
+
+
+class PerceptualLoss(nn.Module):
+    """What MONAI's does in 2.5D: slices along each axis, a part of them, through the LPIPS of its import."""
+
+    def __init__(self, spatial_dims, network_type, fake_3d_ratio):
+        from lpips import LPIPS
+
+        super().__init__()
+        assert spatial_dims == 3
+        self.perceptual_function = LPIPS(pretrained=True, net=network_type, verbose=False)
+        self.ratio = fake_3d_ratio
+
+    def forward(self, input, target):
+        losses = []
+        for axis in (2, 3, 4):
+            slices = [x.movedim(axis, 1).flatten(0, 1) for x in (input, target)]
+            some = torch.randperm(len(slices[0]))[: int(len(slices[0]) * self.ratio)]
+            losses.append(self.perceptual_function(slices[0][some], slices[1][some]).mean())
+        return sum(losses)
+
+
+def test_monai(monkeypatch):
+    monkeypatch.setitem(sys.modules, "monai", types.ModuleType("monai"))
+    monkeypatch.setitem(sys.modules, "monai.losses", types.SimpleNamespace(PerceptualLoss=PerceptualLoss))
+    volumes, others = torch.rand(2, 1, 1, 20, 20, 20).requires_grad_()
+    found = run("MONAI", volumes=volumes, others=others)
+    assert type(found.loss_fn.perceptual_function) is lpips_fast.LPIPS
+    assert found.loss.isfinite()
+    assert found.loss > 0
+
+
+def test_code_that_cannot_be_edited():
+    import lpips
+
+    found = run("Code that cannot be edited", make_their_loss=lambda: lpips.LPIPS(net="squeeze", verbose=False))
+    assert type(found.loss_fn) is lpips_fast.LPIPS
+    assert lpips.LPIPS.__init__.__module__ == "lpips.lpips"
+
+
+def test_weights_files(make_ours, monkeypatch, tmp_path, capsys):
+    metric = pytest.importorskip("lpips_fast.metric")
+    monkeypatch.chdir(tmp_path)
+    torch.save(metric.LearnedPerceptualImagePatchSimilarity(net_type="squeeze").net.state_dict(), "perceptual.pth")
+    found = run("Weights files")
+    assert capsys.readouterr().out.strip() in snippets("Weights files")[0]
+    in0, in1 = image(1, 32, 32, seed=1), image(1, 32, 32, seed=2)
+    assert torch.equal(found.loss_fn(in0, in1), make_ours("squeeze")(in0, in1))
+    (command,) = snippets("Weights files", "sh")
+    program, *arguments = shlex.split(command)
+    assert program == "lpips-fast"
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert str(lpips_fast.load_any("perceptual.safetensors")) == str(found.found).replace("torchmetrics", "lpips")
