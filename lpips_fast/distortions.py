@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -36,4 +37,9 @@ def recoloured(image: np.ndarray, offsets: tuple[float, float, float] = (20, 0, 
     return (image + np.asarray(offsets)).clip(0, 255).astype(np.uint8)
 
 
-DISTORTIONS = {"blur 2 px": blurred, "noise 20/255": noisy, "shift 3 px": shifted, "JPEG 10": compressed}
+DISTORTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "blur 2 px": blurred,
+    "noise 20/255": noisy,
+    "shift 3 px": shifted,
+    "JPEG 10": compressed,
+}

@@ -6,11 +6,10 @@ stored as sqrt(H W) e: e itself has 1 / sqrt(H_l W_l) in it, which would push fl
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .pairwise import Images, direct_distances, embed, squared_distances
+from .weights import fingerprint
 
 if TYPE_CHECKING:
     from .lpips import LPIPS
@@ -229,16 +229,9 @@ class Index:
 
 
 def _header(fn: LPIPS, size: tuple[int, int], resized: bool) -> Header:
-    linear = _sha256(fn._linear_weights() or [])
-    trunk = _sha256(fn.net.parameters())
+    linear = fingerprint(fn._linear_weights() or [])
+    trunk = fingerprint(fn.net.parameters())
     return Header(fn.net.spec.model, fn.version, fn.lpips, (size[0], size[1]), resized, linear, trunk)
-
-
-def _sha256(tensors: Iterable[Tensor]) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def _checked_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from . import dirs, map, matrix, pair, search, video
+from . import bapps, bench, convert, demo, dirs, evaluate, map, matrix, pair, search, train, video
 
 app = typer.Typer(
     name="lpips-fast",
@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (pair, dirs, matrix, map, search, video):
+for command in (pair, dirs, matrix, map, search, video, bapps, train, evaluate, convert, bench, demo):
     command.register(app)
 
 

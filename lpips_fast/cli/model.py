@@ -6,6 +6,7 @@ import contextlib
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,24 +19,31 @@ from .loading import by_size
 from .options import ReadError, Settings, UsageError
 
 
+def make_lpips(settings: Settings, **options: Any) -> LPIPS:
+    """LPIPS as the settings ask for it, on its device, with more options of `LPIPS`."""
+    device = find_device(settings.device)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # torch announces downloads on stdout
+            lpips = LPIPS(
+                net=settings.net,
+                version=settings.version,
+                model_path=settings.weights,
+                trunk_weights=settings.trunk_weights,
+                precision=settings.precision,
+                **options,
+            )
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        raise UsageError(str(error)) from error
+    return lpips.to(device)
+
+
 class Model:
     """LPIPS on uint8 images [H, W, 3]."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.device = _device(settings.device)
-        try:
-            with contextlib.redirect_stdout(sys.stderr):  # torch announces downloads on stdout
-                self.lpips = LPIPS(
-                    net=settings.net,
-                    version=settings.version,
-                    model_path=settings.weights,
-                    trunk_weights=settings.trunk_weights,
-                    precision=settings.precision,
-                )
-        except (ValueError, TypeError, FileNotFoundError) as error:
-            raise UsageError(str(error)) from error
-        self.lpips.to(self.device)
+        self.lpips = make_lpips(settings)
+        self.device = self.lpips.scaling_layer.shift.device
 
     @property
     def min_side(self) -> int:
@@ -117,7 +125,8 @@ class _Tensors:
         return self.model.tensor(self.images[rows])
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of --device."""
     if name == "auto":
         if not torch.cuda.is_available():
             return torch.device("cpu")

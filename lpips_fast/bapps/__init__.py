@@ -1,0 +1,28 @@
+"""Human judgements of patches of images: data sets laid out as BAPPS (Zhang et al., CVPR 2018), and small made-up ones.
+
+    ROOT/2afc/SUBSET/{ref,p0,p1}/NAME.png, ROOT/2afc/SUBSET/judge/NAME.npy
+    ROOT/jnd/SUBSET/{p0,p1}/NAME.png, ROOT/jnd/SUBSET/same/NAME.npy
+
+A subset is named by its folders, as 'train/cnn' or 'val/traditional'.
+"""
+
+from .datasets import PATCH, JNDDataset, Pair, SampleError, Triplet, TwoAFCDataset, list_subsets
+from .loading import read_batches
+from .scores import evaluate, score_2afc, score_jnd
+from .synthesize import give_taste, synthesize
+
+__all__ = [
+    "PATCH",
+    "JNDDataset",
+    "Pair",
+    "SampleError",
+    "Triplet",
+    "TwoAFCDataset",
+    "evaluate",
+    "give_taste",
+    "list_subsets",
+    "read_batches",
+    "score_2afc",
+    "score_jnd",
+    "synthesize",
+]

@@ -1,0 +1,49 @@
+"""Batches of samples, read ahead by worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from .datasets import Judgements, Sample, SampleError
+
+
+class _Batches(Dataset[Any]):
+    """The fields of several samples at once, as arrays; a string says why there are none."""
+
+    def __init__(self, samples: Judgements[Any]) -> None:
+        self.samples = samples
+
+    def __getitem__(self, indices: Sequence[int]) -> tuple[np.ndarray, ...] | str:
+        try:
+            items = [self.samples[i] for i in indices]
+        except SampleError as error:
+            return str(error)
+        return tuple(torch.stack(field).numpy() for field in zip(*items, strict=True))
+
+
+def read_batches(samples: Judgements[Sample], batches: Iterable[Sequence[int]], workers: int) -> Iterator[Sample]:
+    """The batches of samples that `batches` names by their indices, in that order: fields [N, 3, 64, 64], [N, 1, 1, 1].
+
+    Raises:
+        SampleError: one cannot be used.
+    """
+    # Arrays travel through pipes; tensors would need room in /dev/shm, which containers keep small.
+    loader = DataLoader(_Batches(samples), batch_size=None, sampler=batches, collate_fn=_as_is, num_workers=workers)
+    for fields in loader:
+        if isinstance(fields, str):
+            raise SampleError(fields)
+        yield samples.sample._make(map(torch.from_numpy, fields))
+
+
+def in_order(n: int, size: int, start: int = 0) -> list[range]:
+    """The indices from `start` to n, in runs of `size`."""
+    return [range(i, min(i + size, n)) for i in range(start, n, size)]
+
+
+def _as_is(item: Any) -> Any:
+    return item

@@ -1,0 +1,89 @@
+"""How well a distance agrees with people, as the reference's score_2afc_dataset and score_jnd_dataset have it.
+
+    2AFC = mean of { judge where d1 < d0,  1 - judge where d0 < d1,  1/2 where they are equal }
+
+JND: pairs in order of distance; with s the shares of people who took them for the same, after k pairs
+precision = sum_{i<=k} s_i / k, recall = sum_{i<=k} s_i / sum s. The score is the area under the precision's envelope,
+max of the precisions at that recall or a higher one (as in PASCAL VOC 2010). (Zhang et al., CVPR 2018, section 4.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from .datasets import Judgements, TwoAFCDataset
+from .loading import in_order, read_batches
+
+
+def score_2afc(d0: ArrayLike, d1: ArrayLike, judge: ArrayLike) -> float:
+    """The share of people, from 0 to 1, with whom distances agree on which of two images is nearer to a third.
+
+    Args:
+        d0, d1: distances to the reference, [N].
+        judge: the shares of people who took the second for the nearer one, [N].
+    """
+    d0, d1, judge = _vectors(d0=d0, d1=d1, judge=judge)
+    return float(np.mean((d0 < d1) * (1 - judge) + (d1 < d0) * judge + (d0 == d1) * 0.5))
+
+
+def score_jnd(d: ArrayLike, same: ArrayLike) -> float:
+    """The average precision, from 0 to 1, with which small distances tell pairs that people take for the same.
+
+    Args:
+        d: distances, [N].
+        same: the shares of people who took the pair for the same, [N], not all 0.
+    """
+    d, same = _vectors(d=d, same=same)
+    if not same.any():
+        raise ValueError("same is 0 throughout: with nobody who took a pair for the same there is no precision")
+    true = np.cumsum(same[np.argsort(d, kind="stable")])
+    precision = true / np.arange(1, len(d) + 1)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(np.sum(np.diff(true / true[-1], prepend=0) * envelope))
+
+
+def evaluate(
+    samples: Judgements[Any],
+    distance: Callable[[Tensor, list[Tensor]], list[Tensor]],
+    *,
+    batch_size: int = 50,
+    workers: int = 0,
+    advance: Callable[[int], object] = lambda samples: None,
+) -> float:
+    """The score of a distance on samples, 2AFC's or JND's.
+
+    Args:
+        samples: what to judge by, a TwoAFCDataset or JNDDataset.
+        distance: from images [N, 3, 64, 64] in [-1, 1] and a list of such others to the N distances of each of these.
+        batch_size: N.
+        workers: processes that read.
+        advance: called with the number of samples that are done.
+
+    Raises:
+        SampleError: a sample cannot be used.
+    """
+    columns: list[list[Tensor]] = []
+    for batch in read_batches(samples, in_order(len(samples), batch_size), workers):
+        image, *others, share = batch
+        with torch.inference_mode():
+            columns.append([d.flatten().double().cpu() for d in (*distance(image, others), share)])
+        advance(len(share))
+    values = [torch.cat(column).numpy() for column in zip(*columns, strict=True)]
+    return score_2afc(*values) if isinstance(samples, TwoAFCDataset) else score_jnd(*values)
+
+
+def _vectors(**given: ArrayLike) -> list[np.ndarray]:
+    arrays = {name: np.asarray(value, dtype=np.float64) for name, value in given.items()}
+    shapes = {name: array.shape for name, array in arrays.items()}
+    if len(set(shapes.values())) > 1 or any(len(shape) != 1 or shape[0] == 0 for shape in shapes.values()):
+        raise ValueError(f"{' and '.join(arrays)} must be vectors of one length, at least 1, got {shapes}")
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} must be finite, got {int((~np.isfinite(array)).sum())} values that are not")
+    return list(arrays.values())

@@ -1,0 +1,170 @@
+"""A small data set laid out as BAPPS, with a judge whose taste is known: for tests, and to try the training.
+
+With the judge's distances d0 and d1 of a triplet (its own LPIPS) a person takes p1 for the nearer one with probability
+
+    P(p1) = d0^k / (d0^k + d1^k)
+
+(the choice model of Bradley and Terry, Biometrika 1952, for strengths d^-k), and two images for the same one with
+P(same) = t^k / (t^k + d^k), t being the median distance. What is written is the share among a few such people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from ..distortions import blurred, compressed, noisy, recoloured, shifted
+from ..files import making_folder
+from ..images import im2tensor, load_image, resize_image
+from ..lpips import LPIPS
+from ..weights import linear_state_dict, save_state_dict
+from .datasets import PATCH, JNDDataset, TwoAFCDataset
+
+SUBSET = "synthetic"
+PEOPLE = 5  # who judge each sample
+_SHARPNESS = 6.0  # k: with d0 = 2 d1, 98% prefer p1
+_BATCH = 32
+
+
+def synthesize(
+    root: str | PathLike[str],
+    judge: LPIPS,
+    *,
+    triplets: int = 1000,
+    images: Sequence[str | PathLike[str]] | None = None,
+    seed: int = 0,
+    advance: Callable[[int], object] = lambda samples: None,
+) -> None:
+    """Writes `triplets` of 2afc/train/synthetic, a quarter as many of 2afc/val and jnd/val, and judge.safetensors.
+
+    Images are patches of those given, or drawn, each distorted at random by blur, noise, JPEG, shift or colour.
+    `root` appears when all of it is written. The same arguments give the same files.
+
+    Args:
+        root: a folder that does not exist yet.
+        judge: whose distances decide; its linear weights go into judge.safetensors.
+        triplets: from 4.
+        images: files at least 64 pixels wide and high.
+        seed: of the images, distortions and votes.
+        advance: called with the number of samples that have been made.
+
+    Raises:
+        FileExistsError: root is there already.
+        ValueError: too few triplets, or an image that is too small.
+        OSError: an image that cannot be read.
+    """
+    if triplets < 4:
+        raise ValueError(f"triplets must be at least 4, got {triplets}")
+    originals = None if images is None else [_original(path) for path in images]
+    kinds: list[tuple[type[TwoAFCDataset | JNDDataset], str, int]] = [
+        (TwoAFCDataset, "train", triplets),
+        (TwoAFCDataset, "val", triplets // 4),
+        (JNDDataset, "val", triplets // 4),
+    ]
+    with making_folder(Path(root)) as part:
+        for number, (kind, split, n) in enumerate(kinds):
+            rng = np.random.default_rng((seed, number))
+            for samples in _write(part / kind.kind / split / SUBSET, kind, n, judge, originals, rng):
+                advance(samples)
+        weights = linear_state_dict(judge._linear_weights() or ())
+        save_state_dict(part / "judge.safetensors", weights)
+
+
+def give_taste(fn: LPIPS, seed: int = 0) -> None:
+    """Gives LPIPS linear weights of a peculiar taste: some layers and channels matter far more than others."""
+    rng = np.random.default_rng(seed)
+    with torch.no_grad():
+        for weight in fn._linear_weights() or ():
+            layer, channels = rng.lognormal(sigma=1.5), rng.lognormal(sigma=1.5, size=weight.shape)
+            weight.copy_(torch.from_numpy(layer * channels / weight.numel()))
+
+
+def _write(
+    folder: Path,
+    kind: type[TwoAFCDataset | JNDDataset],
+    n: int,
+    judge: LPIPS,
+    originals: list[np.ndarray] | None,
+    rng: np.random.Generator,
+) -> Iterator[int]:
+    """Writes n samples; yields the size of each batch of images that has been written."""
+    for name in (*kind.images, kind.judgement):
+        (folder / name).mkdir(parents=True)
+    strength = 1.0 if kind is TwoAFCDataset else 0.3
+    distances = []
+    for start in range(0, n, _BATCH):
+        batch = []
+        for i in range(start, min(start + _BATCH, n)):
+            patch = _drawn(rng) if originals is None else _cropped(originals[rng.integers(len(originals))], rng)
+            batch.append([patch, *(_distorted(patch, rng, strength) for _ in kind.images[1:])])
+            for part, image in zip(kind.images, batch[-1], strict=True):
+                Image.fromarray(image).save(folder / part / f"{i:06}.png")
+        distances.append(_distances(judge, batch))
+        yield len(batch)
+    d = np.concatenate(distances).T
+    this, other = d if kind is TwoAFCDataset else (np.median(d), d[0])
+    chance = 1 / (1 + (other / np.maximum(this, 1e-12)) ** _SHARPNESS)
+    for i, votes in enumerate(rng.binomial(PEOPLE, chance)):
+        np.save(folder / kind.judgement / f"{i:06}.npy", np.array([votes / PEOPLE]))
+
+
+@torch.inference_mode()
+def _distances(judge: LPIPS, batch: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """The judge's distances from the first image of each sample to its others, [samples, others]."""
+    device = judge.scaling_layer.shift.device
+    original, *others = (torch.cat([im2tensor(image) for image in images]).to(device) for images in zip(*batch))
+    features = judge.features(original)
+    return torch.stack([judge(other, features).flatten() for other in others], dim=1).double().cpu().numpy()
+
+
+def _original(path: str | PathLike[str]) -> np.ndarray:
+    image = load_image(path)
+    if min(image.shape[:2]) < PATCH:
+        raise ValueError(f"{path} must be at least {PATCH} x {PATCH} pixels, it is {image.shape[1]} x {image.shape[0]}")
+    return image
+
+
+def _cropped(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A square of random place and size as a patch."""
+    side = int(rng.integers(PATCH, min(image.shape[:2]), endpoint=True))
+    y, x = (int(rng.integers(0, length - side, endpoint=True)) for length in image.shape[:2])
+    return resize_image(image[y : y + side, x : x + side], PATCH, PATCH)
+
+
+def _drawn(rng: np.random.Generator) -> np.ndarray:
+    """A patch of coloured fractal noise, as natural textures are, with the sharp edges of a few polygons on it."""
+    frequency = np.hypot(np.fft.fftfreq(PATCH)[:, None], np.fft.rfftfreq(PATCH)[None])
+    frequency[0, 0] = np.inf
+    noise = np.fft.rfft2(rng.normal(size=(3, PATCH, PATCH)))
+    fields = np.fft.irfft2(noise / frequency ** rng.uniform(0.7, 2.2), s=(PATCH, PATCH))
+    fields /= fields.std(axis=(1, 2), keepdims=True)
+    colours = np.tensordot(rng.normal(0, 25, (3, 3)), fields, axes=1) + rng.uniform(60, 200, (3, 1, 1))
+    picture = Image.fromarray(colours.clip(0, 255).astype(np.uint8).transpose(1, 2, 0).copy())
+    draw = ImageDraw.Draw(picture)
+    for _ in range(rng.integers(0, 4)):
+        corners = rng.normal(rng.uniform(0, PATCH, 2), 15, (int(rng.integers(3, 6)), 2))
+        draw.polygon([tuple(corner) for corner in corners.tolist()], fill=tuple(rng.integers(0, 256, 3).tolist()))
+    return np.asarray(picture)
+
+
+def _distorted(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
+    """The image with one distortion or two, of random kind and amount; `strength` scales the amounts."""
+    for kind in rng.choice(5, size=rng.integers(1, 3), replace=False):
+        amount = strength * rng.uniform(0.2, 1.0)
+        if kind == 0:
+            image = blurred(image, 3 * amount)
+        elif kind == 1:
+            image = noisy(image, 50 * amount, seed=int(rng.integers(2**32)))
+        elif kind == 2:
+            image = compressed(image, int(5 + 60 * (1 - amount)))
+        elif kind == 3:
+            image = shifted(image, round(1 + 5 * amount))
+        else:
+            red, green, blue = (60 * amount * rng.uniform(-1, 1, 3)).tolist()
+            image = recoloured(image, (red, green, blue))
+    return image

@@ -1,0 +1,273 @@
+"""The linear weights w of LPIPS from judgements of triplets, two-alternative forced choice (2AFC).
+
+For the normalised features a of a reference and b of each of two images, at layer l, channel c and pixel p:
+
+    D = sum_l mean_p sum_c w_lc m_lcp (a_lcp - b_lcp)^2       m: dropout, 0 or 2 with equal chance
+    h = Dist2LogitLayer(D0, D1)                               the chance that people take image 1 for the nearer one
+    loss = -mean(judge log h + (1 - judge) log(1 - h))
+
+minimised over w >= 0 and the small network by Adam. (Zhang et al., CVPR 2018, arXiv:1801.03924, section 3, and the
+training script of its repository.) The trunk is frozen, so only D's last sum has a graph; dropout or not, its gradient
+to w_lc is a mean of squared differences.
+
+The order of the triplets and the dropout are functions of the seed and the number of the step, so that a run that
+goes on from a checkpoint is the same as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..functional import lpips_head
+from ..lpips import LPIPS
+from ..ranking import BCERankingLoss
+from ..reference import normalize_channels
+from ..weights import fingerprint, linear_state_dict
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train; the defaults are the authors'.
+
+    Attributes:
+        batch_size: triplets a step, over all processes.
+        epochs: at the full learning rate.
+        decay_epochs: more epochs, over which it falls linearly, the first of them still at the full one.
+        learning_rate: of Adam, whose betas are 0.5 and 0.999.
+        dropout: of half of the squared differences.
+        seed: of the order and the dropout.
+    """
+
+    batch_size: int = 50
+    epochs: int = 5
+    decay_epochs: int = 5
+    learning_rate: float = 1e-4
+    dropout: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("epochs", 0), ("decay_epochs", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+
+    def rate(self, epoch: int) -> float:
+        """The learning rate of an epoch, from 0."""
+        late = max(0, epoch - self.epochs)
+        return self.learning_rate * (1 - late / self.decay_epochs) if late else self.learning_rate
+
+
+class Step(NamedTuple):
+    """What a step of the training did."""
+
+    number: int  # from 1
+    rate: float
+    loss: Tensor
+    agreement: Tensor  # the 2AFC score of the batch, without ties
+
+
+class Calibration:
+    """The training of an LPIPS's weights, a step at a time.
+
+    Where torch.distributed is initialised each process takes its share of every batch, and gradients are averaged
+    (DistributedDataParallel).
+
+    Args:
+        fn: made with eval_mode=False, and pnet_tune=True if the trunk is to be trained, too.
+        recipe: how to train.
+        triplets: how many there are in an epoch.
+
+    Raises:
+        ValueError: an fn that does not train, or one to be tuned in float16; fewer triplets than processes.
+    """
+
+    def __init__(self, fn: LPIPS, recipe: Recipe, triplets: int) -> None:
+        if fn.eval_mode or not fn.lpips:
+            raise ValueError("fn has nothing to train: make it with eval_mode=False and lpips=True")
+        if fn.pnet_tune and fn.net.precision == "float16":
+            raise ValueError("the gradients of a trunk underflow in float16: tune it with precision 'bfloat16'")
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        if min(triplets, recipe.batch_size) < self.world:
+            raise ValueError(
+                f"{self.world} processes need as many triplets a step: there are {triplets}, {recipe.batch_size} a step"
+            )
+        self.fn = fn
+        self.recipe = recipe
+        self.triplets = triplets
+        self.done = 0
+        device = fn.scaling_layer.shift.device
+        self._model = _Ranker(fn, recipe.dropout).to(device)
+        self._parallel = DistributedDataParallel(self._model) if self.world > 1 else self._model
+        self._generator = torch.Generator(device)
+        trained = [p for p in self._model.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.Adam(trained, lr=recipe.learning_rate, betas=(0.5, 0.999))
+
+    @property
+    def steps_an_epoch(self) -> int:
+        # A rest with which not every process would have a triplet is left out.
+        whole, rest = divmod(self.triplets, self.recipe.batch_size)
+        return whole + (rest >= self.world)
+
+    @property
+    def steps(self) -> int:
+        """How many there are in all."""
+        return self.steps_an_epoch * (self.recipe.epochs + self.recipe.decay_epochs)
+
+    def batches(self) -> Iterator[list[int]]:
+        """The triplets, by their numbers, that this process takes in each of the steps that are left."""
+        current, first = divmod(self.done, self.steps_an_epoch)
+        for epoch in range(current, self.recipe.epochs + self.recipe.decay_epochs):
+            order = np.random.default_rng((self.recipe.seed, epoch)).permutation(self.triplets)
+            for at in range(first, self.steps_an_epoch):
+                yield order[self._range(at)][self.rank :: self.world].tolist()
+            first = 0
+
+    def _range(self, at: int) -> slice:
+        """What the step `at` of an epoch takes of its order."""
+        start = at * self.recipe.batch_size
+        return slice(start, min(start + self.recipe.batch_size, self.triplets))
+
+    def step(self, inputs: Tensor | Sequence[Tensor], judge: Tensor) -> Step:
+        """Takes one step.
+
+        Args:
+            inputs: the N references, then the N images 0, then the N images 1, as one batch: [3N, 3, H, W] in [-1, 1];
+                or, of a frozen trunk, what `LPIPS.features` has as taps for these.
+            judge: the shares of people who took image 1 for the nearer one, [N, 1, 1, 1], in [0, 1].
+        """
+        epoch, at = divmod(self.done, self.steps_an_epoch)
+        rate = self.recipe.rate(epoch)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        seed = np.random.SeedSequence((self.recipe.seed, self.done, self.rank)).generate_state(1, np.uint64)
+        self._generator.manual_seed(int(seed[0]))
+        loss, agreement = self._parallel(inputs, judge, self._generator)
+        if self.world > 1:  # gradients are averaged over processes, whose shares may differ by one
+            whole = self._range(at)
+            loss, agreement = (x * (len(judge) * self.world / (whole.stop - whole.start)) for x in (loss, agreement))
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        with torch.no_grad():
+            for weight in _linear_weights(self.fn):
+                weight.clamp_(min=0)
+        self.done += 1
+        return Step(self.done, rate, self._mean(loss.detach()), self._mean(agreement))
+
+    def _mean(self, value: Tensor) -> Tensor:
+        """The mean over processes."""
+        if self.world > 1:
+            dist.all_reduce(value)
+            value /= self.world
+        return value
+
+    def weights(self) -> dict[str, Tensor]:
+        """What was learnt, by the names of `lpips`: the linear weights; with a trunk of its own the whole model."""
+        if self.fn.pnet_tune or self.fn.pnet_rand:
+            return self.fn.state_dict()
+        return linear_state_dict(_linear_weights(self.fn))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a run needs to go on, but for a frozen trunk's weights."""
+        return {
+            "about": self._about(),
+            "done": self.done,
+            "weights": self.weights(),
+            "ranking": self._model.ranking.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `state_dict` was called.
+
+        Raises:
+            ValueError: it is of a run with another net, other weights of its trunk, or another recipe.
+        """
+        about = self._about()
+        differing = [key for key in about if state["about"].get(key) != about[key]]
+        if differing:
+            told = ", ".join(f"{key} was {state['about'].get(key)!r}, is {about[key]!r}" for key in differing)
+            raise ValueError(f"a run with other settings: {told}")
+        learnt = state["weights"]
+        if self.fn.pnet_tune or self.fn.pnet_rand:
+            self.fn.load_state_dict(learnt)
+        else:
+            self.fn.set_linear_weights([learnt[name] for name in self.weights()])
+        self._model.ranking.load_state_dict(state["ranking"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.done = state["done"]
+
+    def _about(self) -> dict[str, Any]:
+        """What a checkpoint must have in common with the run that goes on from it."""
+        fn = self.fn
+        return {
+            "net": fn.net.spec.model,
+            "version": fn.version,
+            "precision": fn.net.precision,
+            "tune_trunk": fn.pnet_tune,
+            "from_scratch": fn.pnet_rand,
+            "trunk": None if fn.pnet_tune or fn.pnet_rand else fingerprint(fn.net.parameters()),
+            "triplets": self.triplets,
+            **asdict(self.recipe),
+        }
+
+
+class _Ranker(nn.Module):
+    """The loss of a batch, and how far its distances agree with the judgements."""
+
+    masks: Tensor
+
+    def __init__(self, fn: LPIPS, dropout: bool) -> None:
+        super().__init__()
+        self.fn = fn
+        self.ranking = BCERankingLoss()
+        self.dropout = dropout
+        # The bits of each byte as factors 0 and 2: eight values of dropout from one random number.
+        bits = (torch.arange(256)[:, None] >> torch.arange(8)) & 1
+        self.register_buffer("masks", 2.0 * bits, persistent=False)
+
+    def forward(
+        self, inputs: Tensor | Sequence[Tensor], judge: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        taps = self.fn.features(inputs).taps if isinstance(inputs, Tensor) else inputs
+        d0, d1 = self._with_dropout(taps, generator) if self.dropout else self._without(taps)
+        loss = self.ranking(d0.view(-1, 1, 1, 1), d1.view(-1, 1, 1, 1), 2 * judge - 1)
+        with torch.no_grad():
+            agreement = torch.where(d1 < d0, judge.flatten(), 1 - judge.flatten()).mean()
+        return loss, agreement
+
+    def _without(self, taps: Sequence[Tensor]) -> list[Tensor]:
+        ref, *others = zip(*(tap.tensor_split(3) for tap in taps))
+        weights = _linear_weights(self.fn)
+        return [lpips_head(ref, other, weights, backend=self.fn.backend).sum(dim=1) for other in others]
+
+    def _with_dropout(self, taps: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
+        totals: list[Tensor | float] = [0.0, 0.0]
+        for tap, weight in zip(taps, _linear_weights(self.fn), strict=True):
+            pixels = normalize_channels(tap, eps=1e-10, eps_inside_sqrt=False).permute(0, 2, 3, 1).flatten(1, 2)
+            ref, *others = pixels.tensor_split(3)
+            for k, other in enumerate(others):
+                squares = (ref - other).square()
+                means = (squares * self._mask(squares, generator)).mean(dim=1)
+                totals[k] = totals[k] + means @ weight.flatten()
+        return cast("list[Tensor]", totals)
+
+    def _mask(self, like: Tensor, generator: torch.Generator) -> Tensor:
+        n = like.numel()
+        numbers = torch.randint(256, (-(-n // 8),), dtype=torch.int32, device=like.device, generator=generator)
+        return self.masks.index_select(0, numbers).flatten()[:n].view(like.shape)
+
+
+def _linear_weights(fn: LPIPS) -> list[Tensor]:
+    weights = fn._linear_weights()
+    assert weights is not None
+    return weights
