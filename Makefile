@@ -2,9 +2,11 @@
 # make test    the tests
 # make lint    ruff and mypy
 # make bench   the head's benchmarks, each after its correctness check
+# make gpu     on a machine with an NVIDIA GPU: build, tests on the device, benchmarks, records; without network, with the
+#              torch that is there. ARGS="--output FOLDER" puts the results elsewhere (python tools/gpu.py --help)
 # make clean   removes what was built, but for the virtual environment
 #
-# Each first sets up what it needs (some 5 GB with torch's default CUDA build): in the active virtual environment, or
+# Each but gpu first sets up what it needs (some 5 GB with torch's default CUDA build): in the active virtual environment, or
 # else in .venv, which it makes with $(PYTHON).
 
 PYTHON ?= python3
@@ -14,7 +16,7 @@ TORCH := torch torchvision ninja $(if $(filter Linux,$(shell uname -s)),triton)
 NATIVE := setup.py pyproject.toml $(shell find csrc -type f)
 SETUP := $(VENV)/.lpips_fast-setup
 
-.PHONY: demo test lint bench setup clean
+.PHONY: demo test lint bench gpu setup clean
 
 demo: setup
 	$(BIN)/python -m lpips_fast.demo
@@ -28,6 +30,9 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+gpu:
+	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) tools/gpu.py $(ARGS)
 
 setup: $(SETUP)
 

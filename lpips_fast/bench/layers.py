@@ -1,24 +1,27 @@
-"""Where the trunk's time goes: each convolution, or Fire module, with its ReLU and the pool after it, by itself.
+"""Where the trunk's time goes: each convolution with its ReLU and the pool after it, by itself.
 
-`torch` is what `lpips` runs, torch's layers one after the other; the others are this package's trunk, a step of its
-plan at a time. `forward` is over both images of all pairs; `backward`, over one, is the gradient to the layer's input
-from that to its ReLU's output, without the pool. On a GPU these are the times of kernels, with cold caches.
+`torch` is what `lpips` runs, torch's layers one after the other; the others are this package's trunk. `forward` is over
+both images of all pairs; `backward`, over one, is the gradient to the layer's input from that to its ReLU's output,
+without the pool. Inputs are those of a pass over random images. On a GPU these are the times of kernels, with cold
+caches.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..frozen import frozen_trunk
+from ..frozen import _tf32
+from ..layers import conv_backward, conv_relu, prepare, tap_backward
 from ..plan import Affine, Conv, Fire, Pool
 from ..trunk import Trunk
-from .cases import Case, Layer, images, limit, random_lpips, trunk_layers
+from .cases import Case, Layer, images, limit, random_lpips, slices_of, trunk_layers
 from .ceilings import DTYPES, Ceilings
 from .providers import copied, inherited_precision
 from .records import Record
@@ -26,73 +29,127 @@ from .timing import Call, Clock, Quantiles, described, interleaved, release_memo
 
 MODES = ("forward", "backward")
 LIMIT = "limit"
-# The largest error, root mean square, relative to the result's. In a backward a ReLU whose input is within rounding of
-# 0 may fall either way, and one in a million that does is an error of a thousandth.
-TOLERANCE = {
-    "forward": {"float32": 5e-6, "tf32": 2e-3, "float16": 2e-3, "bfloat16": 1.6e-2},
-    "backward": {"float32": 5e-3, "tf32": 5e-2, "float16": 5e-2, "bfloat16": 0.15},
-}
+# The largest error, root mean square, relative to the result's.
+TOLERANCE = {"float32": 5e-6, "tf32": 2e-3, "float16": 2e-3, "bfloat16": 1.6e-2}
 
 
 class Unit(NamedTuple):
-    """A step of the trunk's plan that has a ReLU, with the pool after it where one is."""
+    """A convolution of the trunk."""
 
-    name: str
-    step: Conv | Fire
-    module: nn.Module  # torch's, of the step
-    pool: tuple[Pool, nn.Module] | None
-    layers: tuple[Layer, ...]  # its convolutions
+    layer: Layer
+    conv: Conv  # the step of the plan
+    module: nn.Conv2d
+    pool: Pool | None  # the step after it
     affine: Affine  # what is done to its input first
 
 
-class LayerProvider(NamedTuple):
+class LayerProvider(Protocol):
+    """How to compute a unit, of an input as it comes in the trunk."""
+
+    @property
+    def precision(self) -> str: ...
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """A feature map in the type and layout in which it comes."""
+
+    def forward(self, unit: Unit, x: Tensor) -> Tensor:
+        """The ReLU's output; the pool is computed, too."""
+
+    def backward(self, unit: Unit, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """What takes the gradient to the ReLU's output to that to x."""
+
+
+class Torch(NamedTuple):
     precision: str
-    prepare: Callable[[Tensor], Tensor]  # puts a feature map into the type and layout in which it would come
-    run: Callable[[Unit, bool, Tensor], Tensor]  # a unit, with its pool or without, of its input
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return x.contiguous()
+
+    def forward(self, unit: Unit, x: Tensor) -> Tensor:
+        y = self.convolution(unit, x).relu_()
+        if unit.pool is not None:
+            F.max_pool2d(y, unit.pool.kernel, unit.pool.stride, ceil_mode=unit.pool.ceil_mode)
+        return y
+
+    def backward(self, unit: Unit, x: Tensor) -> Callable[[Tensor], Tensor]:
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            y = self.convolution(unit, x).relu_()
+        return lambda d_y: torch.autograd.grad(y, x, d_y)[0]
+
+    def convolution(self, unit: Unit, x: Tensor) -> Tensor:
+        shift, scale = unit.affine
+        if shift is not None and scale is not None:
+            x = (x - shift) / scale
+        return unit.module(x)
+
+
+class Ours(NamedTuple):
+    precision: str
+    trunk: Trunk
+
+    def prepare(self, x: Tensor) -> Tensor:
+        setting = self.trunk.setting(x.device)
+        return x.to(setting.dtype, memory_format=setting.layout)
+
+    def forward(self, unit: Unit, x: Tensor) -> Tensor:
+        setting = self.trunk.setting(x.device)
+        affine = unit.affine
+        with _tf32(setting.tf32, x.device):
+            if affine[0] is not None:
+                x, affine = prepare(setting, [x], affine)
+            tensors = self.trunk.tensors(setting)
+            return conv_relu(setting, tensors, unit.conv, x, False, affine, unit.pool)[0]
+
+    def backward(self, unit: Unit, x: Tensor) -> Callable[[Tensor], Tensor]:
+        setting = self.trunk.setting(x.device)
+        tensors = self.trunk.tensors(setting)
+        y = self.forward(unit, x)
+        channels, size, scale = x.shape[1], (x.shape[2], x.shape[3]), unit.affine[1]
+
+        def gradient(d_y: Tensor) -> Tensor:
+            with _tf32(setting.tf32, x.device):
+                d = tap_backward(setting, y, d_y)
+                d_x = conv_backward(setting, tensors, unit.conv, d, size=size)[:, :channels]
+                return d_x if scale is None else d_x / scale
+
+        return gradient
 
 
 def units(net: str, size: int, device: torch.device) -> list[Unit]:
-    """The units of a trunk in order."""
+    """The convolutions of a trunk in order."""
     model = copied(random_lpips(net), device)
-    modules = [module for slice_ in model.net.slices for module in slice_ if not isinstance(module, nn.ReLU)]
-    steps = list(zip(model.net.plan, modules, strict=True))
+    modules = iter(module for module in model.net.modules() if isinstance(module, nn.Conv2d))
     layers = iter(trunk_layers(net, size)[0])
     found: list[Unit] = []
-    for i, (step, module) in enumerate(steps):
+    plan = model.net.plan
+    for step, after in zip(plan, (*plan[1:], None), strict=True):
         if isinstance(step, Pool):
             continue
-        own = tuple(next(layers) for _ in range(3 if isinstance(step, Fire) else 1))
-        name = own[0].name if len(own) == 1 else f"{own[0].name} to {own[-1].name}"
-        pools = [(after, its_module) for after, its_module in steps[i + 1 : i + 2] if isinstance(after, Pool)]
-        affine = (None, None) if found else (model.scaling_layer.shift, model.scaling_layer.scale)
-        found.append(Unit(name, step, module, next(iter(pools), None), own, affine))
+        pool = after if isinstance(after, Pool) and isinstance(step, Conv) else None
+        for conv in (step.squeeze, step.expand1x1, step.expand3x3) if isinstance(step, Fire) else (step,):
+            affine = (None, None) if found else (model.scaling_layer.shift, model.scaling_layer.scale)
+            found.append(Unit(next(layers), conv, next(modules), pool, affine))
     return found
 
 
-def by_torch(unit: Unit, pools: bool, x: Tensor) -> Tensor:
-    """A unit's output, before its pool, by torch's layers."""
-    shift, scale = unit.affine
-    if shift is not None and scale is not None:
-        x = (x - shift) / scale
-    y = unit.module(x)
-    if isinstance(unit.step, Conv):
-        y = y.relu_()
-    if pools and unit.pool is not None:
-        unit.pool[1](y)
-    return y
-
-
-def by_plan(trunk: Trunk, unit: Unit, pools: bool, x: Tensor) -> Tensor:
-    """The same by this package's trunk."""
-    plan = (unit.step._replace(tap=True), *([unit.pool[0]] if pools and unit.pool is not None else []))
-    setting = trunk.setting(x.device)._replace(plan=plan)
-    return frozen_trunk(setting, x, unit.affine, trunk.tensors(setting))[0]
+def inputs(case: Case, device: torch.device) -> list[Tensor]:
+    """What goes into each convolution for both images of a case; into the first, the images themselves."""
+    x = torch.cat(images(case, device))
+    found: list[Tensor] = []
+    model = copied(random_lpips(case.net), device)
+    for module in model.net.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(lambda _, arguments: found.append(arguments[0]))
+    with torch.no_grad():
+        slices_of(model, x)
+    return [x, *found[1:]]
 
 
 def providers(net: str, device: torch.device, precisions: Sequence[str]) -> dict[str, LayerProvider]:
     """torch's layers, and this package's trunk in each precision; on a CPU in float32 with each way to convolve."""
     inherited = inherited_precision(device)
-    found = {"torch": LayerProvider(inherited, Tensor.contiguous, by_torch)}
+    found: dict[str, LayerProvider] = {"torch": Torch(inherited)}
     for precision in precisions:
         found["ours" if precision == inherited else f"ours, {precision}"] = _ours(net, device, precision)
     if device.type == "cpu" and "float32" in precisions:
@@ -101,100 +158,82 @@ def providers(net: str, device: torch.device, precisions: Sequence[str]) -> dict
     return found
 
 
-def _ours(net: str, device: torch.device, precision: str, **options: str) -> LayerProvider:
-    trunk = copied(random_lpips(net), device, precision=precision, **options).net
-    setting = trunk.setting(device)
-    prepare = functools.partial(Tensor.to, dtype=setting.dtype, memory_format=setting.layout)
-    return LayerProvider(precision, prepare, functools.partial(by_plan, trunk))
+def _ours(net: str, device: torch.device, precision: str, **options: str) -> Ours:
+    return Ours(precision, copied(random_lpips(net), device, precision=precision, **options).net)
 
 
 def measure(
-    case: Case, device: torch.device, rounds: int, precisions: Sequence[str], limits: Ceilings
+    case: Case, device: torch.device, rounds: int, candidates: Mapping[str, LayerProvider], limits: Ceilings
 ) -> Iterator[Record]:
-    """A record of each unit, mode and provider, and of the limit in each precision."""
-    candidates = providers(case.net, device, precisions)
-    x = torch.cat(images(case, device))
-    for unit in units(case.net, case.size, device):
+    """A record of each convolution, mode and provider, and of the limit in each precision."""
+    for unit, x in zip(units(case.net, case.size, device), inputs(case, device), strict=True):
         for mode in MODES:
             batch = x if mode == "forward" else x[: case.pairs]
-            yield from _measure(unit, mode, batch, case, device, rounds, candidates, limits)
-        with torch.no_grad():
-            x = by_torch(unit, False, x)
-            x = x if unit.pool is None else unit.pool[1](x)
+            names = {**case._asdict(), "mode": mode, "layer": unit.layer.name, "images": len(batch)}
+            for record in _measure(unit, mode, batch, rounds, candidates, limits):
+                yield {**names, **record}
 
 
 def _measure(
-    unit: Unit,
-    mode: str,
-    x: Tensor,
-    case: Case,
-    device: torch.device,
-    rounds: int,
-    candidates: dict[str, LayerProvider],
-    limits: Ceilings,
+    unit: Unit, mode: str, x: Tensor, rounds: int, candidates: Mapping[str, LayerProvider], limits: Ceilings
 ) -> Iterator[Record]:
-    names = {**case._asdict(), "mode": mode, "layer": unit.name, "images": len(x)}
     expected, d_y = _oracle(unit, mode, x)
     setups: dict[str, Callable[[], Call]] = {}
     errors: dict[str, float] = {}
     failures: dict[str, str] = {}
     for name, provider in candidates.items():
         of_provider = x if unit.affine[0] is not None else provider.prepare(x)
-        setup = functools.partial(_set_up, provider, unit, mode, of_provider, d_y)
+        setup = functools.partial(_set_up, provider, unit, of_provider, d_y)
         try:
-            errors[name] = _check(setup(), expected, TOLERANCE[mode][provider.precision])
+            errors[name] = _check(setup(), expected, TOLERANCE[provider.precision])
             setups[name] = setup
         except Exception as error:  # one that fails must not keep the others from being measured
             failures[name] = described(error)
             release_memory()
     del expected
-    times, failed = interleaved(setups, Clock(device, kernels=True), rounds)
+    times, failed = interleaved(setups, Clock(x.device, kernels=True), rounds)
     failures |= failed
-    flops = len(x) * sum(layer.flops for layer in unit.layers)
+    flops = len(x) * unit.layer.flops
     for name, provider in candidates.items():
-        record = {**names, "provider": name, "precision": provider.precision, "flops": flops}
+        record = {"provider": name, "precision": provider.precision, "flops": flops}
         if name in failures:
             yield {**record, "error": failures[name]}
         else:
             yield {**record, **times[name].record(), "largest_error": errors[name]}
     for precision in dict.fromkeys(provider.precision for provider in candidates.values()):
-        record = {**names, "provider": LIMIT, "precision": precision, "flops": flops}
-        n_bytes = sum(layer.bytes(len(x), DTYPES[precision].itemsize) for layer in unit.layers)
+        n_bytes = unit.layer.bytes(len(x), DTYPES[precision].itemsize)
         seconds = limit(flops, n_bytes, precision, limits)
         if seconds is not None:
-            yield {**record, "bytes": n_bytes, **Quantiles(seconds, seconds, seconds).record()}
+            at_limit = Quantiles(seconds, seconds, seconds).record()
+            yield {"provider": LIMIT, "precision": precision, "flops": flops, "bytes": n_bytes, **at_limit}
 
 
-def _set_up(provider: LayerProvider, unit: Unit, mode: str, x: Tensor, d_y: Tensor | None) -> Call:
-    """What is to be timed; for the backward the forward runs here."""
-    if mode == "forward":
-        return torch.no_grad()(functools.partial(provider.run, unit, True, x))
-    assert d_y is not None
-    x = x.detach().requires_grad_()
-    y = provider.run(unit, False, x)
-    grads = d_y.to(y.dtype).to(memory_format=_layout(y))
-    return lambda: torch.autograd.grad(y, x, grads)[0]
-
-
-def _layout(y: Tensor) -> torch.memory_format:
-    channels_last = y.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if channels_last else torch.contiguous_format
+def _set_up(provider: LayerProvider, unit: Unit, x: Tensor, d_y: Tensor | None) -> Call:
+    """What is to be timed: the forward or, given d_y, the backward, whose forward runs here."""
+    if d_y is None:
+        return torch.no_grad()(functools.partial(provider.forward, unit, x))
+    with torch.no_grad():
+        gradient = provider.backward(unit, x)
+    return functools.partial(gradient, provider.prepare(d_y))
 
 
 def _oracle(unit: Unit, mode: str, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The unit's output in float64, or the gradient to its input, and that to its output from which it comes."""
+    """In float64 the ReLU's output or, for the backward, the gradient to x, and that to the output it comes from."""
     shift, scale = unit.affine
     exact = unit._replace(
         module=copy.deepcopy(unit.module).double(),
         affine=(shift.double(), scale.double()) if shift is not None and scale is not None else (None, None),
     )
+    in_float64 = Torch("float64")
     if mode == "forward":
         with torch.no_grad():
-            return by_torch(exact, False, x.double()), None
-    leaf = x.double().requires_grad_()
-    y = by_torch(exact, False, leaf)
-    d_y = torch.randn(y.shape, generator=torch.Generator(x.device).manual_seed(0), device=x.device)
-    return torch.autograd.grad(y, leaf, d_y.double())[0], d_y
+            return in_float64.forward(exact, x.double()), None
+    with torch.no_grad():
+        before_relu = in_float64.convolution(exact, x.double())
+    d_y = torch.randn(before_relu.shape, generator=torch.Generator(x.device).manual_seed(0), device=x.device)
+    # Where a ReLU's input is within rounding of 0 its derivative may be either: there is no gradient to there.
+    d_y *= before_relu.abs() > 0.05 * before_relu.square().mean().sqrt()
+    return in_float64.backward(exact, x.double())(d_y.double()), d_y
 
 
 def _check(call: Call, expected: Tensor, tolerance: float) -> float:

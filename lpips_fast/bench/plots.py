@@ -13,6 +13,7 @@ from .tables import NETS, case_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 _GRAYS = {"float32": "black", "tf32": "dimgray", "bfloat16": "darkgray", "float16": "lightgray"}
@@ -68,8 +69,6 @@ def _against(records: Sequence[Record], x: str, fixed: str, y: str) -> Figure | 
 
 
 def _lines(axes: Axes, records: Sequence[Record], x: str, y: str) -> None:
-    from matplotlib.ticker import LogLocator
-
     scale = 1e3 if y == "median_s" else 2**-20
     for name, precision in dict.fromkeys((r["provider"], r["precision"]) for r in records):
         own = sorted((r for r in records if (r["provider"], r["precision"]) == (name, precision)), key=lambda r: r[x])
@@ -84,10 +83,16 @@ def _lines(axes: Axes, records: Sequence[Record], x: str, y: str) -> None:
     ticks = sorted({r[x] for r in records})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.xaxis.minorticks_off()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.minorticks_off()
+    _label_logarithms(axes.yaxis)
     axes.grid(alpha=0.25)
+
+
+def _label_logarithms(axis: Axis) -> None:
+    from matplotlib.ticker import LogLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.minorticks_off()
 
 
 def _style(name: str, precision: str) -> dict[str, Any]:
@@ -120,6 +125,8 @@ def _roofline(ceilings: Sequence[Record], layers: Sequence[Record]) -> Figure:
             axes.set_title(f"{case_title(*case)}: layers, {mode}")
             axes.set(xscale="log", yscale="log", ylabel="GFLOP/s")
             axes.set_xlabel("floating-point operations a byte that must move")
+            _label_logarithms(axes.xaxis)
+            _label_logarithms(axes.yaxis)
             axes.grid(alpha=0.25)
             axes.legend(fontsize=8)
     figure.suptitle(f"{layers[0]['device']}; operations counted as direct convolution's", fontsize=10)

@@ -211,7 +211,8 @@ def _measured(
     if Benchmark.LAYERS in what:
         assert limits is not None
         for case in cases:
-            for record in layers.measure(case, device, rounds, precisions, limits):
+            of_layers = layers.providers(case.net, device, precisions)
+            for record in layers.measure(case, device, rounds, of_layers, limits):
                 yield "layers", record
 
 
