@@ -51,8 +51,8 @@ class LPIPS(nn.Module):
         pnet_rand: a randomly initialised trunk instead of ImageNet's.
         pnet_tune: whether the trunk's weights get gradients; needs eval_mode=False.
         use_dropout: dropout before the linear weights, in training (eval_mode=False) only.
-        model_path: a file of linear weights to use instead of the published ones, as `lpips` saves them (.pth, read
-            without running code) or .safetensors.
+        model_path: a file of linear weights to use instead of the published ones, or of a whole model, trunk and all,
+            as `lpips` saves them (.pth, read without running code) or .safetensors.
         eval_mode: frozen and always in eval. With False the linear weights get gradients and `.train()` works.
         verbose: whether a download shows a progress bar.
         backend: of the head: 'auto', 'reference', 'cpu', 'cuda' or 'triton'; `lpips_fast.backends()` lists them.
@@ -124,7 +124,13 @@ class LPIPS(nn.Module):
 
         self.scaling_layer = ScalingLayer()
         self.net = Trunk(NETS[net], precision, cpu_conv)
-        if not pnet_rand or trunk_weights is not None:
+        given = weights.load_model(model_path, self.chns) if lpips and model_path is not None else None
+        if given is not None and given.trunk:
+            if trunk_weights is not None:
+                raise ValueError(f"model_path {model_path} has a trunk, too: leave out trunk_weights")
+            self.net.load_features(given.trunk)
+            self.scaling_layer.load_state_dict(given.scaling)
+        elif not pnet_rand or trunk_weights is not None:
             self.net.load_features(weights.trunk_weights(NETS[net], trunk_weights, progress=verbose))
         self.net.requires_grad_(pnet_tune)
         if lpips:
@@ -133,8 +139,8 @@ class LPIPS(nn.Module):
                 self.add_module(f"lin{k}", lin)
             self.lins = nn.ModuleList(lins)
             self.lins.requires_grad_(not eval_mode)
-            if model_path is not None:
-                self.set_linear_weights(weights.load_linear_weights(model_path, self.chns))
+            if given is not None:
+                self.set_linear_weights(given.linear)
             elif pretrained:
                 self.set_linear_weights(weights.published_linear_weights(NETS[net], version, self.chns))
         if eval_mode:

@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import NamedTuple
 from urllib.error import URLError
 
 import torch
@@ -46,6 +47,24 @@ def load_linear_weights(path: str | PathLike[str], channels: list[int]) -> list[
         FileNotFoundError; ValueError where the file cannot be read, or a key is missing, extra or of another shape.
     """
     return linear_weights(read_state_dict(path), channels, path)
+
+
+class ModelFile(NamedTuple):
+    """What a file of weights holds."""
+
+    linear: list[Tensor]  # [1, C_k, 1, 1] a layer
+    trunk: dict[str, Tensor]  # named as torchvision's `features` ('0.weight', ...); empty for linear weights alone
+    scaling: dict[str, Tensor]  # 'shift' and 'scale'; likewise
+
+
+def load_model(path: str | PathLike[str], channels: list[int]) -> ModelFile:
+    """Reads linear weights as `load_linear_weights` does, or the state_dict of a whole model, as `lpips` saves it."""
+    state = read_state_dict(path)
+    trunk = {name.split(".", 2)[2]: state.pop(name) for name in [*state] if name.startswith("net.slice")}
+    scaling = {n.split(".", 1)[1]: state.pop(n) for n in [*state] if trunk and n.startswith("scaling_layer.")}
+    if trunk and set(scaling) != {"shift", "scale"}:
+        raise ValueError(f"{path} has a trunk, and so must have scaling_layer.shift and scaling_layer.scale")
+    return ModelFile(linear_weights(state, channels, path), trunk, scaling)
 
 
 def linear_weights(state: Mapping[str, Tensor], channels: Sequence[int], path: str | PathLike[str]) -> list[Tensor]:
