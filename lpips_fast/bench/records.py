@@ -77,10 +77,10 @@ def check(benchmark: str, record: Record) -> None:
         raise ValueError(f"a record of {benchmark} lacks {', '.join(missing)}")
 
 
-def append(folder: Path, benchmark: str, record: Record) -> None:
-    """Adds a line to the benchmark's file in a folder of results."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{benchmark}.jsonl").open("a", encoding="utf-8") as file:
+def append(path: Path, record: Record) -> None:
+    """Adds a line to a file of records."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 

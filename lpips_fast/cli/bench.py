@@ -83,7 +83,9 @@ Results = Annotated[
 ]
 Table = Annotated[
     Path | None,
-    typer.Option(help="Measure nothing; print the tables of a folder of results, or of one of its files."),
+    typer.Option(
+        help="Measure nothing; print the tables of a folder of results, or of one of its files; of --case, if given."
+    ),
 ]
 Report = Annotated[
     Path | None,
@@ -114,7 +116,7 @@ def bench(
     """
     if table is not None or report is not None:
         if table is not None:
-            print(_markdown(_results(table)), end="")
+            print(_markdown(_results(table, _cases(case or ()))), end="")
         if report is not None:
             _write_report(report)
         return
@@ -147,7 +149,7 @@ def bench(
     ):
         record = run.complete(name, record)
         if results is not None:
-            append(results, name, record)
+            append(results / f"{name}.jsonl", record)
         found.setdefault(name, []).append(record)
         _tell(name, record)
     print(_markdown(found), end="")
@@ -234,13 +236,20 @@ def _end(found: Mapping[str, Sequence[Record]]) -> None:
         raise typer.Exit(1)
 
 
-def _results(path: Path) -> dict[str, list[Record]]:
+def _results(path: Path, cases: Sequence[Case] = ()) -> dict[str, list[Record]]:
     from ..bench import records
 
     try:
-        return records.results(path)
-    except ValueError as error:
+        found = records.results(path)
+    except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
+    if not cases:
+        return found
+    of_cases = {tuple(case) for case in cases}
+    return {
+        name: [r for r in of_name if name == "ceilings" or (r["net"], r["pairs"], r["size"]) in of_cases]
+        for name, of_name in found.items()
+    }
 
 
 def _markdown(results: Mapping[str, Sequence[Record]]) -> str:
@@ -278,6 +287,6 @@ def register(app: typer.Typer) -> None:
             "lpips-fast bench end-to-end --provider 'lpips 0.1.4' --provider ours --no-memory",
             "lpips-fast bench layers --case vgg:4:256 --precision float32 --threads 2",
             "lpips-fast bench --report results/",
-            "lpips-fast bench --table results/end_to_end.jsonl",
+            "lpips-fast bench --table results/end_to_end.jsonl --case vgg:4:256",
         ],
     )
