@@ -1,5 +1,5 @@
-"""The Triton backend; importing it registers `lpips_fast::{head_fwd,head_maps_fwd,head_bwd}_triton`."""
+"""The Triton kernels; importing this registers the head's operators and those of what lies between convolutions."""
 
-from . import head
+from . import head, trunk
 
-__all__ = ["head"]
+__all__ = ["head", "trunk"]

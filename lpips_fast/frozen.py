@@ -17,8 +17,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .layers import conv_backward, conv_relu, max_pool, tap_backward
-from .plan import Affine, Fire, Pool, Setting
+from .gpu_layers import HeadGradient
+from .layers import conv_backward, conv_relu, max_pool, prepare, tap_backward
+from .ops import is_differentiated
+from .plan import Affine, Fire, Pool, Setting, without_autocast
 
 
 @contextlib.contextmanager
@@ -37,17 +39,21 @@ def _tf32(allowed: bool | None, device: torch.device) -> Iterator[None]:
 
 
 def run(
-    setting: Setting, x: Tensor, affine: Affine, tensors: Sequence[Tensor], keep: bool = False
+    setting: Setting, images: Sequence[Tensor], affine: Affine, tensors: Sequence[Tensor], keep: bool = False
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The taps of images x [N, 3, H, W] and, if asked to keep them, the signs that `run_backward` needs."""
+    """The taps of images and, if asked to keep them, the signs that `run_backward` needs.
+
+    `images` are one batch [N, 3, H, W], or two, the second of which follows on the first in what is returned.
+    """
     taps: list[Tensor] = []
     signs: list[Tensor] = []
-    with torch.autocast(x.device.type, enabled=False), _tf32(setting.tf32, x.device):
+    with without_autocast(images[0].device), _tf32(setting.tf32, images[0].device):
+        x, affine = prepare(setting, images, affine)
         pooled = None  # what the next step, a pool, gives, where a convolution has done it on its way
         for number, step in enumerate(setting.plan):
             following = setting.plan[number + 1] if number + 1 < len(setting.plan) else None
             if isinstance(step, Pool):
-                x = pooled if pooled is not None else max_pool(x, step)
+                x = pooled if pooled is not None else max_pool(setting, x, step)
                 continue
             if isinstance(step, Fire):
                 s, s_signs, _ = conv_relu(setting, tensors, step.squeeze, x, keep)
@@ -67,17 +73,18 @@ def run(
 
 def run_backward(
     setting: Setting,
-    x: Tensor,
+    size: Sequence[int],
     affine: Affine,
     tensors: Sequence[Tensor],
     taps: Sequence[Tensor],
     signs: Sequence[Tensor],
-    d_taps: Sequence[Tensor],
+    d_taps: Sequence[Tensor | HeadGradient],
 ) -> Tensor:
-    """dL/dx of `run`, in the setting's type, from what it returned and dL/dtaps; of x only the shape counts."""
+    """dL/d(images of channels, height and width `size`) of `run`, from what it returned and dL/dtaps."""
     scale = affine[1]
     plan, taps, signs, d_taps = setting.plan, list(taps), list(signs), list(d_taps)
-    with _tf32(setting.tf32, x.device):
+    channels, height, width = size
+    with _tf32(setting.tf32, taps[0].device):
         # From here on grad is dL/d(what goes into the ReLU of the step at hand), or for a pool, dL/d(its output).
         grad = tap_backward(setting, taps.pop(), d_taps.pop())
         for number in reversed(range(len(plan))):
@@ -91,13 +98,14 @@ def run_backward(
                 d_s = conv_backward(setting, tensors, step.expand3x3, grad[:, c:], addend=d_s, passes=signs.pop())
                 step, grad = step.squeeze, d_s
             if before is None:
-                grad = conv_backward(setting, tensors, step, grad, size=(x.shape[2], x.shape[3]))
+                grad = conv_backward(setting, tensors, step, grad, size=(height, width))
             elif isinstance(before, Pool):
                 grad = conv_backward(setting, tensors, step, grad)
             elif before.tap:
                 grad = conv_backward(setting, tensors, step, grad, addend=d_taps.pop(), passes=taps.pop())
             else:
                 grad = conv_backward(setting, tensors, step, grad, passes=signs.pop())
+        grad = grad[:, :channels]  # some were added to fill up
         return grad if scale is None else grad / scale
 
 
@@ -105,35 +113,39 @@ class _FrozenTrunk(torch.autograd.Function):
     """The taps, then the signs, with `run_backward` as the derivative; nothing for the tensors."""
 
     @staticmethod
-    def forward(setting, x, shift, scale, *tensors):
-        taps, signs = run(setting, x, (shift, scale), tensors, keep=True)
+    def forward(setting, n_batches, shift, scale, *tensors):
+        taps, signs = run(setting, tensors[:n_batches], (shift, scale), tensors[n_batches:], keep=True)
         return *taps, *signs
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.setting, *tensors = inputs
+        ctx.setting, ctx.n_batches, *tensors = inputs
         ctx.n_outputs = len(output)
         ctx.mark_non_differentiable(*output[ctx.setting.n_taps :])
         ctx.save_for_backward(*output, *tensors)
 
     @staticmethod
     def backward(ctx, *grads):
-        setting = ctx.setting
+        setting, n_batches = ctx.setting, ctx.n_batches
         saved = ctx.saved_tensors  # once: activation checkpointing recomputes them at each look
         outputs, inputs = saved[: ctx.n_outputs], saved[ctx.n_outputs :]
-        x, shift, scale, *tensors = inputs
+        affine, images, tensors = inputs[:2], inputs[2 : 2 + n_batches], inputs[2 + n_batches :]
         taps, signs = outputs[: setting.n_taps], outputs[setting.n_taps :]
         d_taps = grads[: setting.n_taps]
-        if torch.is_grad_enabled():  # the backward is itself being differentiated
-            taps, _ = run(setting._replace(filters=None), x, (shift, scale), tensors)
-            (d_x,) = torch.autograd.grad(taps, x, d_taps, create_graph=True)
+        if is_differentiated(*images, *d_taps):
+            tensors = [tensors[0][:, : images[0].shape[1]], *tensors[1:]]
+            taps, _ = run(setting._replace(filters=None, triton=False), images, affine, tensors)
+            wanted = [image for image in images if image.requires_grad]
+            found = iter(torch.autograd.grad(taps, wanted, d_taps, create_graph=True))
+            d_images = [next(found) if image.requires_grad else None for image in images]
         else:
-            d_x = run_backward(setting, x, (shift, scale), tensors, taps, signs, d_taps).to(x.dtype)
-        return None, d_x, *(None for _ in inputs[1:])
+            d_x = run_backward(setting, images[0].shape[1:], affine, tensors, taps, signs, d_taps)
+            d_images = [d.to(i.dtype) for d, i in zip(d_x.split([len(i) for i in images]), images, strict=True)]
+        return None, None, None, None, *d_images, *(None for _ in tensors)
 
 
-def frozen_trunk(setting: Setting, x: Tensor, affine: Affine, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The taps of images x [N, 3, H, W], differentiable in x; keeps little for that, and only if x needs it."""
-    if torch.is_grad_enabled() and x.requires_grad:
-        return list(_FrozenTrunk.apply(setting, x, *affine, *tensors)[: setting.n_taps])
-    return run(setting, x, affine, tensors)[0]
+def frozen_trunk(setting: Setting, images: Sequence[Tensor], affine: Affine, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The taps of one or two batches of images, differentiable in them; keeps little for that, and only if needed."""
+    if torch.is_grad_enabled() and any(image.requires_grad for image in images):
+        return list(_FrozenTrunk.apply(setting, len(images), *affine, *images, *tensors)[: setting.n_taps])
+    return run(setting, images, affine, tensors)[0]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import ops
 from .frozen import run, run_backward
+from .gpu_layers import HeadGradient
 from .pixel_weights import shares, weighted_mean
 from .plan import Affine, Setting
 
@@ -66,7 +67,7 @@ class _DistanceWithGradient(torch.autograd.Function):
         affine = shift, scale
         others, masks, tensors, linear = _split(rest, counts)
         if len(others) == 1 and others[0].shape[0] == 1 and not job.need1:  # one image for all: its taps, once
-            others, _ = run(job.setting, others[0], affine, tensors)
+            others, _ = run(job.setting, others, affine, tensors)
         n = x0.shape[0]
         # On the CPU the order of a convolution's sums depends on its batch, so that chunks are what the images' size
         # says and the result is the same, to the bit, whatever the chunk size: a pair, or more where they are small.
@@ -115,14 +116,12 @@ def _chunk(job, x0, others, mask, affine, tensors, linear):
     """LPIPS [k] of k pairs and its gradients to x0 and, if needed, x1."""
     setting, k = job.setting, x0.shape[0]
     if job.need1:
-        x = torch.cat((x0, others[0]))
-        taps, signs = run(setting, x, affine, tensors, keep=True)
+        taps, signs = run(setting, (x0, others[0]), affine, tensors, keep=True)
         taps0, taps1 = [t[:k] for t in taps], [t[k:] for t in taps]
     else:
-        x = x0
-        taps, signs = run(setting, x, affine, tensors, keep=True)
+        taps, signs = run(setting, (x0,), affine, tensors, keep=True)
         taps0 = taps
-        taps1 = run(setting, others[0], affine, tensors)[0] if len(others) == 1 else others
+        taps1 = run(setting, others, affine, tensors)[0] if len(others) == 1 else others
         taps1 = [t.expand_as(t0) for t, t0 in zip(taps1, taps0, strict=True)]
     height, width = x0.shape[2:]
     scale = 2.0 ** ((height * width).bit_length() - 1) if setting.dtype == torch.float16 else 1.0
@@ -133,12 +132,22 @@ def _chunk(job, x0, others, mask, affine, tensors, linear):
         tap_shares = shares(mask, [(t.shape[2], t.shape[3]) for t in taps0])
         distances = weighted_mean(ops.head_maps(job.backend, taps0, taps1, linear, _EPS, False), tap_shares)
         grads = [s * scale for s in tap_shares]
-    d_taps = ops.head_bwd(
-        job.backend, grads, taps0, taps1, linear, _EPS, False, mask is None, True, job.need1, False
-    )  # fmt: skip
-    if job.need1:
-        half = len(taps)
-        d_taps = [torch.cat(pair) for pair in zip(d_taps[:half], d_taps[half:], strict=True)]
-    d_x = run_backward(setting, x, affine, tensors, taps, signs, d_taps)
+    d_taps = _head_gradients(job, grads, taps0, taps1, linear, mean=mask is None)
+    d_x = run_backward(setting, x0.shape[1:], affine, tensors, taps, signs, d_taps)
     d_x = d_x.to(torch.promote_types(d_x.dtype, torch.float32)) / scale
     return distances.sum(dim=1), (d_x[:k], d_x[k:])
+
+
+def _head_gradients(job, grads, taps0, taps1, linear, mean) -> list[Tensor] | list[HeadGradient]:
+    """dL/dtaps for `run_backward`: with Triton not computed yet, but on the way back through the taps."""
+    layers = len(taps0)
+    if not job.setting.triton:
+        d_taps = ops.head_bwd(job.backend, grads, taps0, taps1, linear, _EPS, False, mean, True, job.need1, False)
+        return [torch.cat((d_taps[i], d_taps[layers + i])) for i in range(layers)] if job.need1 else d_taps
+    if mean:
+        maps = [grads[0][:, i, None, None, None].expand(-1, 1, *t.shape[2:]) for i, t in enumerate(taps0)]
+        divisors = [t.shape[2] * t.shape[3] for t in taps0]
+    else:
+        maps, divisors = grads, [1] * layers
+    pairs = zip(maps, divisors, taps0, taps1, linear, strict=True)
+    return [HeadGradient(*pair, _EPS, job.need1) for pair in pairs]

@@ -1,7 +1,8 @@
 """The layers of a frozen trunk, forwards and backwards: convolution with its ReLU, and pooling.
 
-A convolution is torch's or, on the CPU in float32, for 3x3 filters, Winograd's where it is faster (cpu_layers.py). A
-ReLU's backward needs only where its output was positive, one bit a value:
+A convolution is torch's or, on the CPU in float32, for 3x3 filters, Winograd's where it is faster (cpu_layers.py). On
+a GPU what lies between convolutions is fused (gpu_layers.py); otherwise it is torch's. A ReLU's backward needs only
+where its output was positive, one bit a value:
 
     signs of [N, C, H, W] are uint8 [N, H, W, ceil(C / 8)]; bit c % 8 of byte c // 8 is channel c's.
 
@@ -17,8 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
-from . import cpu_layers
+from . import cpu_layers, gpu_layers
+from .gpu_layers import HeadGradient
 from .plan import Affine, Conv, Fire, Pool, Setting
+
+
+def prepare(setting: Setting, images: Sequence[Tensor], affine: Affine) -> tuple[Tensor, Affine]:
+    """One or two batches of images as one, and what of `affine` the first convolution has still to do."""
+    if setting.triton:
+        return gpu_layers.prepare(setting, images, affine), (None, None)
+    return images[0] if len(images) == 1 else torch.cat(list(images)), affine
 
 
 def conv_relu(
@@ -38,9 +47,11 @@ def conv_relu(
     """
     weight, bias = tensors[conv.at], tensors[conv.at + 1]
     filters = cpu_layers.filters_for(setting, conv, weight, x)
+    pools = following == Pool(2, 2, False)
     if filters is not None:
-        pools = following == Pool(2, 2, False)
         return cpu_layers.conv_relu(filters, conv, bias, x, keep_signs, affine, pools)
+    if setting.triton:
+        return gpu_layers.conv_relu(weight, bias, conv, x, keep_signs, pools)
     shift, scale = affine
     if shift is not None and scale is not None:
         x = (x - shift) / scale
@@ -58,7 +69,7 @@ def conv_backward(
     grad: Tensor,
     *,
     size: tuple[int, int] | None = None,
-    addend: Tensor | None = None,
+    addend: Tensor | HeadGradient | None = None,
     passes: Tensor | None = None,
 ) -> Tensor:
     """dL/dx of a convolution from dL/dy, plus `addend`; and on through the ReLU that x came from.
@@ -69,6 +80,7 @@ def conv_backward(
     weight = tensors[conv.at]
     filters = cpu_layers.filters_for(setting, conv, weight, grad, backward=True)
     if filters is not None:
+        assert not isinstance(addend, HeadGradient)
         return cpu_layers.conv_backward(filters, conv, weight.shape[1], grad, addend, passes)
     if size is None:
         height, width = (side + weight.shape[2] - 1 - 2 * conv.padding for side in grad.shape[2:])
@@ -77,6 +89,9 @@ def conv_backward(
     if setting.filters is not None:
         weight = setting.filters.direct(conv)
     d_x = conv2d_input((grad.shape[0], weight.shape[1], height, width), weight, grad, conv.stride, conv.padding)
+    if setting.triton and passes is not None:
+        return gpu_layers.relu_backward(d_x, addend, passes)
+    assert not isinstance(addend, HeadGradient)
     if passes is not None and passes.dtype == torch.uint8:
         return mask_by_signs(setting, d_x, passes, addend)
     if addend is not None:
@@ -84,14 +99,19 @@ def conv_backward(
     return d_x if passes is None else _relu_backward(d_x, passes)
 
 
-def max_pool(x: Tensor, pool: Pool) -> Tensor:
+def max_pool(setting: Setting, x: Tensor, pool: Pool) -> Tensor:
+    if setting.triton:
+        return gpu_layers.max_pool(x, pool)
     return F.max_pool2d(x, pool.kernel, pool.stride, ceil_mode=pool.ceil_mode)
 
 
 def tap_backward(
-    setting: Setting, tap: Tensor, d_tap: Tensor, grad: Tensor | None = None, pool: Pool | None = None
+    setting: Setting, tap: Tensor, d_tap: Tensor | HeadGradient, grad: Tensor | None = None, pool: Pool | None = None
 ) -> Tensor:
     """dL/d(what goes into the ReLU of a tap), from the head's part, d_tap, and that of the pool after it, if any."""
+    if setting.triton:
+        return gpu_layers.tap_backward(tap, d_tap, grad, pool)
+    assert isinstance(d_tap, Tensor)
     if cpu_layers.unpools(setting, pool):
         return cpu_layers.tap_backward(tap, d_tap, grad)
     if pool is None or grad is None:

@@ -19,7 +19,7 @@ from . import cpu_layers, extension, functional, pairwise, weights
 from .grad_in_forward import Job, distance_with_gradient
 from .pairwise import Images
 from .pixel_weights import shares, weighted_mean
-from .plan import Affine
+from .plan import Affine, is_autocast_enabled
 from .reference import accumulation_dtype, normalize_channels
 from .trunk import PRECISIONS, SPECS, Trunk
 from .video import flatten_videos
@@ -218,7 +218,7 @@ class LPIPS(nn.Module):
         For a target that is compared with many times, and so goes through the trunk once. They hold a graph only if
         x requires a gradient.
         """
-        taps = self.net(self._checked_image("x", x), self._affine(normalize))
+        taps = self.net(self._checked_image("x", x), affine=self._affine(normalize))
         return Features(tuple(taps), self.net.spec.model, self.version, (x.shape[2], x.shape[3]))
 
     def embed(self, x: Images, normalize: bool = False) -> Tensor:
@@ -244,6 +244,8 @@ class LPIPS(nn.Module):
         """The image, grayscale expanded to three channels."""
         if not isinstance(image, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(image).__name__}")
+        if not torch.compiler.is_compiling() and _is_batched_by_vmap(image):
+            raise ValueError(f"{name} is under torch.func.vmap, which LPIPS does not support: it takes batches itself")
         if image.dim() != 4 or image.shape[1] not in (1, 3):
             raise ValueError(f"{name} must be [N, 3, H, W], or [N, 1, H, W] grayscale, got {list(image.shape)}")
         if not image.is_floating_point():
@@ -253,7 +255,7 @@ class LPIPS(nn.Module):
         own = self.scaling_layer.shift
         if image.device != own.device:
             raise ValueError(f"{name} is on {image.device}, LPIPS on {own.device}: move one with .to()")
-        converts = self.net.precision != "inherit" or torch.is_autocast_enabled(image.device.type)
+        converts = self.net.precision != "inherit" or is_autocast_enabled(image.device)
         if image.dtype != own.dtype and not converts:
             raise TypeError(f"{name} is {image.dtype}, LPIPS {own.dtype}: convert one with .to(), or use autocast")
         smallest = self.net.spec.min_size
@@ -280,10 +282,10 @@ class LPIPS(nn.Module):
         self, x0: Tensor, x1: Tensor | Features, affine: Affine
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         if isinstance(x1, Features):
-            return self.net(x0, affine), x1.taps
+            return self.net(x0, affine=affine), x1.taps
         if x0.requires_grad != x1.requires_grad:
-            return self.net(x0, affine), self.net(x1, affine)
-        taps = self.net(torch.cat((x0, x1)), affine)
+            return self.net(x0, affine=affine), self.net(x1, affine=affine)
+        taps = self.net(x0, x1, affine=affine)
         pairs = [t.split((x0.shape[0], x1.shape[0])) for t in taps]
         return [t0 for t0, _ in pairs], [t1 for _, t1 in pairs]
 
@@ -294,9 +296,9 @@ class LPIPS(nn.Module):
         if chunk is None or n <= chunk:
             return self._parts_of_chunk(x0, x1, weight, affine)
         if _batch(x1) == 1 and isinstance(x1, Tensor):  # one image for all: its taps, once
-            x1 = Features(tuple(self.net(x1, affine)), "", "", (0, 0))
+            x1 = Features(tuple(self.net(x1, affine=affine)), "", "", (0, 0))
         elif _batch(x0) == 1 and isinstance(x1, Tensor):
-            x0, x1 = x1, Features(tuple(self.net(x0, affine)), "", "", (0, 0))
+            x0, x1 = x1, Features(tuple(self.net(x0, affine=affine)), "", "", (0, 0))
         chunks = []
         for start in range(0, n, chunk):
             rows = slice(start, start + chunk)
@@ -391,6 +393,15 @@ def check_choice(name: str, given: str, accepted: Iterable[str]) -> None:
 
 def _shape(x: object) -> str:
     return str(list(x.shape)) if isinstance(x, Tensor) else type(x).__name__
+
+
+def _is_batched_by_vmap(x: Tensor) -> bool:
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_batchedtensor(x):
+            return True
+        x = functorch.get_unwrapped(x)
+    return False
 
 
 def _batch(x: Tensor | Features) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -52,7 +53,18 @@ class Setting(NamedTuple):
     layout: torch.memory_format
     tf32: bool | None = None  # None: as torch's flags have it
     filters: Filters | None = None  # of the CPU's convolutions by Winograd's algorithm, if there are to be any
+    triton: bool = False  # whether Triton's kernels do what lies between the convolutions
 
     @property
     def n_taps(self) -> int:
         return sum(not isinstance(step, Pool) and step.tap for step in self.plan)
+
+
+def is_autocast_enabled(device: torch.device) -> bool:
+    """As torch's, but False where it raises an error: on the device meta, which has no autocast."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    """Switches autocast off on a device, where it has it."""
+    return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import cpu_layers, winograd
+from . import cpu_layers, gpu_layers, winograd
 from .frozen import frozen_trunk, run
-from .plan import Affine, Conv, Fire, Plan, Pool, Setting
+from .plan import Affine, Conv, Fire, Plan, Pool, Setting, is_autocast_enabled
 
 AlexnetOutputs = namedtuple("AlexnetOutputs", ["relu1", "relu2", "relu3", "relu4", "relu5"])
 VggOutputs = namedtuple("VggOutputs", ["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"])
@@ -123,14 +123,17 @@ class Trunk(nn.Module):
             for name, parameter in taken.items():
                 parameter.copy_(state[name])
 
-    def forward(self, x: Tensor, affine: Affine = (None, None)) -> tuple[Tensor, ...]:
-        """The taps, a namedtuple of [N, C_k, H_k, W_k], of images x [N, 3, H, W], or of (x - shift) / scale."""
-        setting = self.setting(x.device)
+    def forward(self, *images: Tensor, affine: Affine = (None, None)) -> tuple[Tensor, ...]:
+        """The taps, a namedtuple of [N, C_k, H_k, W_k], of images x [N, 3, H, W], or of (x - shift) / scale.
+
+        Two batches of images go through as one, the second after the first.
+        """
+        setting = self.setting(images[0].device)
         if self.is_frozen():
-            taps = frozen_trunk(setting, x, affine, self.tensors(setting))
+            taps = frozen_trunk(setting, images, affine, self.tensors(setting))
         else:
-            setting = setting._replace(filters=None)
-            taps, _ = run(setting, x, affine, _converted(self._parameters_in_order(), setting))
+            setting = setting._replace(filters=None, triton=False)
+            taps, _ = run(setting, images, affine, _converted(self._parameters_in_order(), setting))
         return self.spec.outputs(*taps)
 
     def is_frozen(self) -> bool:
@@ -140,7 +143,7 @@ class Trunk(nn.Module):
         """How to compute: as `precision` says; the inherited type is autocast's, or else the parameters'."""
         dtype, tf32 = PRECISIONS[self.precision]
         if dtype is None:
-            autocast = torch.is_autocast_enabled(device.type)
+            autocast = is_autocast_enabled(device)
             dtype = torch.get_autocast_dtype(device.type) if autocast else self._convolutions[0].weight.dtype
         # Channels-last is faster but for float64 on the CPU and CUDA's convolutions in full float32.
         contiguous = dtype == torch.float64 or (device.type == "cuda" and tf32 is False)
@@ -150,7 +153,8 @@ class Trunk(nn.Module):
         if own and self.cpu_conv != "direct" and winograd.available():
             always = self.cpu_conv == "winograd"
             filters = self._once("filters", lambda: cpu_layers.Filters(self._parameters_in_order(), always))
-        return Setting(self.plan, dtype, layout, tf32, filters)
+        triton = device.type == "cuda" and layout == torch.channels_last and gpu_layers.available()
+        return Setting(self.plan, dtype, layout, tf32, filters, triton)
 
     def tensors(self, setting: Setting) -> list[Tensor]:
         """The frozen trunk's tensors as the setting has them, made at the first call and kept."""
@@ -158,7 +162,7 @@ class Trunk(nn.Module):
             return _converted(self._parameters_in_order(), setting)
         if setting.filters is not None:
             return self._parameters_in_order()
-        key = setting.dtype, setting.layout
+        key = setting.dtype, setting.layout, setting.triton
         return self._once(key, lambda: _converted(self._parameters_in_order(), setting))
 
     def _parameters_in_order(self) -> list[Tensor]:
@@ -185,6 +189,8 @@ class Trunk(nn.Module):
 
 def _converted(parameters: Iterable[Tensor], setting: Setting) -> list[Tensor]:
     tensors = [p.to(setting.dtype) for p in parameters]
+    if setting.triton:
+        tensors[0] = gpu_layers.padded(tensors[0])
     return [t.contiguous(memory_format=setting.layout) if t.dim() == 4 else t for t in tensors]
 
 
@@ -225,7 +231,7 @@ def _random_features(spec: Spec) -> nn.Sequential:
 
     with torch.device("meta"):
         features = getattr(models, spec.model)(weights=None).features
-    features = features.to_empty(device="cpu")
+    features = features.to_empty(device=torch.get_default_device())
     for conv in features.modules():
         if not isinstance(conv, nn.Conv2d):
             continue

@@ -248,7 +248,7 @@ def test_one_image_goes_through_the_trunk_once(make_ours):
     in0, in1 = images(4)
     fn = make_ours("alex")
     seen = []
-    fn.net.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[0]))
+    fn.net.register_forward_pre_hook(lambda module, args: seen.append(sum(map(len, args))))
     with torch.no_grad():
         fn(in0[:1], in1)
         assert sum(seen) == 5
@@ -416,9 +416,9 @@ def test_a_chunk_at_a_time_goes_through_the_trunk(make_ours, monkeypatch):
     fn = make_ours("alex", grad_in_forward=True, chunk_size=2)
     seen = []
 
-    def spy(setting, x, *args, **options):
-        seen.append(x.shape[0])
-        return run(setting, x, *args, **options)
+    def spy(setting, images, *args, **options):
+        seen.append(sum(map(len, images)))
+        return run(setting, images, *args, **options)
 
     for module in (lpips_fast.grad_in_forward, lpips_fast.frozen):
         monkeypatch.setattr(module, "run", spy)

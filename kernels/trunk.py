@@ -1,0 +1,371 @@
+"""What lies between a trunk's convolutions, in Triton; NVIDIA and AMD GPUs, and the CPU in Triton's interpreter.
+
+All of it is bound by memory, so what follows on one another goes through in one pass:
+
+    prepare         images -> (image - shift) / scale, together, channels-last, in the trunk's type, channels filled up
+    bias_relu       a convolution's output -> relu(y + bias) in its place; the ReLU's signs; the maxima of 2x2 windows
+    max_pool        the maxima of other windows, and no indices
+    mask_by_signs   the gradient back through a ReLU of which the signs are kept, in its place
+    tap_bwd         the gradient at a tap: the head's, plus what comes from the layers behind, through the pool if there
+                    is one, and back through the tap's ReLU
+
+With f the tap, t the head's gradient to it (kernels/head.py), g what comes from behind and v(p) the windows with p:
+
+    dL/d(before the ReLU)(p) = (t(p) + sum over v(p) of g(v) [p is where v has its maximum]) [f(p) > 0]
+
+The maximum's place is found anew from f: it is the first, or the last NaN, as in torch. A ReLU passes the gradient
+where its output is not <= 0; its signs are as lpips_fast/layers.py says, bit c % 8 of byte c // 8 for channel c.
+
+Tensors are dense and channels-last, so that a pixel's channels are adjacent; sums and products are float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..gpu_layers import empty_nhwc
+from ..ops import library
+from . import head
+from .head import _normalized
+
+NUM_WARPS = 4
+TILE = 32768 if triton.knobs.runtime.interpret else 4096  # values a program has in hand
+PREPARED_PIXELS = 32768 if triton.knobs.runtime.interpret else 512
+
+
+@triton.jit
+def _prepare_kernel(
+    x0_ptr, x1_ptr, shift_ptr, scale_ptr, out_ptr, N0, C, H, W,
+    x0_stride_n, x0_stride_c, x0_stride_h, x0_stride_w,
+    x1_stride_n, x1_stride_c, x1_stride_h, x1_stride_w,
+    CHANNELS: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_P pixels of one image, the first N0 of them x0's, with CHANNELS channels."""
+    blocks = tl.cdiv(H * W, BLOCK_P)
+    n = (tl.program_id(0) // blocks).to(tl.int64)
+    offs_p = tl.program_id(0) % blocks * BLOCK_P + tl.arange(0, BLOCK_P)
+    offs_c = tl.arange(0, CHANNELS)
+    y, x = (offs_p // W).to(tl.int64), (offs_p % W).to(tl.int64)
+    mask_p, mask_c = offs_p < H * W, offs_c < C
+    mask = mask_p[:, None] & mask_c[None, :]
+    offs_c_64 = offs_c.to(tl.int64)[None, :]
+    if n < N0:
+        offs = n * x0_stride_n + (y * x0_stride_h + x * x0_stride_w)[:, None] + offs_c_64 * x0_stride_c
+        image = tl.load(x0_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+    else:
+        offs = (n - N0) * x1_stride_n + (y * x1_stride_h + x * x1_stride_w)[:, None] + offs_c_64 * x1_stride_c
+        image = tl.load(x1_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+    if shift_ptr is not None:
+        shift = tl.load(shift_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)
+        scale = tl.load(scale_ptr + offs_c, mask=mask_c, other=1.0).to(tl.float32)
+        image = (image - shift[None, :]) / scale[None, :]
+    out_offs = (n * H * W + offs_p)[:, None] * CHANNELS + offs_c[None, :]
+    tl.store(out_ptr + out_offs, image.to(out_ptr.dtype.element_ty), mask=mask_p[:, None])
+
+
+@triton.jit
+def _bias_relu_kernel(
+    y_ptr, bias_ptr, signs_ptr, pooled_ptr, C, H, W,
+    SIDE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_P windows of SIDE x SIDE pixels of one image, BLOCK_C channels of each."""
+    windows_w = tl.cdiv(W, SIDE)
+    windows = tl.cdiv(H, SIDE) * windows_w
+    blocks = tl.cdiv(windows, BLOCK_P)
+    n = (tl.program_id(0) // blocks).to(tl.int64)
+    offs_p = tl.program_id(0) % blocks * BLOCK_P + tl.arange(0, BLOCK_P)
+    row, column = offs_p // windows_w * SIDE, offs_p % windows_w * SIDE
+    # Channels by eights: a byte of signs each.
+    offs_b = tl.program_id(1) * (BLOCK_C // 8) + tl.arange(0, BLOCK_C // 8)
+    bit = tl.arange(0, 8)
+    offs_c = offs_b[:, None] * 8 + bit[None, :]
+    mask_c = offs_c < C
+    bias = tl.load(bias_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)
+    best = tl.full((BLOCK_P, BLOCK_C // 8, 8), float("-inf"), tl.float32)
+    for i in tl.static_range(SIDE * SIDE):
+        y, x = row + i // SIDE, column + i % SIDE
+        inside = (offs_p < windows) & (y < H) & (x < W)
+        pixel = (n * H + y) * W + x
+        offs = pixel[:, None, None] * C + offs_c[None, :, :]
+        mask = inside[:, None, None] & mask_c[None, :, :]
+        value = tl.load(y_ptr + offs, mask=mask, other=0.0).to(tl.float32) + bias[None, :, :]
+        value = tl.where(value < 0, 0.0, value).to(y_ptr.dtype.element_ty)  # NaN stays NaN
+        tl.store(y_ptr + offs, value, mask=mask)
+        value = value.to(tl.float32)
+        if signs_ptr is not None:
+            passes = tl.where(mask & ~(value <= 0), 1, 0) << bit[None, None, :]
+            signs_offs = pixel[:, None] * tl.cdiv(C, 8) + offs_b[None, :]
+            signs_mask = inside[:, None] & (offs_b * 8 < C)[None, :]
+            tl.store(signs_ptr + signs_offs, tl.sum(passes, axis=2).to(tl.uint8), mask=signs_mask)
+        if pooled_ptr is not None:
+            best = tl.where((value > best) | (value != value), value, best)
+    if pooled_ptr is not None:
+        whole = (offs_p < windows) & (row + SIDE <= H) & (column + SIDE <= W)
+        pixel = (n * (H // SIDE) + row // SIDE) * (W // SIDE) + column // SIDE
+        offs = pixel[:, None, None] * C + offs_c[None, :, :]
+        mask = whole[:, None, None] & mask_c[None, :, :]
+        tl.store(pooled_ptr + offs, best.to(pooled_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _max_pool_kernel(
+    x_ptr, out_ptr, C, H, W, OUT_H, OUT_W,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_P windows of one image, BLOCK_C channels of each; what of a window lies outside does not count."""
+    blocks = tl.cdiv(OUT_H * OUT_W, BLOCK_P)
+    n = (tl.program_id(0) // blocks).to(tl.int64)
+    offs_p = tl.program_id(0) % blocks * BLOCK_P + tl.arange(0, BLOCK_P)
+    offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask_p, mask_c = offs_p < OUT_H * OUT_W, offs_c < C
+    best = tl.full((BLOCK_P, BLOCK_C), float("-inf"), tl.float32)
+    for i in tl.static_range(KERNEL * KERNEL):
+        y, x = offs_p // OUT_W * STRIDE + i // KERNEL, offs_p % OUT_W * STRIDE + i % KERNEL
+        mask = (mask_p & (y < H) & (x < W))[:, None] & mask_c[None, :]
+        offs = ((n * H + y) * W + x)[:, None] * C + offs_c[None, :]
+        value = tl.load(x_ptr + offs, mask=mask, other=float("-inf")).to(tl.float32)
+        best = tl.where((value > best) | (value != value), value, best)
+    offs = (n * OUT_H * OUT_W + offs_p)[:, None] * C + offs_c[None, :]
+    tl.store(out_ptr + offs, best.to(out_ptr.dtype.element_ty), mask=mask_p[:, None] & mask_c[None, :])
+
+
+@triton.jit
+def _mask_by_signs_kernel(d_ptr, signs_ptr, addend_ptr, C, pixels, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    """BLOCK_P pixels, BLOCK_C channels of each."""
+    offs_p = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    offs_b = tl.program_id(1) * (BLOCK_C // 8) + tl.arange(0, BLOCK_C // 8)
+    bit = tl.arange(0, 8)
+    offs_c = offs_b[:, None] * 8 + bit[None, :]
+    mask_p = offs_p < pixels
+    mask = mask_p[:, None, None] & (offs_c < C)[None, :, :]
+    offs = offs_p[:, None, None] * C + offs_c[None, :, :]
+    signs_mask = mask_p[:, None] & (offs_b * 8 < C)[None, :]
+    signs = tl.load(signs_ptr + offs_p[:, None] * tl.cdiv(C, 8) + offs_b[None, :], mask=signs_mask, other=0)
+    passes = (signs.to(tl.int32)[:, :, None] >> bit[None, None, :]) & 1
+    d = tl.load(d_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+    if addend_ptr is not None:
+        d += tl.load(addend_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+    tl.store(d_ptr + offs, tl.where(passes != 0, d, 0.0).to(d_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _from_behind(
+    behind_ptr, f_ptr, n, offs_c, y, x, mask_c, mask_p, C, H, W, BEHIND_H, BEHIND_W,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """What comes to pixels of image n of f from the layers behind, [BLOCK_C, BLOCK_P]; KERNEL 0: there is no pool."""
+    if KERNEL == 0:
+        offs = offs_c[:, None] + (((n * H + y) * W + x) * C)[None, :]
+        return tl.load(behind_ptr + offs, mask=mask_c[:, None] & mask_p[None, :], other=0.0).to(tl.float32)
+    d = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
+    OVERLAP: tl.constexpr = (KERNEL + STRIDE - 1) // STRIDE
+    for i in tl.static_range(OVERLAP * OVERLAP):
+        window_y, window_x = y // STRIDE - i // OVERLAP, x // STRIDE - i % OVERLAP
+        in_y, in_x = y - window_y * STRIDE, x - window_x * STRIDE
+        there = mask_p & (window_y >= 0) & (window_y < BEHIND_H) & (in_y < KERNEL)
+        there = there & (window_x >= 0) & (window_x < BEHIND_W) & (in_x < KERNEL)
+        best = tl.full((BLOCK_C, BLOCK_P), float("-inf"), tl.float32)
+        winner = tl.zeros((BLOCK_C, BLOCK_P), tl.int32)
+        for j in tl.static_range(KERNEL * KERNEL):
+            row, column = window_y * STRIDE + j // KERNEL, window_x * STRIDE + j % KERNEL
+            inside = there & (row < H) & (column < W)
+            offs = offs_c[:, None] + (((n * H + row) * W + column) * C)[None, :]
+            value = tl.load(f_ptr + offs, mask=mask_c[:, None] & inside[None, :], other=float("-inf")).to(tl.float32)
+            better = (value > best) | (value != value)
+            best = tl.where(better, value, best)
+            winner = tl.where(better, j, winner)
+        offs = offs_c[:, None] + (((n * BEHIND_H + window_y) * BEHIND_W + window_x) * C)[None, :]
+        g = tl.load(behind_ptr + offs, mask=mask_c[:, None] & there[None, :], other=0.0).to(tl.float32)
+        d += tl.where(winner == (in_y * KERNEL + in_x)[None, :], g, 0.0)
+    return d
+
+
+@triton.jit
+def _tap_bwd_kernel(
+    f_ptr, d_f_ptr, behind_ptr, out_ptr, C, H, W, BEHIND_H, BEHIND_W,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_P pixels of one image, BLOCK_C channels of each, with the head's gradient d_f as it is."""
+    blocks = tl.cdiv(H * W, BLOCK_P)
+    n = (tl.program_id(0) // blocks).to(tl.int64)
+    offs_p = tl.program_id(0) % blocks * BLOCK_P + tl.arange(0, BLOCK_P)
+    offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask_c, mask_p = offs_c < C, offs_p < H * W
+    mask = mask_c[:, None] & mask_p[None, :]
+    offs = offs_c[:, None] + ((n * H * W + offs_p) * C)[None, :]
+    d = tl.load(d_f_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+    if behind_ptr is not None:
+        d += _from_behind(
+            behind_ptr, f_ptr, n, offs_c, offs_p // W, offs_p % W, mask_c, mask_p, C, H, W, BEHIND_H, BEHIND_W,
+            KERNEL, STRIDE, BLOCK_C, BLOCK_P,
+        )  # fmt: skip
+    f = tl.load(f_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + offs, tl.where(f <= 0, 0.0, d).to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=("grad_ptr",))
+def _head_tap_bwd_kernel(
+    grad_ptr, f0_ptr, f1_ptr, w_ptr, behind_ptr, out_ptr, N, C, H, W, BEHIND_H, BEHIND_W, divisor,
+    grad_stride_n, grad_stride_h, grad_stride_w, f1_stride_n,
+    EPS: tl.constexpr, BOTH: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_P pixels of one pair with all channels, the head's gradient made here; out: of f0, then, if BOTH, of f1."""
+    blocks = tl.cdiv(H * W, BLOCK_P)
+    n = (tl.program_id(0) // blocks).to(tl.int64)
+    offs_p = tl.program_id(0) % blocks * BLOCK_P + tl.arange(0, BLOCK_P)
+    offs_c = tl.arange(0, BLOCK_C)
+    mask_c, mask_p = offs_c < C, offs_p < H * W
+    mask = mask_c[:, None] & mask_p[None, :]
+    y, x = offs_p // W, offs_p % W
+    row = tl.zeros((BLOCK_P,), tl.int64)
+    pixel = offs_p.to(tl.int64)
+    f1 = f1_ptr + n * f1_stride_n
+    a, r0, q0 = _normalized(f0_ptr + n * H * W * C, offs_c, row, pixel, mask, 1, 0, C, tl.float32, EPS, False)
+    b, r1, q1 = _normalized(f1, offs_c, row, pixel, mask, 1, 0, C, tl.float32, EPS, False)
+    w = tl.load(w_ptr + offs_c, mask=mask_c, other=0.0)
+    grad_offs = n * grad_stride_n + y.to(tl.int64) * grad_stride_h + x.to(tl.int64) * grad_stride_w
+    s = tl.load(grad_ptr + grad_offs, mask=mask_p, other=0.0).to(tl.float32) / divisor
+    u = (2 * s)[None, :] * w[:, None] * (a - b)
+    d = r0[None, :] * (u - a * (q0 * tl.sum(u * a, axis=0))[None, :])
+    offs = offs_c[:, None] + ((n * H * W + pixel) * C)[None, :]
+    if behind_ptr is not None:
+        d += _from_behind(
+            behind_ptr, f0_ptr, n, offs_c, y, x, mask_c, mask_p, C, H, W, BEHIND_H, BEHIND_W,
+            KERNEL, STRIDE, BLOCK_C, BLOCK_P,
+        )  # fmt: skip
+    f = tl.load(f0_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + offs, tl.where(f <= 0, 0.0, d).to(out_ptr.dtype.element_ty), mask=mask)
+    if BOTH:
+        d = r1[None, :] * (b * (q1 * tl.sum(u * b, axis=0))[None, :] - u)
+        if behind_ptr is not None:
+            # The second images' gradients follow on the first ones'.
+            d += _from_behind(
+                behind_ptr + N.to(tl.int64) * BEHIND_H * BEHIND_W * C, f1_ptr, n, offs_c, y, x, mask_c, mask_p,
+                C, H, W, BEHIND_H, BEHIND_W, KERNEL, STRIDE, BLOCK_C, BLOCK_P,
+            )  # fmt: skip
+        f = tl.load(f1_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+        out_ptr += N.to(tl.int64) * H * W * C
+        tl.store(out_ptr + offs, tl.where(f <= 0, 0.0, d).to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _blocks(channels: int, pixels: int) -> tuple[int, int, int, int]:
+    """BLOCK_P and BLOCK_C, and the number of blocks of an image's pixels and of channels."""
+    block_c = min(max(triton.next_power_of_2(channels), 8), 256)
+    block_p = max(1, min(TILE // block_c, triton.next_power_of_2(max(pixels, 1))))
+    return block_p, block_c, triton.cdiv(pixels, block_p), triton.cdiv(channels, block_c)
+
+
+def prepare_triton(
+    images: Sequence[Tensor], shift: Tensor | None, scale: Tensor | None, channels: int, dtype: torch.dtype
+) -> Tensor:
+    """[N, channels, H, W] of one or two batches of images; see gpu_layers.py for the contract."""
+    x0, x1 = images[0], images[-1]
+    n0, c, h, w = x0.shape
+    n = sum(image.shape[0] for image in images)
+    out = empty_nhwc(x0, n, channels, h, w, dtype)
+    block_p = min(PREPARED_PIXELS, triton.next_power_of_2(max(h * w, 1)))
+    grid = n * triton.cdiv(h * w, block_p)
+    if grid:
+        with torch.cuda.device_of(x0):
+            _prepare_kernel[(grid,)](
+                x0, x1, shift, scale, out, n0, c, h, w, *x0.stride(), *x1.stride(),
+                CHANNELS=channels, BLOCK_P=block_p, num_warps=NUM_WARPS,
+            )  # fmt: skip
+    return out
+
+
+def bias_relu_triton(y: Tensor, bias: Tensor, signs: Tensor | None, pooled: Tensor | None) -> None:
+    """y in its place, signs and pooled into what is given; see gpu_layers.py for the contract."""
+    n, c, h, w = y.shape
+    side = 1 if pooled is None else 2
+    windows = triton.cdiv(h, side) * triton.cdiv(w, side)
+    block_p, block_c, blocks, blocks_c = _blocks(c, windows)
+    if n * blocks:
+        with torch.cuda.device_of(y):
+            _bias_relu_kernel[(n * blocks, blocks_c)](
+                y, bias, signs, pooled, c, h, w,
+                SIDE=side, BLOCK_P=block_p, BLOCK_C=block_c, num_warps=NUM_WARPS,
+            )  # fmt: skip
+
+
+def max_pool_triton(x: Tensor, kernel: int, stride: int, out_h: int, out_w: int) -> Tensor:
+    """[N, C, out_h, out_w]; see gpu_layers.py for the contract."""
+    x = _dense(x)
+    n, c, h, w = x.shape
+    out = empty_nhwc(x, n, c, out_h, out_w, x.dtype)
+    block_p, block_c, blocks, blocks_c = _blocks(c, out_h * out_w)
+    if n * blocks:
+        with torch.cuda.device_of(x):
+            _max_pool_kernel[(n * blocks, blocks_c)](
+                x, out, c, h, w, out_h, out_w,
+                KERNEL=kernel, STRIDE=stride, BLOCK_P=block_p, BLOCK_C=block_c, num_warps=NUM_WARPS,
+            )  # fmt: skip
+    return out
+
+
+def mask_by_signs_triton(d: Tensor, signs: Tensor, addend: Tensor | None) -> None:
+    """d in its place; see gpu_layers.py for the contract."""
+    n, c, h, w = d.shape
+    block_p, block_c, blocks, blocks_c = _blocks(c, n * h * w)
+    if blocks:
+        with torch.cuda.device_of(d):
+            _mask_by_signs_kernel[(blocks, blocks_c)](
+                d, signs, None if addend is None else _dense(addend), c, n * h * w,
+                BLOCK_P=block_p, BLOCK_C=block_c, num_warps=NUM_WARPS,
+            )  # fmt: skip
+
+
+def tap_bwd_triton(tap: Tensor, d_tap: Tensor, behind: Tensor | None, kernel: int, stride: int) -> Tensor:
+    """[N, C, H, W]; see gpu_layers.py for the contract."""
+    tap, d_tap, behind = _dense(tap), _dense(d_tap), None if behind is None else _dense(behind)
+    n, c, h, w = tap.shape
+    out = empty_nhwc(tap, n, c, h, w, tap.dtype)
+    block_p, block_c, blocks, blocks_c = _blocks(c, h * w)
+    behind_h, behind_w = (0, 0) if behind is None else behind.shape[2:]
+    if n * blocks:
+        with torch.cuda.device_of(tap):
+            _tap_bwd_kernel[(n * blocks, blocks_c)](
+                tap, d_tap, behind, out, c, h, w, behind_h, behind_w,
+                KERNEL=kernel, STRIDE=stride, BLOCK_C=block_c, BLOCK_P=block_p, num_warps=NUM_WARPS,
+            )  # fmt: skip
+    return out
+
+
+def head_tap_bwd_triton(
+    grad: Tensor, f0: Tensor, f1: Tensor, weight: Tensor, eps: float, divisor: int, both: bool,
+    behind: Tensor | None, kernel: int, stride: int,
+) -> Tensor:  # fmt: skip
+    """[N, C, H, W], or of both images [2 N, C, H, W]; see gpu_layers.py for the contract."""
+    f0, behind = _dense(f0), None if behind is None else _dense(behind)
+    f1_stride_n = 0 if f1.stride(0) == 0 else f0.stride(0)
+    f1 = _dense(f1[:1]) if f1_stride_n == 0 else _dense(f1)
+    n, c, h, w = f0.shape
+    out = empty_nhwc(f0, 2 * n if both else n, c, h, w, f0.dtype)
+    block_c, block_p, blocks = head._blocks(f0, head.BWD_TILE)
+    behind_h, behind_w = (0, 0) if behind is None else behind.shape[2:]
+    if n * blocks:
+        with torch.cuda.device_of(f0):
+            _head_tap_bwd_kernel[(n * blocks,)](
+                grad, f0, f1, weight, behind, out, n, c, h, w, behind_h, behind_w, divisor,
+                grad.stride(0), grad.stride(2), grad.stride(3), f1_stride_n,
+                EPS=eps, BOTH=both, KERNEL=kernel, STRIDE=stride, BLOCK_C=block_c, BLOCK_P=block_p,
+                num_warps=head.NUM_WARPS, enable_fp_fusion=False,
+            )  # fmt: skip
+    return out
+
+
+for _operator in (
+    prepare_triton, bias_relu_triton, max_pool_triton, mask_by_signs_triton, tap_bwd_triton, head_tap_bwd_triton
+):  # fmt: skip
+    for _key in ("CUDA", "CPU"):  # the CPU's is for the interpreter
+        library.impl(_operator.__name__, _operator, _key)

@@ -1,0 +1,244 @@
+"""Triton's kernels between a trunk's convolutions, each against torch's in float64, and whole trunks with them.
+
+On a GPU, or on the CPU in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lpips_fast import gpu_layers
+from lpips_fast.frozen import frozen_trunk, run, run_backward
+from lpips_fast.gpu_layers import HeadGradient
+from lpips_fast.plan import Pool
+from lpips_fast.reference import head_maps_ref, head_ref
+from lpips_fast.trunk import Trunk
+
+from .conftest import NETS
+
+pytestmark = pytest.mark.skipif(not gpu_layers.available(), reason="no GPU, and Triton's interpreter is off")
+
+ops = torch.ops.lpips_fast
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Of the largest value: one rounding to the type of what float32 arithmetic gives.
+TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+SHAPES = [(2, 64, 8, 8), (1, 24, 7, 5), (3, 13, 4, 6), (2, 520, 3, 3), (1, 8, 1, 1), (0, 16, 4, 4)]
+POOLS = (Pool(2, 2, False), Pool(3, 2, False), Pool(3, 2, True))
+
+
+def nhwc(x):
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def random(*shape, dtype=torch.float32):
+    """Of few values, so that windows have ties."""
+    return nhwc((torch.randn(shape) * 4).round().div(4).to(DEVICE, dtype))
+
+
+def assert_near(found, expected, dtype, slack=1):
+    assert found.dtype == dtype
+    assert found.shape == expected.shape
+    atol = slack * TOLERANCE[dtype] * max(expected.abs().nan_to_num(0).max().item() if expected.numel() else 0, 1e-30)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=atol, equal_nan=True)
+
+
+def signs_ref(y):
+    passes = F.pad(~(y <= 0).movedim(1, -1), (0, -y.shape[1] % 8)).unflatten(-1, (-1, 8))
+    return (passes * 2 ** torch.arange(8, device=y.device)).sum(-1).to(torch.uint8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scaled", (True, False))
+def test_prepare(dtype, scaled):
+    x0 = torch.rand(2, 3, 9, 7, device=DEVICE)
+    x1 = torch.rand(3, 9, 7, 3, device=DEVICE).permute(0, 3, 1, 2)  # another layout
+    gray = torch.rand(1, 1, 9, 7, device=DEVICE).expand(2, 3, 9, 7)
+    shift, scale = torch.rand(3, device=DEVICE), torch.rand(3, device=DEVICE) + 1
+    for images in ([x0], [x0, x1], [gray, x0]):
+        found = ops.prepare_triton(images, *((shift, scale) if scaled else (None, None)), 8, dtype)
+        expected = torch.cat(images).double()
+        if scaled:
+            expected = (expected - shift.double().view(-1, 1, 1)) / scale.double().view(-1, 1, 1)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        assert_near(found[:, :3], expected, dtype)
+        assert not found[:, 3:].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("signs", (True, False))
+@pytest.mark.parametrize("pool", (True, False))
+def test_bias_relu(dtype, shape, signs, pool):
+    y, bias = random(*shape, dtype=dtype), torch.randn(shape[1], device=DEVICE).to(dtype)
+    y[:1, :1, :1, :1] = torch.nan
+    expected = (y.double() + bias.double().view(-1, 1, 1)).relu()
+    n, c, h, w = shape
+    bits = torch.full((n, h, w, -(-c // 8)), 99, dtype=torch.uint8, device=DEVICE) if signs else None
+    pooled = nhwc(y.new_empty(n, c, h // 2, w // 2)) if pool else None
+    ops.bias_relu_triton(y, bias, bits, pooled)
+    assert_near(y, expected, dtype)
+    if signs:
+        assert torch.equal(bits, signs_ref(y))
+    if pool and min(h, w) > 1:
+        torch.testing.assert_close(pooled, F.max_pool2d(y, 2), rtol=0, atol=0, equal_nan=True)
+
+
+def window(pool):
+    return f"{pool.kernel}/{pool.stride}{'c' * pool.ceil_mode}"
+
+
+@pytest.mark.parametrize("size", ((8, 8), (7, 10), (3, 3), (5, 6)))
+@pytest.mark.parametrize("pool", POOLS, ids=window)
+def test_max_pool(pool, size):
+    x = random(2, 24, *size).relu()
+    x[0, :, 1, 1] = torch.nan
+    expected = F.max_pool2d(x, pool.kernel, pool.stride, ceil_mode=pool.ceil_mode)
+    torch.testing.assert_close(gpu_layers.max_pool(x, pool), expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_mask_by_signs(dtype, shape):
+    y, addend = random(*shape, dtype=dtype), random(*shape, dtype=dtype)
+    for added in (None, addend):
+        d = random(*shape, dtype=dtype)
+        expected = torch.where(y <= 0, 0, d.double() + (0 if added is None else added.double()))
+        ops.mask_by_signs_triton(d, signs_ref(y), added)
+        assert_near(d, expected, dtype)
+
+
+def behind_and_its_gradient(tap, pool):
+    """A gradient from behind the tap, and what it is at the tap by torch."""
+    exact = tap.double().requires_grad_()
+    out = exact if pool is None else F.max_pool2d(exact, pool.kernel, pool.stride, ceil_mode=pool.ceil_mode)
+    behind = nhwc(torch.randn(out.shape).to(DEVICE, tap.dtype))
+    return behind, torch.autograd.grad(out, exact, behind.double())[0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", ((2, 64, 8, 8), (1, 24, 7, 10), (2, 520, 5, 3)))
+@pytest.mark.parametrize("pool", (None, *POOLS), ids=lambda pool: "none" if pool is None else window(pool))
+def test_tap_backward(dtype, shape, pool):
+    tap, d_tap = random(*shape, dtype=dtype).relu(), random(*shape, dtype=dtype)
+    tap[:, ::3, 1, 2] = torch.nan
+    behind, unpooled = behind_and_its_gradient(tap, pool)
+    found = gpu_layers.tap_backward(tap, d_tap, behind, pool)
+    assert_near(found, torch.where(tap <= 0, 0, unpooled + d_tap.double()), dtype)
+    if pool is None:
+        found = gpu_layers.tap_backward(tap, d_tap, None, None)
+        assert_near(found, torch.where(tap <= 0, 0, d_tap.double()), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", ((2, 64, 8, 8), (3, 24, 7, 5)))
+@pytest.mark.parametrize("pool", (None, *POOLS), ids=lambda pool: "none" if pool is None else window(pool))
+@pytest.mark.parametrize("case", ("both", "first", "one for all"))
+@pytest.mark.parametrize("mean", (True, False))
+def test_tap_backward_with_the_heads_gradient(dtype, shape, pool, case, mean):
+    n, c, h, w = shape
+    both = case == "both"
+    taps = random(2 * n, c, h, w, dtype=dtype).relu()
+    f0, f1 = taps[:n], taps[n:]
+    if case == "one for all":
+        f1 = f1[:1].expand(n, -1, -1, -1)
+    weight = torch.rand(c, device=DEVICE)
+    grad = torch.randn(n, 1, 1, 1, device=DEVICE).expand(n, 1, h, w) if mean else torch.randn(n, 1, h, w, device=DEVICE)
+    tap = taps if both else f0
+    behind, unpooled = behind_and_its_gradient(tap, pool)
+    gradient = HeadGradient(grad, h * w if mean else 1, f0, f1, weight, 1e-10, both)
+    found = gpu_layers.tap_backward(tap, gradient, behind, pool)
+
+    leaves = [f.double().requires_grad_() for f in (f0, f1)]
+    s = grad[:, 0, 0, 0].double() if mean else grad.double() * h * w
+    if mean:
+        value = head_ref([leaves[0]], [leaves[1]], [weight.double()], 1e-10, False)[:, 0] @ s
+    else:
+        (maps,) = head_maps_ref([leaves[0]], [leaves[1]], [weight.double()], 1e-10, False)
+        value = (maps * grad.double()).sum()
+    d_f = torch.autograd.grad(value, leaves)
+    d_tap = torch.cat(d_f) if both else d_f[0]
+    assert_near(found, torch.where(tap <= 0, 0, unpooled + d_tap), dtype, slack=2)
+
+
+def settings(trunk, dtype):
+    setting = trunk.setting(torch.device("cpu"))._replace(dtype=dtype, layout=torch.channels_last, filters=None)
+    return setting, setting._replace(triton=True)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_trunk(net):
+    """The whole, both images in, against the same trunk in float64 by torch."""
+    torch.manual_seed(0)
+    trunk = Trunk(net).to(DEVICE).requires_grad_(False)
+    images = [(torch.rand(1 + i, 3, 40, 35, device=DEVICE) * 2 - 1).requires_grad_(i == 1) for i in range(2)]
+    affine = torch.rand(1, 3, 1, 1, device=DEVICE), torch.rand(1, 3, 1, 1, device=DEVICE) + 0.5
+    exact = [image.detach().double().requires_grad_() for image in images]
+    plain, triton = settings(trunk, torch.float32)
+    double = plain._replace(dtype=torch.float64)
+    tensors64 = [p.double() for p in trunk.tensors(plain)]
+    expected = frozen_trunk(double, exact, tuple(t.double() for t in affine), tensors64)
+    d_taps = [torch.randn_like(t) for t in expected]
+    d_expected = torch.autograd.grad(expected, exact, d_taps)
+
+    found = frozen_trunk(triton, images, affine, trunk.tensors(triton))
+    for tap, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(tap.double(), e, rtol=1e-4, atol=1e-5 * e.abs().max().item())
+    (d_found,) = torch.autograd.grad(found, images[1], [nhwc(d.float()) for d in d_taps])
+    assert F.cosine_similarity(d_found.double().flatten(), d_expected[1].flatten(), dim=0) > 0.9999
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_trunk_and_head_backward_in_one(net):
+    """With the head's gradients merged in, against them given."""
+    torch.manual_seed(0)
+    trunk = Trunk(net).to(DEVICE).requires_grad_(False)
+    images = [torch.rand(2, 3, 36, 33, device=DEVICE) * 2 - 1 for _ in range(2)]
+    _, triton = settings(trunk, torch.float32)
+    tensors = trunk.tensors(triton)
+    taps, signs = run(triton, images, (None, None), tensors, keep=True)
+    weights = [torch.rand(t.shape[1], device=DEVICE) for t in taps]
+    pairs = [t.split(2) for t in taps]
+    grads = [torch.rand(2, 1, 1, 1, device=DEVICE).expand(2, 1, *t.shape[2:]) for t in taps]
+    merged = [
+        HeadGradient(g, f0.shape[2] * f0.shape[3], f0, f1, w, 1e-10, True)
+        for g, (f0, f1), w in zip(grads, pairs, weights, strict=True)
+    ]
+    leaves = [t.detach().requires_grad_() for t in taps]
+    halves = [t.split(2) for t in leaves]
+    value = head_ref([h[0] for h in halves], [h[1] for h in halves], weights, 1e-10, False)
+    d_taps = torch.autograd.grad(value, leaves, torch.stack([g[:, 0, 0, 0] for g in grads], dim=1))
+    size = images[0].shape[1:]
+    found = run_backward(triton, size, (None, None), tensors, taps, signs, merged)
+    expected = run_backward(triton, size, (None, None), tensors, taps, signs, d_taps)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+def test_double_backward():
+    """Goes by torch's layers, whose weights are not filled up."""
+    trunk = Trunk("alex").to(DEVICE).requires_grad_(False)
+    x = torch.rand(1, 3, 33, 33, device=DEVICE, requires_grad=True)
+    grads = []
+    for setting in settings(trunk, torch.float32):
+        taps = frozen_trunk(setting, [x], (None, None), trunk.tensors(setting))
+        (d_x,) = torch.autograd.grad(sum(t.square().sum() for t in taps), x, create_graph=True)
+        grads.append(torch.autograd.grad(d_x.square().sum(), x)[0])
+    assert F.cosine_similarity(*(g.flatten() for g in grads), dim=0) > 0.9999
+
+
+def test_opcheck():
+    y, bias = random(2, 16, 6, 7), torch.randn(16, device=DEVICE)
+    image, ones = torch.rand(2, 3, 6, 7, device=DEVICE), torch.ones(3, device=DEVICE)
+    pooled = F.max_pool2d(y, 2)
+    for op, *arguments in (
+        (ops.prepare_triton, [image, image], ones, ones, 4, torch.float32),
+        (ops.bias_relu_triton, y.clone(), bias, signs_ref(y), pooled.clone()),
+        (ops.bias_relu_triton, y.clone(), bias, None, None),
+        (ops.max_pool_triton, y, 2, 2, 3, 3),
+        (ops.mask_by_signs_triton, y.clone(), signs_ref(y), y),
+        (ops.tap_bwd_triton, y, y, pooled, 2, 2),
+        (ops.head_tap_bwd_triton, y[:, :1], y, y, bias, 1e-10, 1, False, pooled, 2, 2),
+    ):
+        torch.library.opcheck(op.default, tuple(arguments))
