@@ -10,6 +10,7 @@ The two take turns, and the run fails unless every distance agrees to 1e-4 relat
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import subprocess
 import sys
@@ -22,8 +23,8 @@ import torch
 from PIL import Image
 
 import lpips_fast
-
-from .common import context, interleaved, quantiles, write_records
+from lpips_fast.bench.records import Run, append
+from lpips_fast.bench.timing import Clock, interleaved
 
 
 def write_images(folder, pairs, size):
@@ -58,7 +59,7 @@ def main():
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--net", default="alex", choices=("alex", "vgg", "squeeze"))
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--json", help="file to append the record to")
+    parser.add_argument("--json", type=Path, help="file to append the record to")
     parser.add_argument("--reference", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.reference:
@@ -79,11 +80,15 @@ def main():
         found = folder / "ours.json"
         ours = [sys.executable, "-m", "lpips_fast", "dirs", str(folder / "a"), str(folder / "b"), "--net", args.net]
         ours += ["--trunk-weights", str(folder / "trunk.pth"), "--json", str(found)]
-        calls = {
-            name: lambda command=command: subprocess.run(command, check=True, capture_output=True)
+        processes = {
+            name: functools.partial(subprocess.run, command, check=True, capture_output=True)
             for name, command in (("reference", script), ("lpips-fast dirs", ours))
         }
-        seconds = {name: quantiles(values) for name, values in interleaved(calls, "cpu", args.repeats).items()}
+        setups = {name: functools.partial(functools.partial, process) for name, process in processes.items()}
+        cpu = torch.device("cpu")
+        seconds, failures = interleaved(setups, Clock(cpu), args.repeats)
+        if failures:
+            raise SystemExit(f"failed: {failures}")
         expected = json.loads((folder / "reference.json").read_text())
         for row in json.loads(found.read_text())["results"]:
             key = Path(row["name"]).name
@@ -95,11 +100,11 @@ def main():
         "size": args.size,
         "reference_s": seconds["reference"],
         "ours_s": seconds["lpips-fast dirs"],
-        "times_faster": seconds["reference"][1] / seconds["lpips-fast dirs"][1],
+        "times_faster": seconds["reference"].median / seconds["lpips-fast dirs"].median,
     }
     print(json.dumps(record, indent=1))
     if args.json:
-        write_records(args.json, [{**record, **context("cpu")}])
+        append(args.json, {**record, **Run(cpu).context})
 
 
 if __name__ == "__main__":

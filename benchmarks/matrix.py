@@ -1,6 +1,6 @@
 """All pairs of N images: `LPIPS.pairwise` against the loop of lpips 0.1.4's script, which runs the trunk on every pair.
 
-    python benchmarks/matrix.py [--net alex --size 64 --images 32 --threads 2 --json matrix.jsonl]
+    python -m benchmarks.matrix [--net alex --size 64 --images 32 --threads 2 --json matrix.jsonl]
 
 `loop` is lpips_1dir_allpairs.py's: N (N - 1) / 2 calls, one pair at a time, with a graph as there; `loop, no_grad` the
 same without it. Reading files is left out of all. The three take turns, and nothing is timed unless the results agree
@@ -12,19 +12,18 @@ embeddings of two blocks, and of all images. For where there are none of ImageNe
 from __future__ import annotations
 
 import argparse
-import datetime
+import functools
 import json
-import platform
-import statistics
 import subprocess
 import sys
-import time
-import warnings
 from pathlib import Path
 
 import torch
 
 import lpips_fast
+from lpips_fast.bench.providers import lpips_eager
+from lpips_fast.bench.records import Run, append
+from lpips_fast.bench.timing import Clock, interleaved
 
 TOLERANCE = 1e-5
 MEMORY_SIZE = 128  # of the images whose memory is measured
@@ -43,16 +42,6 @@ def make_ours(net):
         return lpips_fast.LPIPS(net=net, pnet_rand=True)
 
 
-def make_theirs(ours, net):
-    import lpips
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchvision's, about `pretrained`
-        theirs = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
-    theirs.load_state_dict(ours.state_dict())
-    return theirs
-
-
 def loop(fn, images):
     distances = torch.zeros(len(images), len(images))
     for i in range(len(images)):
@@ -66,33 +55,10 @@ def loop_no_grad(fn, images):
         return loop(fn, images)
 
 
-def timed(call, *arguments):
-    start = time.perf_counter()
-    result = call(*arguments)
-    return time.perf_counter() - start, result
-
-
-def context(args):
-    root = Path(__file__).resolve().parent
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
-    names = [line.partition(":")[2].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit,
-        "device": names[0] if names else platform.processor(),
-        "threads": args.threads,
-        "torch": torch.__version__,
-        "lpips_fast": lpips_fast.__version__,
-        "python": platform.python_version(),
-        "net": args.net,
-        "dtype": "float32",
-    }
-
-
 def measure_time(args):
     ours = make_ours(args.net)
-    theirs = make_theirs(ours, args.net)
     images = make_images(args.images, args.size)
+    theirs = lpips_eager(ours, (images, images))
     providers = {
         "lpips 0.1.4 loop": (loop, theirs),
         "lpips 0.1.4 loop, no_grad": (loop_no_grad, theirs),
@@ -102,21 +68,19 @@ def measure_time(args):
     error = max((found - results["lpips 0.1.4 loop"]).abs().max().item() for found in results.values())
     if not error <= TOLERANCE:
         raise SystemExit(f"the results differ by {error:.2e}, more than {TOLERANCE}: nothing was timed")
-    times = {name: [] for name in providers}
-    for _ in range(args.repeats):
-        for name, (call, fn) in providers.items():
-            times[name].append(timed(call, fn, images)[0])
-    fast = statistics.median(times["lpips_fast pairwise"])
+    setups = {name: functools.partial(functools.partial, call, fn, images) for name, (call, fn) in providers.items()}
+    times, failures = interleaved(setups, Clock(torch.device("cpu")), args.repeats)
+    if failures:
+        raise SystemExit(f"failed: {failures}")
+    fast = times["lpips_fast pairwise"].median
     for name, seconds in times.items():
-        q20, q50, q80 = (float(q) for q in torch.quantile(torch.tensor(seconds), torch.tensor([0.2, 0.5, 0.8])))
         yield {
             "benchmark": "matrix",
             "provider": name,
             "images": args.images,
             "size": args.size,
-            "ms": round(1e3 * q50, 3),
-            "ms_20_80": [round(1e3 * q20, 3), round(1e3 * q80, 3)],
-            "speedup_of_pairwise": round(q50 / fast, 2),
+            **seconds.record(),
+            "speedup_of_pairwise": round(seconds.median / fast, 2),
             "largest_difference": error,
         }
 
@@ -133,7 +97,7 @@ def memory_of(args):
     fn.pairwise(images[:2])
     Path("/proc/self/clear_refs").write_text("5")  # so that the highest starts from now
     before = resident_memory("VmRSS")
-    seconds, _ = timed(lambda: fn.pairwise(images, block=args.block))
+    seconds = Clock(torch.device("cpu"))(functools.partial(fn.pairwise, images, block=args.block))
     print(json.dumps({"rise": resident_memory("VmHWM") - before, "seconds": seconds}))
 
 
@@ -141,10 +105,22 @@ def measure_memory(args):
     size = make_ours(args.net).embed(make_images(1, MEMORY_SIZE)).nbytes
     n = args.memory_images
     for block in args.blocks:
-        command = [sys.executable, __file__, "--block", block, "--net", args.net, "--images", n, "--size", MEMORY_SIZE]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.matrix",
+            "--block",
+            block,
+            "--net",
+            args.net,
+            "--images",
+            n,
+            "--size",
+            MEMORY_SIZE,
+        ]
         command += ["--threads", args.threads]
         done = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
-        measured = json.loads(done.stdout)
+        measured = json.loads(done.stdout.splitlines()[-1])  # torch announces downloads
         yield {
             "benchmark": "matrix memory",
             "provider": "lpips_fast pairwise",
@@ -174,13 +150,12 @@ def main():
     if args.block:
         memory_of(args)
         return
+    run = Run(torch.device("cpu"))
     for measure in (measure_time, measure_memory):
         for record in measure(args):
             print("  ".join(f"{key} {value}" for key, value in record.items() if key != "benchmark"), flush=True)
             if args.json:
-                args.json.parent.mkdir(parents=True, exist_ok=True)
-                with args.json.open("a") as file:
-                    file.write(json.dumps({**context(args), **record}) + "\n")
+                append(args.json, {"net": args.net, "dtype": "float32", **record, **run.context})
 
 
 if __name__ == "__main__":

@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 
 import lpips_fast
-
-from .common import context, write_records
+from lpips_fast.bench.records import Run, append
 
 IMAGES = sorted((Path(lpips_fast.__file__).parent / "demo" / "images").glob("*.png"))
 
@@ -52,9 +51,10 @@ def main():
     parser.add_argument("images", nargs="*", type=Path, default=IMAGES)
     parser.add_argument("--net", action="append", choices=("alex", "vgg", "squeeze"))
     parser.add_argument("--size", type=int, default=128, help="images are resized to it")
-    parser.add_argument("--json", help="file to append records to, a line each")
+    parser.add_argument("--json", type=Path, help="file to append records to, a line each")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    run = Run(torch.device(device))
     pairs = []
     for path in args.images:
         image = lpips_fast.im2tensor(lpips_fast.load_image(path))
@@ -92,7 +92,7 @@ def main():
                     flush=True,
                 )
                 if args.json:
-                    write_records(args.json, [{**record, **context(device)}])
+                    append(args.json, {**record, **run.context})
 
 
 if __name__ == "__main__":

@@ -1,52 +1,58 @@
-"""The head under pytest-benchmark: providers, layouts, forward and forward+backward, VGG16's taps at 256 x 256.
+"""The head under pytest-benchmark: providers, layouts and modes, on VGG16's taps for a pair of 256 x 256.
 
     pytest benchmarks/test_head.py [--benchmark-json FILE]
 
 A provider is timed only once it agrees with the reference in float64. `extra_info` has the GB/s of the median and its
-share of the bandwidth of a copy. Providers do not take turns here; `python -m benchmarks.head` has them do so.
+share of the bandwidth of a copy. Providers do not take turns here; `lpips-fast bench head` has them do so.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 
 import pytest
 import torch
 
-from . import common
+from lpips_fast.bench import ceilings, head
+from lpips_fast.bench.cases import Case
+from lpips_fast.bench.timing import Clock
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-PROVIDERS = common.head_providers(DEVICE)
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CASE = Case("vgg", 1, 256)
+PROVIDERS = head.providers(DEVICE, compile=True)
 
 
 @functools.cache
 def copy_bandwidth() -> float:
-    copy, n_bytes = common.copy_call(DEVICE)
-    return n_bytes / common.quantiles(common.interleaved({"copy": copy}, DEVICE, 9)["copy"])[1]
+    return ceilings.of_records(list(ceilings.measure(DEVICE, [], rounds=9))).bytes_per_s
 
 
 @functools.lru_cache(maxsize=1)
-def case_and_oracle(layout: str, mode: str) -> tuple[common.HeadCase, list[torch.Tensor]]:
-    case = common.head_case(layout, mode, batch=1, device=DEVICE)
-    return case, common.head_oracle(case)
+def sets_and_oracle(layout: str, mode: str):
+    sets = [head.features(CASE, torch.float32, layout, mode, DEVICE, seed) for seed in range(2)]
+    return sets, head.oracle(sets[0])
 
 
-@pytest.mark.parametrize("layout", common.LAYOUTS)
-@pytest.mark.parametrize("mode", common.MODES)
+@pytest.mark.parametrize("layout", head.LAYOUTS)
+@pytest.mark.parametrize("mode", head.MODES)
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_head(benchmark, provider, mode, layout):
-    head = PROVIDERS[provider]
+    sets, expected = sets_and_oracle(layout, mode)
     benchmark.group = f"{mode}, {layout}"
-    benchmark.extra_info["largest_error"] = common.check_head(head, *case_and_oracle(layout, mode))
-    cases = common.head_cases(layout, mode, batch=1, device=DEVICE)
+    benchmark.extra_info["largest_error"] = head.check(PROVIDERS[provider], sets[0], expected)
+    turns, synchronize = itertools.cycle(sets), Clock(DEVICE).synchronize
 
-    def call():
-        common.run_head(head, next(cases))
-        common.synchronize(DEVICE)
+    def set_up():
+        return (head.set_up(PROVIDERS[provider], next(turns)),), {}
 
-    benchmark.pedantic(call, rounds=9, warmup_rounds=2)
+    def call(timed):
+        timed()
+        synchronize()
+
+    benchmark.pedantic(call, setup=set_up, rounds=9, warmup_rounds=2)
     if benchmark.stats is not None:  # None under --benchmark-disable
-        bandwidth = next(cases).bytes_moved() / benchmark.stats.stats.median
+        bandwidth = sets[0].bytes_moved / benchmark.stats.stats.median
         share = bandwidth / copy_bandwidth()
         benchmark.extra_info.update(gb_per_s=bandwidth / 1e9, share_of_copy=share)
         print(f"\n{provider}, {mode}, {layout}: {bandwidth / 1e9:.2f} GB/s, {share:.0%} of a copy")

@@ -84,7 +84,8 @@ Results = Annotated[
 Table = Annotated[
     Path | None,
     typer.Option(
-        help="Measure nothing; print the tables of a folder of results, or of one of its files; of --case, if given."
+        help="Measure nothing; print the tables of a folder of results, or of one of its files; only of --case and "
+        "--provider, if given."
     ),
 ]
 Report = Annotated[
@@ -116,7 +117,7 @@ def bench(
     """
     if table is not None or report is not None:
         if table is not None:
-            print(_markdown(_results(table, _cases(case or ()))), end="")
+            print(_markdown(_results(table, _cases(case or ()), provider or ())), end="")
         if report is not None:
             _write_report(report)
         return
@@ -236,20 +237,24 @@ def _end(found: Mapping[str, Sequence[Record]]) -> None:
         raise typer.Exit(1)
 
 
-def _results(path: Path, cases: Sequence[Case] = ()) -> dict[str, list[Record]]:
+def _results(path: Path, cases: Sequence[Case] = (), providers: Sequence[str] = ()) -> dict[str, list[Record]]:
+    """The records of a folder or file, or of these cases and, end to end, of these providers."""
     from ..bench import records
 
     try:
         found = records.results(path)
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
-    if not cases:
-        return found
     of_cases = {tuple(case) for case in cases}
-    return {
-        name: [r for r in of_name if name == "ceilings" or (r["net"], r["pairs"], r["size"]) in of_cases]
-        for name, of_name in found.items()
-    }
+
+    def wanted(name: str, record: Record) -> bool:
+        if name == "ceilings":
+            return True
+        if name == "end_to_end" and providers and record["provider"] not in providers:
+            return False
+        return not cases or (record["net"], record["pairs"], record["size"]) in of_cases
+
+    return {name: [record for record in of_name if wanted(name, record)] for name, of_name in found.items()}
 
 
 def _markdown(results: Mapping[str, Sequence[Record]]) -> str:
