@@ -78,7 +78,7 @@ def steps(results: Path, gpu: bool) -> Iterator[Step]:
         yield Step("bench latency", 30, [*bench, "end-to-end", "--case", "vgg:1:64", "--no-compile", "--rounds", "100"])
         yield Step("bench layers", 50, [*bench, "layers", "--case", "vgg:32:256", "--rounds", "10"])
         sweep = [*options("case", SWEEP), *options("provider", EAGER), "--rounds", "7"]
-        yield Step("bench sizes", 80, [*bench, "end-to-end", *sweep])
+        yield Step("bench sizes", 110, [*bench, "end-to-end", *sweep])
     else:
         small = [*bench, "--rounds", "1", "--threads", "1"]
         yield Step("bench head", 100, [*small, "head", "--case", "alex:1:64", "--precision", "float32"])

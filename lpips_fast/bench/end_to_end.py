@@ -110,7 +110,8 @@ def measure(
     Args:
         memory: whether to measure it, which on a CPU takes a process for each provider.
     """
-    torch.compiler.reset()  # or the shapes of earlier cases count towards its limit, and it runs eagerly
+    if any(provider.wrapper == "compile" for provider in providers.values()):
+        torch.compiler.reset()  # or the shapes of earlier cases count towards its limit, and it runs eagerly
     sample = images(case, device)
     expected = oracle(case, sample)
     names = {**case._asdict(), "mode": mode}
