@@ -92,13 +92,22 @@ class _Head(torch.autograd.Function):
     def backward(ctx, *grads):
         tensors = ctx.saved_tensors
         needs = ctx.needs_input_grad[4:]
-        if torch.is_grad_enabled():  # the backward is itself being differentiated
+        if is_differentiated(*tensors, *grads):
             return None, None, None, None, *_differentiable_backward(ctx, grads, tensors, needs)
         asked = [any(part) for part in _split(needs)]
         pair = (*_split(tensors), ctx.eps, ctx.eps_inside_sqrt)
         d_all = iter(head_bwd(ctx.backend, grads, *pair, not ctx.maps, *asked))
         d_tensors = [next(d_all) if asked[i // (len(tensors) // 3)] else None for i in range(len(tensors))]
         return None, None, None, None, *d_tensors
+
+
+def is_differentiated(*tensors: Tensor) -> bool:
+    """Whether a backward, of these tensors, is itself being differentiated.
+
+    Where torch.func.vjp runs it, gradients are enabled, but its inputs have left their graph (their level is -2).
+    """
+    level = torch._C._functorch.maybe_get_level
+    return torch.is_grad_enabled() and any(t.requires_grad and level(t) != -2 for t in tensors)
 
 
 def _split(flat: Any) -> tuple[list[Any], list[Any], list[Any]]:

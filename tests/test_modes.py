@@ -1,0 +1,299 @@
+"""The modes in which other people's code runs a module; in each the result is that of plain eager mode.
+
+In test_module.py: torch.compile (default), deepcopy, pickle, state_dict, types, inference_mode, no_grad. In
+test_training.py: autocast, GradScaler, DDP, activation checkpointing, torch.compile with the model around. Here: the
+others. Those that need a GPU, or several, are skipped where there is none.
+"""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+import lpips_fast
+
+from .images import GRAD_TOLERANCE, VALUE_TOLERANCE, assert_close, pair
+from .test_training import images
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+
+
+def run(fn, in0, in1):
+    """The distances, and the gradient of their sum to in0."""
+    in0 = in0.detach().requires_grad_()
+    value = fn(in0, in1)
+    (grad,) = torch.autograd.grad(value.sum(), in0)
+    return value.detach(), grad
+
+
+def assert_same(found, expected, tolerance=1.0):
+    for a, b, limit in zip(found, expected, (VALUE_TOLERANCE[torch.float32][1], GRAD_TOLERANCE[torch.float32])):
+        a, b = a.cpu().double(), b.cpu().double()
+        assert (a - b).norm() <= tolerance * limit * b.norm()
+
+
+@pytest.fixture(scope="module")
+def module(make_ours):
+    """Changed by no test."""
+    return make_ours("squeeze")
+
+
+@pytest.fixture(scope="module")
+def expected(module):
+    return run(module, *pair(2, 40, 40))
+
+
+class TestCompile:
+    def test_batch_sizes_share_a_graph(self, module):
+        """One for the first batch size, and one for all others."""
+        from torch._dynamo.testing import CompileCounterWithBackend
+
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend("aot_eager")
+        compiled = torch.compile(module, fullgraph=True, backend=counter)
+        for n in (2, 3, 5, 4):
+            in0, in1 = pair(n, 33, 33)
+            assert_same(run(compiled, in0, in1), run(module, in0, in1))
+        assert counter.frame_count <= 2
+
+    @CUDA
+    @pytest.mark.parametrize("grad_in_forward", (False, True))
+    def test_reduce_overhead(self, make_ours, grad_in_forward):
+        fn = make_ours("squeeze", grad_in_forward=grad_in_forward).cuda()
+        in0, in1 = (x.cuda() for x in pair(2, 40, 40))
+        expected = run(fn, in0, in1)
+        torch._dynamo.reset()
+        compiled = torch.compile(fn, mode="reduce-overhead", fullgraph=True)
+        for _ in range(4):  # warm up, record, replay
+            assert_same(run(compiled, in0, in1), expected)
+
+
+class TestExport:
+    def test_with_any_batch_size(self, module):
+        in0, in1 = pair(2, 40, 40)
+        n = torch.export.Dim("n", min=1)
+        program = torch.export.export(module, (in0, in1), dynamic_shapes={"in0": {0: n}, "in1": {0: n}})
+        in0, in1 = pair(3, 40, 40)
+        assert_close(program.module()(in0, in1), module(in0, in1).double(), VALUE_TOLERANCE[torch.float32])
+
+    @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+    def test_onnx(self, module):
+        """Of the reference head, chosen by itself; computed by ONNX's own evaluator."""
+        pytest.importorskip("onnxscript")
+        evaluator = pytest.importorskip("onnx.reference").ReferenceEvaluator
+        in0, in1 = pair(2, 40, 40)
+        n = torch.export.Dim("n", min=1)
+        program = torch.onnx.export(
+            module, (in0, in1), dynamo=True, verbose=False, dynamic_shapes={"in0": {0: n}, "in1": {0: n}}
+        )
+        in0, in1 = pair(3, 40, 40)
+        (found,) = evaluator(program.model_proto).run(None, {"in0": in0.numpy(), "in1": in1.numpy()})
+        assert_close(torch.from_numpy(found), module(in0, in1).double(), VALUE_TOLERANCE[torch.float32])
+
+
+class TestFunc:
+    @pytest.mark.parametrize("backend", ("auto", "reference"))
+    def test_grad_and_vjp(self, make_ours, expected, backend):
+        fn = make_ours("squeeze", backend=backend)
+        in0, in1 = pair(2, 40, 40)
+        value, vjp = torch.func.vjp(lambda x: fn(x, in1), in0)
+        (grad,) = vjp(torch.ones_like(value))
+        assert_same((value, grad), expected)
+        assert_same((value, torch.func.grad(lambda x: fn(x, in1).sum())(in0)), expected)
+
+    def test_functional_call(self, make_ours, expected):
+        fn = make_ours("squeeze")
+        doubled = {name: 2 * p for name, p in fn.named_parameters() if name.startswith("lin")}
+        value = torch.func.functional_call(fn, doubled, pair(2, 40, 40))
+        assert_close(value, 2 * expected[0].double(), VALUE_TOLERANCE[torch.float32])
+
+    def test_vmap_is_refused(self, module):
+        in0, in1 = (x[:, None] for x in pair(2, 40, 40))
+        with pytest.raises(ValueError, match=r"in0 is under torch\.func\.vmap.*batches itself"):
+            torch.func.vmap(module)(in0, in1)
+        with pytest.raises(ValueError, match=r"in1 is under torch\.func\.vmap"):
+            torch.func.vmap(torch.func.grad(lambda x, y: module(x, y).sum()), (None, 0))(in0[0], in1)
+
+
+class TestDevices:
+    def test_meta(self, module):
+        fn = copy.deepcopy(module).to("meta")
+        in0, in1 = (x.to("meta") for x in pair(2, 40, 40))
+        value, grad = run(fn, in0, in1)
+        assert value.device.type == grad.device.type == "meta"
+        assert (value.shape, grad.shape) == ((2, 1, 1, 1), in0.shape)
+
+    def test_made_on_meta_and_filled_later(self, module, expected):
+        with torch.device("meta"):
+            fn = lpips_fast.LPIPS(net="squeeze", pnet_rand=True)
+        assert {t.device.type for t in (*fn.parameters(), *fn.buffers())} == {"meta"}
+        fn.to_empty(device="cpu").load_state_dict(module.state_dict())
+        assert_same(run(fn, *pair(2, 40, 40)), expected)
+
+    @CUDA
+    def test_made_on_a_gpu(self, trunk_states, expected):
+        with torch.device("cuda"):
+            fn = lpips_fast.LPIPS(net="squeeze", trunk_weights=trunk_states["squeeze"])
+        assert {t.device.type for t in (*fn.parameters(), *fn.buffers())} == {"cuda"}
+        assert_same(run(fn, *(x.cuda() for x in pair(2, 40, 40))), expected, tolerance=100)  # TF32
+
+    @CUDA
+    def test_stream_other_than_the_default(self, make_ours):
+        fn = make_ours("squeeze").cuda()
+        in0, in1 = (x.cuda() for x in pair(2, 40, 40))
+        expected = run(fn, in0, in1)
+        stream = torch.cuda.Stream()
+        late0, late1 = torch.zeros_like(in0), torch.zeros_like(in1)
+        torch.cuda.synchronize()
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(10**8)  # work on another stream would not wait for it, and see zeros
+            late0.copy_(in0)
+            late1.copy_(in1)
+            found = run(fn, late0, late1)
+        stream.synchronize()
+        assert_same(found, expected)
+
+    @CUDA
+    @pytest.mark.parametrize("grad_in_forward", (False, True))
+    def test_autocast_and_grad_scaler_on_a_gpu(self, make_ours, grad_in_forward):
+        fn = make_ours("squeeze", grad_in_forward=grad_in_forward).cuda()
+        in0, in1 = (x.cuda() for x in pair(2, 40, 40))
+        expected, expected_grad = run(fn, in0, in1)
+        for dtype in (torch.float16, torch.bfloat16):
+            pred = in0.clone().requires_grad_()
+            optimizer, scaler = torch.optim.SGD([pred], lr=1.0), torch.amp.GradScaler("cuda", init_scale=2.0**12)
+            with torch.autocast("cuda", dtype=dtype):
+                value = fn(pred, in1)
+            scaler.scale(value.sum()).backward()
+            scaler.unscale_(optimizer)
+            assert value.dtype == torch.float32
+            assert_close(value, expected, (0, 0.05))
+            assert nn.functional.cosine_similarity(pred.grad.flatten(), expected_grad.flatten(), dim=0) > 0.8
+
+    @TWO_GPUS
+    def test_second_gpu(self, make_ours):
+        """While the first is the current one."""
+        results = []
+        for device in ("cuda:0", "cuda:1"):
+            fn = make_ours("squeeze").to(device)
+            results.append(run(fn, *(x.to(device) for x in pair(2, 40, 40))))
+            assert results[-1][1].device == torch.device(device)
+        assert_same(results[1], results[0])
+
+
+@pytest.mark.parametrize("grad_in_forward", (False, True))
+def test_deterministic_algorithms(make_ours, expected, grad_in_forward):
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert_same(run(make_ours("squeeze", grad_in_forward=grad_in_forward), *pair(2, 40, 40)), expected)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_threads_at_once(make_ours):
+    """Each has the first use of the module, which keeps what it makes of its weights."""
+    for _ in range(5):
+        fn, barrier, found = make_ours("squeeze"), threading.Barrier(4), []
+
+        def work(fn=fn, barrier=barrier, found=found):
+            barrier.wait()
+            found.append(run(fn, *pair(2, 40, 40)))
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(found) == 4
+        assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(other, found[0], strict=True))
+
+
+class Distances(torch.utils.data.Dataset):
+    """Computes distances where the DataLoader calls for them."""
+
+    def __init__(self, fn):
+        self.fn = fn
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, i):
+        in0, in1 = pair(2, 40, 40)
+        with torch.no_grad():
+            return self.fn(in0[i : i + 1], in1[i : i + 1]).squeeze(0), torch.utils.data.get_worker_info().id
+
+
+@pytest.mark.parametrize("start", ("fork", "spawn"))
+def test_shared_with_workers_of_a_dataloader(make_ours, expected, start):
+    """After use in this process; spawned workers get the shared memory by its name."""
+    fn = make_ours("squeeze").share_memory()
+    assert all(p.is_shared() for p in fn.parameters())
+    assert_same(run(fn, *pair(2, 40, 40)), expected)
+    loader = torch.utils.data.DataLoader(Distances(fn), num_workers=2, multiprocessing_context=start)
+    values, workers = zip(*loader)
+    assert_close(torch.cat(values), expected[0].double(), VALUE_TOLERANCE[torch.float32])
+    assert {worker.item() for worker in workers} == {0, 1}
+
+
+def test_fork_after_import():
+    """Importing starts no threads, so that a forked process can compute. (After a computation torch itself cannot.)"""
+    script = """
+import os, torch, lpips_fast
+child = os.fork()
+if child == 0:
+    fn = lpips_fast.LPIPS(net="squeeze", pnet_rand=True)
+    value = fn(torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64))
+    os._exit(0 if value.isfinite().all() else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+class Loss(nn.Module):
+    """A generator with its loss as a submodule, as training code has it."""
+
+    def __init__(self, state):
+        super().__init__()
+        self.generator = nn.Conv2d(3, 3, 3, padding=1)
+        self.perceptual_loss = lpips_fast.LPIPS(net="squeeze", pnet_rand=True)
+        self.perceptual_loss.load_state_dict(state)
+
+    def forward(self, x, target):
+        return self.perceptual_loss(torch.tanh(self.generator(x)), target).mean()
+
+
+def _fsdp_worker(rank, world, state, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    torch.manual_seed(0)
+    model = Loss(state)
+    mesh = torch.distributed.init_device_mesh("cpu", (world,))
+    fully_shard(model, mesh=mesh)
+    in0, in1 = images(2)
+    for _ in range(2):  # the parameters are gathered anew for each step
+        model.zero_grad()
+        model(in0[rank : rank + 1], in1[rank : rank + 1]).backward()
+    grad = model.generator.weight.grad.full_tensor()
+    if rank == 0:
+        torch.save(grad, folder / "grad.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_fsdp2(module, tmp_path):
+    """Sharded with the model around it: the gradients are those of one process."""
+    state = module.state_dict()
+    torch.manual_seed(0)
+    model = Loss(state)
+    model(*images(2)).backward()
+    torch.multiprocessing.spawn(_fsdp_worker, (2, state, tmp_path), nprocs=2)
+    found = torch.load(tmp_path / "grad.pt")
+    assert (found - model.generator.weight.grad).norm() <= 1e-4 * found.norm()
