@@ -80,7 +80,7 @@ def give_taste(fn: LPIPS, seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         for weight in fn._linear_weights() or ():
-            layer, channels = rng.lognormal(sigma=1.5), rng.lognormal(sigma=1.5, size=weight.shape)
+            layer, channels = rng.lognormal(sigma=3), rng.lognormal(sigma=3, size=weight.shape)
             weight.copy_(torch.from_numpy(layer * channels / weight.numel()))
 
 
