@@ -119,6 +119,8 @@ def load_any(path: str | PathLike[str]) -> Checkpoint:
     linear = {name: tensor for name, tensor in state.items() if name.startswith("lin")}
     rest = {name: tensor for name, tensor in state.items() if name not in scaling and name not in linear}
     _check_scaling(path, scaling)
+    if not linear and not rest:
+        raise ValueError(f"{path} has neither a trunk nor linear weights, only {sorted(scaling)}")
     style, numbers, trunk = _trunk_names(path, rest)
     net = _net_of_linear(path, linear) if linear else _net_of_trunk(trunk)
     spec = SPECS[net]

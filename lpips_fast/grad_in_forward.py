@@ -71,13 +71,15 @@ class _DistanceWithGradient(torch.autograd.Function):
         n = x0.shape[0]
         # On the CPU the order of a convolution's sums depends on its batch, so that chunks are what the images' size
         # says and the result is the same, to the bit, whatever the chunk size: a pair, or more where they are small.
-        pixels = max(x0.shape[2] * x0.shape[3], 1)
-        chunk = max(_CPU_PIXELS // pixels, 1) if x0.device.type == "cpu" else job.chunk_size or max(n, 1)
+        # Not when compiled: a loop over the batch would make that a graph for every batch size.
+        chunk = job.chunk_size
+        if x0.device.type == "cpu" and not torch.compiler.is_compiling():
+            chunk = max(_CPU_PIXELS // max(x0.shape[2] * x0.shape[3], 1), 1)
+        parts = [slice(None)] if chunk is None else [slice(i, i + chunk) for i in range(0, max(n, 1), chunk)]
         values = []
         d_x0 = torch.empty_like(x0, dtype=torch.promote_types(x0.dtype, torch.float32))
         d_x1 = torch.empty_like(d_x0 if job.need1 else d_x0[:0])
-        for start in range(0, max(n, 1), chunk):
-            part = slice(start, start + chunk)
+        for part in parts:
             pair = [x0[part], *(t if t.shape[0] == 1 else t[part] for t in others)]
             mask = masks[0][part] if masks else None
             value, d_pair = _chunk(job, pair[0], pair[1:], mask, affine, tensors, linear)

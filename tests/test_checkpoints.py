@@ -162,6 +162,7 @@ BAD = {
     "layer's shape": (plus("lin3.model.1.weight", 1, 384, 1, 1), ("lin3.model.1.weight", "[1, 256, 1, 1]")),
     "bias of a layer": (plus("lin3.model.1.bias", 1), ("lin3.model.1.bias",)),
     "duplicates differ": (plus("lin3.model.1.weight", 1, 256, 1, 1), ("lins.3.model.1.weight", "differ")),
+    "scaling alone": (lambda s: {n: s[n] for n in s if n.startswith("scaling")}, ("neither a trunk nor linear",)),
     "trunk alone": (without_all("lin", "scaling"), ("neither scaling_layer.* nor linear weights",)),
 }
 
