@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from .providers import BASELINE
+from .providers import BASELINE, PROVIDERS
 from .records import Record, by_case, distinct
 
 NETS = {"alex": "AlexNet", "vgg": "VGG16", "squeeze": "SqueezeNet 1.1"}
@@ -28,7 +28,7 @@ def _ceilings(records: Sequence[Record]) -> Iterable[str]:
                 rows.append([what, _ms(record), f"{_number(record['bytes_per_s'] / 1e9)} GB/s"])
             else:
                 rows.append([what, _ms(record), f"{_number(record['flops_per_s'] / 1e9)} GFLOP/s"])
-        yield _table(["", "ms", "rate"], rows)
+        yield _table(["what", "ms (20% to 80%)", "rate"], rows)
 
 
 def _head(records: Sequence[Record]) -> Iterable[str]:
@@ -48,7 +48,7 @@ def _head(records: Sequence[Record]) -> Iterable[str]:
                     ratio = _ratio(group.get("reference"), record)
                     gigabytes = _number(bandwidth / 1e9)
                     rows.append([layout.replace("_", "-"), mode, name, _ms(record), ratio, gigabytes, share])
-        yield _table(["layout", "", "", "ms (20% to 80%)", "x reference", "GB/s", "of a copy"], rows)
+        yield _table(["layout", "mode", "provider", "ms (20% to 80%)", "x reference", "GB/s", "share of a copy"], rows)
         yield from _failures(of_run)
 
 
@@ -62,14 +62,24 @@ def _end_to_end(records: Sequence[Record]) -> Iterable[str]:
         cells = {(r["provider"], r["precision"], r["mode"]): r for r in of_run if "error" not in r}
         baseline = {mode: r for (name, _, mode), r in cells.items() if name == BASELINE}
         rows = []
-        for name, precision in dict.fromkeys(key[:2] for key in cells):
+        names = [*PROVIDERS, *distinct(of_run, "provider")]
+        for name, precision in sorted(dict.fromkeys(key[:2] for key in cells), key=lambda key: names.index(key[0])):
             forward, step = (cells.get((name, precision, mode)) for mode in ("forward", "step"))
             row = [f"*{name}*" if name == "limit" else name, precision]
             for mode, record in (("forward", forward), ("step", step)):
                 row += [_ms(record), _ratio(baseline.get(mode), record), _mebibytes(record, "peak_bytes")]
             rows.append([*row, _mebibytes(step, "kept_bytes")])
         times = f"x {BASELINE}"
-        head = ["", "", "forward, ms (20% to 80%)", times, "peak, MiB", "step, ms (20% to 80%)", times, "peak, MiB"]
+        head = [
+            "provider",
+            "precision",
+            "forward, ms (20% to 80%)",
+            times,
+            "peak, MiB",
+            "step, ms (20% to 80%)",
+            times,
+            "peak, MiB",
+        ]
         yield _table([*head, "kept, MiB"], rows)
         yield from _failures(of_run)
 

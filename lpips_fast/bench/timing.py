@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import threading
 import time
@@ -82,6 +83,8 @@ def interleaved(
 ) -> tuple[dict[str, Quantiles], dict[str, str]]:
     """Times calls that take turns, after a round to warm up.
 
+    Each round has an order of its own, for a call may find the machine otherwise after one neighbour than another.
+
     Args:
         setups: for each name what makes, untimed, the call of a round.
         clock: what times it.
@@ -92,12 +95,15 @@ def interleaved(
     """
     seconds: dict[str, list[float]] = {name: [] for name in setups}
     failures: dict[str, str] = {}
+    order = list(setups)
+    shuffle = random.Random(0).shuffle
     for turn in range(rounds + 1):
-        for name, setup in setups.items():
+        shuffle(order)
+        for name in order:
             if name in failures:
                 continue
             try:
-                elapsed = clock(setup())
+                elapsed = clock(setups[name]())
             except Exception as error:  # one that fails must not keep the others from being measured
                 failures[name] = described(error)
                 release_memory()

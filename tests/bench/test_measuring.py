@@ -147,8 +147,10 @@ def test_turns_and_quantiles():
     order = []
     setups = {name: functools.partial(lambda name: functools.partial(order.append, name), name) for name in "ab"}
     setups["broken"] = lambda: functools.partial(int, "x")
-    times, failures = timing.interleaved(setups, timing.Clock(CPU), rounds=2)
-    assert order == ["a", "b"] * 3
+    times, failures = timing.interleaved(setups, timing.Clock(CPU), rounds=7)
+    turns = {("a", "b"), ("b", "a")}
+    assert {tuple(order[i : i + 2]) for i in range(0, 16, 2)} == turns  # all once a round, in changing order
+    assert len(order) == 16
     assert set(times) == {"a", "b"}
     assert failures == {"broken": "ValueError: invalid literal for int() with base 10: 'x'"}
     assert timing.Quantiles.of([5.0, 1.0, 2.0, 3.0, 4.0, 6.0]) == (2.0, 3.5, 5.0)
