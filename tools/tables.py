@@ -1,0 +1,65 @@
+"""Puts the tables of the committed records into the documents, or with --check says which are out of date.
+
+    python tools/tables.py [--check]
+
+A table stands between two comments, of which the first is the command that prints it:
+
+    <!-- lpips-fast bench --table benchmarks/results/cpu-2core/head.jsonl -->
+    ...
+    <!-- end of table -->
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from lpips_fast.cli import app
+from lpips_fast.files import replacing
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = re.compile(r"<!-- lpips-fast (bench --table .*?) -->\n.*?<!-- end of table -->", re.DOTALL)
+
+
+def updated(text: str) -> str:
+    """A document with its tables as the records have them."""
+    return TABLE.sub(
+        lambda found: f"<!-- lpips-fast {found[1]} -->\n\n{printed(found[1])}\n<!-- end of table -->", text
+    )
+
+
+def printed(command: str) -> str:
+    result = CliRunner().invoke(app, shlex.split(command))
+    if result.exit_code != 0:
+        raise SystemExit(f"lpips-fast {command}: {result.output}")
+    return result.stdout
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a table is out of date")
+    args = parser.parse_args()
+    os.chdir(ROOT)
+    stale = []
+    for path in [Path("README.md"), *sorted(Path("docs").glob("*.md"))]:
+        text = path.read_text(encoding="utf-8")
+        new = updated(text)
+        if new == text:
+            continue
+        stale.append(path)
+        if not args.check:
+            with replacing(path) as temporary:
+                temporary.write_text(new, encoding="utf-8")
+    for path in stale:
+        print(f"{path}: tables {'are out of date: python tools/tables.py' if args.check else 'brought up to date'}")
+    return int(args.check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
