@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 
 from ..distortions import blurred, compressed, noisy, recoloured, shifted
 from ..files import making_folder
-from ..images import im2tensor, load_image, resize_image
+from ..images import im2tensor, image_size, load_image, resize_image
 from ..lpips import LPIPS
 from ..weights import linear_state_dict, save_state_dict
 from .datasets import PATCH, JNDDataset, TwoAFCDataset
@@ -49,7 +49,7 @@ def synthesize(
         root: a folder that does not exist yet.
         judge: whose distances decide; its linear weights go into judge.safetensors.
         triplets: from 4.
-        images: files at least 64 pixels wide and high.
+        images: files, at least 64 pixels wide and high.
         seed: of the images, distortions and votes.
         advance: called with the number of samples that have been made.
 
@@ -60,7 +60,10 @@ def synthesize(
     """
     if triplets < 4:
         raise ValueError(f"triplets must be at least 4, got {triplets}")
-    originals = None if images is None else [_original(path) for path in images]
+    for path in images or ():
+        width, height = image_size(path)
+        if min(width, height) < PATCH:
+            raise ValueError(f"{path} must be at least {PATCH} x {PATCH} pixels, it is {width} x {height}")
     kinds: list[tuple[type[TwoAFCDataset | JNDDataset], str, int]] = [
         (TwoAFCDataset, "train", triplets),
         (TwoAFCDataset, "val", triplets // 4),
@@ -69,7 +72,7 @@ def synthesize(
     with making_folder(Path(root)) as part:
         for number, (kind, split, n) in enumerate(kinds):
             rng = np.random.default_rng((seed, number))
-            for samples in _write(part / kind.kind / split / SUBSET, kind, n, judge, originals, rng):
+            for samples in _write(part / kind.kind / split / SUBSET, kind, n, judge, images, rng):
                 advance(samples)
         weights = linear_state_dict(judge._linear_weights() or ())
         save_state_dict(part / "judge.safetensors", weights)
@@ -89,7 +92,7 @@ def _write(
     kind: type[TwoAFCDataset | JNDDataset],
     n: int,
     judge: LPIPS,
-    originals: list[np.ndarray] | None,
+    images: Sequence[str | PathLike[str]] | None,
     rng: np.random.Generator,
 ) -> Iterator[int]:
     """Writes n samples; yields the size of each batch of images that has been written."""
@@ -100,7 +103,7 @@ def _write(
     for start in range(0, n, _BATCH):
         batch = []
         for i in range(start, min(start + _BATCH, n)):
-            patch = _drawn(rng) if originals is None else _cropped(originals[rng.integers(len(originals))], rng)
+            patch = _drawn(rng) if images is None else _cropped(load_image(images[int(rng.integers(len(images)))]), rng)
             batch.append([patch, *(_distorted(patch, rng, strength) for _ in kind.images[1:])])
             for part, image in zip(kind.images, batch[-1], strict=True):
                 Image.fromarray(image).save(folder / part / f"{i:06}.png")
@@ -120,13 +123,6 @@ def _distances(judge: LPIPS, batch: Sequence[Sequence[np.ndarray]]) -> np.ndarra
     original, *others = (torch.cat([im2tensor(image) for image in images]).to(device) for images in zip(*batch))
     features = judge.features(original)
     return torch.stack([judge(other, features).flatten() for other in others], dim=1).double().cpu().numpy()
-
-
-def _original(path: str | PathLike[str]) -> np.ndarray:
-    image = load_image(path)
-    if min(image.shape[:2]) < PATCH:
-        raise ValueError(f"{path} must be at least {PATCH} x {PATCH} pixels, it is {image.shape[1]} x {image.shape[0]}")
-    return image
 
 
 def _cropped(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
@@ -37,6 +38,7 @@ class FeatureCache:
     Raises:
         ValueError: the trunk is not frozen; the folder has features of other images, or of another trunk or type;
             several processes without a folder.
+        OSError: there is no room on the disk.
     """
 
     def __init__(self, fn: LPIPS, samples: TwoAFCDataset, folder: Path | None = None) -> None:
@@ -59,6 +61,7 @@ class FeatureCache:
             "images": _images_fingerprint(samples),
         }
         self.filled = self._filled_before()
+        self._check_room()
         rows = 3 * len(samples)  # reference, image 0, image 1 of the first triplet, and so on
         self._features = [self._storage(f"tap{k}", rows, prod(s), self._dtype) for k, s in enumerate(self._shapes)]
         self._judge = self._storage("judge", len(samples), 1, torch.float32)
@@ -110,8 +113,22 @@ class FeatureCache:
     def _storage(self, name: str, rows: int, width: int, dtype: torch.dtype) -> Tensor:
         if self._folder is None:
             return torch.empty(rows, width, dtype=dtype)
-        path = self._folder / f"{name}.bin"  # made where it is missing, and takes room only as it is written to
+        path = self._folder / f"{name}.bin"
+        if self.filled and not path.exists():
+            raise ValueError(f"{path} is missing: delete {self._folder}, to make the features anew")
+        # Made where it is missing; it takes room only as it is written to.
         return torch.from_file(str(path), shared=True, size=rows * width, dtype=dtype).view(rows, width)
+
+    def _check_room(self) -> None:
+        """Now, for writing to a mapped file on a full disk ends the process."""
+        if self._folder is None:
+            return
+        left = len(self._samples) - self.filled
+        needed = 3 * left * sum(prod(shape) for shape in self._shapes) * self._dtype.itemsize
+        free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            needs, has = (f"{size / 2**30:.1f} GiB" for size in (needed, free))
+            raise OSError(f"features in {self._folder} need {needs}, the disk has {has}")
 
     def _filled_before(self) -> int:
         """How many triplets the folder has features of; rank 0 looks, for it may soon have more."""

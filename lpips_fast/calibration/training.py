@@ -106,7 +106,9 @@ class Calibration:
         self.done = 0
         device = fn.scaling_layer.shift.device
         self._model = _Ranker(fn, recipe.dropout).to(device)
-        self._parallel = DistributedDataParallel(self._model) if self.world > 1 else self._model
+        self._parallel: nn.Module = self._model
+        if self.world > 1:
+            self._parallel = DistributedDataParallel(self._model, broadcast_buffers=False)  # which are constants
         self._generator = torch.Generator(device)
         trained = [p for p in self._model.parameters() if p.requires_grad]
         self._optimizer = torch.optim.Adam(trained, lr=recipe.learning_rate, betas=(0.5, 0.999))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -190,14 +191,15 @@ def _run(
         for images, judge in inputs:
             step = calibration.step(images, judge)
             advance()
-            if step.number % _LOG_EVERY == 0:
+            last = step.number == calibration.steps
+            if last or step.number % _LOG_EVERY == 0:
                 loss = step.loss.item()
-                if not torch.isfinite(step.loss):
+                if not math.isfinite(loss):
                     raise RuntimeError(f"the loss of step {step.number} is {loss}: try a smaller --learning-rate")
                 if writer is not None:
                     for name, value in (("loss", loss), ("2AFC", step.agreement.item()), ("learning rate", step.rate)):
                         writer.add_scalar(name, value, step.number)
-            if first and (step.number % save_every == 0 or step.number == calibration.steps):
+            if first and (last or step.number % save_every == 0):
                 with replacing(out / _CHECKPOINT) as temporary:
                     torch.save(calibration.state_dict(), temporary)
     if writer is not None:

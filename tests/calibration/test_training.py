@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from types import SimpleNamespace
 
 import lpips
 import pytest
@@ -188,13 +189,20 @@ def test_filling_goes_on(make, samples, tmp_path):
         assert torch.equal(f, e)
 
 
-def test_features_of_something_else(make, samples, tmp_path):
+def test_features_of_something_else(make, samples, tmp_path, monkeypatch):
     next(FeatureCache(make("squeeze").fn, samples, tmp_path).fill(0))
     with pytest.raises(ValueError, match="features with other net and trunk: delete it"):
         FeatureCache(make("alex").fn, samples, tmp_path)
     some = first(samples, 70)
     with pytest.raises(ValueError, match="features with other images: delete it"):
         FeatureCache(make("squeeze").fn, some, tmp_path)
+    (tmp_path / "tap1.bin").unlink()
+    with pytest.raises(ValueError, match=r"tap1.bin is missing: delete"):
+        FeatureCache(make("squeeze").fn, samples, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2**20))
+        with pytest.raises(OSError, match=r"need 0.1 GiB, the disk has 0.0 GiB"):
+            FeatureCache(make("squeeze").fn, samples, tmp_path / "new")
     with pytest.raises(ValueError, match="cannot be kept"):
         FeatureCache(make("squeeze", options={"pnet_tune": True}).fn, samples)
 
