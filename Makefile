@@ -22,7 +22,7 @@ demo: setup
 	$(BIN)/python -m lpips_fast.demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8
 
 lint: setup
 	$(BIN)/ruff check .

@@ -124,7 +124,7 @@ def _max_pool_kernel(
     offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_p, mask_c = offs_p < OUT_H * OUT_W, offs_c < C
     best = tl.full((BLOCK_P, BLOCK_C), float("-inf"), tl.float32)
-    for i in tl.static_range(KERNEL * KERNEL):
+    for i in range(KERNEL * KERNEL):  # not unrolled, or all of the loads would be in registers at once
         y, x = offs_p // OUT_W * STRIDE + i // KERNEL, offs_p % OUT_W * STRIDE + i % KERNEL
         mask = (mask_p & (y < H) & (x < W))[:, None] & mask_c[None, :]
         offs = ((n * H + y) * W + x)[:, None] * C + offs_c[None, :]
@@ -162,16 +162,18 @@ def _from_behind(
     if KERNEL == 0:
         offs = offs_c[:, None] + (((n * H + y) * W + x) * C)[None, :]
         return tl.load(behind_ptr + offs, mask=mask_c[:, None] & mask_p[None, :], other=0.0).to(tl.float32)
-    d = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
     OVERLAP: tl.constexpr = (KERNEL + STRIDE - 1) // STRIDE
-    for i in tl.static_range(OVERLAP * OVERLAP):
+    # Where windows overlap, loops stay loops: unrolled, all of their loads would be in registers at once.
+    UNROLL: tl.constexpr = KERNEL * KERNEL if OVERLAP == 1 else 1
+    d = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
+    for i in range(OVERLAP * OVERLAP):
         window_y, window_x = y // STRIDE - i // OVERLAP, x // STRIDE - i % OVERLAP
         in_y, in_x = y - window_y * STRIDE, x - window_x * STRIDE
         there = mask_p & (window_y >= 0) & (window_y < BEHIND_H) & (in_y < KERNEL)
         there = there & (window_x >= 0) & (window_x < BEHIND_W) & (in_x < KERNEL)
         best = tl.full((BLOCK_C, BLOCK_P), float("-inf"), tl.float32)
         winner = tl.zeros((BLOCK_C, BLOCK_P), tl.int32)
-        for j in tl.static_range(KERNEL * KERNEL):
+        for j in tl.range(KERNEL * KERNEL, loop_unroll_factor=UNROLL):
             row, column = window_y * STRIDE + j // KERNEL, window_x * STRIDE + j % KERNEL
             inside = there & (row < H) & (column < W)
             offs = offs_c[:, None] + (((n * H + row) * W + column) * C)[None, :]
@@ -258,10 +260,14 @@ def _dense(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _blocks(channels: int, pixels: int) -> tuple[int, int, int, int]:
-    """BLOCK_P and BLOCK_C, and the number of blocks of an image's pixels and of channels."""
+def _blocks(channels: int, pixels: int, tensors: int = 1) -> tuple[int, int, int, int]:
+    """BLOCK_P and BLOCK_C, and the number of blocks of an image's pixels and of channels.
+
+    Args:
+        tensors: how many tiles a program has in hand at a time.
+    """
     block_c = min(max(triton.next_power_of_2(channels), 8), 256)
-    block_p = max(1, min(TILE // block_c, triton.next_power_of_2(max(pixels, 1))))
+    block_p = max(1, min(TILE // tensors // block_c, triton.next_power_of_2(max(pixels, 1))))
     return block_p, block_c, triton.cdiv(pixels, block_p), triton.cdiv(channels, block_c)
 
 
@@ -279,7 +285,7 @@ def prepare_triton(
         with torch.cuda.device_of(x0):
             _prepare_kernel[(grid,)](
                 x0, x1, shift, scale, out, n0, c, h, w, *x0.stride(), *x1.stride(),
-                CHANNELS=channels, BLOCK_P=block_p, num_warps=NUM_WARPS,
+                CHANNELS=channels, BLOCK_P=block_p, num_warps=NUM_WARPS, enable_fp_fusion=False,
             )  # fmt: skip
     return out
 
@@ -289,12 +295,12 @@ def bias_relu_triton(y: Tensor, bias: Tensor, signs: Tensor | None, pooled: Tens
     n, c, h, w = y.shape
     side = 1 if pooled is None else 2
     windows = triton.cdiv(h, side) * triton.cdiv(w, side)
-    block_p, block_c, blocks, blocks_c = _blocks(c, windows)
+    block_p, block_c, blocks, blocks_c = _blocks(c, windows, side * side)
     if n * blocks:
         with torch.cuda.device_of(y):
             _bias_relu_kernel[(n * blocks, blocks_c)](
                 y, bias, signs, pooled, c, h, w,
-                SIDE=side, BLOCK_P=block_p, BLOCK_C=block_c, num_warps=NUM_WARPS,
+                SIDE=side, BLOCK_P=block_p, BLOCK_C=block_c, num_warps=NUM_WARPS, enable_fp_fusion=False,
             )  # fmt: skip
 
 
@@ -308,7 +314,7 @@ def max_pool_triton(x: Tensor, kernel: int, stride: int, out_h: int, out_w: int)
         with torch.cuda.device_of(x):
             _max_pool_kernel[(n * blocks, blocks_c)](
                 x, out, c, h, w, out_h, out_w,
-                KERNEL=kernel, STRIDE=stride, BLOCK_P=block_p, BLOCK_C=block_c, num_warps=NUM_WARPS,
+                KERNEL=kernel, STRIDE=stride, BLOCK_P=block_p, BLOCK_C=block_c, num_warps=NUM_WARPS, enable_fp_fusion=False,
             )  # fmt: skip
     return out
 
@@ -321,7 +327,7 @@ def mask_by_signs_triton(d: Tensor, signs: Tensor, addend: Tensor | None) -> Non
         with torch.cuda.device_of(d):
             _mask_by_signs_kernel[(blocks, blocks_c)](
                 d, signs, None if addend is None else _dense(addend), c, n * h * w,
-                BLOCK_P=block_p, BLOCK_C=block_c, num_warps=NUM_WARPS,
+                BLOCK_P=block_p, BLOCK_C=block_c, num_warps=NUM_WARPS, enable_fp_fusion=False,
             )  # fmt: skip
 
 
@@ -330,13 +336,13 @@ def tap_bwd_triton(tap: Tensor, d_tap: Tensor, behind: Tensor | None, kernel: in
     tap, d_tap, behind = _dense(tap), _dense(d_tap), None if behind is None else _dense(behind)
     n, c, h, w = tap.shape
     out = empty_nhwc(tap, n, c, h, w, tap.dtype)
-    block_p, block_c, blocks, blocks_c = _blocks(c, h * w)
+    block_p, block_c, blocks, blocks_c = _blocks(c, h * w, 2)
     behind_h, behind_w = (0, 0) if behind is None else behind.shape[2:]
     if n * blocks:
         with torch.cuda.device_of(tap):
             _tap_bwd_kernel[(n * blocks, blocks_c)](
                 tap, d_tap, behind, out, c, h, w, behind_h, behind_w,
-                KERNEL=kernel, STRIDE=stride, BLOCK_C=block_c, BLOCK_P=block_p, num_warps=NUM_WARPS,
+                KERNEL=kernel, STRIDE=stride, BLOCK_C=block_c, BLOCK_P=block_p, num_warps=NUM_WARPS, enable_fp_fusion=False,
             )  # fmt: skip
     return out
 

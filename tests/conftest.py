@@ -25,6 +25,11 @@ from lpips_fast.trunk import Trunk
 NETS = ("alex", "vgg", "squeeze")
 BACKENDS = ("auto", "reference")
 
+# Several processes of tests (pytest -n) share the processors, with the processes that they start.
+_share = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+os.environ.setdefault("OMP_NUM_THREADS", str(_share))
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
 
 @pytest.fixture(autouse=True)
 def _seed():

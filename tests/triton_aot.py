@@ -1,11 +1,11 @@
-"""Compiles the head's Triton kernels for one GPU target ahead of time, with no GPU, and prints what they cost.
+"""Compiles the Triton kernels for one GPU target ahead of time, with no GPU, and prints what they cost.
 
     python triton_aot.py cuda 90 32            the arguments of triton's GPUTarget
     python triton_aot.py cuda 90 32 262144     one backward kernel alone, with that for its BWD_TILE
 
 One JSON record a line: the variant, and its registers, spills (to memory, of any kind) and fused multiply-adds. The
-variants are those that the backend launches on the features given below: its kernels are replaced by recorders, which
-turn the arguments of a launch into a signature as Triton's just-in-time compiler would. Needs a process without
+variants are those that the operators launch on the tensors given below: kernels are replaced by recorders, which turn
+the arguments of a launch into a signature as Triton's just-in-time compiler would. Needs a process without
 TRITON_INTERPRET.
 """
 
@@ -20,12 +20,12 @@ from pathlib import Path
 
 import torch
 import triton
-from lpips_fast.kernels import head
+from lpips_fast.kernels import head, trunk
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 ALIGNMENT = 16  # of the pointers that the caching allocator hands out; and divisor of integers worth knowing
-NAMES = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+NAMES = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.uint8: "u8"}
 
 # What the head is asked: the operators, and the features' channels, size, layout and type.
 FORWARD, MAPS, BACKWARD = "fwd", "maps", "bwd"
@@ -43,6 +43,27 @@ CASES = [
     (BACKWARD, 512, 32, torch.contiguous_format, torch.float64),
     (BACKWARD, 384, 15, torch.contiguous_format, torch.float32),
     (BACKWARD, 2048, 7, torch.contiguous_format, torch.float32),
+]
+NO_POOL, POOL = (0, 1), (2, 2)
+TRUNK_CASES = [  # kind, channels, size, pool, type
+    ("prepare", 8, 256, NO_POOL, torch.bfloat16),
+    ("prepare", 4, 256, NO_POOL, torch.float32),
+    *(
+        (kind, channels, size, pool, dtype)
+        for dtype in (torch.bfloat16, torch.float32)
+        for kind, channels, size, pool in (
+            ("bias_relu", 64, 256, POOL),
+            ("bias_relu", 512, 32, NO_POOL),
+            ("max_pool", 192, 31, (3, 2)),
+            ("mask_by_signs", 256, 64, NO_POOL),
+            ("tap_bwd", 64, 256, POOL),
+            ("tap_bwd", 192, 31, (3, 2)),
+            ("head_tap_bwd", 64, 256, POOL),
+            ("head_tap_bwd", 512, 32, POOL),
+            ("head_tap_bwd", 512, 16, NO_POOL),
+            ("head_tap_bwd", 192, 31, (3, 2)),
+        )
+    ),
 ]
 
 
@@ -79,23 +100,57 @@ class Recorder:
         self.launches.append((ASTSource(self.kernel, signature, constexprs, attributes), options))
 
 
-def launches(kind, channels, size, layout, dtype):
+def recorded(module, kernel_name, call):
+    """The launches of one of a module's kernels during a call."""
+    kernel = getattr(module, kernel_name)
+    recorder = Recorder(kernel)
+    setattr(module, kernel_name, recorder)
+    call()
+    setattr(module, kernel_name, kernel)
+    return recorder.launches
+
+
+def head_launches(kind, channels, size, layout, dtype):
     """What one call of the head with all gradients launches, on features without memory."""
     f0, f1 = (torch.empty(2, channels, size, size, dtype=dtype, device="meta", memory_format=layout) for _ in range(2))
     weight = torch.empty(channels, dtype=torch.float64 if dtype == torch.float64 else torch.float32, device="meta")
-    kernel_name = "_head_bwd_kernel" if kind == BACKWARD else "_head_fwd_kernel"
-    kernel = getattr(head, kernel_name)
-    recorder = Recorder(kernel)
-    setattr(head, kernel_name, recorder)
     arguments = ([f0], [f1], [weight], 1e-10, False)
     if kind == FORWARD:
-        head.head_fwd_triton(*arguments)
-    elif kind == MAPS:
-        head.head_maps_fwd_triton(*arguments)
-    else:
-        head.head_bwd_triton([weight.new_empty(2, 1)], *arguments, True, True, True, True)
-    setattr(head, kernel_name, kernel)
-    return recorder.launches
+        return recorded(head, "_head_fwd_kernel", lambda: head.head_fwd_triton(*arguments))
+    if kind == MAPS:
+        return recorded(head, "_head_fwd_kernel", lambda: head.head_maps_fwd_triton(*arguments))
+    grads = [weight.new_empty(2, 1)]
+    return recorded(head, "_head_bwd_kernel", lambda: head.head_bwd_triton(grads, *arguments, True, True, True, True))
+
+
+def trunk_launches(kind, channels, size, pool, dtype):
+    """What one call of a trunk's operator launches; pool: kernel and stride, 0 and 1 for none."""
+
+    def empty(n, c, side, dtype=dtype):
+        return torch.empty(n, c, side, side, dtype=dtype, device="meta", memory_format=torch.channels_last)
+
+    tap, kernel, stride = empty(4, channels, size), *pool
+    behind = empty(4, channels, (size - kernel) // stride + 1 if kernel else size)
+    vector = torch.empty(channels, device="meta")
+    if kind == "prepare":
+        image = torch.empty(2, 3, size, size, device="meta")
+        arguments = [image, image], vector, vector, channels, dtype
+        return recorded(trunk, "_prepare_kernel", lambda: trunk.prepare_triton(*arguments))
+    signs = torch.empty(4, size, size, channels // 8, dtype=torch.uint8, device="meta")
+    if kind == "bias_relu":
+        pooled = behind if kernel else None
+        return recorded(trunk, "_bias_relu_kernel", lambda: trunk.bias_relu_triton(tap, vector, signs, pooled))
+    if kind == "max_pool":
+        sides = behind.shape[2:]
+        return recorded(trunk, "_max_pool_kernel", lambda: trunk.max_pool_triton(tap, *pool, *sides))
+    if kind == "mask_by_signs":
+        return recorded(trunk, "_mask_by_signs_kernel", lambda: trunk.mask_by_signs_triton(tap, signs, tap))
+    if kind == "tap_bwd":
+        return recorded(trunk, "_tap_bwd_kernel", lambda: trunk.tap_bwd_triton(tap, tap, behind, *pool))
+    grad = torch.empty(2, 1, 1, 1, device="meta").expand(2, 1, size, size)
+    halves = tap.split(2)
+    arguments = grad, *halves, vector, 1e-10, size**2, True, behind, *pool
+    return recorded(trunk, "_head_tap_bwd_kernel", lambda: trunk.head_tap_bwd_triton(*arguments))
 
 
 def nvidia_cost(compiled):
@@ -119,11 +174,12 @@ def amd_cost(compiled):
 
 def main(backend, arch, warp_size, tile=None):
     target = GPUTarget(backend, int(arch) if backend == "cuda" else arch, int(warp_size))
-    cases = CASES
+    cases = CASES + TRUNK_CASES
     if tile is not None:
         head.BWD_TILE = int(tile)
         cases = [(BACKWARD, 512, 32, torch.channels_last, torch.float32)]
     for case in cases:
+        launches = trunk_launches if isinstance(case[3], tuple) else head_launches
         for source, options in launches(*case):
             compiled = triton.compile(source, target=target, options=options)
             cost = nvidia_cost(compiled) if backend == "cuda" else amd_cost(compiled)
