@@ -155,12 +155,15 @@ def _mask_by_signs_kernel(d_ptr, signs_ptr, addend_ptr, C, pixels, BLOCK_P: tl.c
 
 @triton.jit
 def _from_behind(
-    behind_ptr, f_ptr, n, offs_c, y, x, mask_c, mask_p, C, H, W, BEHIND_H, BEHIND_W,
+    behind_ptr, behind_n, f_ptr, n, offs_c, y, x, mask_c, mask_p, C, H, W, BEHIND_H, BEHIND_W,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """What comes to pixels of image n of f from the layers behind, [BLOCK_C, BLOCK_P]; KERNEL 0: there is no pool."""
+    """What comes to pixels of image n of f from image behind_n of what is behind, [BLOCK_C, BLOCK_P].
+
+    KERNEL 0: there is no pool in between.
+    """
     if KERNEL == 0:
-        offs = offs_c[:, None] + (((n * H + y) * W + x) * C)[None, :]
+        offs = offs_c[:, None] + (((behind_n * H + y) * W + x) * C)[None, :]
         return tl.load(behind_ptr + offs, mask=mask_c[:, None] & mask_p[None, :], other=0.0).to(tl.float32)
     OVERLAP: tl.constexpr = (KERNEL + STRIDE - 1) // STRIDE
     # Where windows overlap, loops stay loops: unrolled, all of their loads would be in registers at once.
@@ -181,7 +184,7 @@ def _from_behind(
             better = (value > best) | (value != value)
             best = tl.where(better, value, best)
             winner = tl.where(better, j, winner)
-        offs = offs_c[:, None] + (((n * BEHIND_H + window_y) * BEHIND_W + window_x) * C)[None, :]
+        offs = offs_c[:, None] + (((behind_n * BEHIND_H + window_y) * BEHIND_W + window_x) * C)[None, :]
         g = tl.load(behind_ptr + offs, mask=mask_c[:, None] & there[None, :], other=0.0).to(tl.float32)
         d += tl.where(winner == (in_y * KERNEL + in_x)[None, :], g, 0.0)
     return d
@@ -203,7 +206,7 @@ def _tap_bwd_kernel(
     d = tl.load(d_f_ptr + offs, mask=mask, other=0.0).to(tl.float32)
     if behind_ptr is not None:
         d += _from_behind(
-            behind_ptr, f_ptr, n, offs_c, offs_p // W, offs_p % W, mask_c, mask_p, C, H, W, BEHIND_H, BEHIND_W,
+            behind_ptr, n, f_ptr, n, offs_c, offs_p // W, offs_p % W, mask_c, mask_p, C, H, W, BEHIND_H, BEHIND_W,
             KERNEL, STRIDE, BLOCK_C, BLOCK_P,
         )  # fmt: skip
     f = tl.load(f_ptr + offs, mask=mask, other=0.0).to(tl.float32)
@@ -238,21 +241,21 @@ def _head_tap_bwd_kernel(
     offs = offs_c[:, None] + ((n * H * W + pixel) * C)[None, :]
     if behind_ptr is not None:
         d += _from_behind(
-            behind_ptr, f0_ptr, n, offs_c, y, x, mask_c, mask_p, C, H, W, BEHIND_H, BEHIND_W,
+            behind_ptr, n, f0_ptr, n, offs_c, y, x, mask_c, mask_p, C, H, W, BEHIND_H, BEHIND_W,
             KERNEL, STRIDE, BLOCK_C, BLOCK_P,
         )  # fmt: skip
     f = tl.load(f0_ptr + offs, mask=mask, other=0.0).to(tl.float32)
     tl.store(out_ptr + offs, tl.where(f <= 0, 0.0, d).to(out_ptr.dtype.element_ty), mask=mask)
     if BOTH:
         d = r1[None, :] * (b * (q1 * tl.sum(u * b, axis=0))[None, :] - u)
+        second = n + N  # the second images' gradients follow on the first ones'
         if behind_ptr is not None:
-            # The second images' gradients follow on the first ones'.
             d += _from_behind(
-                behind_ptr + N.to(tl.int64) * BEHIND_H * BEHIND_W * C, f1_ptr, n, offs_c, y, x, mask_c, mask_p,
+                behind_ptr, second, f1_ptr, n, offs_c, y, x, mask_c, mask_p,
                 C, H, W, BEHIND_H, BEHIND_W, KERNEL, STRIDE, BLOCK_C, BLOCK_P,
             )  # fmt: skip
         f = tl.load(f1_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-        out_ptr += N.to(tl.int64) * H * W * C
+        offs = offs_c[:, None] + ((second * H * W + pixel) * C)[None, :]
         tl.store(out_ptr + offs, tl.where(f <= 0, 0.0, d).to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -300,7 +303,8 @@ def bias_relu_triton(y: Tensor, bias: Tensor, signs: Tensor | None, pooled: Tens
         with torch.cuda.device_of(y):
             _bias_relu_kernel[(n * blocks, blocks_c)](
                 y, bias, signs, pooled, c, h, w,
-                SIDE=side, BLOCK_P=block_p, BLOCK_C=block_c, num_warps=NUM_WARPS, enable_fp_fusion=False,
+                SIDE=side, BLOCK_P=block_p, BLOCK_C=block_c,
+                num_warps=NUM_WARPS, enable_fp_fusion=False,
             )  # fmt: skip
 
 
@@ -314,7 +318,8 @@ def max_pool_triton(x: Tensor, kernel: int, stride: int, out_h: int, out_w: int)
         with torch.cuda.device_of(x):
             _max_pool_kernel[(n * blocks, blocks_c)](
                 x, out, c, h, w, out_h, out_w,
-                KERNEL=kernel, STRIDE=stride, BLOCK_P=block_p, BLOCK_C=block_c, num_warps=NUM_WARPS, enable_fp_fusion=False,
+                KERNEL=kernel, STRIDE=stride, BLOCK_P=block_p, BLOCK_C=block_c,
+                num_warps=NUM_WARPS, enable_fp_fusion=False,
             )  # fmt: skip
     return out
 
@@ -327,7 +332,8 @@ def mask_by_signs_triton(d: Tensor, signs: Tensor, addend: Tensor | None) -> Non
         with torch.cuda.device_of(d):
             _mask_by_signs_kernel[(blocks, blocks_c)](
                 d, signs, None if addend is None else _dense(addend), c, n * h * w,
-                BLOCK_P=block_p, BLOCK_C=block_c, num_warps=NUM_WARPS, enable_fp_fusion=False,
+                BLOCK_P=block_p, BLOCK_C=block_c,
+                num_warps=NUM_WARPS, enable_fp_fusion=False,
             )  # fmt: skip
 
 
@@ -342,7 +348,8 @@ def tap_bwd_triton(tap: Tensor, d_tap: Tensor, behind: Tensor | None, kernel: in
         with torch.cuda.device_of(tap):
             _tap_bwd_kernel[(n * blocks, blocks_c)](
                 tap, d_tap, behind, out, c, h, w, behind_h, behind_w,
-                KERNEL=kernel, STRIDE=stride, BLOCK_C=block_c, BLOCK_P=block_p, num_warps=NUM_WARPS, enable_fp_fusion=False,
+                KERNEL=kernel, STRIDE=stride, BLOCK_C=block_c, BLOCK_P=block_p,
+                num_warps=NUM_WARPS, enable_fp_fusion=False,
             )  # fmt: skip
     return out
 

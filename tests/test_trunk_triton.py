@@ -242,3 +242,18 @@ def test_opcheck():
         (ops.head_tap_bwd_triton, y[:, :1], y, y, bias, 1e-10, 1, False, pooled, 2, 2),
     ):
         torch.library.opcheck(op.default, tuple(arguments))
+
+
+def test_compiles():
+    """As one graph, with the operators' fake implementations and what they change in place."""
+    trunk = Trunk("alex").to(DEVICE).requires_grad_(False)
+    _, setting = settings(trunk, torch.float32)
+    tensors = trunk.tensors(setting)
+
+    def loss(x):
+        return sum(t.square().mean() for t in frozen_trunk(setting, [x], (None, None), tensors))
+
+    x = torch.rand(1, 3, 33, 33, device=DEVICE, requires_grad=True)
+    (expected,) = torch.autograd.grad(loss(x), x)
+    (found,) = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend="aot_eager")(x), x)
+    torch.testing.assert_close(found, expected)

@@ -48,6 +48,8 @@ NO_POOL, POOL = (0, 1), (2, 2)
 TRUNK_CASES = [  # kind, channels, size, pool, type
     ("prepare", 8, 256, NO_POOL, torch.bfloat16),
     ("prepare", 4, 256, NO_POOL, torch.float32),
+    *((kind, 8, 1, NO_POOL, torch.bfloat16) for kind in ("prepare", "bias_relu", "mask_by_signs", "tap_bwd")),
+    ("head_tap_bwd", 8, 1, NO_POOL, torch.bfloat16),
     *(
         (kind, channels, size, pool, dtype)
         for dtype in (torch.bfloat16, torch.float32)
@@ -129,14 +131,15 @@ def trunk_launches(kind, channels, size, pool, dtype):
     def empty(n, c, side, dtype=dtype):
         return torch.empty(n, c, side, side, dtype=dtype, device="meta", memory_format=torch.channels_last)
 
-    tap, kernel, stride = empty(4, channels, size), *pool
-    behind = empty(4, channels, (size - kernel) // stride + 1 if kernel else size)
+    pairs = 1 if size == 1 else 2  # Triton takes 1 for a constant, in which not all is legal that is in a variable
+    tap, kernel, stride = empty(2 * pairs, channels, size), *pool
+    behind = empty(2 * pairs, channels, (size - kernel) // stride + 1 if kernel else size)
     vector = torch.empty(channels, device="meta")
     if kind == "prepare":
-        image = torch.empty(2, 3, size, size, device="meta")
+        image = torch.empty(pairs, 3, size, size, device="meta")
         arguments = [image, image], vector, vector, channels, dtype
         return recorded(trunk, "_prepare_kernel", lambda: trunk.prepare_triton(*arguments))
-    signs = torch.empty(4, size, size, channels // 8, dtype=torch.uint8, device="meta")
+    signs = torch.empty(2 * pairs, size, size, channels // 8, dtype=torch.uint8, device="meta")
     if kind == "bias_relu":
         pooled = behind if kernel else None
         return recorded(trunk, "_bias_relu_kernel", lambda: trunk.bias_relu_triton(tap, vector, signs, pooled))
@@ -147,8 +150,8 @@ def trunk_launches(kind, channels, size, pool, dtype):
         return recorded(trunk, "_mask_by_signs_kernel", lambda: trunk.mask_by_signs_triton(tap, signs, tap))
     if kind == "tap_bwd":
         return recorded(trunk, "_tap_bwd_kernel", lambda: trunk.tap_bwd_triton(tap, tap, behind, *pool))
-    grad = torch.empty(2, 1, 1, 1, device="meta").expand(2, 1, size, size)
-    halves = tap.split(2)
+    grad = torch.empty(pairs, 1, 1, 1, device="meta").expand(pairs, 1, size, size)
+    halves = tap.split(pairs)
     arguments = grad, *halves, vector, 1e-10, size**2, True, behind, *pool
     return recorded(trunk, "_head_tap_bwd_kernel", lambda: trunk.head_tap_bwd_triton(*arguments))
 
