@@ -1,0 +1,78 @@
+"""What importing costs: which modules get imported by what. In processes of their own, for here all are already."""
+
+from __future__ import annotations
+
+import ast
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lpips_fast
+
+HELP = """
+import contextlib, io
+from typer.testing import CliRunner
+from lpips_fast.cli import app
+for arguments in ([], *([command.name] for command in app.registered_commands)):
+    result = CliRunner().invoke(app, [*arguments, "--help"])
+    assert result.exit_code == 0 and "Usage" in result.output, result.output
+"""
+
+
+@pytest.fixture
+def imported_by(tmp_path):
+    def imported_by(code: str) -> set[str]:
+        """The modules in a process that ran `code`, which may write nothing."""
+        found = tmp_path / "modules.json"
+        script = f"{code}\nimport json, pathlib, sys\npathlib.Path(sys.argv[1]).write_text(json.dumps([*sys.modules]))"
+        done = subprocess.run([sys.executable, "-W", "error", "-c", script, found], capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        return set(json.loads(found.read_text()))
+
+    return imported_by
+
+
+def test_package(imported_by):
+    heavy = {"torch", "torchvision", "numpy", "PIL", "typer", "safetensors"}
+    assert not heavy & imported_by("import lpips_fast")
+
+
+def test_names(imported_by):
+    """Beside torch they take 20 ms, so long as they leave out what takes longer than torch itself."""
+    modules = imported_by("from lpips_fast import *")
+    assert "lpips_fast.lpips" in modules
+    assert not {"torchvision", "torch._dynamo", "matplotlib", "triton", "typer"} & modules
+
+
+def test_helps_do_not_wait_for_torch(imported_by):
+    modules = imported_by(HELP)
+    assert "lpips_fast.cli.train" in modules
+    assert not {"torch", "torchvision", "numpy", "PIL"} & modules
+
+
+def test_a_name_registers_the_operators(imported_by):
+    imported_by("import lpips_fast, torch; lpips_fast.LPIPS; torch.ops.lpips_fast.head_fwd_cpu.default")
+
+
+def test_names_are_there():
+    assert {*lpips_fast.__all__, "metric", "search"} <= set(dir(lpips_fast))
+    for name in lpips_fast.__all__:
+        value = getattr(lpips_fast, name)
+        assert getattr(lpips_fast, name) is value
+        assert name == value.__name__.removeprefix("lpips_fast.")
+    with pytest.raises(AttributeError, match="'lpips_fast' has no attribute 'LPISP'"):
+        lpips_fast.LPISP  # noqa: B018
+    assert pickle.loads(pickle.dumps(lpips_fast.LPIPS)) is lpips_fast.LPIPS
+
+
+def test_type_checkers_see_the_names_where_they_are():
+    """They do not run the package's `__getattr__`, but read its imports for them."""
+    tree = ast.parse(Path(lpips_fast.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.name: node.module for node in block.body for alias in node.names}
+    assert seen == {**lpips_fast._MODULE_OF, "functional": None}
+    assert set(seen) == set(lpips_fast.__all__)
