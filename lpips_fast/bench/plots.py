@@ -63,7 +63,9 @@ def _against(records: Sequence[Record], x: str, fixed: str, y: str) -> Figure | 
     lines: dict[str, Any] = {}
     for axes in figure.axes:
         lines |= {str(line.get_label()): line for line in axes.get_lines()}
-    figure.legend(lines.values(), lines.keys(), loc="outside right upper", fontsize=8)
+    known = list(PROVIDERS)
+    labels = sorted(lines, key=lambda label: known.index(label) if label in known else len(known))  # the limit last
+    figure.legend([lines[label] for label in labels], labels, loc="outside right upper", fontsize=8)
     figure.suptitle(records[0]["device"], fontsize=10)
     return figure
 
@@ -72,6 +74,8 @@ def _lines(axes: Axes, records: Sequence[Record], x: str, y: str) -> None:
     scale = 1e3 if y == "median_s" else 2**-20
     for name, precision in dict.fromkeys((r["provider"], r["precision"]) for r in records):
         own = sorted((r for r in records if (r["provider"], r["precision"]) == (name, precision)), key=lambda r: r[x])
+        if len(own) < 2:
+            continue
         xs, ys = [r[x] for r in own], [scale * r[y] for r in own]
         style = _style(name, precision)
         axes.plot(xs, ys, **style)
