@@ -221,15 +221,16 @@ def _slice(spec: Spec, name: str) -> int:
 
 
 def _check_trunk(path: str | PathLike[str], net: str, numbers: Mapping[str, int], trunk: Mapping[str, Tensor]) -> None:
+    weights.check_values(path, trunk)
     shapes = _trunk_shapes(net)
     for what, names in (("lacks", shapes.keys() - trunk), ("has, beside what belongs there,", trunk.keys() - shapes)):
         if names:
             raise ValueError(f"{path}: the trunk of net {net} {what} {_some(sorted(names))}")
     for name, tensor in trunk.items():
-        if tensor.shape != shapes[name] or not tensor.is_floating_point():
+        if tensor.shape != shapes[name]:
             raise ValueError(
-                f"{path}: the trunk's {name!r} must be floating point of shape {list(shapes[name])} in net {net}, "
-                f"got {tensor.dtype} {list(tensor.shape)}"
+                f"{path}: the trunk's {name!r} must have shape {list(shapes[name])} in net {net}, "
+                f"got {list(tensor.shape)}"
             )
         if numbers[name] not in (0, _slice(SPECS[net], name)):
             raise ValueError(

@@ -6,6 +6,8 @@ Every format that Pillow reads (PNG, JPEG, WebP, BMP, TIFF, GIF and more) comes 
 - transparency composited over white, so that what cannot be seen cannot count;
 - gray repeated over the channels, palettes looked up, CMYK converted without colour management;
 - 16 bits a channel reduced to the high byte; of an animation the first frame.
+
+But for EPS, which is a program, and which Pillow would have Ghostscript run.
 """
 
 from __future__ import annotations
@@ -26,11 +28,13 @@ def load_image(path: str | PathLike[str]) -> np.ndarray:
 
     Raises:
         FileNotFoundError: there is no such file.
-        OSError: it cannot be read: no image, broken, cut short, of values without a range (float, 32-bit integers),
-            or a decompression bomb (of more than twice Pillow's Image.MAX_IMAGE_PIXELS, 179 million pixels).
+        OSError: it cannot be read: no image, broken, cut short, EPS, of values without a range (float, 32-bit
+            integers), or a decompression bomb (of more than twice Pillow's Image.MAX_IMAGE_PIXELS, 179 million pixels).
     """
     try:
         with Image.open(path) as image:
+            if image.format == "EPS":
+                raise ValueError("EPS is a program to be run, not pixels")
             return to_array(image)
     except FileNotFoundError:
         raise FileNotFoundError(f"no image file {path}") from None

@@ -131,7 +131,12 @@ class LPIPS(nn.Module):
             self.net.load_features(given.trunk)
             self.scaling_layer.load_state_dict(given.scaling)
         elif not pnet_rand or trunk_weights is not None:
-            self.net.load_features(weights.trunk_weights(NETS[net], trunk_weights, progress=verbose))
+            state = weights.trunk_weights(NETS[net], trunk_weights, progress=verbose)
+            try:
+                self.net.load_features(state)
+            except ValueError as error:
+                source = "" if trunk_weights is None or isinstance(trunk_weights, Mapping) else f"{trunk_weights}: "
+                raise ValueError(f"{source}{error}") from error
         self.net.requires_grad_(pnet_tune)
         if lpips:
             lins = [NetLinLayer(c, use_dropout=use_dropout) for c in self.chns]

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
-from urllib.error import URLError
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .download import download
 from .files import replacing
 
 VERSIONS = ("0.1", "0.0")
@@ -82,6 +81,7 @@ def linear_weights(state: Mapping[str, Tensor], channels: Sequence[int], path: s
                 f"{path}: {found[0]!r} must be floating point of shape {[1, c, 1, 1]}, "
                 f"got {weight.dtype} {list(weight.shape)}; is it for another net?"
             )
+        check_values(path, {found[0]: weight})
         if any(not torch.equal(state[name], weight) for name in found):
             raise ValueError(f"{path}: {' and '.join(found)} should be the same weights and differ")
         used.update(found)
@@ -122,23 +122,48 @@ def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
 
 
 def checked_state_dict(content: object, path: str | PathLike[str]) -> dict[str, Tensor]:
-    """What a file holds, if that is tensors by name."""
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+    """What a file holds, if that is dense tensors by name."""
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+    ):
         raise ValueError(f"{path} must hold tensors by name (a state_dict), got {type(content).__name__}")
+    for name, tensor in content.items():
+        if kind := _odd_kind(tensor):
+            raise ValueError(f"{path}: {name!r} must be an ordinary tensor, got one that is {kind}")
     return dict(content)
+
+
+def _odd_kind(tensor: Tensor) -> str | None:
+    """What sets a tensor apart from those of weights, or None."""
+    if tensor.layout != torch.strided:
+        return str(tensor.layout)
+    if tensor.is_quantized or tensor.is_meta:
+        return "quantized" if tensor.is_quantized else "on the meta device"
+    # A file of a few bytes could say that it has terabytes.
+    return "expanded" if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes() else None
+
+
+def check_values(source: object, state: Mapping[str, Tensor]) -> None:
+    """Raises a ValueError, unless all values are floating point and finite."""
+    for name, tensor in state.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{source}: {name!r} must be floating point, got {tensor.dtype}")
+        if not tensor.float().isfinite().all():
+            raise ValueError(f"{source}: {name!r} has values that are NaN or infinite")
 
 
 def read_file(path: str | PathLike[str]) -> object:
     """What a .safetensors or a torch file holds."""
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no weights file {path}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read as a weights file: {error}") from error
+    except Exception as error:  # of a broken or hostile file a reader raises nearly anything
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path} cannot be read as a weights file: {reason}") from error
 
 
 def rename(state: dict[str, Tensor], before: str, after: str) -> None:
@@ -157,20 +182,31 @@ def trunk_weights(
         given: a file, or tensors by name, with torchvision's names (`features.0.weight` or `0.weight`), or None for
             torchvision's own: from its cache under TORCH_HOME, else downloaded there and checked by hash.
         progress: whether a download shows a progress bar.
+
+    Raises:
+        FileNotFoundError; ValueError where the file cannot be read, or a value is NaN, infinite or no floating-point
+            number; RuntimeError where torchvision's are neither there nor can be downloaded.
     """
+    source: object = "trunk_weights" if isinstance(given, Mapping) else given
     if given is None:
-        state = _torchvision_weights(net, progress)
+        source = path = _torchvision_file(net, progress)
+        try:
+            state = read_state_dict(path)
+        except ValueError as error:
+            raise ValueError(f"{error}. Once it is deleted, it is downloaded anew") from error
     elif isinstance(given, Mapping):
-        state = dict(given)
+        state = checked_state_dict(given, "trunk_weights")
     else:
         state = read_state_dict(given)
     prefix = "features."
     if any(name.startswith(prefix) for name in state):  # a whole torchvision model
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    check_values(source, state)
     return state
 
 
-def _torchvision_weights(net: str, progress: bool) -> dict[str, Tensor]:
+def _torchvision_file(net: str, progress: bool) -> Path:
+    """The file of torchvision's weights in its cache, downloaded if need be."""
     import torchvision.models as models  # here, for it takes longer to import than everything else
 
     enum = {
@@ -179,13 +215,16 @@ def _torchvision_weights(net: str, progress: bool) -> dict[str, Tensor]:
         "squeeze": models.SqueezeNet1_1_Weights.IMAGENET1K_V1,
     }[net]
     name = Path(enum.url).name
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
     try:
-        return dict(enum.get_state_dict(progress=progress, check_hash=True))
-    except (URLError, OSError) as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        if not path.exists():
+            (sha256,) = re.findall(r"-([0-9a-f]{8,})\.", name)
+            download(enum.url, path, sha256, progress)
+    except OSError as error:
         raise RuntimeError(
-            f"the ImageNet weights of the {net!r} trunk are neither in {folder} nor can they be downloaded ({error}). "
-            f"Three ways to provide them: (1) connect to the internet once, and they are downloaded on first use; "
-            f"(2) put {name} (from {enum.url}) into $TORCH_HOME/hub/checkpoints; "
+            f"the ImageNet weights of the {net!r} trunk are neither in {path.parent} nor can they be downloaded "
+            f"({error}). Three ways to provide them: (1) connect to the internet once, and they are downloaded on "
+            f"first use; (2) put {name} (from {enum.url}) into $TORCH_HOME/hub/checkpoints; "
             f"(3) pass trunk_weights=, a file or a state_dict with torchvision's names."
         ) from error
+    return path

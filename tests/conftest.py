@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -24,6 +25,11 @@ from lpips_fast.trunk import Trunk
 
 NETS = ("alex", "vgg", "squeeze")
 BACKENDS = ("auto", "reference")
+
+# The same examples in every run; `pytest --hypothesis-profile long` looks for new ones.
+settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=60, print_blob=True)
+settings.register_profile("long", deadline=None, max_examples=5000, print_blob=True)
+settings.load_profile("fixed")
 
 # Several processes of tests (pytest -n) share the processors, with the processes that they start.
 _share = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -23,15 +21,14 @@ def make_lpips(settings: Settings, **options: Any) -> LPIPS:
     """LPIPS as the settings ask for it, on its device, with more options of `LPIPS`."""
     device = find_device(settings.device)
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # torch announces downloads on stdout
-            lpips = LPIPS(
-                net=settings.net,
-                version=settings.version,
-                model_path=settings.weights,
-                trunk_weights=settings.trunk_weights,
-                precision=settings.precision,
-                **options,
-            )
+        lpips = LPIPS(
+            net=settings.net,
+            version=settings.version,
+            model_path=settings.weights,
+            trunk_weights=settings.trunk_weights,
+            precision=settings.precision,
+            **options,
+        )
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise UsageError(str(error)) from error
     return lpips.to(device)

@@ -1,0 +1,267 @@
+"""Weights and images that are broken, or made to break what reads them: refused by an error that names the file."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save
+from typer.testing import CliRunner
+
+import lpips_fast
+from lpips_fast.cli import app
+from lpips_fast.images import image_size, load_image
+from lpips_fast.weights import read_state_dict
+
+from .test_errors import raises
+from .test_weights import linear_state
+
+
+def saved(content, **options) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+def spoiled(value: float) -> dict[str, torch.Tensor]:
+    state = linear_state()
+    state["lin3.model.1.weight"][0, 7] = value
+    return state
+
+
+def with_layer(tensor) -> bytes:
+    return saved({**linear_state(), "lin3.model.1.weight": tensor})
+
+
+def safetensors(header: bytes, length: int | None = None) -> bytes:
+    return struct.pack("<Q", len(header) if length is None else length) + header
+
+
+def header(**entry) -> bytes:
+    return safetensors(json.dumps({"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **entry}}).encode())
+
+
+def archive(*names: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name in names:
+            file.writestr(name, b"\x80\x02}q\x00.")
+    return buffer.getvalue()
+
+
+class Raises:
+    """Its unpickling calls a function with arguments that it does not take."""
+
+    def __init__(self, *call) -> None:
+        self.call = call
+
+    def __reduce__(self):
+        return self.call[0], self.call[1:]
+
+
+# Of opcodes that no pickler writes: an empty stack, a reference to nothing, an opcode that is none, nested a hundred
+# thousand deep, and a string of 2^63 bytes.
+PICKLES = [b"\x80\x02.", b"\x80\x02h\x07.", b"\x80\x02\xff.", b"\x80\x02" + b"(" * 10**5 + b"t" * 10**5 + b"."]
+PICKLES += [b"\x80\x04\x8d" + b"\xff" * 7 + b"\x7f" + b".", b"\x80\x02K\x01K\x02s.", b"\x80\x02}K\x01K\x02K\x03u."]
+WEIGHTS = {
+    "empty.pth": b"",
+    "empty.safetensors": b"",
+    "text.pth": b"no weights at all",
+    "text.safetensors": b"no weights at all",
+    "zeros.pth": bytes(4096),
+    "zeros.safetensors": bytes(4096),
+    "cut.pth": saved(linear_state())[:-100],
+    "half.pth": saved(linear_state())[:2500],
+    "legacy cut.pth": saved(linear_state(), _use_new_zipfile_serialization=False)[:-100],
+    "cut.safetensors": save(linear_state())[:-100],
+    "no pickle.pth": archive("archive/data/0"),
+    "no tensors.pth": archive("archive/data.pkl", "archive/version"),
+    "not an archive of torch.pth": archive("readme.txt"),
+    "eval.pth": saved({"x": Raises(eval, "1")}),
+    "odd error.pth": saved({"x": Raises(getattr, 1)}),
+    "not names.pth": saved({1: torch.zeros(1)}),
+    "not tensors.pth": saved({"lin0.model.1.weight": [1.0]}),
+    "nested.pth": saved({"state_dict": linear_state()}),
+    "sparse.pth": with_layer(torch.zeros(1, 256, 1, 1).to_sparse()),
+    "meta.pth": with_layer(torch.zeros(1, 256, 1, 1, device="meta")),
+    "integers.pth": with_layer(torch.zeros(1, 256, 1, 1, dtype=torch.int32)),
+    "complex.pth": with_layer(torch.zeros(1, 256, 1, 1, dtype=torch.complex64)),
+    "expanded.pth": with_layer(torch.zeros(1).expand(2**20, 2**20)),
+    "no elements.pth": with_layer(torch.zeros(0)),
+    "nan.pth": saved(spoiled(torch.nan)),
+    "inf.pth": saved(spoiled(-torch.inf)),
+    "nan.safetensors": save(spoiled(torch.nan)),
+    "huge header.safetensors": safetensors(b"{}", 2**63),
+    "header of gigabytes.safetensors": safetensors(b"{}", 2**32),
+    "header of lists.safetensors": safetensors(b"[" * 10**5),
+    "header that is no JSON.safetensors": safetensors(b"\xff\xfe{}"),
+    "outside.safetensors": header(data_offsets=[0, 2**40]),
+    "backwards.safetensors": header(data_offsets=[8, 4]),
+    "huge shape.safetensors": header(shape=[2**62, 2**62]),
+    "negative shape.safetensors": header(shape=[-1]),
+    "unknown type.safetensors": header(dtype="F1"),
+    **{f"pickle {i}.pth": content for i, content in enumerate(PICKLES)},
+}
+READERS = {
+    "model_path": lambda path: lpips_fast.LPIPS(pnet_rand=True, model_path=path),
+    "trunk_weights": lambda path: lpips_fast.LPIPS(trunk_weights=path),
+    "load_any": lpips_fast.load_any,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """All of them as files, and a folder with a file's name."""
+    folder = tmp_path_factory.mktemp("hostile")
+    for name, content in WEIGHTS.items():
+        (folder / name).write_bytes(content)
+    for name in ("folder.pth", "folder.safetensors"):
+        (folder / name).mkdir()
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol", "ignore:Validating sparse tensor")
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+@pytest.mark.parametrize("name", (*WEIGHTS, "folder.pth", "folder.safetensors"))
+def test_weights(folder, reader, name):
+    with raises(ValueError, str(folder / name)) as refused:
+        reader(folder / name)
+    reason = str(refused.value).partition(name)[2]
+    assert len(reason.split()) >= 3, reason
+
+
+@pytest.mark.parametrize("value", (torch.nan, torch.inf))
+def test_trunk_weights_that_are_not_finite(trunk_states, tmp_path, value):
+    state = {**trunk_states["alex"], "features.3.bias": torch.full((192,), value)}
+    torch.save(state, tmp_path / "diverged.pth")
+    for weights, name in ((tmp_path / "diverged.pth", "diverged.pth"), (state, "trunk_weights")):
+        with raises(ValueError, name, "'3.bias'", "NaN or infinite"):
+            lpips_fast.LPIPS(trunk_weights=weights)
+
+
+@pytest.mark.parametrize("name", ("cut.pth", "eval.pth", "nan.safetensors", "huge header.safetensors", "folder.pth"))
+def test_weights_on_the_command_line(folder, tmp_path, name):
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    pair = ["pair", str(tmp_path / "a.png"), str(tmp_path / "a.png")]
+    out = tmp_path / "out.pth"
+    for arguments in (
+        [*pair, "--trunk-weights", str(folder / name)],
+        ["convert", str(folder / name), str(out), "--to", "lpips"],
+    ):
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 2
+        assert result.output.startswith("lpips-fast: error: ")
+        assert name in result.output
+        assert "Traceback" not in result.output
+    assert not out.exists()
+
+
+@st.composite
+def damaged(draw, whole: bytes) -> bytes:
+    """A file some of whose bytes are others, missing or new."""
+    content = bytearray(whole)
+    for _ in range(draw(st.integers(1, 4))):
+        # Formats keep what matters at their beginning and end.
+        edge = st.integers(0, min(200, len(content)))
+        at = draw(st.one_of(edge, edge.map(lambda i: len(content) - i), st.integers(0, len(content))))
+        content[at : at + draw(st.integers(0, 8))] = draw(st.binary(max_size=8))
+    return bytes(content[: draw(st.one_of(st.just(None), st.integers(0, len(content))))])
+
+
+def outcome(read, path, kind):
+    """What it reads, or the error of this kind."""
+    try:
+        return read(path)
+    except kind as error:
+        return error
+
+
+SMALL = {"a": torch.arange(6.0).view(2, 3), "b.weight": torch.ones(4, dtype=torch.float16)}
+SOUND = {
+    "a.pth": saved(SMALL),
+    "legacy.pth": saved(SMALL, _use_new_zipfile_serialization=False),
+    "a.safetensors": save(SMALL),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("name", SOUND)
+@given(data=st.data())
+def test_damaged_weights(tmp_path_factory, name, data):
+    """Tensors or an error that names the file, never anything else."""
+    path = tmp_path_factory.getbasetemp() / name
+    path.write_bytes(data.draw(damaged(SOUND[name])))
+    found = outcome(read_state_dict, path, ValueError)
+    if isinstance(found, ValueError):
+        assert str(path) in str(found)
+    else:
+        assert all(isinstance(name, str) and tensor.sum().numel() for name, tensor in found.items())
+
+
+def picture(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 13, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(buffer, format=kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's own, of what it finds odd
+@pytest.mark.parametrize("kind", ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM"))
+@given(data=st.data())
+def test_damaged_images(tmp_path_factory, kind, data):
+    """Pixels or an error that names the file, never anything else."""
+    path = tmp_path_factory.getbasetemp() / f"image.{kind.lower()}"
+    path.write_bytes(data.draw(damaged(picture(kind))))
+    found = outcome(load_image, path, OSError)
+    if isinstance(found, OSError):
+        assert str(found).startswith(f"{path} cannot be read as an image: ")
+    else:
+        assert found.dtype == np.uint8
+        assert found.shape == (*reversed(image_size(path)), 3)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\n(ran) (w) file closefile\n%%EOF\n"
+IMAGES = {
+    "empty.png": b"",
+    "text.jpg": b"hello",
+    "cut.png": picture("PNG")[:150],
+    "program.png": EPS,
+    "folder.png": None,
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_images(trunk_states, tmp_path, name):
+    path = tmp_path / name
+    path.mkdir() if IMAGES[name] is None else path.write_bytes(IMAGES[name])
+    with raises(OSError, str(path), "cannot be read as an image"):
+        load_image(path)
+    Image.new("RGB", (40, 40)).save(tmp_path / "sound.png")
+    torch.save(trunk_states["squeeze"], tmp_path / "trunk.pth")
+    options = ["--net", "squeeze", "--trunk-weights", str(tmp_path / "trunk.pth")]
+    result = CliRunner().invoke(app, ["pair", str(path), str(tmp_path / "sound.png"), *options])
+    assert result.exit_code == 1, result.output
+    assert "cannot be read as an image" in result.output
+
+
+def test_the_suffix_does_not_decide(tmp_path):
+    """A PNG by another name is read as what it is."""
+    (tmp_path / "a.jpg").write_bytes(picture("PNG"))
+    (tmp_path / "a.png").write_bytes(picture("PNG"))
+    assert np.array_equal(load_image(tmp_path / "a.jpg"), load_image(tmp_path / "a.png"))
+
+
+def test_eps_is_not_run(tmp_path, monkeypatch):
+    """Pillow would call Ghostscript."""
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args, **kwargs: pytest.fail("it was called"))
+    (tmp_path / "eps.png").write_bytes(EPS)
+    with raises(OSError, "eps.png", "EPS is a program"):
+        load_image(tmp_path / "eps.png")
