@@ -1,6 +1,10 @@
 # make demo    what lpips_fast does, in a minute; writes demo.png
 # make test    the tests
 # make lint    ruff and mypy
+# make docs    the documentation as a site, in build/site
+# make wheel   sdist and wheel, in dist
+# make smoke   these, and their use in clean environments, with the newest torch and the oldest (5 GB to download for each);
+#              ARGS="2.13.0 2.12.1" tries others
 # make bench   the head's benchmarks, each after its correctness check
 # make gpu     on a machine with an NVIDIA GPU: build, tests on the device, benchmarks, records; without network, with the
 #              torch that is there. ARGS="--output FOLDER" puts the results elsewhere (python tools/gpu.py --help)
@@ -16,7 +20,7 @@ TORCH := torch torchvision ninja $(if $(filter Linux,$(shell uname -s)),triton)
 NATIVE := setup.py pyproject.toml $(shell find csrc -type f)
 SETUP := $(VENV)/.lpips_fast-setup
 
-.PHONY: demo test lint bench gpu setup clean
+.PHONY: demo test lint docs wheel smoke bench gpu setup clean
 
 demo: setup
 	$(BIN)/python -m lpips_fast.demo
@@ -27,6 +31,16 @@ test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+wheel: setup
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+
+smoke: wheel
+	$(BIN)/python tools/smoke.py $(ARGS)
 
 bench: setup
 	$(BIN)/python -m pytest benchmarks --benchmark-only

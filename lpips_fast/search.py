@@ -200,7 +200,7 @@ class Index:
         """Reads an index that was saved, for the same distance.
 
         Raises:
-            FileNotFoundError.
+            FileNotFoundError: there is no such file.
             ValueError: it is no index, or of another format, or made with another net, version or weights than fn's.
         """
         path = Path(path)

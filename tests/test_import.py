@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 import lpips_fast
 
+ROOT = Path(__file__).parents[1]
 HELP = """
 import contextlib, io
 from typer.testing import CliRunner
@@ -76,3 +78,9 @@ def test_type_checkers_see_the_names_where_they_are():
     seen = {alias.name: node.module for node in block.body for alias in node.names}
     assert seen == {**lpips_fast._MODULE_OF, "functional": None}
     assert set(seen) == set(lpips_fast.__all__)
+
+
+def test_reference_has_the_names():
+    """`make docs` then makes sure that each is there to be documented."""
+    listed = re.findall(r"^::: lpips_fast\.(\w+)", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    assert set(lpips_fast.__all__) <= set(listed)
