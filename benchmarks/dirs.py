@@ -1,10 +1,12 @@
 """`lpips-fast dirs` on pairs of files against the loop of lpips 0.1.4's script, one pair at a time; whole processes.
 
     python -m benchmarks.dirs [--pairs 500 --size 256 --net alex --json dirs.jsonl]
+    python -m benchmarks.dirs --memory --pairs 10000 --size 64
 
 `reference` is lpips_2dirs.py as it is: read both files, one forward with a graph, print; it reads with Pillow, as
 lpips_fast does, where the script has OpenCV. Both have the same weights: ImageNet's or, without those, random ones.
-The two take turns, and the run fails unless every distance agrees to 1e-4 relative.
+The two take turns, and the run fails unless every distance agrees to 1e-4 relative. With --memory instead: the memory
+of one `lpips-fast dirs` that reads in its own process, after the first thousand pairs and at most from then on.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from pathlib import Path
 
@@ -53,6 +56,35 @@ def reference(folder, net, state):
     (folder / "reference.json").write_text(json.dumps(distances))
 
 
+def link_images(folder, pairs, size):
+    """Many names for few files."""
+    few = 50
+    write_images(folder, few, size)
+    for i in range(few, pairs):
+        for side in ("a", "b"):
+            (folder / side / f"{i:05}.png").hardlink_to(folder / side / f"{i % few:05}.png")
+
+
+def memory(ours, pairs):
+    """MiB in use after 1000 pairs and at most after that, and what the process says in the end."""
+    found = Path(ours[-1])
+    after_1000 = most = 0.0
+    process = subprocess.Popen(ours, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        time.sleep(0.05)
+        done = found.read_text().count("\n") - 1 if found.exists() else 0
+        try:
+            resident = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * 4096 / 2**20
+        except (OSError, IndexError):
+            break
+        if done >= 1000:
+            after_1000 = after_1000 or resident
+            most = max(most, resident)
+    if process.wait() or found.read_text().count("\n") - 1 != pairs:
+        raise SystemExit(f"lpips-fast dirs ended with {process.returncode}")
+    return {"MiB_after_1000_pairs": round(after_1000, 1), "MiB_at_most_after": round(most, 1)}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=500)
@@ -60,6 +92,7 @@ def main():
     parser.add_argument("--net", default="alex", choices=("alex", "vgg", "squeeze"))
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--json", type=Path, help="file to append the record to")
+    parser.add_argument("--memory", action="store_true", help="measure memory instead")
     parser.add_argument("--reference", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.reference:
@@ -67,7 +100,7 @@ def main():
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_images(folder, args.pairs, args.size)
+        (link_images if args.memory else write_images)(folder, args.pairs, args.size)
         try:
             fn = lpips_fast.LPIPS(net=args.net, verbose=False)
         except RuntimeError:
@@ -79,13 +112,19 @@ def main():
         script += ["--reference", str(folder), str(folder / "state.pth")]
         found = folder / "ours.json"
         ours = [sys.executable, "-m", "lpips_fast", "dirs", str(folder / "a"), str(folder / "b"), "--net", args.net]
-        ours += ["--trunk-weights", str(folder / "trunk.pth"), "--json", str(found)]
+        ours += ["--trunk-weights", str(folder / "trunk.pth")]
+        cpu = torch.device("cpu")
+        if args.memory:
+            ours += ["--workers", "0", "--csv", str(folder / "ours.csv")]
+            record = {"net": args.net, "pairs": args.pairs, "size": args.size, **memory(ours, args.pairs)}
+            report(record, args.json, cpu)
+            return
+        ours += ["--json", str(found)]
         processes = {
             name: functools.partial(subprocess.run, command, check=True, capture_output=True)
             for name, command in (("reference", script), ("lpips-fast dirs", ours))
         }
         setups = {name: functools.partial(functools.partial, process) for name, process in processes.items()}
-        cpu = torch.device("cpu")
         seconds, failures = interleaved(setups, Clock(cpu), args.repeats)
         if failures:
             raise SystemExit(f"failed: {failures}")
@@ -93,7 +132,7 @@ def main():
         for row in json.loads(found.read_text())["results"]:
             key = Path(row["name"]).name
             if not abs(row["lpips"] - expected[key]) <= 1e-4 * expected[key] + 1e-6:
-                raise SystemExit(f"{key}: {row['distance']}, the reference has {expected[key]}")
+                raise SystemExit(f"{key}: {row['lpips']}, the reference has {expected[key]}")
     record = {
         "net": args.net,
         "pairs": args.pairs,
@@ -102,9 +141,13 @@ def main():
         "ours_s": seconds["lpips-fast dirs"],
         "times_faster": seconds["reference"].median / seconds["lpips-fast dirs"].median,
     }
+    report(record, args.json, cpu)
+
+
+def report(record, path, device):
     print(json.dumps(record, indent=1))
-    if args.json:
-        append(args.json, {**record, **Run(cpu).context})
+    if path:
+        append(path, {**record, **Run(device).context})
 
 
 if __name__ == "__main__":
