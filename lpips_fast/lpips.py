@@ -26,6 +26,11 @@ from .video import flatten_videos
 
 NETS = {"alex": "alex", "vgg": "vgg", "vgg16": "vgg", "squeeze": "squeeze"}
 
+# How many pixels the pairs have that go through at a time, with chunk_size='auto', and on the CPU wherever no graph is
+# kept: there it is faster, for the smaller the tensors, the less memory is fresh from the system at each layer.
+_AUTO_PIXELS = 1 << 19
+_CPU_PIXELS = 1 << 17
+
 
 class Features(NamedTuple):
     """What `LPIPS.features` gives: an image's features, to be compared with again and again."""
@@ -62,8 +67,9 @@ class LPIPS(nn.Module):
         grad_in_forward: compute the gradient to the images in the forward and keep nothing else, so that memory does
             not grow with the activations. Not for maps (an error), double backward (an error), retPerLayer and
             trainable weights (these take the ordinary path).
-        chunk_size: how many pairs go through at a time, or 'auto' for as many as have 2^19 pixels (8 of 256 x 256).
-            It bounds memory where no graph is kept: without gradients, or with grad_in_forward.
+        chunk_size: how many pairs go through at a time, or 'auto' for as many as have 2^19 pixels (8 of 256 x 256), on
+            the CPU 2^17, which is also what it does by itself. It bounds memory where no graph is kept: without
+            gradients, or with grad_in_forward.
         cpu_conv: how the CPU does the trunk's 3x3 convolutions in float32: 'winograd', with fewer multiplications,
             'direct', or 'auto' for what is faster at their size.
         trunk_weights: the trunk's weights, a file or a state_dict with torchvision's names, instead of torchvision's
@@ -152,9 +158,17 @@ class LPIPS(nn.Module):
             self.eval()
 
     def set_linear_weights(self, linear_weights: Sequence[Tensor]) -> None:
-        """Copies linear weights, a [1, C_k, 1, 1] a layer, into the module's."""
+        """Copies linear weights, a [1, C_k, 1, 1] a layer, into the module's.
+
+        Raises:
+            ValueError: other shapes, or another number of layers.
+        """
+        layers = self._linear_weights() or []
+        expected, given = ([list(weight.shape) for weight in weights] for weights in (layers, linear_weights))
+        if given != expected:
+            raise ValueError(f"linear_weights must be of shapes {expected}, got {given}")
         with torch.no_grad():
-            for own, weight in zip(self._linear_weights() or (), linear_weights, strict=True):
+            for own, weight in zip(layers, linear_weights, strict=True):
                 own.copy_(weight)
 
     def train(self, mode: bool = True) -> LPIPS:
@@ -249,6 +263,8 @@ class LPIPS(nn.Module):
         """The image, grayscale expanded to three channels."""
         if not isinstance(image, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(image).__name__}")
+        if image.layout != torch.strided:
+            raise TypeError(f"{name} must be a dense tensor, got {image.layout}")
         if not torch.compiler.is_compiling() and _is_batched_by_vmap(image):
             raise ValueError(f"{name} is under torch.func.vmap, which LPIPS does not support: it takes batches itself")
         if image.dim() != 4 or image.shape[1] not in (1, 3):
@@ -297,7 +313,7 @@ class LPIPS(nn.Module):
     def _parts(self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None, affine: Affine) -> list[Tensor]:
         """Each layer's part of the value, [N, 1, 1, 1] or, when spatial, [N, 1, H, W]."""
         n = max(_batch(x0), _batch(x1))
-        chunk = self._pairs_at_a_time(x0)
+        chunk = self._pairs_at_a_time(x0, self._keeps_graph(x0, x1, weight))
         if chunk is None or n <= chunk:
             return self._parts_of_chunk(x0, x1, weight, affine)
         if _batch(x1) == 1 and isinstance(x1, Tensor):  # one image for all: its taps, once
@@ -352,7 +368,7 @@ class LPIPS(nn.Module):
         need1 = isinstance(x1, Tensor) and x1.requires_grad
         setting = self.net.setting(x0.device)
         linear = self._linear_weights() or [torch.ones(c, device=x0.device) for c in self.chns]
-        job = Job(setting, extension.choose(self.backend, x0.device), self._pairs_at_a_time(x0), need1)
+        job = Job(setting, extension.choose(self.backend, x0.device), self._pairs_at_a_time(x0, True), need1)
         acc = accumulation_dtype(setting.dtype)
         value = distance_with_gradient(
             job,
@@ -365,10 +381,19 @@ class LPIPS(nn.Module):
         )
         return value.view(-1, 1, 1, 1)
 
-    def _pairs_at_a_time(self, x: Tensor) -> int | None:
-        if self.chunk_size == "auto":
-            return max(1, 2**19 // (x.shape[2] * x.shape[3]))
-        return self.chunk_size  # type: ignore[return-value]  # checked in __init__
+    def _keeps_graph(self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None) -> bool:
+        tensors = [x0, *(x1.taps if isinstance(x1, Features) else (x1,)), *self.parameters()]
+        if weight is not None:
+            tensors.append(weight)
+        return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+    def _pairs_at_a_time(self, x: Tensor, keeps_graph: bool) -> int | None:
+        if isinstance(self.chunk_size, int):
+            return self.chunk_size
+        pixels = x.shape[2] * x.shape[3]
+        if x.device.type == "cpu" and not keeps_graph and not torch.compiler.is_compiling():
+            return max(1, _CPU_PIXELS // pixels)
+        return None if self.chunk_size is None else max(1, _AUTO_PIXELS // pixels)
 
     def _linear_weights(self) -> list[Tensor] | None:
         return [cast(NetLinLayer, lin).weight for lin in self.lins] if self.lpips else None
@@ -392,7 +417,7 @@ def _returned(
 
 def check_choice(name: str, given: str, accepted: Iterable[str]) -> None:
     """Raises a ValueError that names the argument, unless it is one of those accepted."""
-    if given not in accepted:
+    if given not in tuple(accepted):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {given!r}")
 
 
@@ -435,6 +460,8 @@ def _checked_pixel_weight(weight: Tensor, n: int, x: Tensor) -> Tensor:
     height, width = x.shape[2:]
     if not isinstance(weight, Tensor) or weight.shape not in ((n, 1, height, width), (1, 1, height, width)):
         raise ValueError(f"weight must be {[n, 1, height, width]}, one number a pixel, got {_shape(weight)}")
+    if weight.layout != torch.strided or weight.is_complex():
+        raise TypeError(f"weight must be a dense tensor of real numbers, got {weight.dtype}, {weight.layout}")
     if weight.device != x.device:
         raise ValueError(f"weight is on {weight.device}, the images on {x.device}: move one with .to()")
     return weight.to(accumulation_dtype(x.dtype)).expand(n, -1, -1, -1)
