@@ -8,6 +8,7 @@
 # make bench   the head's benchmarks, each after its correctness check
 # make gpu     on a machine with an NVIDIA GPU: build, tests on the device, benchmarks, records; without network, with the
 #              torch that is there. ARGS="--output FOLDER" puts the results elsewhere (python tools/gpu.py --help)
+# make sanitize  the CPU library's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # make clean   removes what was built, but for the virtual environment
 #
 # Each but gpu first sets up what it needs (some 5 GB with torch's default CUDA build): in the active virtual environment, or
@@ -20,7 +21,7 @@ TORCH := torch torchvision ninja $(if $(filter Linux,$(shell uname -s)),triton)
 NATIVE := setup.py pyproject.toml $(shell find csrc -type f)
 SETUP := $(VENV)/.lpips_fast-setup
 
-.PHONY: demo test lint docs wheel smoke bench gpu setup clean
+.PHONY: demo test lint docs wheel smoke bench sanitize gpu setup clean
 
 demo: setup
 	$(BIN)/python -m lpips_fast.demo
@@ -44,6 +45,9 @@ smoke: wheel
 
 bench: setup
 	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+sanitize: setup
+	$(BIN)/python tools/sanitize.py $(ARGS)
 
 gpu:
 	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) tools/gpu.py $(ARGS)

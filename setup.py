@@ -6,6 +6,7 @@ torch. Environment variables:
 
     LPIPS_FAST_NO_CUDA=1     leave the CUDA part out although there is nvcc
     LPIPS_FAST_CUDA_ARCHS    architectures, '80;90' or '80;90;100+PTX'; default: 80, 90 and 100, the last with PTX
+    LPIPS_FAST_SANITIZE=1    stop at the first wrong access to memory or undefined arithmetic: tools/sanitize.py
     CUDA_HOME                the CUDA toolkit, where `nvcc` on the path would not lead to it
 """
 
@@ -79,6 +80,10 @@ def native_build() -> dict:
     nvcc = [define, "-O3", "-lineinfo", "--threads=0", "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden"]
     # torch forbids the conversions of 16-bit types, for its own sake.
     nvcc += ["-U__CUDA_NO_HALF_CONVERSIONS__", "-U__CUDA_NO_BFLOAT16_CONVERSIONS__"]
+    sanitizers = []
+    if os.environ.get("LPIPS_FAST_SANITIZE", "0") not in ("", "0"):
+        sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"]
+        cxx += [*sanitizers, "-O1", "-g", "-fno-omit-frame-pointer"]
     library_dirs, cuda_libraries, include_dirs = [], [], [str(ROOT / "csrc")]
     if toolkit is not None:
         cpp_extension.CUDA_HOME = str(toolkit)  # torch's own guess is None for a CPU build of torch
@@ -98,6 +103,7 @@ def native_build() -> dict:
         library_dirs=library_dirs,
         libraries=list(cuda_libraries),
         extra_compile_args={"cxx": cxx, "nvcc": nvcc},
+        extra_link_args=sanitizers,
         py_limited_api=True,
         optional=True,
     )

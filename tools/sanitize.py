@@ -1,0 +1,54 @@
+"""The CPU library under AddressSanitizer and UndefinedBehaviorSanitizer: `make sanitize`.
+
+    python tools/sanitize.py [ARGUMENTS OF PYTEST]
+
+Builds the package with both, without CUDA, into a folder that goes away again, and runs there the tests of the head and
+of the CPU's convolutions. The first wrong access to memory (also past the end of a tensor) or undefined arithmetic ends
+them with a report. For Linux, g++ or clang++ and torch as in `make test`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TESTS = ("tests/head/test_head.py", "tests/test_winograd.py", "tests/test_functional.py")
+# Left out: what needs terabytes of address space or its own processes, is of another backend, or compiles.
+LEFT_OUT = "not triton and not 2_31 and not compiled and not opcheck"
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory(prefix="lpips_fast-sanitize-") as name:
+        folder = Path(name)
+        build = [sys.executable, "setup.py", "-q", "build", "--build-base", str(folder / "build")]
+        switches = {"LPIPS_FAST_SANITIZE": "1", "LPIPS_FAST_NO_CUDA": "1"}
+        subprocess.run([*build, "--build-lib", name], cwd=ROOT, env={**os.environ, **switches}, check=True)
+        libraries = list((folder / "lpips_fast").glob("_C*.so"))
+        if not libraries:
+            raise SystemExit("the library was not built; see above")
+        shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+        environment = {
+            **os.environ,
+            "LD_PRELOAD": " ".join(runtimes(libraries[0])),
+            # Not of interest: what the interpreter leaves for the end of the process.
+            "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=1:strict_init_order=1",
+            "UBSAN_OPTIONS": "print_stacktrace=1",
+        }
+        pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", LEFT_OUT]
+        return subprocess.run([*pytest, *(sys.argv[1:] or TESTS)], cwd=folder, env=environment).returncode
+
+
+def runtimes(library: Path) -> list[str]:
+    """The sanitizers' own libraries, which must be in a process before anything else."""
+    linked = subprocess.run(["ldd", str(library)], capture_output=True, text=True, check=True).stdout
+    found = [line.split() for line in linked.splitlines() if "libasan" in line or "libubsan" in line]
+    return sorted(words[2] for words in found)  # libasan first, as it demands
+
+
+if __name__ == "__main__":
+    sys.exit(main())
