@@ -39,7 +39,8 @@ LPIPS_FAST_HD NormFactors<T> norm_factors(T sum_sq, T eps, bool eps_inside_sqrt)
   // `root == 0` and not `!(root > 0)`: a NaN must come out as NaN.
   if (root == T(0)) return {T(0), T(0)};
   if (eps_inside_sqrt) return {T(1) / root, T(1)};
-  return {T(1) / (root + eps), (root + eps) / root};
+  // 1 + eps / root and not (root + eps) / root: where root has overflowed the gradient is 0 then, and no NaN.
+  return {T(1) / (root + eps), T(1) + eps / root};
 }
 
 }  // namespace lpips_fast

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from . import extension, ops
 from .reference import accumulation_dtype
+
+FEATURE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def lpips_head(
@@ -66,6 +68,8 @@ def _checked(
     feats0: Sequence[Tensor], feats1: Sequence[Tensor], weights: Sequence[Tensor] | None
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """The three lists as the operators take them: checked, broadcast to one batch, weights flat and wide enough."""
+    for name, tensors in (("feats0", feats0), ("feats1", feats1), ("weights", () if weights is None else weights)):
+        _check_list(name, tensors)
     if not feats0 or len(feats0) != len(feats1):
         raise ValueError(
             f"feats0 and feats1 must have the same number of layers, at least one, got {len(feats0)} and {len(feats1)}"
@@ -73,8 +77,9 @@ def _checked(
     if weights is not None and len(weights) != len(feats0):
         raise ValueError(f"weights must have one entry a layer, {len(feats0)}, got {len(weights)}")
     like = feats0[0]
-    if not like.is_floating_point():
-        raise TypeError(f"features must be of a floating type, got {like.dtype}")
+    if like.dtype not in FEATURE_DTYPES:
+        accepted = ", ".join(map(str, FEATURE_DTYPES))
+        raise TypeError(f"feats0[0] must be of a floating type ({accepted}), got {like.dtype}")
     acc = accumulation_dtype(like.dtype)
     pairs0, pairs1, flat_weights = [], [], []
     for layer, (f0, f1) in enumerate(zip(feats0, feats1, strict=True)):
@@ -87,8 +92,20 @@ def _checked(
         else:
             flat_weights.append(_checked_weight(layer, weights[layer], f0, acc))
     if any(f.shape[0] != pairs0[0].shape[0] for f in pairs0):
-        raise ValueError(f"all layers must have one batch size, got {[f.shape[0] for f in pairs0]}")
+        raise ValueError(
+            f"feats0 and feats1 must have one batch size in all layers, got {[f.shape[0] for f in pairs0]}"
+        )
     return pairs0, pairs1, flat_weights
+
+
+def _check_list(name: str, tensors: Sequence[Tensor]) -> None:
+    if isinstance(tensors, Tensor) or not isinstance(tensors, Iterable):
+        raise TypeError(f"{name} must be a list of tensors, one a layer, got {type(tensors).__name__}")
+    for layer, tensor in enumerate(tensors):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}[{layer}] must be a tensor, got {type(tensor).__name__}")
+        if tensor.layout != torch.strided or tensor.is_complex():
+            raise TypeError(f"{name}[{layer}] must be dense and of real numbers, got {tensor.dtype}, {tensor.layout}")
 
 
 def _check_pair(layer: int, f0: Tensor, f1: Tensor, like: Tensor) -> None:

@@ -109,4 +109,6 @@ def _normalized_with_factors(feats: Tensor, eps: float, eps_inside_sqrt: bool) -
     norm = torch.where(zero, 1.0, radicand).sqrt()
     guarded = norm if eps_inside_sqrt else norm + eps
     r = torch.where(zero, 0.0, 1 / guarded)
-    return feats * r, r, torch.where(zero, 0.0, guarded / norm)
+    # 1 + eps / |f| and not (|f| + eps) / |f|: where |f| has overflowed the gradient is 0 then, and no NaN.
+    q = torch.ones_like(r) if eps_inside_sqrt else 1 + eps / norm
+    return feats * r, r, torch.where(zero, 0.0, q)

@@ -14,10 +14,7 @@ from .conftest import BACKENDS
 from .images import VALUE_TOLERANCE, assert_close, assert_gradients_close
 
 SETTINGS = settings(
-    max_examples=60,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 
 dtypes = st.sampled_from((torch.float32, torch.float64, torch.float16, torch.bfloat16))
@@ -186,7 +183,7 @@ def modules(make_ours, make_theirs):
 
 
 @given(case=image_pairs(), spatial=st.sampled_from((0, 1)), normalize=st.booleans())
-@settings(SETTINGS, max_examples=30)
+@settings(SETTINGS, max_examples=settings().max_examples // 2)
 def test_lpips_against_lpips(modules, case, spatial, normalize):
     (ours, theirs), (images, scale) = modules[spatial], case
     in0, in1 = (x.detach().requires_grad_() for x in images)
