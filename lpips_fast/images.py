@@ -89,6 +89,8 @@ def list_images(folder: str | PathLike[str]) -> list[Path]:
 
 def im2tensor(image: np.ndarray, imtype: type = np.uint8, cent: float = 1.0, factor: float = 255.0 / 2.0) -> Tensor:
     """An image [H, W, 3] in [0, 255] as a float32 tensor [1, 3, H, W] in [-1, 1]."""
+    if not isinstance(image, np.ndarray) or image.ndim != 3:
+        raise ValueError(f"image must be an array [H, W, 3], got {_kind(image)}")
     return torch.from_numpy((image / factor - cent).astype(np.float32).transpose(2, 0, 1)[None].copy())
 
 
@@ -96,5 +98,13 @@ def tensor2im(
     image_tensor: Tensor, imtype: type = np.uint8, cent: float = 1.0, factor: float = 255.0 / 2.0
 ) -> np.ndarray:
     """The first image of a batch [N, 3, H, W] in [-1, 1] as an array [H, W, 3] in [0, 255], truncated to `imtype`."""
+    if not isinstance(image_tensor, Tensor) or image_tensor.dim() != 4:
+        raise ValueError(f"image_tensor must be a tensor [N, 3, H, W], got {_kind(image_tensor)}")
     image = image_tensor[0].detach().cpu().float().numpy()
     return ((np.transpose(image, (1, 2, 0)) + cent) * factor).astype(imtype)
+
+
+def _kind(given: object) -> str:
+    """What was given, and its shape if it has one."""
+    shape = f" {list(given.shape)}" if isinstance(given, np.ndarray | Tensor) else ""
+    return f"{type(given).__name__}{shape}"

@@ -171,7 +171,7 @@ def learned_perceptual_image_patch_similarity(
     """
     _check_net_type(net_type)
     if reduction not in _REDUCTIONS:
-        raise ValueError(f"Invalid reduction type: {reduction}")
+        raise ValueError(f"Invalid reduction type: {reduction}; must be one of {_REDUCTIONS}")
     scores = _scores(_kept_network(net_type, img1.device, img1.dtype), img1, img2, normalize)
     if reduction == "mean":
         return scores.mean()

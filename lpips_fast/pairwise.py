@@ -61,7 +61,7 @@ def embed(fn: LPIPS, x: Images, *, normalize: bool = False) -> Tensor:
     Raises:
         TypeError, ValueError: as `LPIPS.forward`, or a linear weight is negative.
     """
-    return _embed_rows(fn, x, slice(0, len(x)), _size(x).numel(), normalize)
+    return _embed_rows(fn, x, slice(0, len(x)), _size("x", x).numel(), normalize)
 
 
 @torch.no_grad()
@@ -110,9 +110,9 @@ def pairwise_tiles(
     """
     if block is not None and block < 1:
         raise ValueError(f"block must be at least 1 image, got {block}")
-    size = _size(x)
-    if y is not None and len(x) and len(y) and _size(y) != size:
-        raise ValueError(f"x and y must be of one size, got {list(size)} and {list(_size(y))}")
+    size = _size("x", x)
+    if y is not None and (size_y := _size("y", y)) != size and len(x) and len(y):
+        raise ValueError(f"x and y must be of one size, got {list(size)} and {list(size_y)}")
     pixels = size.numel()
     block = block or _default_block(fn, pixels)
     sides = (x,) if y is None else (x, y)
@@ -137,9 +137,14 @@ def _tile_order(n_rows: int, n_columns: int | None) -> Iterator[tuple[int, int]]
             yield from ((i, j) for j in (range(n_columns) if i % 2 == 0 else reversed(range(n_columns))))
 
 
-def _size(x: Images) -> torch.Size:
+def _size(name: str, x: Images) -> torch.Size:
     """Height and width."""
-    return x[:1].shape[-2:]
+    first = x[:1]
+    if not isinstance(first, Tensor):
+        raise TypeError(
+            f"{name} must be a tensor [N, 3, H, W], or something whose slices are such, got {type(x).__name__}"
+        )
+    return first.shape[-2:]
 
 
 def _default_block(fn: LPIPS, pixels: int) -> int:

@@ -89,7 +89,9 @@ class Index:
             batch: how many images to embed at once.
         """
         if not len(images):
-            raise ValueError("an index needs at least one image")
+            raise ValueError("images must be at least one, got none")
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1 image, got {batch}")
         first = _resized(images[:1], size)
         header = _header(fn, (first.shape[-2], first.shape[-1]), resized=size is not None)
         vectors = torch.empty(0)

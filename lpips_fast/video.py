@@ -14,6 +14,8 @@ def flatten_videos(
     With `frames`, that many frames of each clip, picked at random without repetition, the same of both videos and of
     their weights, in their order.
     """
+    if in0.shape[1] not in (1, 3):
+        raise ValueError(f"in0 must be videos [B, 3, T, H, W], or [B, 1, T, H, W] grayscale, got {list(in0.shape)}")
     if not isinstance(in1, Tensor) or in1.dim() != 5 or in1.shape[0] != in0.shape[0] or in1.shape[2:] != in0.shape[2:]:
         given = list(in1.shape) if isinstance(in1, Tensor) else type(in1).__name__
         raise ValueError(f"in1 must be videos as in0 is, {list(in0.shape)}, got {given}")

@@ -162,7 +162,7 @@ def read_file(path: str | PathLike[str]) -> object:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of a broken or hostile file a reader raises nearly anything
-        reason = str(error) or type(error).__name__
+        reason = f"{type(error).__name__}: {error}".removesuffix(": ")
         raise ValueError(f"{path} cannot be read as a weights file: {reason}") from error
 
 

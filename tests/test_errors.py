@@ -109,8 +109,38 @@ def test_backend_that_is_not_there(make_ours):
             make_ours(backend=name)(*pair(1, 40, 40))
 
 
+@pytest.mark.parametrize("net", ("VGG", None, ["vgg"]))
+def test_unknown_net_of_any_type(net):
+    with raises(ValueError, "net must be one of", repr(net)):
+        lpips_fast.LPIPS(net=net)
+
+
+def test_videos_with_frames_before_channels(module):
+    videos = image(2, 4, 3, 40, 40)
+    with raises(ValueError, "in0", "[B, 3, T, H, W]", "[2, 4, 3, 40, 40]"):
+        module(videos, videos)
+
+
+@pytest.mark.parametrize("change", ("flat", "scalar", "fewer"))
+def test_linear_weights_of_other_shapes(module, change):
+    """Not those either that would broadcast."""
+    own = [weight.detach().clone() for weight in module._linear_weights()]
+    given = {
+        "flat": [weight.flatten() for weight in own],
+        "scalar": [torch.zeros(()) for _ in own],
+        "fewer": own[:-1],
+    }[change]
+    with raises(ValueError, "linear_weights", "[1, 64, 1, 1]", str(list(given[0].shape))):
+        module.set_linear_weights(given)
+    assert all(torch.equal(a, b) for a, b in zip(module._linear_weights(), own, strict=True))
+
+
 F, W = torch.zeros(2, 5, 4, 4), torch.ones(5)
 BAD_HEADS = {
+    "tensor for a list": ((F, [F], [W]), TypeError, ("feats0", "list", "Tensor")),
+    "no list": (([F], None, [W]), TypeError, ("feats1", "list", "NoneType")),
+    "no tensor": (([F], [F.numpy()], [W]), TypeError, ("feats1[0]", "tensor", "ndarray")),
+    "list for a weight": (([F], [F], [[1.0] * 5]), TypeError, ("weights[0]", "tensor", "list")),
     "no layers": (([], [], []), ValueError, ("feats0", "feats1", "0")),
     "layers differ": (([F, F], [F], [W, W]), ValueError, ("feats0", "feats1", "2", "1")),
     "weights too few": (([F, F], [F, F], [W]), ValueError, ("weights", "2", "1")),

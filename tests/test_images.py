@@ -162,6 +162,16 @@ def test_tensors_and_back(pixels):
     assert np.abs(tensor2im(tensor).astype(int) - pixels).max() <= 1  # truncated, as lpips does
 
 
+@pytest.mark.parametrize(
+    "given,got", ((np.zeros((4, 4)), r"ndarray \[4, 4\]"), (None, "NoneType")), ids=("rank", "none")
+)
+def test_no_image_to_convert(given, got):
+    with pytest.raises(ValueError, match=rf"image must be an array \[H, W, 3\], got {got}"):
+        im2tensor(given)
+    with pytest.raises(ValueError, match=rf"image_tensor must be a tensor \[N, 3, H, W\], got {got}"):
+        tensor2im(given)
+
+
 def test_resize(pixels):
     assert resize_image(pixels, 31, 20) is pixels
     assert resize_image(pixels, 15, 10).shape == (10, 15, 3)

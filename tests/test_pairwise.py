@@ -256,6 +256,11 @@ def test_errors(make_ours):
         fn.pairwise(image(1, 32, 64, seed=0), image(1, 64, 32, seed=0))
     with pytest.raises(ValueError, match="must be"):
         fn.pairwise(x[0])
+    for call in (fn.embed, fn.pairwise):
+        with pytest.raises(TypeError, match=r"x must be a tensor .*, got list"):
+            call([x[0], x[1]])
+    with pytest.raises(TypeError, match=r"y must be a tensor .*, got list"):
+        fn.pairwise(x, [x[0], x[1]])
     with pytest.raises(ValueError, match="sides of at least 31"):
         fn.embed(image(1, 20, 20, seed=0))
     with pytest.raises(TypeError, match="float64"):

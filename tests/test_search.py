@@ -156,10 +156,12 @@ def test_refuses_what_is_no_index(fn, images, tmp_path):
 
 
 def test_errors(fn, images):
-    with pytest.raises(ValueError, match="at least one image"):
+    with pytest.raises(ValueError, match="images must be at least one"):
         Index.build(fn, images[:0])
     with pytest.raises(ValueError, match=f"one an image, {N}, got 1"):
         Index.build(fn, images, names=["a"])
+    with pytest.raises(ValueError, match="batch must be at least 1 image, got 0"):
+        Index.build(fn, images, batch=0)
     with pytest.raises(ValueError, match=r"float16 or torch.float32, got torch.bfloat16"):
         Index.build(fn, images, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="k must be at least 1, got 0"):
