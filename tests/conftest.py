@@ -56,6 +56,20 @@ def trunk_states():
 
 
 @pytest.fixture(scope="session")
+def cached_trunk(trunk_states, tmp_path_factory):
+    """These as `weights._torchvision_file` has ImageNet's: from a net's name to a file."""
+    folder = tmp_path_factory.mktemp("trunks")
+
+    def cached_trunk(net, progress):
+        path = folder / f"{net}.pth"
+        if not path.exists():
+            torch.save(trunk_states[net], path)
+        return path
+
+    return cached_trunk
+
+
+@pytest.fixture(scope="session")
 def make_ours(trunk_states):
     """Makes our LPIPS with the session's random trunk."""
 

@@ -35,11 +35,11 @@ def _batches(normalize, n_batches=2, n=2, size=33):
 
 
 @pytest.fixture(scope="module")
-def weights(trunk_states, torchvision_features):
+def weights(trunk_states, cached_trunk, torchvision_features):
     """Both packages' trunks get these, in place of ImageNet's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(theirs_functional, "_get_tv_model_features", torchvision_features)
-        patch.setattr("lpips_fast.weights._torchvision_weights", lambda net, progress: trunk_states[net])
+        patch.setattr("lpips_fast.weights._torchvision_file", cached_trunk)
         metric._kept_network.cache_clear()
         yield trunk_states
     metric._kept_network.cache_clear()

@@ -31,9 +31,9 @@ def snippets(section, language="python"):
 
 
 @pytest.fixture(autouse=True)
-def _trunks(monkeypatch, trunk_states):
+def _trunks(monkeypatch, cached_trunk):
     """In place of ImageNet's."""
-    monkeypatch.setattr("lpips_fast.weights._torchvision_weights", lambda net, progress: trunk_states[net])
+    monkeypatch.setattr("lpips_fast.weights._torchvision_file", cached_trunk)
 
 
 def run(section, which=0, **names):

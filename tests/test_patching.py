@@ -58,10 +58,10 @@ def test_subclasses_are_left_alone():
 
 
 @pytest.mark.parametrize("net", ("alex", "squeeze"))
-def test_torchmetrics(monkeypatch, trunk_states, net):
+def test_torchmetrics(monkeypatch, cached_trunk, net):
     torchmetrics = pytest.importorskip("torchmetrics")
     functional = torchmetrics.functional.image.learned_perceptual_image_patch_similarity
-    monkeypatch.setattr("lpips_fast.weights._torchvision_weights", lambda net, progress: trunk_states[net])
+    monkeypatch.setattr("lpips_fast.weights._torchvision_file", cached_trunk)
     ours = metric.LearnedPerceptualImagePatchSimilarity(net_type=net)
     in0, in1 = (x.clamp(-1, 1) for x in pair(2, 40, 40))
     with lpips_fast.patch():
