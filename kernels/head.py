@@ -8,7 +8,7 @@ For one pixel with features f0, f1 (over channels c) and n0 = |f0|, n1 = |f1|:
 
 and backward, with s = dL/dd (dL/dD over the number of pixels) and u_c = 2 s w_c (a_c - b_c):
 
-    dL/df0_c = r0 (u_c - a_c q0 sum_k u_k a_k)       q = (n + eps) / n, or 1 with the eps inside
+    dL/df0_c = r0 (u_c - a_c q0 sum_k u_k a_k)       q = 1 + eps / n, or 1 with the eps inside
     dL/df1_c = r1 (b_c q1 sum_k u_k b_k - u_c)
     dL/dw_c  = sum over n and pixels of s (a_c - b_c)^2
 
@@ -73,7 +73,8 @@ def _normalized(
     root = tl.sqrt(tl.where(zero, 1.0, radicand))
     norm = root if EPS_INSIDE_SQRT else root + EPS
     r = tl.where(zero, 0.0, 1.0 / norm)
-    return f * r[None, :], r, norm / root
+    q = 1.0 + (0.0 if EPS_INSIDE_SQRT else EPS) / root  # and not norm / root, which is NaN for an infinite root
+    return f * r[None, :], r, q
 
 
 @triton.jit

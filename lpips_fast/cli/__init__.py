@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import metadata
 from typing import Annotated
@@ -44,4 +45,7 @@ def main() -> None:
     """The program: reads sys.argv and exits."""
     for stream in (sys.stdout, sys.stderr):  # a file's name may hold bytes that are no text
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    # Threads that wait for each other in a loop would take the processors from the workers that read images; to be set
+    # before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
