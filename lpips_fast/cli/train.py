@@ -41,9 +41,7 @@ BatchSize = Annotated[
     int, typer.Option(min=1, help="Triplets a step, over all processes.", rich_help_panel=RECIPE_PANEL)
 ]
 Dropout = Annotated[bool, typer.Option(help="Of half of the squared differences.", rich_help_panel=RECIPE_PANEL)]
-Seed = Annotated[
-    int, typer.Option(min=0, help="Of first weights, order and dropout.", rich_help_panel=RECIPE_PANEL)
-]
+Seed = Annotated[int, typer.Option(min=0, help="Of first weights, order and dropout.", rich_help_panel=RECIPE_PANEL)]
 TuneTrunk = Annotated[bool, typer.Option("--tune-trunk", help="Train it, too.", rich_help_panel=TRUNK_PANEL)]
 FromScratch = Annotated[
     bool, typer.Option("--from-scratch", help="Begin with random weights in it.", rich_help_panel=TRUNK_PANEL)
