@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from . import cpu_layers, gpu_layers, winograd
 from .frozen import frozen_trunk, run
+from .networks import LAYERS
 from .plan import Affine, Conv, Fire, Plan, Pool, Setting, is_autocast_enabled
 
 AlexnetOutputs = namedtuple("AlexnetOutputs", ["relu1", "relu2", "relu3", "relu4", "relu5"])
@@ -21,7 +22,7 @@ SqueezeOutputs = namedtuple("SqueezeOutputs", ["relu1", "relu2", "relu3", "relu4
 class Spec(NamedTuple):
     """A trunk: slice k runs the layers [cuts[k], cuts[k+1]) of torchvision's `features` and ends in tap k."""
 
-    model: str  # the function in torchvision.models
+    model: str  # a key of LAYERS, the function in torchvision.models
     cuts: tuple[int, ...]
     channels: tuple[int, ...]
     min_size: int  # the smallest image, in pixels, from which every tap has at least one pixel
@@ -226,11 +227,9 @@ def _after(name: str, cut: int) -> bool:
 
 
 def _random_features(spec: Spec) -> nn.Sequential:
-    """torchvision's `features`, initialised as torchvision does; its classifier (most of VGG) takes no memory."""
-    import torchvision.models as models  # here, for it takes longer to import than everything else
-
+    """The layers, initialised as torchvision does."""
     with torch.device("meta"):
-        features = getattr(models, spec.model)(weights=None).features
+        features = nn.Sequential(*LAYERS[spec.model]())
     features = features.to_empty(device=torch.get_default_device())
     for conv in features.modules():
         if not isinstance(conv, nn.Conv2d):
