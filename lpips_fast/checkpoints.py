@@ -21,10 +21,11 @@ from os import PathLike
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import weights
 from .lpips import LPIPS, ScalingLayer, check_choice
+from .networks import LAYERS
 from .trunk import SPECS, Spec
 
 TARGETS = ("lpips", "taming", "torchmetrics")
@@ -206,12 +207,9 @@ def _net_of_trunk(trunk: Mapping[str, Tensor]) -> str:
 
 @functools.cache
 def _trunk_shapes(net: str) -> dict[str, torch.Size]:
-    import torchvision.models as models  # here, for it takes longer to import than everything else
-
-    spec = SPECS[net]
     with torch.device("meta"):
-        features = getattr(models, spec.model)(weights=None).features
-    return {name: tensor.shape for name, tensor in features[: spec.cuts[-1]].state_dict().items()}
+        features = nn.Sequential(*LAYERS[SPECS[net].model]())
+    return {name: tensor.shape for name, tensor in features.state_dict().items()}
 
 
 def _slice(spec: Spec, name: str) -> int:

@@ -17,6 +17,13 @@ from torch import Tensor
 from .download import download
 from .files import replacing
 
+# torchvision's IMAGENET1K_V1; before the suffix stand the first digits of the file's SHA-256.
+TRUNK_URLS = {
+    "alex": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+    "vgg": "https://download.pytorch.org/models/vgg16-397923af.pth",
+    "squeeze": "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth",
+}
+
 VERSIONS = ("0.1", "0.0")
 
 _FOLDER = Path(__file__).with_name("weights")
@@ -207,24 +214,18 @@ def trunk_weights(
 
 def _torchvision_file(net: str, progress: bool) -> Path:
     """The file of torchvision's weights in its cache, downloaded if need be."""
-    import torchvision.models as models  # here, for it takes longer to import than everything else
-
-    enum = {
-        "alex": models.AlexNet_Weights.IMAGENET1K_V1,
-        "vgg": models.VGG16_Weights.IMAGENET1K_V1,
-        "squeeze": models.SqueezeNet1_1_Weights.IMAGENET1K_V1,
-    }[net]
-    name = Path(enum.url).name
+    url = TRUNK_URLS[net]
+    name = Path(url).name
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     try:
         if not path.exists():
             (sha256,) = re.findall(r"-([0-9a-f]{8,})\.", name)
-            download(enum.url, path, sha256, progress)
+            download(url, path, sha256, progress)
     except OSError as error:
         raise RuntimeError(
             f"the ImageNet weights of the {net!r} trunk are neither in {path.parent} nor can they be downloaded "
             f"({error}). Three ways to provide them: (1) connect to the internet once, and they are downloaded on "
-            f"first use; (2) put {name} (from {enum.url}) into $TORCH_HOME/hub/checkpoints; "
+            f"first use; (2) put {name} (from {url}) into $TORCH_HOME/hub/checkpoints; "
             f"(3) pass trunk_weights=, a file or a state_dict with torchvision's names."
         ) from error
     return path

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-import types
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ import torch
 
 import lpips_fast
 from lpips_fast import download as module
+from lpips_fast import weights
 from lpips_fast.download import download
 
 from .test_errors import raises
@@ -158,13 +158,11 @@ def test_several_processes_at_once(server, path):
 
 @pytest.fixture
 def torchvision_from(server, monkeypatch, tmp_path):
-    """torchvision's AlexNet at this server, and an empty cache."""
+    """AlexNet's weights at this server, and an empty cache."""
 
     def torchvision_from(content: bytes) -> Path:
         name = f"alexnet-owt-{hashlib.sha256(content).hexdigest()[:8]}.pth"
-        enum = types.SimpleNamespace(url=server.url.replace("file.pth", name))
-        models = "torchvision.models.AlexNet_Weights"
-        monkeypatch.setattr(models, types.SimpleNamespace(IMAGENET1K_V1=enum))
+        monkeypatch.setitem(weights.TRUNK_URLS, "alex", server.url.replace("file.pth", name))
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))
         server.content = content
         return tmp_path / "hub" / "checkpoints" / name

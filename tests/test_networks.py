@@ -1,4 +1,4 @@
-"""The trunks' layers are torchvision's."""
+"""The trunks' layers, and where their weights are, are torchvision's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lpips_fast.networks import LAYERS
+from lpips_fast.weights import TRUNK_URLS
 
 
 def leaves(layers):
@@ -23,3 +24,10 @@ def test_layers_are_torchvisions(model):
         theirs = getattr(torchvision.models, model)(weights=None).features[: len(ours)]
     assert leaves(ours) == leaves(theirs)
     assert {n: p.shape for n, p in ours.state_dict().items()} == {n: p.shape for n, p in theirs.state_dict().items()}
+
+
+def test_addresses_are_torchvisions():
+    from torchvision import models
+
+    enums = {"alex": models.AlexNet_Weights, "vgg": models.VGG16_Weights, "squeeze": models.SqueezeNet1_1_Weights}
+    assert {net: enum.IMAGENET1K_V1.url for net, enum in enums.items()} == TRUNK_URLS

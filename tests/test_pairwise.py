@@ -87,8 +87,9 @@ def test_equal_images_of_x_and_y_are_exactly_equal(make_ours):
 def test_blocks_change_nothing(make_ours, block):
     x, y = image(7, 32, 32, seed=0), image(5, 32, 32, seed=1)
     fn = make_ours()
-    torch.testing.assert_close(fn.pairwise(x, block=block), fn.pairwise(x), atol=3e-7, rtol=0)
-    torch.testing.assert_close(fn.pairwise(x, y, block=block), fn.pairwise(x, y), atol=3e-7, rtol=0)
+    # But rounding: the order of a convolution's sums depends on its batch, and on the processor.
+    torch.testing.assert_close(fn.pairwise(x, block=block), fn.pairwise(x), atol=1e-6, rtol=0)
+    torch.testing.assert_close(fn.pairwise(x, y, block=block), fn.pairwise(x, y), atol=1e-6, rtol=0)
 
 
 def test_two_runs_agree_to_the_bit(make_ours):
