@@ -15,7 +15,7 @@ import lpips_fast.grad_in_forward
 from lpips_fast.frozen import run
 from lpips_fast.lpips import LPIPS
 
-NETS = ("alex", "vgg", "squeeze")
+NETS = ("alex", "vgg", pytest.param("squeeze", marks=pytest.mark.slow))
 SIZE = 48
 
 
