@@ -359,10 +359,11 @@ def head_tap_bwd_triton(
     behind: Tensor | None, kernel: int, stride: int,
 ) -> Tensor:  # fmt: skip
     """[N, C, H, W], or of both images [2 N, C, H, W]; see gpu_layers.py for the contract."""
-    f0, behind = _dense(f0), None if behind is None else _dense(behind)
-    f1_stride_n = 0 if f1.stride(0) == 0 else f0.stride(0)
-    f1 = _dense(f1[:1]) if f1_stride_n == 0 else _dense(f1)
     n, c, h, w = f0.shape
+    one_for_all = f1.stride(0) == 0
+    f1_stride_n = 0 if one_for_all else c * h * w
+    f0, f1 = _dense(f0), _dense(f1[:1] if one_for_all else f1)
+    behind = None if behind is None else _dense(behind)
     out = empty_nhwc(f0, 2 * n if both else n, c, h, w, f0.dtype)
     block_c, block_p, blocks = head._blocks(f0, head.BWD_TILE)
     behind_h, behind_w = (0, 0) if behind is None else behind.shape[2:]

@@ -24,7 +24,7 @@ from .plan import Affine, Fire, Pool, Setting, without_autocast
 
 
 @contextlib.contextmanager
-def _tf32(allowed: bool | None, device: torch.device) -> Iterator[None]:
+def tf32_as(allowed: bool | None, device: torch.device) -> Iterator[None]:
     """CUDA's float32 convolutions with TF32 or without; None as torch's flags have it."""
     if allowed is None or device.type != "cuda":
         yield
@@ -47,7 +47,7 @@ def run(
     """
     taps: list[Tensor] = []
     signs: list[Tensor] = []
-    with without_autocast(images[0].device), _tf32(setting.tf32, images[0].device):
+    with without_autocast(images[0].device), tf32_as(setting.tf32, images[0].device):
         x, affine = prepare(setting, images, affine)
         pooled = None  # what the next step, a pool, gives, where a convolution has done it on its way
         for number, step in enumerate(setting.plan):
@@ -84,7 +84,7 @@ def run_backward(
     scale = affine[1]
     plan, taps, signs, d_taps = setting.plan, list(taps), list(signs), list(d_taps)
     channels, height, width = size
-    with _tf32(setting.tf32, taps[0].device):
+    with tf32_as(setting.tf32, taps[0].device):
         # From here on grad is dL/d(what goes into the ReLU of the step at hand), or for a pool, dL/d(its output).
         grad = tap_backward(setting, taps.pop(), d_taps.pop())
         for number in reversed(range(len(plan))):

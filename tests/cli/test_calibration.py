@@ -59,9 +59,10 @@ def test_two_processes(judged, run, call, trunk):
     found, expected = weights(judged / "two"), weights(judged / "one")
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5)
-    assert "several share --cache disk" in run(
-        "train", "judged", "-o", "three", "--cache", "memory", *options, processes=2, threads=1, status=1
-    ).stderr
+    assert (
+        "several share --cache disk"
+        in run("train", "judged", "-o", "three", "--cache", "memory", *options, processes=2, threads=1, status=1).stderr
+    )
 
 
 def test_weights_and_scores(judged, call, trunk, trunk_states):
