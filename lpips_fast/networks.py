@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def _conv_relu(cin: int, cout: int, kernel: int, stride: int = 1, padding: int = 0) -> list[nn.Module]:
@@ -47,6 +48,12 @@ class _Fire(nn.Module):
         self.squeeze, self.squeeze_activation = _conv_relu(cin, squeezed, 1)
         self.expand1x1, self.expand1x1_activation = _conv_relu(squeezed, expanded, 1)
         self.expand3x3, self.expand3x3_activation = _conv_relu(squeezed, expanded, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = self.squeeze_activation(self.squeeze(x))
+        narrow = self.expand1x1_activation(self.expand1x1(s))
+        wide = self.expand3x3_activation(self.expand3x3(s))
+        return torch.cat((narrow, wide), dim=1)
 
 
 def _squeezenet1_1() -> list[nn.Module]:

@@ -26,6 +26,18 @@ def test_layers_are_torchvisions(model):
     assert {n: p.shape for n, p in ours.state_dict().items()} == {n: p.shape for n, p in theirs.state_dict().items()}
 
 
+@pytest.mark.parametrize("model", LAYERS)
+def test_outputs_are_torchvisions(model):
+    import torchvision
+
+    ours = nn.Sequential(*LAYERS[model]())
+    theirs = getattr(torchvision.models, model)(weights=None).features[: len(ours)]
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.rand(1, 3, 65, 65)
+    with torch.no_grad():
+        assert torch.equal(ours(x), theirs(x))
+
+
 def test_addresses_are_torchvisions():
     from torchvision import models
 
