@@ -32,10 +32,12 @@ settings.register_profile("fixed", derandomize=True, deadline=None, max_examples
 settings.register_profile("long", deadline=None, max_examples=5000, print_blob=True)
 settings.load_profile("fixed")
 
-# Several processes of tests (pytest -n) share the processors, with the processes that they start.
-_share = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
-os.environ.setdefault("OMP_NUM_THREADS", str(_share))
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+# Several processes of tests (pytest -n) share the processors, with the processes that they start: with more threads than
+# processors, those of OpenMP wait for each other, and all takes several times as long.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    _share = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    os.environ["OMP_NUM_THREADS"] = str(_share)
+    torch.set_num_threads(_share)
 
 
 @pytest.fixture(autouse=True)
