@@ -32,8 +32,8 @@ settings.register_profile("fixed", derandomize=True, deadline=None, max_examples
 settings.register_profile("long", deadline=None, max_examples=5000, print_blob=True)
 settings.load_profile("fixed")
 
-# Several processes of tests (pytest -n) share the processors, with the processes that they start: with more threads than
-# processors, those of OpenMP wait for each other, and all takes several times as long.
+# Several processes of tests (pytest -n), and those that they start, share the processors: with more threads than
+# processors OpenMP's wait for each other, and all takes several times as long.
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     _share = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
     os.environ["OMP_NUM_THREADS"] = str(_share)
