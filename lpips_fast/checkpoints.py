@@ -99,22 +99,25 @@ class Checkpoint:
         return scaling | trunk | linear | (repeated if target == "lpips" else {})
 
 
-def load_any(path: str | PathLike[str]) -> Checkpoint:
+def load_any(path: str | PathLike[str], net: str | None = None) -> Checkpoint:
     """Reads the weights of LPIPS, whole or linear ones alone, as lpips, taming, torchmetrics or piq name them.
 
     Args:
         path: .safetensors, or else a file of torch.save, read without running any code that it may hold.
+        net: what they must be for, 'alex', 'vgg' or 'squeeze'; None for whichever they are.
 
     Returns:
         What it holds and whose it is; `load_any(path).module()` is an LPIPS with it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, or a name is missing, unknown or of another shape.
+        ValueError: it cannot be read, a name is missing, unknown or of another shape, or it is for another net.
     """
+    if net is not None:
+        check_choice("net", net, SPECS)
     content = weights.read_file(path)
     if isinstance(content, list | tuple):
-        return _from_piq_list(path, content)
+        return _from_piq_list(path, content, net)
     state = _without_prefix(path, weights.checked_state_dict(content, path))
     scaling = {name: tensor for name, tensor in state.items() if name.startswith("scaling_layer.")}
     linear = {name: tensor for name, tensor in state.items() if name.startswith("lin")}
@@ -123,7 +126,8 @@ def load_any(path: str | PathLike[str]) -> Checkpoint:
     if not linear and not rest:
         raise ValueError(f"{path} has neither a trunk nor linear weights, only {sorted(scaling)}")
     style, numbers, trunk = _trunk_names(path, rest)
-    net = _net_of_linear(path, linear) if linear else _net_of_trunk(trunk)
+    if net is None:
+        net = _net_of_linear(path, linear) if linear else _net_of_trunk(trunk)
     spec = SPECS[net]
     layers = weights.linear_weights(linear, spec.channels, path) if linear else None
     if not trunk:
@@ -151,14 +155,19 @@ def _checkpoint(origin: str, net: str, linear: list[Tensor] | None, trunk: dict[
     return Checkpoint(origin, net, None, linear, trunk)
 
 
-def _from_piq_list(path: str | PathLike[str], content: list | tuple) -> Checkpoint:
+def _from_piq_list(path: str | PathLike[str], content: list | tuple, net: str | None) -> Checkpoint:
     channels = SPECS["vgg"].channels
     fit = len(content) == len(channels) and all(
         isinstance(w, Tensor) and w.dim() >= 3 and w.numel() == c == w.shape[-3]
         for w, c in zip(content, channels, strict=True)
     )
     if not fit:
-        raise ValueError(f"{path} holds a list, but not piq's linear weights: [1, C, 1, 1] with C of {list(channels)}")
+        raise ValueError(
+            f"{path} must hold tensors by name (a state_dict), or else a list of piq's linear weights, [1, C, 1, 1] "
+            f"with C of {list(channels)}; got another list"
+        )
+    if net not in (None, "vgg"):
+        raise ValueError(f"{path} holds piq's linear weights, which are for net vgg, not {net}")
     state = weights.linear_state_dict(w.reshape(1, -1, 1, 1) for w in content)
     return _checkpoint("piq", "vgg", weights.linear_weights(state, channels, path), None)
 

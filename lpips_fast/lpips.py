@@ -57,7 +57,7 @@ class LPIPS(nn.Module):
         pnet_tune: whether the trunk's weights get gradients; needs eval_mode=False.
         use_dropout: dropout before the linear weights, in training (eval_mode=False) only.
         model_path: a file of linear weights to use instead of the published ones, or of a whole model, trunk and all,
-            as `lpips` saves them (.pth, read without running code) or .safetensors.
+            as `lpips` saves them or as `load_any` knows them (.pth, read without running code, or .safetensors).
         eval_mode: frozen and always in eval. With False the linear weights get gradients and `.train()` works.
         verbose: whether a download shows a progress bar.
         backend: of the head: 'auto', 'reference', 'cpu', 'cuda' or 'triton'; `lpips_fast.backends()` lists them.
@@ -112,7 +112,7 @@ class LPIPS(nn.Module):
             raise ValueError("pnet_tune=True trains the trunk, which eval_mode=True keeps frozen: pass eval_mode=False")
         if grad_in_forward and spatial:
             raise ValueError("grad_in_forward=True has one number a pair to differentiate, spatial=True has a map")
-        if chunk_size not in (None, "auto") and (not isinstance(chunk_size, int) or chunk_size < 1):
+        if chunk_size not in (None, "auto") and (type(chunk_size) is not int or chunk_size < 1):  # True is an int, too
             raise ValueError(f"chunk_size must be None, 'auto' or a number of pairs from 1, got {chunk_size!r}")
         spec = SPECS[NETS[net]]
         self.pnet_type = net
@@ -130,12 +130,17 @@ class LPIPS(nn.Module):
 
         self.scaling_layer = ScalingLayer()
         self.net = Trunk(NETS[net], precision, cpu_conv)
-        given = weights.load_model(model_path, self.chns) if lpips and model_path is not None else None
-        if given is not None and given.trunk:
+        given = None
+        if model_path is not None:
+            from .checkpoints import load_any  # which makes LPIPS
+
+            given = load_any(model_path, NETS[net])
+            if lpips and given.linear is None:
+                raise ValueError(f"model_path {model_path} has no linear weights: pass lpips=False")
+        if given is not None and given.trunk is not None:
             if trunk_weights is not None:
                 raise ValueError(f"model_path {model_path} has a trunk, too: leave out trunk_weights")
             self.net.load_features(given.trunk)
-            self.scaling_layer.load_state_dict(given.scaling)
         elif not pnet_rand or trunk_weights is not None:
             state = weights.trunk_weights(NETS[net], trunk_weights, progress=verbose)
             try:
@@ -150,7 +155,7 @@ class LPIPS(nn.Module):
                 self.add_module(f"lin{k}", lin)
             self.lins = nn.ModuleList(lins)
             self.lins.requires_grad_(not eval_mode)
-            if given is not None:
+            if given is not None and given.linear is not None:
                 self.set_linear_weights(given.linear)
             elif pretrained:
                 self.set_linear_weights(weights.published_linear_weights(NETS[net], version, self.chns))

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -35,46 +34,24 @@ def published_linear_weights(net: str, version: str, channels: list[int]) -> lis
     manifest = json.loads((_FOLDER / "manifest.json").read_text())
     if hashlib.sha256(path.read_bytes()).hexdigest() != manifest[path.name]["sha256"]:
         raise RuntimeError(f"{path} is not the file this package was released with (its SHA-256 differs): reinstall")
-    return load_linear_weights(path, channels)
+    return linear_weights(read_state_dict(path), channels, path)
 
 
-def load_linear_weights(path: str | PathLike[str], channels: list[int]) -> list[Tensor]:
-    """Reads a file of linear weights as `lpips` keeps them (.pth), or the same in .safetensors.
+def linear_weights(state: Mapping[str, Tensor], channels: Sequence[int], path: str | PathLike[str]) -> list[Tensor]:
+    """The linear weights among tensors read from a file, as `lpips` names them.
 
     Args:
-        path: keys `lin{k}.model.1.weight` (or `.0.` where they were trained without dropout), for every layer k;
+        state: keys `lin{k}.model.1.weight` (or `.0.` where they were trained without dropout), for every layer k;
             the duplicates `lins.{k}...` may be there too.
         channels: C_k of every layer.
+        path: the file, for errors.
 
     Returns:
         a [1, C_k, 1, 1] a layer.
 
     Raises:
-        FileNotFoundError; ValueError where the file cannot be read, or a key is missing, extra or of another shape.
+        ValueError: a key is missing, extra or of another shape, or a value is NaN or infinite.
     """
-    return linear_weights(read_state_dict(path), channels, path)
-
-
-class ModelFile(NamedTuple):
-    """What a file of weights holds."""
-
-    linear: list[Tensor]  # [1, C_k, 1, 1] a layer
-    trunk: dict[str, Tensor]  # named as torchvision's `features` ('0.weight', ...); empty for linear weights alone
-    scaling: dict[str, Tensor]  # 'shift' and 'scale'; likewise
-
-
-def load_model(path: str | PathLike[str], channels: list[int]) -> ModelFile:
-    """Reads linear weights as `load_linear_weights` does, or the state_dict of a whole model, as `lpips` saves it."""
-    state = read_state_dict(path)
-    trunk = {name.split(".", 2)[2]: state.pop(name) for name in [*state] if name.startswith("net.slice")}
-    scaling = {n.split(".", 1)[1]: state.pop(n) for n in [*state] if trunk and n.startswith("scaling_layer.")}
-    if trunk and set(scaling) != {"shift", "scale"}:
-        raise ValueError(f"{path} has a trunk, and so must have scaling_layer.shift and scaling_layer.scale")
-    return ModelFile(linear_weights(state, channels, path), trunk, scaling)
-
-
-def linear_weights(state: Mapping[str, Tensor], channels: Sequence[int], path: str | PathLike[str]) -> list[Tensor]:
-    """As `load_linear_weights`, of what was read from the file already."""
     weights = []
     used = set()
     for k, c in enumerate(channels):

@@ -182,8 +182,35 @@ def test_piq_has_vgg_only(load, trunk_states):
 @pytest.mark.parametrize("content", ([1.0], [torch.zeros(1, 64, 1, 1)], [torch.zeros(1, 2, 3, 4)] * 5, 3, "text"))
 def test_not_a_state_dict(tmp_path, content):
     torch.save(content, tmp_path / "other.pth")
-    with raises(ValueError, "other.pth", "must hold" if not isinstance(content, list) else "a list"):
+    with raises(ValueError, "other.pth", "must hold", "another list" if isinstance(content, list) else "state_dict"):
         lpips_fast.load_any(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("origin,net", (("lpips", "alex"), ("torchmetrics", "squeeze"), ("taming", "vgg")))
+def test_as_model_path(theirs, make_ours, tmp_path, origin, net):
+    """Whoever wrote it, trunk and linear weights are the file's."""
+    torch.save(theirs[origin](net).state_dict(), tmp_path / "model.pth")
+    in0, in1 = pair(1, 35, 35)
+    module = lpips_fast.LPIPS(net=net, model_path=tmp_path / "model.pth")
+    assert torch.equal(module(in0, in1), make_ours(net)(in0, in1))
+
+
+def test_model_path_of_another_net(theirs, tmp_path):
+    torch.save(theirs["lpips"]("squeeze").state_dict(), tmp_path / "model.pth")
+    with raises(ValueError, "model.pth", "another net"):
+        lpips_fast.LPIPS(net="alex", model_path=tmp_path / "model.pth")
+    torch.save(published_linear_weights("vgg", "0.1", CHANNELS["vgg"]), tmp_path / "piq.pt")
+    with raises(ValueError, "piq.pt", "vgg", "not squeeze"):
+        lpips_fast.LPIPS(net="squeeze", model_path=tmp_path / "piq.pt")
+
+
+def test_model_path_without_linear_weights(make_theirs, make_ours, tmp_path):
+    torch.save(make_theirs("alex", lpips=False).state_dict(), tmp_path / "model.pth")
+    in0, in1 = pair(1, 35, 35)
+    module = lpips_fast.LPIPS(lpips=False, model_path=tmp_path / "model.pth")
+    assert torch.equal(module(in0, in1), make_ours(lpips=False)(in0, in1))
+    with raises(ValueError, "model.pth", "no linear weights", "lpips=False"):
+        lpips_fast.LPIPS(model_path=tmp_path / "model.pth")
 
 
 def test_unknown_target(load):

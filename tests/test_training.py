@@ -257,7 +257,7 @@ def test_one_image_goes_through_the_trunk_once(make_ours):
         assert seen == [8]  # both images in one batch
 
 
-@pytest.mark.parametrize("chunk_size", (0, -1, 1.5, "all"))
+@pytest.mark.parametrize("chunk_size", (0, -1, 1.5, True, "all"))
 def test_chunk_size_is_checked(make_ours, chunk_size):
     with pytest.raises(ValueError, match="chunk_size"):
         make_ours("alex", chunk_size=chunk_size)

@@ -90,8 +90,8 @@ def plus(name, *shape):
 LIN0 = "lin0.model.1.weight"
 BAD_FILES = {
     "missing layer": (lambda s: without(s, "lin3.model.1.weight"), ("layer 3", "lin3.model.1.weight")),
-    "missing all": (lambda s: {"x": torch.zeros(1)}, ("layer 0", LIN0, "['x']")),
-    "empty": (lambda s: {}, ("layer 0", LIN0)),
+    "missing all": (lambda s: {"x": torch.zeros(1)}, ("'x'", "none of LPIPS's")),
+    "empty": (lambda s: {}, ("no tensors",)),
     "extra key": (plus("lin5.model.1.weight", 1, 9, 1, 1), ("lin5.model.1.weight",)),
     "extra bias": (plus("lin0.model.1.bias", 1), ("lin0.model.1.bias",)),
     "wrong shape": (with_lin0(torch.zeros(1, 64)), (LIN0, "[1, 64, 1, 1]", "[1, 64]")),
