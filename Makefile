@@ -1,6 +1,5 @@
 # make demo    what lpips_fast does, in a minute; writes demo.png
 # make test    the tests
-# make test-all  these, and more of the same combinations
 # make lint    ruff and mypy
 # make docs    the documentation as a site, in build/site
 # make wheel   sdist and wheel, in dist
@@ -22,16 +21,13 @@ TORCH := torch torchvision ninja $(if $(filter Linux,$(shell uname -s)),triton)
 NATIVE := setup.py pyproject.toml $(shell find csrc -type f)
 SETUP := $(VENV)/.lpips_fast-setup
 
-.PHONY: demo test test-all lint docs wheel smoke bench sanitize gpu setup clean
+.PHONY: demo test lint docs wheel smoke bench sanitize gpu setup clean
 
 demo: setup
 	$(BIN)/python -m lpips_fast.demo
 
 test: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 8
-
-test-all: setup
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m ""
 
 lint: setup
 	$(BIN)/ruff check .

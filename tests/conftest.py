@@ -24,7 +24,6 @@ import lpips_fast
 from lpips_fast.trunk import Trunk
 
 NETS = ("alex", "vgg", "squeeze")
-MOST_NETS = ("alex", "vgg", pytest.param("squeeze", marks=pytest.mark.slow))  # where a net more shows little more
 BACKENDS = ("auto", "reference")
 
 # The same examples in every run; `pytest --hypothesis-profile long` looks for new ones.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from .conftest import BACKENDS, MOST_NETS
+from .conftest import BACKENDS, NETS
 from .images import (
     MIN_SIZE,
     SIZE,
@@ -71,21 +71,21 @@ def assert_same(module, reference, in0, in1, **arguments):
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("net", MOST_NETS)
+@pytest.mark.parametrize("net", NETS)
 def test_options(ours, oracle, net, backend, dtype, options):
     assert_same(ours(net, dtype, backend=backend, **options), oracle(net, **options), *pair(2, *SIZE[net], dtype=dtype))
 
 
 @pytest.mark.parametrize("spatial", (False, True), ids=("mean", "spatial"))
 @pytest.mark.parametrize("size", ("minimum", (64, 64), (31, 57)), ids=str)
-@pytest.mark.parametrize("net", MOST_NETS)
+@pytest.mark.parametrize("net", NETS)
 def test_sizes(ours, oracle, net, size, spatial):
     h, w = (MIN_SIZE[net],) * 2 if size == "minimum" else size
     assert_same(ours(net, spatial=spatial), oracle(net, spatial=spatial), *pair(2, h, w))
 
 
 @pytest.mark.parametrize("layout", ("channels_last", "sliced", "transposed"))
-@pytest.mark.parametrize("net", MOST_NETS)
+@pytest.mark.parametrize("net", NETS)
 def test_layouts(ours, oracle, net, layout):
     change = {
         "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
@@ -95,7 +95,7 @@ def test_layouts(ours, oracle, net, layout):
     assert_same(ours(net), oracle(net), *map(change, pair(2, *SIZE[net])))
 
 
-@pytest.mark.parametrize("net", MOST_NETS)
+@pytest.mark.parametrize("net", NETS)
 def test_normalize(ours, oracle, net):
     in0, in1 = ((x + 1) / 2 for x in pair(2, *SIZE[net]))
     assert_same(ours(net), oracle(net), in0, in1, normalize=True)
@@ -103,13 +103,13 @@ def test_normalize(ours, oracle, net):
 
 @pytest.mark.parametrize("sizes", ((1, 3), (3, 1)), ids=str)
 @pytest.mark.parametrize("spatial", (False, True), ids=("mean", "spatial"))
-@pytest.mark.parametrize("net", MOST_NETS)
+@pytest.mark.parametrize("net", NETS)
 def test_one_against_many(ours, oracle, net, spatial, sizes):
     in0, in1 = (image(n, *SIZE[net], seed=n) for n in sizes)
     assert_same(ours(net, spatial=spatial), oracle(net, spatial=spatial), in0, in1)
 
 
-@pytest.mark.parametrize("net", MOST_NETS)
+@pytest.mark.parametrize("net", NETS)
 def test_grayscale(ours, oracle, net):
     in0, in1 = pair(2, *SIZE[net], channels=1)
     assert_same(ours(net), oracle(net), in0, in1)
@@ -118,7 +118,7 @@ def test_grayscale(ours, oracle, net):
 
 
 @pytest.mark.parametrize("spatial", (False, True), ids=("mean", "spatial"))
-@pytest.mark.parametrize("net", MOST_NETS)
+@pytest.mark.parametrize("net", NETS)
 def test_empty_batch(ours, net, spatial):
     in0, in1 = pair(0, *SIZE[net])
     value, parts, grads = run(ours(net, spatial=spatial), in0, in1)
@@ -128,7 +128,7 @@ def test_empty_batch(ours, net, spatial):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("net", MOST_NETS)
+@pytest.mark.parametrize("net", NETS)
 def test_vgg16_is_vgg_and_parts_add_up(ours, net, backend):
     in0, in1 = pair(3, *SIZE[net])
     value, parts = ours(net, backend=backend)(in0, in1, retPerLayer=True)
@@ -138,7 +138,7 @@ def test_vgg16_is_vgg_and_parts_add_up(ours, net, backend):
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
-@pytest.mark.parametrize("net", MOST_NETS)
+@pytest.mark.parametrize("net", NETS)
 def test_low_precision(ours, oracle, net, dtype):
     """Features are in the images' type, whose rounding shows; the head's own arithmetic is float32 all the same."""
     module, in0, in1 = ours(net, dtype), *pair(2, *SIZE[net], dtype=dtype)
@@ -169,7 +169,7 @@ def exact_head(feats0, feats1, weights):
     return sum(parts)
 
 
-@pytest.mark.parametrize("net", MOST_NETS)
+@pytest.mark.parametrize("net", NETS)
 def test_autocast(ours, oracle, net):
     in0, in1 = pair(2, *SIZE[net])
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -197,7 +197,7 @@ def test_gradient_to_one_image_only(ours, oracle, needs):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("net", MOST_NETS)
+@pytest.mark.parametrize("net", NETS)
 def test_two_backwards_through_one_call(ours, net, backend):
     """GANs weigh their losses by the gradient norm at the last layer, then run backward through the same graph."""
     in0, in1 = pair(2, *SIZE[net])
@@ -209,14 +209,14 @@ def test_two_backwards_through_one_call(ours, net, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("net", MOST_NETS)
+@pytest.mark.parametrize("net", NETS)
 def test_identical_images_are_at_distance_zero(ours, net, backend):
     in0, _ = pair(2, *SIZE[net])
     value, parts, grads = run(ours(net, backend=backend), in0, in0.clone())
     assert all(torch.equal(t, torch.zeros_like(t)) for t in (value, *parts, *grads))
 
 
-@pytest.mark.parametrize("net", MOST_NETS)
+@pytest.mark.parametrize("net", NETS)
 def test_two_runs_agree_to_the_bit(ours, net):
     first, second = (run(ours(net), *pair(2, *SIZE[net])) for _ in range(2))
     for a, b in zip((first[0], *first[1], *first[2]), (second[0], *second[1], *second[2])):
@@ -225,7 +225,7 @@ def test_two_runs_agree_to_the_bit(ours, net):
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("net", MOST_NETS)
+@pytest.mark.parametrize("net", NETS)
 def test_features_of_norm_zero(ours, net, backend):
     """Where a whole feature vector is 0 lpips gives NaN gradients; ours are finite, also under anomaly detection."""
     module = ours(net, torch.float32, backend=backend)
@@ -239,7 +239,7 @@ def test_features_of_norm_zero(ours, net, backend):
 
 @pytest.mark.parametrize("bad", (float("nan"), float("inf"), float("-inf")))
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("net", MOST_NETS)
+@pytest.mark.parametrize("net", NETS)
 def test_nan_in_nan_out(ours, net, backend, bad):
     """A NaN or an infinity makes its own image's distance NaN, and no other's."""
     in0, in1 = pair(3, *SIZE[net])

@@ -267,7 +267,7 @@ def test_usable_under_no_grad_and_inference_mode(make_ours):
 
 @pytest.mark.parametrize("options", ({}, {"spatial": True}, {"lpips": False, "version": "0.0"}), ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("net", ("alex", *(pytest.param(net, marks=pytest.mark.slow) for net in ("vgg", "squeeze"))))
+@pytest.mark.parametrize("net", NETS)
 def test_compiled_in_one_graph(make_ours, net, backend, options):
     """fullgraph, traced by dynamo and AOTAutograd forward and backward; see below for a compiled backend."""
     module = make_ours(net, backend=backend, **options)
@@ -306,7 +306,7 @@ def along(module, in0, in1, directions0, directions1):
 
 @pytest.mark.parametrize("options", ({}, {"spatial": True}, {"lpips": False}), ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("net,size", (("alex", 31), pytest.param("squeeze", 17, marks=pytest.mark.slow)))
+@pytest.mark.parametrize("net,size", (("alex", 31), ("squeeze", 17)))
 def test_gradcheck_and_gradgradcheck(make_ours, net, size, backend, options):
     module = make_ours(net, backend=backend, **options).double()
     if options.get("spatial"):

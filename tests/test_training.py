@@ -15,7 +15,8 @@ import lpips_fast.grad_in_forward
 from lpips_fast.frozen import run
 from lpips_fast.lpips import LPIPS
 
-NETS = ("alex", "vgg", pytest.param("squeeze", marks=pytest.mark.slow))
+from .conftest import NETS
+
 SIZE = 48
 
 

@@ -13,11 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
-# One in every run, the others in `make test-all`.
-TARGETS = (
-    "cuda 90 32",
-    *(pytest.param(target, marks=pytest.mark.slow) for target in ("cuda 80 32", "cuda 100 32", "hip gfx942 64")),
-)
+TARGETS = ("cuda 80 32", "cuda 90 32", "cuda 100 32", "hip gfx942 64")
 
 
 def compile_for(target, folder, *tile):
@@ -42,7 +38,7 @@ def test_no_spills_and_no_fused_differences(target, tmp_path):
     assert [record for record in subtracting if record["fused"]] == []
 
 
-@pytest.mark.parametrize("target", ("cuda 90 32", pytest.param("hip gfx942 64", marks=pytest.mark.slow)))
+@pytest.mark.parametrize("target", ("cuda 90 32", "hip gfx942 64"))
 def test_spills_of_a_tile_too_large_are_seen(target, tmp_path):
     (record,) = compile_for(target, tmp_path, "131072")
     assert record["spills"] > 0

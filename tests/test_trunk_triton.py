@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not gpu_layers.available(), reason="no GPU, and 
 
 ops = torch.ops.lpips_fast
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = (torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow))
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Of the largest value: one rounding to the type of what float32 arithmetic gives.
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 SHAPES = [(2, 64, 8, 8), (1, 24, 7, 5), (3, 13, 4, 6), (2, 520, 3, 3), (1, 8, 1, 1), (0, 16, 4, 4)]
@@ -133,7 +133,7 @@ def test_tap_backward(dtype, shape, pool):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", ((3, 24, 7, 5), pytest.param((2, 64, 8, 8), marks=pytest.mark.slow)))
+@pytest.mark.parametrize("shape", ((3, 24, 7, 5), (2, 64, 8, 8)))
 @pytest.mark.parametrize("pool", (None, *POOLS), ids=lambda pool: "none" if pool is None else window(pool))
 @pytest.mark.parametrize("case", ("both", "first", "one for all"))
 @pytest.mark.parametrize("mean", (True, False))

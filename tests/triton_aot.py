@@ -3,7 +3,7 @@
     python triton_aot.py cuda 90 32            the arguments of triton's GPUTarget
     python triton_aot.py cuda 90 32 262144     one backward kernel alone, with that for its BWD_TILE
 
-One JSON record a line: the variant, and its registers, spills (to memory, of any kind) and fused multiply-adds. The
+One JSON record a line: the variant, and its registers, spills to memory and fused multiply-adds. The
 variants are those that the operators launch on the tensors given below: kernels are replaced by recorders, which turn
 the arguments of a launch into a signature as Triton's just-in-time compiler would. Needs a process without
 TRITON_INTERPRET.
@@ -169,8 +169,11 @@ def nvidia_cost(compiled):
 
 
 def amd_cost(compiled):
-    """From the assembler's metadata. Divisions and roots are fused multiply-adds there, so those tell nothing."""
-    fields = ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count", "sgpr_spill_count")
+    """From the assembler's metadata, but for scalar registers' spills, which go into lanes of vector registers.
+
+    Divisions and roots are fused multiply-adds there, so those tell nothing.
+    """
+    fields = ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count")
     registers, *spills = (int(re.search(rf"\.{name}:\s*(\d+)", compiled.asm["amdgcn"])[1]) for name in fields)
     return {"registers": registers, "spills": sum(spills), "fused": 0}
 

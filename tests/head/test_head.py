@@ -23,7 +23,6 @@ from .cases import (
 )
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-MOST_SHAPES = [pytest.param(net, marks=pytest.mark.slow) if net in ("squeeze", "vgg") else net for net in SHAPES]
 EPS = ((1e-10, False), (1e-8, True))
 
 
@@ -68,7 +67,7 @@ def assert_gradients_close(grads, expected, n_layers, needs):
 @pytest.mark.parametrize("maps", (False, True), ids=("mean", "maps"))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("net", MOST_SHAPES)
+@pytest.mark.parametrize("net", SHAPES)
 def test_value_and_gradients(backend, device, net, layout, dtype, maps):
     skip_in_interpreter(backend, device, net != "odd" and (dtype != torch.float32 or maps or net == "squeeze"))
     check_against_oracle(backend, *features(net, dtype, layout=layout, device=device), maps=maps)
@@ -126,7 +125,7 @@ def test_weights_none_are_ones(backend, device):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("net", MOST_SHAPES)
+@pytest.mark.parametrize("net", SHAPES)
 def test_two_runs_agree_to_the_bit(backend, device, net, layout):
     skip_in_interpreter(backend, device, net != "odd")
     case = features(net, torch.float32, batch=3, layout=layout, device=device)
@@ -225,7 +224,7 @@ def test_gradcheck(backend, device):
             assert torch.autograd.gradgradcheck(function, leaves, fast_mode=fast)
 
 
-@pytest.mark.parametrize("net", ("odd", pytest.param("alex", marks=pytest.mark.slow)))
+@pytest.mark.parametrize("net", ("odd", "alex"))
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_opcheck(backend, device, layout, net):
     """Schema, fakes (with their strides), dispatch and tracing of the three operators."""
