@@ -19,15 +19,16 @@ from . import cpu_layers, extension, functional, pairwise, weights
 from .grad_in_forward import Job, distance_with_gradient
 from .pairwise import Images
 from .pixel_weights import shares, weighted_mean
-from .plan import Affine, is_autocast_enabled
+from .plan import Affine, Conv, is_autocast_enabled
 from .reference import accumulation_dtype, normalize_channels
 from .trunk import PRECISIONS, SPECS, Trunk
 from .video import flatten_videos
 
 NETS = {"alex": "alex", "vgg": "vgg", "vgg16": "vgg", "squeeze": "squeeze"}
 
-# How many pixels the pairs have that go through at a time, with chunk_size='auto', and on the CPU wherever no graph is
-# kept: there it is faster, for the smaller the tensors, the less memory is fresh from the system at each layer.
+# How many pixels the pairs have that go through at a time, with chunk_size='auto', and on the CPU in any case: there it
+# is faster, for the smaller the tensors, the less memory is fresh from the system at each layer. Where a graph keeps
+# memory anyway these are pixels of the largest layer.
 _AUTO_PIXELS = 1 << 19
 _CPU_PIXELS = 1 << 17
 
@@ -68,7 +69,7 @@ class LPIPS(nn.Module):
             not grow with the activations. Not for maps (an error), double backward (an error), retPerLayer and
             trainable weights (these take the ordinary path).
         chunk_size: how many pairs go through at a time, or 'auto' for as many as have 2^19 pixels (8 of 256 x 256), on
-            the CPU 2^17, which is also what it does by itself. It bounds memory where no graph is kept: without
+            the CPU 2^17, which it also does by itself. It bounds memory where no graph is kept: without
             gradients, or with grad_in_forward.
         cpu_conv: how the CPU does the trunk's 3x3 convolutions in float32: 'winograd', with fewer multiplications,
             'direct', or 'auto' for what is faster at their size.
@@ -396,8 +397,9 @@ class LPIPS(nn.Module):
         if isinstance(self.chunk_size, int):
             return self.chunk_size
         pixels = x.shape[2] * x.shape[3]
-        if x.device.type == "cpu" and not keeps_graph and not torch.compiler.is_compiling():
-            return max(1, _CPU_PIXELS // pixels)
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            stride = cast(Conv, self.net.plan[0]).stride if keeps_graph else 1
+            return max(1, _CPU_PIXELS * stride**2 // pixels)
         return None if self.chunk_size is None else max(1, _AUTO_PIXELS // pixels)
 
     def _linear_weights(self) -> list[Tensor] | None:
