@@ -28,7 +28,7 @@ NETS = {"alex": "alex", "vgg": "vgg", "vgg16": "vgg", "squeeze": "squeeze"}
 
 # How many pixels the pairs have that go through at a time, with chunk_size='auto', and on the CPU in any case: there it
 # is faster, for the smaller the tensors, the less memory is fresh from the system at each layer. Where a graph keeps
-# memory anyway these are pixels of the largest layer.
+# memory anyway these are pixels of the first layer's output.
 _AUTO_PIXELS = 1 << 19
 _CPU_PIXELS = 1 << 17
 
@@ -69,7 +69,7 @@ class LPIPS(nn.Module):
             not grow with the activations. Not for maps (an error), double backward (an error), retPerLayer and
             trainable weights (these take the ordinary path).
         chunk_size: how many pairs go through at a time, or 'auto' for as many as have 2^19 pixels (8 of 256 x 256), on
-            the CPU 2^17, which it also does by itself. It bounds memory where no graph is kept: without
+            the CPU 2^17 (docs/training.md), also without being asked. It bounds memory where no graph is kept: without
             gradients, or with grad_in_forward.
         cpu_conv: how the CPU does the trunk's 3x3 convolutions in float32: 'winograd', with fewer multiplications,
             'direct', or 'auto' for what is faster at their size.
