@@ -19,8 +19,8 @@ from torch import Tensor
 
 from .gpu_layers import HeadGradient
 from .layers import conv_backward, conv_relu, max_pool, prepare, tap_backward
-from .ops import is_differentiated
 from .plan import Affine, Fire, Pool, Setting, without_autocast
+from .transforms import is_batched, is_differentiated
 
 
 @contextlib.contextmanager
@@ -105,7 +105,8 @@ def run_backward(
                 grad = conv_backward(setting, tensors, step, grad, addend=d_taps.pop(), passes=taps.pop())
             else:
                 grad = conv_backward(setting, tensors, step, grad, passes=signs.pop())
-        grad = grad[:, :channels]  # some were added to fill up
+        if grad.shape[1] > channels:  # some were added to fill up
+            grad = grad[:, :channels]
         return grad if scale is None else grad / scale
 
 
@@ -132,9 +133,12 @@ class _FrozenTrunk(torch.autograd.Function):
         affine, images, tensors = inputs[:2], inputs[2 : 2 + n_batches], inputs[2 + n_batches :]
         taps, signs = outputs[: setting.n_taps], outputs[setting.n_taps :]
         d_taps = grads[: setting.n_taps]
-        if is_differentiated(*images, *d_taps):
+        differentiated = is_differentiated(*images, *d_taps)
+        if differentiated or is_batched(*d_taps):
+            setting = setting.plain()
             tensors = [tensors[0][:, : images[0].shape[1]], *tensors[1:]]
-            taps, _ = run(setting._replace(filters=None, triton=False), images, affine, tensors)
+        if differentiated:
+            taps, _ = run(setting, images, affine, tensors)
             wanted = [image for image in images if image.requires_grad]
             found = iter(torch.autograd.grad(taps, wanted, d_taps, create_graph=True))
             d_images = [next(found) if image.requires_grad else None for image in images]

@@ -21,6 +21,7 @@ from .pairwise import Images
 from .pixel_weights import shares, weighted_mean
 from .plan import Affine, Conv, is_autocast_enabled
 from .reference import accumulation_dtype, normalize_channels
+from .transforms import is_transformed
 from .trunk import PRECISIONS, SPECS, Trunk
 from .video import flatten_videos
 
@@ -271,8 +272,6 @@ class LPIPS(nn.Module):
             raise TypeError(f"{name} must be a tensor, got {type(image).__name__}")
         if image.layout != torch.strided:
             raise TypeError(f"{name} must be a dense tensor, got {image.layout}")
-        if not torch.compiler.is_compiling() and _is_batched_by_vmap(image):
-            raise ValueError(f"{name} is under torch.func.vmap, which LPIPS does not support: it takes batches itself")
         if image.dim() != 4 or image.shape[1] not in (1, 3):
             raise ValueError(f"{name} must be [N, 3, H, W], or [N, 1, H, W] grayscale, got {list(image.shape)}")
         if not image.is_floating_point():
@@ -358,7 +357,7 @@ class LPIPS(nn.Module):
 
     def _gradient_in_forward(self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None, retPerLayer: bool) -> bool:
         """Whether to take that path: it is asked for, a gradient will be, and nothing but the images needs one."""
-        if not self.grad_in_forward or retPerLayer or not torch.is_grad_enabled():
+        if not self.grad_in_forward or retPerLayer or not torch.is_grad_enabled() or is_transformed():
             return False
         others = [*(x1.taps if isinstance(x1, Features) else ()), *self.parameters()]
         if weight is not None:
@@ -430,15 +429,6 @@ def check_choice(name: str, given: str, accepted: Iterable[str]) -> None:
 
 def _shape(x: object) -> str:
     return str(list(x.shape)) if isinstance(x, Tensor) else type(x).__name__
-
-
-def _is_batched_by_vmap(x: Tensor) -> bool:
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(x):
-        if functorch.is_batchedtensor(x):
-            return True
-        x = functorch.get_unwrapped(x)
-    return False
 
 
 def _batch(x: Tensor | Features) -> int:

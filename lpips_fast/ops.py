@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .reference import accumulation_dtype, head_bwd_ref, head_maps_ref, head_ref
+from .transforms import is_batched, is_differentiated, is_transformed
 
 COMPILED_BACKENDS = ("cpu", "cuda", "triton")
 
@@ -73,14 +74,16 @@ for _backend in COMPILED_BACKENDS:
         torch.library.register_fake(f"lpips_fast::{_name}_{_backend}", _FAKES[_name], lib=library)
 
 
+def _forward_op(backend: str, maps: bool) -> Callable[..., Any]:
+    return getattr(torch.ops.lpips_fast, f"{'head_maps_fwd' if maps else 'head_fwd'}_{backend}")
+
+
 class _Head(torch.autograd.Function):
     """D [N, L], or the L maps, of a compiled backend; tensors are feats0, feats1 and weights, one after the other."""
 
     @staticmethod
     def forward(backend, maps, eps, eps_inside_sqrt, *tensors):
-        name = "head_maps_fwd" if maps else "head_fwd"
-        op = getattr(torch.ops.lpips_fast, f"{name}_{backend}")
-        out = op(*_split(tensors), eps, eps_inside_sqrt)
+        out = _forward_op(backend, maps)(*_split(tensors), eps, eps_inside_sqrt)
         return tuple(out) if maps else out
 
     @staticmethod
@@ -101,15 +104,6 @@ class _Head(torch.autograd.Function):
         return None, None, None, None, *d_tensors
 
 
-def is_differentiated(*tensors: Tensor) -> bool:
-    """Whether a backward, of these tensors, is itself being differentiated.
-
-    Where torch.func.vjp runs it, gradients are enabled, but its inputs have left their graph (their level is -2).
-    """
-    level = torch._C._functorch.maybe_get_level
-    return torch.is_grad_enabled() and any(t.requires_grad and level(t) != -2 for t in tensors)
-
-
 def _split(flat: Any) -> tuple[list[Any], list[Any], list[Any]]:
     n = len(flat) // 3
     return list(flat[:n]), list(flat[n : 2 * n]), list(flat[2 * n :])
@@ -124,17 +118,26 @@ def _differentiable_backward(ctx, grads, tensors, needs):
     return [next(found) if need else None for need in needs]
 
 
+def _needs_graph(*tensors: Tensor) -> bool:
+    """Without, an autograd.Function is overhead, and torch.compile of torch 2.14 fails at it."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
 def head(backend, feats0, feats1, weights, eps, eps_inside_sqrt):
     """D [N, L] by the named backend; arguments as in the contract above."""
-    if backend == "reference":
+    if backend == "reference" or is_transformed():
         return head_ref(feats0, feats1, weights, eps, eps_inside_sqrt)
+    if not _needs_graph(*feats0, *feats1, *weights):
+        return _forward_op(backend, False)(feats0, feats1, weights, eps, eps_inside_sqrt)
     return _Head.apply(backend, False, eps, eps_inside_sqrt, *feats0, *feats1, *weights)
 
 
 def head_maps(backend, feats0, feats1, weights, eps, eps_inside_sqrt):
     """The L maps d by the named backend."""
-    if backend == "reference":
+    if backend == "reference" or is_transformed():
         return head_maps_ref(feats0, feats1, weights, eps, eps_inside_sqrt)
+    if not _needs_graph(*feats0, *feats1, *weights):
+        return _forward_op(backend, True)(feats0, feats1, weights, eps, eps_inside_sqrt)
     return list(_Head.apply(backend, True, eps, eps_inside_sqrt, *feats0, *feats1, *weights))
 
 
@@ -142,5 +145,6 @@ def head_bwd(
     backend, grads, feats0, feats1, weights, eps, eps_inside_sqrt, mean, need_feats0, need_feats1, need_weights
 ):
     """The gradients by the named backend, without autograd; arguments and result as in the contract above."""
-    op = head_bwd_ref if backend == "reference" else getattr(torch.ops.lpips_fast, f"head_bwd_{backend}")
+    plain = backend == "reference" or is_batched(*grads)
+    op = head_bwd_ref if plain else getattr(torch.ops.lpips_fast, f"head_bwd_{backend}")
     return op(list(grads), feats0, feats1, weights, eps, eps_inside_sqrt, mean, need_feats0, need_feats1, need_weights)

@@ -55,6 +55,10 @@ class Setting(NamedTuple):
     filters: Filters | None = None  # of the CPU's convolutions by Winograd's algorithm, if there are to be any
     triton: bool = False  # whether Triton's kernels do what lies between the convolutions
 
+    def plain(self) -> Setting:
+        """The same in torch's operators alone, which can be differentiated and transformed."""
+        return self._replace(filters=None, triton=False)
+
     @property
     def n_taps(self) -> int:
         return sum(not isinstance(step, Pool) and step.tap for step in self.plan)

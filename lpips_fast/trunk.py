@@ -13,6 +13,7 @@ from . import cpu_layers, gpu_layers, winograd
 from .frozen import frozen_trunk, run
 from .networks import LAYERS
 from .plan import Affine, Conv, Fire, Plan, Pool, Setting, is_autocast_enabled
+from .transforms import is_transformed
 
 AlexnetOutputs = namedtuple("AlexnetOutputs", ["relu1", "relu2", "relu3", "relu4", "relu5"])
 VggOutputs = namedtuple("VggOutputs", ["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"])
@@ -130,10 +131,9 @@ class Trunk(nn.Module):
         Two batches of images go through as one, the second after the first.
         """
         setting = self.setting(images[0].device)
-        if self.is_frozen():
+        if self.is_frozen() and not is_transformed():
             taps = frozen_trunk(setting, images, affine, self.tensors(setting))
         else:
-            setting = setting._replace(filters=None, triton=False)
             taps, _ = run(setting, images, affine, _converted(self._parameters_in_order(), setting))
         return self.spec.outputs(*taps)
 
@@ -149,13 +149,19 @@ class Trunk(nn.Module):
         # Channels-last is faster but for float64 on the CPU and CUDA's convolutions in full float32.
         contiguous = dtype == torch.float64 or (device.type == "cuda" and tf32 is False)
         layout = torch.contiguous_format if contiguous else torch.channels_last
+        setting = Setting(self.plan, dtype, layout, tf32)
+        if is_transformed():
+            return setting._replace(layout=torch.contiguous_format)  # vmap knows no other
+        if not self.is_frozen():
+            return setting
+        if device.type == "cuda":
+            return setting._replace(triton=layout == torch.channels_last and gpu_layers.available())
         own = not torch.compiler.is_compiling() and device.type == "cpu" and dtype == torch.float32
-        filters = None
         if own and self.cpu_conv != "direct" and winograd.available():
             always = self.cpu_conv == "winograd"
             filters = self._once("filters", lambda: cpu_layers.Filters(self._parameters_in_order(), always))
-        triton = device.type == "cuda" and layout == torch.channels_last and gpu_layers.available()
-        return Setting(self.plan, dtype, layout, tf32, filters, triton)
+            return setting._replace(filters=filters)
+        return setting
 
     def tensors(self, setting: Setting) -> list[Tensor]:
         """The frozen trunk's tensors as the setting has them, made at the first call and kept."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -141,13 +142,26 @@ def read_file(path: str | PathLike[str]) -> object:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no weights file {path}")
+    if not path.is_file():  # to open a pipe would be to wait for it
+        raise ValueError(f"{path} cannot be read as a weights file: it is a folder, a device or a pipe")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        if zipfile.is_zipfile(path):
+            _check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of a broken or hostile file a reader raises nearly anything
         reason = f"{type(error).__name__}: {error}".removesuffix(": ")
         raise ValueError(f"{path} cannot be read as a weights file: {reason}") from error
+
+
+def _check_archive(path: Path) -> None:
+    """Raises a ValueError if a file's content takes more room than it: torch.save compresses nothing, a bomb does."""
+    with zipfile.ZipFile(path) as archive:
+        content = sum(entry.file_size for entry in archive.infolist())
+    size = path.stat().st_size
+    if content > size:
+        raise ValueError(f"it unpacks to {content} bytes from {size}; torch.save does not compress")
 
 
 def rename(state: dict[str, Tensor], before: str, after: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import zipfile
 
@@ -57,6 +58,16 @@ def archive(*names: str) -> bytes:
     return buffer.getvalue()
 
 
+def repacked(content: bytes, copies: int = 1, **options) -> bytes:
+    """An archive of torch.save as another program writes it, compressed or with its last entry listed several times."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(buffer, "w", **options) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+        target.filelist += target.filelist[-1:] * (copies - 1)
+    return buffer.getvalue()
+
+
 class Raises:
     """Its unpickling calls a function with arguments that it does not take."""
 
@@ -95,6 +106,8 @@ WEIGHTS = {
     "integers.pth": with_layer(torch.zeros(1, 256, 1, 1, dtype=torch.int32)),
     "complex.pth": with_layer(torch.zeros(1, 256, 1, 1, dtype=torch.complex64)),
     "expanded.pth": with_layer(torch.zeros(1).expand(2**20, 2**20)),
+    "deflated zeros.pth": repacked(with_layer(torch.zeros(2**22)), compression=zipfile.ZIP_DEFLATED),
+    "listed many times.pth": repacked(with_layer(torch.zeros(2**12)), copies=100),
     "no elements.pth": with_layer(torch.zeros(0)),
     "nan.pth": saved(spoiled(torch.nan)),
     "inf.pth": saved(spoiled(-torch.inf)),
@@ -136,6 +149,19 @@ def test_weights(folder, reader, name):
         reader(folder / name)
     reason = str(refused.value).partition(name)[2]
     assert len(reason.split()) >= 3, reason
+
+
+def test_a_bomb_is_not_unpacked(folder):
+    """16 MiB of zeros in 20 KB: what it would take is told without it being taken."""
+    with raises(ValueError, "deflated zeros.pth", "unpacks to 1678", "torch.save does not compress"):
+        read_state_dict(folder / "deflated zeros.pth")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    for name in ("pipe.pth", "pipe.safetensors"):
+        os.mkfifo(tmp_path / name)
+        with raises(ValueError, str(tmp_path / name), "pipe"):
+            read_state_dict(tmp_path / name)
 
 
 @pytest.mark.parametrize("value", (torch.nan, torch.inf))

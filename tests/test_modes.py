@@ -15,6 +15,7 @@ import threading
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.distributed.fsdp import fully_shard
 
 import lpips_fast
@@ -66,6 +67,15 @@ class TestCompile:
             assert_same(run(compiled, in0, in1), run(module, in0, in1))
         assert counter.frame_count <= 2
 
+    @pytest.mark.parametrize("no_grad", (False, True))
+    def test_without_gradients(self, module, no_grad):
+        """As a metric, in one graph."""
+        torch._dynamo.reset()
+        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+        in0, in1 = pair(2, 33, 33)
+        with torch.set_grad_enabled(not no_grad):
+            assert_close(compiled(in0, in1), module(in0, in1).double(), VALUE_TOLERANCE[torch.float32])
+
     @CUDA
     @pytest.mark.parametrize("grad_in_forward", (False, True))
     def test_reduce_overhead(self, make_ours, grad_in_forward):
@@ -102,6 +112,11 @@ class TestExport:
 
 
 class TestFunc:
+    @pytest.fixture(params=("plain", "gradient in forward", "reference"))
+    def transformed(self, request, make_ours):
+        options = {"plain": {}, "gradient in forward": {"grad_in_forward": True}, "reference": {"backend": "reference"}}
+        return make_ours("squeeze", **options[request.param]), *pair(2, 40, 40)
+
     @pytest.mark.parametrize("backend", ("auto", "reference"))
     def test_grad_and_vjp(self, make_ours, expected, backend):
         fn = make_ours("squeeze", backend=backend)
@@ -117,12 +132,55 @@ class TestFunc:
         value = torch.func.functional_call(fn, doubled, pair(2, 40, 40))
         assert_close(value, 2 * expected[0].double(), VALUE_TOLERANCE[torch.float32])
 
-    def test_vmap_is_refused(self, module):
-        in0, in1 = (x[:, None] for x in pair(2, 40, 40))
-        with pytest.raises(ValueError, match=r"in0 is under torch\.func\.vmap.*batches itself"):
-            torch.func.vmap(module)(in0, in1)
-        with pytest.raises(ValueError, match=r"in1 is under torch\.func\.vmap"):
-            torch.func.vmap(torch.func.grad(lambda x, y: module(x, y).sum()), (None, 0))(in0[0], in1)
+    def test_vmap(self, transformed, expected):
+        """Of pairs one by one, and of their gradients; one image for all."""
+        fn, in0, in1 = transformed
+        gradient = torch.func.vmap(torch.func.grad(lambda x, y: fn(x[None], y[None]).sum()))(in0, in1)
+        value = torch.func.vmap(fn)(in0[:, None], in1[:, None])
+        assert_same((value[:, 0], gradient), expected)
+        value = torch.func.vmap(fn, (0, None))(in0[:, None], in1[:1])
+        assert_close(value[:, 0], fn(in0, in1[:1]).double(), VALUE_TOLERANCE[torch.float32])
+        x = in0.clone().requires_grad_()
+        torch.func.vmap(fn)(x[:, None], in1[:, None]).sum().backward()
+        assert_same((value, x.grad), (value, expected[1]))
+
+    def test_forward_mode(self, transformed, expected):
+        fn, in0, in1 = transformed
+        direction = pair(2, 40, 40)[1] - 0.1
+        wanted = (expected[1] * direction).double().sum(dim=(1, 2, 3))
+        _, found = torch.func.jvp(lambda x: fn(x, in1).flatten(), (in0,), (direction,))
+        assert_close(found, wanted, (1e-4, 0))
+        with forward_ad.dual_level():
+            found = forward_ad.unpack_dual(fn(forward_ad.make_dual(in0, direction), in1)).tangent
+        assert_close(found.flatten(), wanted, (1e-4, 0))
+
+    @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's, of is_grads_batched
+    def test_jacobian(self, transformed, expected):
+        """Several gradients taken back at once: by vmap, and by autograd's own means."""
+        fn, in0, in1 = transformed
+        x = in0.clone().requires_grad_()
+        (found,) = torch.autograd.grad(fn(x, in1).flatten(), x, torch.eye(2), is_grads_batched=True)
+        jacobians = [found]
+        if not fn.grad_in_forward:
+            jacobians.append(torch.func.jacrev(lambda x: fn(x, in1).flatten())(in0))
+        for jacobian in jacobians:
+            each = torch.stack((jacobian[0, 0], jacobian[1, 1]))
+            assert_same((each, each), (expected[1], expected[1]))
+            assert jacobian[0, 1].abs().max() == jacobian[1, 0].abs().max() == 0
+
+    def test_hessian(self, make_ours):
+        """Along a direction, forwards over backwards and twice backwards, against double backward."""
+        fn = make_ours("squeeze", backend="auto").double()
+        in0, in1 = pair(1, 24, 24, dtype=torch.float64)
+        t = torch.zeros((), dtype=torch.float64, requires_grad=True)
+
+        def along(t):
+            return fn(in0 + t * (in1 - 0.1), in1).sum()
+
+        (first,) = torch.autograd.grad(along(t), t, create_graph=True)
+        (wanted,) = torch.autograd.grad(first, t)
+        for transform in (torch.func.hessian(along), torch.func.jacrev(torch.func.jacrev(along))):
+            torch.testing.assert_close(transform(t.detach()), wanted)
 
 
 class TestDevices:
