@@ -116,6 +116,10 @@ class _FrozenTrunk(torch.autograd.Function):
     @staticmethod
     def forward(setting, n_batches, shift, scale, *tensors):
         taps, signs = run(setting, tensors[:n_batches], (shift, scale), tensors[n_batches:], keep=True)
+        if torch.compiler.is_compiling():
+            # With torch 2.11 intermediates are outputs, too, and of a tensor with two names, y and y.relu_(), one of
+            # them, an unused one, has all of its gradient. Inductor leaves these copies out.
+            taps = [tap.clone() for tap in taps]
         return *taps, *signs
 
     @staticmethod

@@ -52,6 +52,7 @@ class Setting(NamedTuple):
     dtype: torch.dtype
     layout: torch.memory_format
     tf32: bool | None = None  # None: as torch's flags have it
+    frozen: bool = False  # whether its tensors need no gradient: then little is kept (frozen.py)
     filters: Filters | None = None  # of the CPU's convolutions by Winograd's algorithm, if there are to be any
     triton: bool = False  # whether Triton's kernels do what lies between the convolutions
 

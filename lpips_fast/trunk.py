@@ -93,7 +93,6 @@ class Trunk(nn.Module):
             slice_ = nn.Sequential(OrderedDict((str(i), features[i]) for i in layers))
             self.add_module(f"slice{k + 1}", slice_)
         self.plan = _plan(self.slices)
-        self._convolutions = [m for m in self.modules() if isinstance(m, nn.Conv2d)]
         self._kept: dict[object, tuple[object, Any]] = {}  # made from the parameters: see _once
 
     @property
@@ -131,7 +130,7 @@ class Trunk(nn.Module):
         Two batches of images go through as one, the second after the first.
         """
         setting = self.setting(images[0].device)
-        if self.is_frozen() and not is_transformed():
+        if setting.frozen:
             taps = frozen_trunk(setting, images, affine, self.tensors(setting))
         else:
             taps, _ = run(setting, images, affine, _converted(self._parameters_in_order(), setting))
@@ -145,14 +144,14 @@ class Trunk(nn.Module):
         dtype, tf32 = PRECISIONS[self.precision]
         if dtype is None:
             autocast = is_autocast_enabled(device)
-            dtype = torch.get_autocast_dtype(device.type) if autocast else self._convolutions[0].weight.dtype
+            dtype = torch.get_autocast_dtype(device.type) if autocast else self._parameters_in_order()[0].dtype
         # Channels-last is faster but for float64 on the CPU and CUDA's convolutions in full float32.
         contiguous = dtype == torch.float64 or (device.type == "cuda" and tf32 is False)
         layout = torch.contiguous_format if contiguous else torch.channels_last
-        setting = Setting(self.plan, dtype, layout, tf32)
         if is_transformed():
-            return setting._replace(layout=torch.contiguous_format)  # vmap knows no other
-        if not self.is_frozen():
+            return Setting(self.plan, dtype, torch.contiguous_format, tf32)  # vmap knows no other layout
+        setting = Setting(self.plan, dtype, layout, tf32, self.is_frozen())
+        if not setting.frozen:
             return setting
         if device.type == "cuda":
             return setting._replace(triton=layout == torch.channels_last and gpu_layers.available())
@@ -173,7 +172,9 @@ class Trunk(nn.Module):
         return self._once(key, lambda: _converted(self._parameters_in_order(), setting))
 
     def _parameters_in_order(self) -> list[Tensor]:
-        return [p for conv in self._convolutions for p in (conv.weight, conv.bias) if p is not None]
+        # Looked up each time: a replica of nn.DataParallel has layers of its own.
+        convolutions = (layer for layer in self.modules() if isinstance(layer, nn.Conv2d))
+        return [p for conv in convolutions for p in (conv.weight, conv.bias) if p is not None]
 
     def _once(self, key: object, make: Callable[[], Any]) -> Any:
         """What `make` gives, kept until a parameter changes; a change in place through `.data` leaves no trace."""
@@ -189,6 +190,11 @@ class Trunk(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Trunk:
         self._kept.clear()
         return super()._apply(fn, recurse)
+
+    def _replicate_for_data_parallel(self) -> Trunk:
+        replica = super()._replicate_for_data_parallel()
+        replica._kept = {}
+        return replica
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": {}}
