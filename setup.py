@@ -84,6 +84,7 @@ def native_build() -> dict:
     if os.environ.get("LPIPS_FAST_SANITIZE", "0") not in ("", "0"):
         sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"]
         cxx += [*sanitizers, "-O1", "-g", "-fno-omit-frame-pointer"]
+    link = list(sanitizers)
     library_dirs, cuda_libraries, include_dirs = [], [], [str(ROOT / "csrc")]
     if toolkit is not None:
         cpp_extension.CUDA_HOME = str(toolkit)  # torch's own guess is None for a CPU build of torch
@@ -95,6 +96,9 @@ def native_build() -> dict:
         include_dirs.append(str(toolkit / "include"))
         library_dirs += [str(path) for path in (toolkit / "lib64", toolkit / "lib") if path.is_dir()]
         cuda_libraries += ["cudart_static", "dl", "rt", "pthread"]
+        # torch before 2.13 has the current stream in libtorch_cuda, where this library finds it only through libtorch,
+        # which the linker would leave out. (It is in every build of torch, libtorch_cuda is not.)
+        link += ["-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed"]
 
     library = cpp_extension.CppExtension(
         "lpips_fast._C",
@@ -103,7 +107,7 @@ def native_build() -> dict:
         library_dirs=library_dirs,
         libraries=list(cuda_libraries),
         extra_compile_args={"cxx": cxx, "nvcc": nvcc},
-        extra_link_args=sanitizers,
+        extra_link_args=link,
         py_limited_api=True,
         optional=True,
     )

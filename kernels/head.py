@@ -69,8 +69,9 @@ def _normalized(
     radicand = tl.sum(f * f, axis=0)
     if EPS_INSIDE_SQRT:
         radicand += EPS
-    zero = radicand == 0  # and not > 0: a NaN must come out as NaN
-    root = tl.sqrt(tl.where(zero, 1.0, radicand))
+    root = tl.sqrt(radicand)  # whose float32 takes denormals for 0
+    zero = root == 0  # and not > 0: a NaN must come out as NaN
+    root = tl.where(zero, 1.0, root)
     norm = root if EPS_INSIDE_SQRT else root + EPS
     r = tl.where(zero, 0.0, 1.0 / norm)
     q = 1.0 + (0.0 if EPS_INSIDE_SQRT else EPS) / root  # and not norm / root, which is NaN for an infinite root

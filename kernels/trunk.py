@@ -38,7 +38,7 @@ TILE = 32768 if triton.knobs.runtime.interpret else 4096  # values a program has
 PREPARED_PIXELS = 32768 if triton.knobs.runtime.interpret else 512
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("N0",))  # so that no batch size compiles it anew
 def _prepare_kernel(
     x0_ptr, x1_ptr, shift_ptr, scale_ptr, out_ptr, N0, C, H, W,
     x0_stride_n, x0_stride_c, x0_stride_h, x0_stride_w,
@@ -134,7 +134,7 @@ def _max_pool_kernel(
     tl.store(out_ptr + offs, best.to(out_ptr.dtype.element_ty), mask=mask_p[:, None] & mask_c[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("pixels",))  # so that no batch size compiles it anew
 def _mask_by_signs_kernel(d_ptr, signs_ptr, addend_ptr, C, pixels, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
     """BLOCK_P pixels, BLOCK_C channels of each."""
     offs_p = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -213,7 +213,7 @@ def _tap_bwd_kernel(
     tl.store(out_ptr + offs, tl.where(f <= 0, 0.0, d).to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=("grad_ptr",))
+@triton.jit(do_not_specialize=("grad_ptr", "N"))
 def _head_tap_bwd_kernel(
     grad_ptr, f0_ptr, f1_ptr, w_ptr, behind_ptr, out_ptr, N, C, H, W, BEHIND_H, BEHIND_W, divisor,
     grad_stride_n, grad_stride_h, grad_stride_w, f1_stride_n,
@@ -295,6 +295,7 @@ def prepare_triton(
 
 def bias_relu_triton(y: Tensor, bias: Tensor, signs: Tensor | None, pooled: Tensor | None) -> None:
     """y in its place, signs and pooled into what is given; see gpu_layers.py for the contract."""
+    assert y.is_contiguous(memory_format=torch.channels_last)  # it is written in its place, by that order
     n, c, h, w = y.shape
     side = 1 if pooled is None else 2
     windows = triton.cdiv(h, side) * triton.cdiv(w, side)
@@ -326,6 +327,7 @@ def max_pool_triton(x: Tensor, kernel: int, stride: int, out_h: int, out_w: int)
 
 def mask_by_signs_triton(d: Tensor, signs: Tensor, addend: Tensor | None) -> None:
     """d in its place; see gpu_layers.py for the contract."""
+    assert d.is_contiguous(memory_format=torch.channels_last)  # it is written in its place, by that order
     n, c, h, w = d.shape
     block_p, block_c, blocks, blocks_c = _blocks(c, n * h * w)
     if blocks:

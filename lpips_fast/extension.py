@@ -83,8 +83,6 @@ def choose(backend: str, device: torch.device) -> str:
     check_name(backend)
     errors = _errors()
     if backend == "auto":
-        if torch.onnx.is_in_onnx_export():
-            return "reference"  # in operators that ONNX has
         wanted = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device.type, ())
         return next((name for name in wanted if errors[name] is None), "reference")
     error = errors[backend]

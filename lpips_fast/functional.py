@@ -46,7 +46,7 @@ def lpips_head(
 
     Norms from 1e-18 to 1e18 are told apart in float32; below, a feature counts as 0, above it as infinite.
     """
-    arguments = _checked(feats0, feats1, weights)
+    arguments = _checked(feats0, feats1, weights, eps)
     return ops.head(extension.choose(backend, feats0[0].device), *arguments, eps, eps_inside_sqrt)
 
 
@@ -60,14 +60,16 @@ def lpips_head_maps(
     backend: str = "auto",
 ) -> list[Tensor]:
     """As `lpips_head` before the mean over space: the maps sum_c w_c (a_c - b_c)^2, L tensors [N, 1, H_l, W_l]."""
-    arguments = _checked(feats0, feats1, weights)
+    arguments = _checked(feats0, feats1, weights, eps)
     return ops.head_maps(extension.choose(backend, feats0[0].device), *arguments, eps, eps_inside_sqrt)
 
 
 def _checked(
-    feats0: Sequence[Tensor], feats1: Sequence[Tensor], weights: Sequence[Tensor] | None
+    feats0: Sequence[Tensor], feats1: Sequence[Tensor], weights: Sequence[Tensor] | None, eps: float
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """The three lists as the operators take them: checked, broadcast to one batch, weights flat and wide enough."""
+    if isinstance(eps, bool) or not isinstance(eps, float | int) or not eps >= 0:
+        raise ValueError(f"eps must be a number from 0, got {eps!r}")
     for name, tensors in (("feats0", feats0), ("feats1", feats1), ("weights", () if weights is None else weights)):
         _check_list(name, tensors)
     if not feats0 or len(feats0) != len(feats1):

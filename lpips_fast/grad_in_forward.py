@@ -104,8 +104,9 @@ class _DistanceWithGradient(torch.autograd.Function):
                 "grad_in_forward=True keeps no graph to differentiate the gradient of LPIPS by (create_graph=True): "
                 "use LPIPS(grad_in_forward=False) for that"
             )
-        d_x0, d_x1 = ((d * grad.view(-1, 1, 1, 1)).to(ctx.dtype) if d.numel() else None for d in ctx.saved_tensors)
-        return None, None, d_x0, None, None, d_x1, *(None for _ in range(ctx.n_rest - 1))
+        needed = ctx.saved_tensors[: 1 + ctx.job.need1]
+        d_x0, *d_x1 = ((d * grad.view(-1, 1, 1, 1)).to(ctx.dtype) for d in needed)
+        return None, None, d_x0, None, None, *(d_x1 or [None]), *(None for _ in range(ctx.n_rest - 1))
 
 
 def _split(rest, counts):

@@ -21,7 +21,7 @@ from .pairwise import Images
 from .pixel_weights import shares, weighted_mean
 from .plan import Affine, Conv, is_autocast_enabled
 from .reference import accumulation_dtype, normalize_channels
-from .transforms import is_transformed
+from .transforms import in_torch_func, plain_torch_only
 from .trunk import PRECISIONS, SPECS, Trunk
 from .video import flatten_videos
 
@@ -105,6 +105,17 @@ class LPIPS(nn.Module):
         trunk_weights: str | PathLike[str] | Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
+        check_flags(
+            pretrained=pretrained,
+            lpips=lpips,
+            spatial=spatial,
+            pnet_rand=pnet_rand,
+            pnet_tune=pnet_tune,
+            use_dropout=use_dropout,
+            eval_mode=eval_mode,
+            verbose=verbose,
+            grad_in_forward=grad_in_forward,
+        )
         check_choice("net", net, NETS)
         check_choice("version", version, weights.VERSIONS)
         check_choice("precision", precision, PRECISIONS)
@@ -136,6 +147,7 @@ class LPIPS(nn.Module):
         if model_path is not None:
             from .checkpoints import load_any  # which makes LPIPS
 
+            weights.check_path("model_path", model_path)
             given = load_any(model_path, NETS[net])
             if lpips and given.linear is None:
                 raise ValueError(f"model_path {model_path} has no linear weights: pass lpips=False")
@@ -218,6 +230,7 @@ class LPIPS(nn.Module):
                 not fit together, or features of another net, version, size or device.
         """
         check_choice("reduction", reduction, ("none", "mean", "sum"))
+        check_flags(retPerLayer=retPerLayer, normalize=normalize)
         clips = None
         if isinstance(in0, Tensor) and in0.dim() == 5:
             in0, in1, weight, clips = flatten_videos(in0, in1, weight, frames, generator)
@@ -231,9 +244,15 @@ class LPIPS(nn.Module):
             if self.spatial:
                 raise ValueError("weight= is for the mean over pixels, which spatial=True does not take")
             weight = _checked_pixel_weight(weight, max(_batch(x0), _batch(x1)), x0)
+            weight = weight.to(accumulation_dtype(self.net.setting(x0.device).dtype))
         if self._gradient_in_forward(x0, x1, weight, retPerLayer):
             value, parts = self._value_with_gradient(x0, x1, weight, affine), []
         else:
+            if isinstance(x1, Features) and x1.taps[0].is_inference() and self._keeps_graph(x0, x1, weight):
+                raise ValueError(
+                    "in1 holds features made under torch.inference_mode, which no graph can keep: make them under "
+                    "torch.no_grad, or use grad_in_forward=True"
+                )
             parts = self._parts(x0, x1, weight, affine)
             value = sum(parts[1:], parts[0])
         return _returned(value, parts, retPerLayer, clips, reduction)
@@ -244,6 +263,7 @@ class LPIPS(nn.Module):
         For a target that is compared with many times, and so goes through the trunk once. They hold a graph only if
         x requires a gradient.
         """
+        check_flags(normalize=normalize)
         taps = self.net(self._checked_image("x", x), affine=self._affine(normalize))
         return Features(tuple(taps), self.net.spec.model, self.version, (x.shape[2], x.shape[3]))
 
@@ -269,7 +289,10 @@ class LPIPS(nn.Module):
     def _checked_image(self, name: str, image: Tensor) -> Tensor:
         """The image, grayscale expanded to three channels."""
         if not isinstance(image, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(image).__name__}")
+            raise TypeError(
+                f"{name} must be a tensor"
+                + (", features go in as in1" if isinstance(image, Features) else f", got {type(image).__name__}")
+            )
         if image.layout != torch.strided:
             raise TypeError(f"{name} must be a dense tensor, got {image.layout}")
         if image.dim() != 4 or image.shape[1] not in (1, 3):
@@ -351,13 +374,16 @@ class LPIPS(nn.Module):
             return functional.lpips_head_maps(taps0, taps1, self._linear_weights(), backend=self.backend)
         # Dropout falls on the squared differences, which the fused head never has in memory.
         maps = []
-        for f0, f1, lin in zip(taps0, taps1, self.lins, strict=True):
-            maps.append(lin((normalize_tensor(f0) - normalize_tensor(f1)) ** 2))
+        for f0, f1, lin in zip(taps0, taps1, cast(Iterable[NetLinLayer], self.lins), strict=True):
+            a, b = (normalize_channels(f, 1e-10, eps_inside_sqrt=False) for f in (f0, f1))
+            maps.append((lin.weight.to(a.dtype) * lin.model[0]((a - b) ** 2)).sum(dim=1, keepdim=True))
         return maps
 
     def _gradient_in_forward(self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None, retPerLayer: bool) -> bool:
         """Whether to take that path: it is asked for, a gradient will be, and nothing but the images needs one."""
-        if not self.grad_in_forward or retPerLayer or not torch.is_grad_enabled() or is_transformed():
+        if not self.grad_in_forward or self.spatial or retPerLayer or not torch.is_grad_enabled():
+            return False
+        if in_torch_func() or plain_torch_only():
             return False
         others = [*(x1.taps if isinstance(x1, Features) else ()), *self.parameters()]
         if weight is not None:
@@ -393,6 +419,8 @@ class LPIPS(nn.Module):
         return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
     def _pairs_at_a_time(self, x: Tensor, keeps_graph: bool) -> int | None:
+        if torch.jit.is_tracing():
+            return None  # the loop would be recorded for this batch size alone
         if isinstance(self.chunk_size, int):
             return self.chunk_size
         pixels = x.shape[2] * x.shape[3]
@@ -427,6 +455,13 @@ def check_choice(name: str, given: str, accepted: Iterable[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {given!r}")
 
 
+def check_flags(**flags: object) -> None:
+    """Raises a TypeError that names the argument, if one is a string: 'False' would count as true."""
+    for name, given in flags.items():
+        if isinstance(given, str):
+            raise TypeError(f"{name} must be True or False, got the string {given!r}")
+
+
 def _shape(x: object) -> str:
     return str(list(x.shape)) if isinstance(x, Tensor) else type(x).__name__
 
@@ -453,7 +488,7 @@ def check_pair(in0: Tensor, in1: Tensor | Features, names: str = "in0 and in1") 
 
 
 def _checked_pixel_weight(weight: Tensor, n: int, x: Tensor) -> Tensor:
-    """The weights of pixels as [n, 1, H, W], in the type of the head's maps."""
+    """The weights of pixels as [n, 1, H, W]."""
     height, width = x.shape[2:]
     if not isinstance(weight, Tensor) or weight.shape not in ((n, 1, height, width), (1, 1, height, width)):
         raise ValueError(f"weight must be {[n, 1, height, width]}, one number a pixel, got {_shape(weight)}")
@@ -461,7 +496,7 @@ def _checked_pixel_weight(weight: Tensor, n: int, x: Tensor) -> Tensor:
         raise TypeError(f"weight must be a dense tensor of real numbers, got {weight.dtype}, {weight.layout}")
     if weight.device != x.device:
         raise ValueError(f"weight is on {weight.device}, the images on {x.device}: move one with .to()")
-    return weight.to(accumulation_dtype(x.dtype)).expand(n, -1, -1, -1)
+    return weight.expand(n, -1, -1, -1)
 
 
 class ScalingLayer(nn.Module):

@@ -128,9 +128,10 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
         super()._apply(fn, exclude_state=(*exclude_state, "total", "count"))
         if self._is_bounded():
             dtype = widest_dtype(self.device)
-            self._defaults["total"] = torch.zeros((), dtype=dtype)
             self.total = self.total.to(dtype).to(self.device)
             self.count = self.count.to(self.device)
+            # On the device, too: each reset, and so each forward, copies them.
+            self._defaults.update(total=torch.zeros_like(self.total), count=torch.zeros_like(self.count))
         return self
 
     def _sync_dist(self, dist_sync_fn: Callable = gather_all_tensors, process_group: Any | None = None) -> None:

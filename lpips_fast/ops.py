@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .reference import accumulation_dtype, head_bwd_ref, head_maps_ref, head_ref
-from .transforms import is_batched, is_differentiated, is_transformed
+from .transforms import is_batched, is_differentiated, plain_torch_only
 
 COMPILED_BACKENDS = ("cpu", "cuda", "triton")
 
@@ -125,7 +125,7 @@ def _needs_graph(*tensors: Tensor) -> bool:
 
 def head(backend, feats0, feats1, weights, eps, eps_inside_sqrt):
     """D [N, L] by the named backend; arguments as in the contract above."""
-    if backend == "reference" or is_transformed():
+    if backend == "reference" or plain_torch_only():
         return head_ref(feats0, feats1, weights, eps, eps_inside_sqrt)
     if not _needs_graph(*feats0, *feats1, *weights):
         return _forward_op(backend, False)(feats0, feats1, weights, eps, eps_inside_sqrt)
@@ -134,7 +134,7 @@ def head(backend, feats0, feats1, weights, eps, eps_inside_sqrt):
 
 def head_maps(backend, feats0, feats1, weights, eps, eps_inside_sqrt):
     """The L maps d by the named backend."""
-    if backend == "reference" or is_transformed():
+    if backend == "reference" or plain_torch_only():
         return head_maps_ref(feats0, feats1, weights, eps, eps_inside_sqrt)
     if not _needs_graph(*feats0, *feats1, *weights):
         return _forward_op(backend, True)(feats0, feats1, weights, eps, eps_inside_sqrt)

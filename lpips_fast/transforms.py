@@ -1,8 +1,4 @@
-"""What of torch.func and of double backward goes on around a call, and whether the compiled operators can take part.
-
-They know neither torch.func.vmap nor forward-mode differentiation (torch.func.jvp, torch.autograd.forward_ad). Under
-these all is computed in plain torch: the trunk by its own operators, the head by the reference.
-"""
+"""What of torch's transformations goes on around a call, and whether the compiled operators can take part."""
 
 from __future__ import annotations
 
@@ -12,14 +8,25 @@ from torch._C import _functorch
 from torch.autograd import forward_ad
 
 
-def is_transformed() -> bool:
-    """Whether vmap or forward-mode differentiation is at work."""
-    stack = _functorch.get_interpreter_stack() or ()
-    return forward_ad._current_level >= 0 or any(i.key() == _functorch.TransformType.Vmap for i in stack)
+def plain_torch_only() -> bool:
+    """Whether the trunk is to be computed by torch's own operators, and the head by the reference.
+
+    No others take part in torch.func.vmap and forward-mode differentiation (torch.func.jvp, torch.autograd.forward_ad),
+    and there are no others for what is recorded to run elsewhere, by ONNX's export and torch.jit.trace.
+    """
+    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or forward_ad._current_level >= 0:
+        return True
+    return any(i.key() == _functorch.TransformType.Vmap for i in _functorch.get_interpreter_stack() or ())
 
 
-# A constant to torch.compile, which compiles anew under other transforms.
-is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+def in_torch_func() -> bool:
+    """Whether a transformation of torch.func is at work, one or several."""
+    return bool(_functorch.get_interpreter_stack())
+
+
+# Constants to torch.compile, which compiles anew under other transformations.
+for _function in (plain_torch_only, in_torch_func):
+    _function._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def is_batched(*grads: Tensor) -> bool:
@@ -27,9 +34,9 @@ def is_batched(*grads: Tensor) -> bool:
 
     vmap brings such (torch.func.jacrev does it), and is_grads_batched=True of torch.autograd.grad, by other means.
     """
-    if torch.compiler.is_compiling():
-        return is_transformed()
-    return is_transformed() or any(map(_functorch.is_legacy_batchedtensor, grads))
+    return plain_torch_only() or (
+        not torch.compiler.is_compiling() and any(map(_functorch.is_legacy_batchedtensor, grads))
+    )
 
 
 def is_differentiated(*tensors: Tensor) -> bool:

@@ -13,7 +13,7 @@ from . import cpu_layers, gpu_layers, winograd
 from .frozen import frozen_trunk, run
 from .networks import LAYERS
 from .plan import Affine, Conv, Fire, Plan, Pool, Setting, is_autocast_enabled
-from .transforms import is_transformed
+from .transforms import plain_torch_only
 
 AlexnetOutputs = namedtuple("AlexnetOutputs", ["relu1", "relu2", "relu3", "relu4", "relu5"])
 VggOutputs = namedtuple("VggOutputs", ["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"])
@@ -148,14 +148,15 @@ class Trunk(nn.Module):
         # Channels-last is faster but for float64 on the CPU and CUDA's convolutions in full float32.
         contiguous = dtype == torch.float64 or (device.type == "cuda" and tf32 is False)
         layout = torch.contiguous_format if contiguous else torch.channels_last
-        if is_transformed():
+        if plain_torch_only():
             return Setting(self.plan, dtype, torch.contiguous_format, tf32)  # vmap knows no other layout
         setting = Setting(self.plan, dtype, layout, tf32, self.is_frozen())
         if not setting.frozen:
             return setting
         if device.type == "cuda":
             return setting._replace(triton=layout == torch.channels_last and gpu_layers.available())
-        own = not torch.compiler.is_compiling() and device.type == "cpu" and dtype == torch.float32
+        own = not torch.compiler.is_compiling() and device.type == "cpu"
+        own = own and dtype == torch.float32 == self._parameters_in_order()[0].dtype
         if own and self.cpu_conv != "direct" and winograd.available():
             always = self.cpu_conv == "winograd"
             filters = self._once("filters", lambda: cpu_layers.Filters(self._parameters_in_order(), always))
@@ -204,7 +205,14 @@ def _converted(parameters: Iterable[Tensor], setting: Setting) -> list[Tensor]:
     tensors = [p.to(setting.dtype) for p in parameters]
     if setting.triton:
         tensors[0] = gpu_layers.padded(tensors[0])
-    return [t.contiguous(memory_format=setting.layout) if t.dim() == 4 else t for t in tensors]
+    return [_in_layout(t, setting.layout) if t.dim() == 4 else t for t in tensors]
+
+
+def _in_layout(weight: Tensor, layout: torch.memory_format) -> Tensor:
+    if layout == torch.contiguous_format:
+        return weight.contiguous()
+    # By a copy: a 1x1 filter counts as channels-last already, with the strides of NCHW, by which cuDNN goes.
+    return torch.empty(weight.shape, dtype=weight.dtype, device=weight.device, memory_format=layout).copy_(weight)
 
 
 def _plan(slices: Sequence[nn.Sequential]) -> Plan:

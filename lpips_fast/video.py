@@ -20,12 +20,15 @@ def flatten_videos(
         given = list(in1.shape) if isinstance(in1, Tensor) else type(in1).__name__
         raise ValueError(f"in1 must be videos as in0 is, {list(in0.shape)}, got {given}")
     clips, _, length, height, width = in0.shape
-    if weight is not None and tuple(weight.shape) != (clips, 1, length, height, width):
-        raise ValueError(f"weight must be {[clips, 1, length, height, width]}, got {list(weight.shape)}")
+    if weight is not None and (not isinstance(weight, Tensor) or weight.shape != (clips, 1, length, height, width)):
+        given = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        raise ValueError(f"weight must be {[clips, 1, length, height, width]}, got {given}")
     videos = [in0, in1] if weight is None else [in0, in1, weight]
     if frames is not None:
-        if not 1 <= frames <= length:
-            raise ValueError(f"frames must be from 1 to the videos' length, {length}, got {frames}")
+        if type(frames) is not int or not 1 <= frames <= length:  # True is an int, too
+            raise ValueError(f"frames must be a whole number from 1 to the videos' length, {length}, got {frames!r}")
+        if not isinstance(generator, torch.Generator | None):
+            raise TypeError(f"generator must be a torch.Generator or None, got {type(generator).__name__}")
         device = in0.device if generator is None else generator.device
         order = torch.rand(clips, length, device=device, generator=generator).argsort(dim=1)
         picked = order[:, :frames].sort(dim=1).values.to(in0.device, non_blocking=True)

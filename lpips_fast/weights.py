@@ -101,6 +101,12 @@ def fingerprint(tensors: Iterable[Tensor]) -> str:
     return digest.hexdigest()
 
 
+def check_path(name: str, given: object) -> None:
+    """Raises a TypeError that names the argument, unless it can be a file's path."""
+    if not isinstance(given, str | PathLike):
+        raise TypeError(f"{name} must be the path of a file, got {type(given).__name__}")
+
+
 def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
     """Tensors by name from a .safetensors or a torch file; the latter without running any code that it may hold."""
     return checked_state_dict(read_file(path), path)
@@ -108,11 +114,15 @@ def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
 
 def checked_state_dict(content: object, path: str | PathLike[str]) -> dict[str, Tensor]:
     """What a file holds, if that is dense tensors by name."""
-    if not isinstance(content, Mapping) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
-    ):
+    if not isinstance(content, Mapping):
         raise ValueError(f"{path} must hold tensors by name (a state_dict), got {type(content).__name__}")
     for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            kind = type(tensor).__name__
+            raise ValueError(
+                f"{path} must hold tensors by name (a state_dict), got one of type {kind} by the name {name!r:.99}"
+                + (": save what that holds in a file of its own" if isinstance(tensor, Mapping) else "")
+            )
         if kind := _odd_kind(tensor):
             raise ValueError(f"{path}: {name!r} must be an ordinary tensor, got one that is {kind}")
     return dict(content)
@@ -139,6 +149,7 @@ def check_values(source: object, state: Mapping[str, Tensor]) -> None:
 
 def read_file(path: str | PathLike[str]) -> object:
     """What a .safetensors or a torch file holds."""
+    check_path("path", path)
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no weights file {path}")
@@ -151,8 +162,16 @@ def read_file(path: str | PathLike[str]) -> object:
             _check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of a broken or hostile file a reader raises nearly anything
-        reason = f"{type(error).__name__}: {error}".removesuffix(": ")
-        raise ValueError(f"{path} cannot be read as a weights file: {reason}") from error
+        raise ValueError(f"{path} cannot be read as a weights file: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, of a reader's error; torch's own text goes on to tell how to run the code that a file may hold."""
+    if code := re.search(r"GLOBAL (\S+) was not", str(error)):
+        return f"it holds {code[1]}, which takes code to read; save tensors by name (a state_dict) instead"
+    if "weights_only" in str(error):
+        return "it is no file of torch.save, or holds more than tensors"
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def _check_archive(path: Path) -> None:
@@ -194,8 +213,11 @@ def trunk_weights(
             raise ValueError(f"{error}. Once it is deleted, it is downloaded anew") from error
     elif isinstance(given, Mapping):
         state = checked_state_dict(given, "trunk_weights")
-    else:
+    elif isinstance(given, str | PathLike):
         state = read_state_dict(given)
+    else:
+        kind = type(given).__name__
+        raise TypeError(f"trunk_weights must be the path of a file or tensors by name (a state_dict), got {kind}")
     prefix = "features."
     if any(name.startswith(prefix) for name in state):  # a whole torchvision model
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

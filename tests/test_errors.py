@@ -109,6 +109,34 @@ def test_backend_that_is_not_there(make_ours):
             make_ours(backend=name)(*pair(1, 40, 40))
 
 
+@pytest.mark.parametrize("name", ("lpips", "pretrained", "eval_mode", "pnet_rand", "grad_in_forward"))
+def test_strings_for_flags(name):
+    """'False' would be true."""
+    with raises(TypeError, name, "True or False", "'False'"):
+        lpips_fast.LPIPS(**{"pnet_rand": True, name: "False"})
+
+
+def test_strings_for_flags_of_a_call(module):
+    for name in ("normalize", "retPerLayer"):
+        with raises(TypeError, name, "True or False", "'no'"):
+            module(image(*GOOD), image(*GOOD), **{name: "no"})
+    with raises(TypeError, "normalize", "'no'"):
+        module.features(image(*GOOD), normalize="no")
+
+
+@pytest.mark.parametrize("name", ("model_path", "trunk_weights"))
+@pytest.mark.parametrize("given", (1, [torch.zeros(1)], torch.nn.Linear(1, 1)), ids=("int", "list", "Linear"))
+def test_weights_that_are_no_path(name, given):
+    with raises(TypeError, name, "path", type(given).__name__):
+        lpips_fast.LPIPS(pnet_rand=True, **{name: given})
+
+
+@pytest.mark.parametrize("eps", (-1.0, float("nan"), "1e-10", None, True))
+def test_bad_eps(eps):
+    with raises(ValueError, "eps", "from 0", repr(eps)):
+        functional.lpips_head([F], [F], [W], eps=eps)
+
+
 @pytest.mark.parametrize("net", ("VGG", None, ["vgg"]))
 def test_unknown_net_of_any_type(net):
     with raises(ValueError, "net must be one of", repr(net)):

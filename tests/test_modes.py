@@ -89,6 +89,15 @@ class TestCompile:
 
 
 class TestExport:
+    @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit")
+    @pytest.mark.parametrize("options", ({}, {"chunk_size": 1}, {"grad_in_forward": True}), ids=str)
+    def test_trace(self, make_ours, options):
+        """By torch.jit, before the module's first use; a chunk of pairs at a time would be recorded for so many."""
+        fn = make_ours("squeeze", **options)
+        traced = torch.jit.trace(fn, pair(2, 40, 40))
+        for n in (1, 3):
+            assert_same(run(traced, *pair(n, 48, 33)), run(fn, *pair(n, 48, 33)))
+
     def test_with_any_batch_size(self, module):
         in0, in1 = pair(2, 40, 40)
         n = torch.export.Dim("n", min=1)
@@ -117,10 +126,8 @@ class TestFunc:
         options = {"plain": {}, "gradient in forward": {"grad_in_forward": True}, "reference": {"backend": "reference"}}
         return make_ours("squeeze", **options[request.param]), *pair(2, 40, 40)
 
-    @pytest.mark.parametrize("backend", ("auto", "reference"))
-    def test_grad_and_vjp(self, make_ours, expected, backend):
-        fn = make_ours("squeeze", backend=backend)
-        in0, in1 = pair(2, 40, 40)
+    def test_grad_and_vjp(self, transformed, expected):
+        fn, in0, in1 = transformed
         value, vjp = torch.func.vjp(lambda x: fn(x, in1), in0)
         (grad,) = vjp(torch.ones_like(value))
         assert_same((value, grad), expected)
@@ -160,10 +167,7 @@ class TestFunc:
         fn, in0, in1 = transformed
         x = in0.clone().requires_grad_()
         (found,) = torch.autograd.grad(fn(x, in1).flatten(), x, torch.eye(2), is_grads_batched=True)
-        jacobians = [found]
-        if not fn.grad_in_forward:
-            jacobians.append(torch.func.jacrev(lambda x: fn(x, in1).flatten())(in0))
-        for jacobian in jacobians:
+        for jacobian in (found, torch.func.jacrev(lambda x: fn(x, in1).flatten())(in0)):
             each = torch.stack((jacobian[0, 0], jacobian[1, 1]))
             assert_same((each, each), (expected[1], expected[1]))
             assert jacobian[0, 1].abs().max() == jacobian[1, 0].abs().max() == 0
@@ -237,6 +241,12 @@ class TestDevices:
             assert value.dtype == torch.float32
             assert_close(value, expected, (0, 0.05))
             assert nn.functional.cosine_similarity(pred.grad.flatten(), expected_grad.flatten(), dim=0) > 0.8
+
+    @TWO_GPUS
+    def test_data_parallel(self, make_ours):
+        fn = make_ours("squeeze").cuda()
+        in0, in1 = (x.cuda() for x in pair(3, 40, 40))
+        assert_same(run(nn.DataParallel(fn, [0, 1]), in0, in1), run(fn, in0, in1))
 
     @TWO_GPUS
     def test_second_gpu(self, make_ours):

@@ -173,6 +173,14 @@ def test_dropout_drops_squared_differences(make_ours, make_theirs, spatial):
     assert_close(mean, expected.double().mean((1, 2, 3)), (0, 0.05))
 
 
+@pytest.mark.parametrize("spatial", (False, True), ids=("mean", "spatial"))
+def test_dropout_in_low_precision_is_summed_in_float32(make_ours, spatial):
+    module, (in0, in1) = make_ours(eval_mode=False, spatial=spatial), pair(1, 31, 31)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert module(in0, in1).dtype == torch.float32
+    assert module.half()(in0.half(), in1.half()).dtype == torch.float32
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradient_to_the_linear_weights(make_ours, make_theirs, backend):
     ours = make_ours(eval_mode=False, use_dropout=False, backend=backend)
@@ -220,6 +228,25 @@ def test_new_weights_take_effect_after_a_call(make_ours, net):
     for parameter, other in zip(module.net.parameters(), others[1].net.parameters()):
         parameter.data = other.data  # as optimizers with swapped or flattened parameters do
     assert_close(module(in0, in1), others[1](in0, in1).double(), (0, 1e-6))
+
+
+def test_a_layer_that_is_replaced(make_ours, make_theirs):
+    """The layers are what counts, as in lpips; so they do in replicas of nn.DataParallel, which have others."""
+    ours, theirs, (in0, in1) = make_ours(), copy.deepcopy(make_theirs()), pair(1, 40, 40)
+    before = ours(in0, in1)
+    layer = nn.Conv2d(3, 64, 11, 4, 2).requires_grad_(False)
+    ours.net.slice1[0] = theirs.net.slice1[0] = layer
+    value = ours(in0, in1)
+    assert_close(value, theirs(in0, in1).double(), VALUE_TOLERANCE[torch.float32])
+    assert not torch.allclose(value, before, rtol=0.01)
+    replica = ours.net._replicate_for_data_parallel()
+    assert replica._kept is not ours.net._kept
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float64))
+def test_float32_with_parameters_of_another_type(make_ours, dtype):
+    module, (in0, in1) = make_ours("squeeze", precision="float32"), pair(1, 40, 40)
+    assert_close(copy.deepcopy(module).to(dtype)(in0, in1), module(in0, in1).double(), (0, 0.02))
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,29 @@ def test_pixel_weights(make_ours, grad_in_forward):
     assert all((g[1] == 0).all() and g.isfinite().all() for g in grads)
 
 
+@pytest.mark.parametrize("needs", ((True, False), (True, True)))
+def test_empty_batch_has_a_gradient(make_ours, needs):
+    """An empty one, not None."""
+    x = torch.zeros(0, 3, 40, 40)
+    value, grads = gradients(make_ours("alex", grad_in_forward=True), x, x, needs)
+    assert value.shape == (0, 1, 1, 1)
+    assert [grad.shape for grad in grads] == [x.shape] * sum(needs)
+
+
+def test_maps_asked_for_later_take_the_ordinary_path(make_ours):
+    in0, in1 = images(2)
+    fn = make_ours("alex", grad_in_forward=True)
+    fn.spatial = True
+    assert torch.equal(fn(in0.clone().requires_grad_(), in1), make_ours("alex", spatial=True)(in0, in1))
+
+
+@pytest.mark.parametrize("precision,dtype", (("bfloat16", torch.float32), ("inherit", torch.float64)))
+def test_pixel_weights_leave_the_type(make_ours, precision, dtype):
+    fn = make_ours("alex", precision=precision).double()
+    in0, in1 = (x.double() for x in images(2))
+    assert fn(in0, in1).dtype == fn(in0, in1, weight=torch.ones(1, 1, SIZE, SIZE)).dtype == dtype
+
+
 def test_gradient_to_pixel_weights_takes_the_ordinary_path(make_ours):
     in0, in1 = images(2)
     weights = []
@@ -243,6 +266,16 @@ def test_features_are_checked(make_ours):
         fn(in0, make_ours("alex", precision="bfloat16").features(in1))
     with pytest.raises(ValueError, match="batch"):
         fn(torch.cat((in0, in0)), fn.features(in1))
+    with pytest.raises(TypeError, match="in0 must be a tensor, features go in as in1"):
+        fn(fn.features(in1), in0)
+    with torch.inference_mode():
+        features = fn.features(in1)
+    with pytest.raises(ValueError, match=r"in1 .* torch\.inference_mode.* torch\.no_grad"):
+        fn(in0.clone().requires_grad_(), features)
+    assert torch.equal(fn(in0, features), fn(in0, in1))
+    fn.grad_in_forward = True
+    found = gradients(lambda x, _: fn(x, features), in0, in1, (True, False))[1]
+    assert_same(found, gradients(make_ours("alex"), in0, in1, (True, False))[1])
 
 
 def test_one_image_goes_through_the_trunk_once(make_ours):
@@ -340,8 +373,13 @@ class TestVideo:
     def test_bad_videos(self, make_ours):
         v0, v1 = self.videos()
         fn = make_ours("alex")
-        with pytest.raises(ValueError, match="frames must be from 1 to the videos' length, 4, got 5"):
-            fn(v0, v1, frames=5)
+        for frames in (5, 0, 2.0, "2", True):
+            with pytest.raises(ValueError, match=f"frames must be .* from 1 to the videos' length, 4, got {frames!r}"):
+                fn(v0, v1, frames=frames)
+        with pytest.raises(TypeError, match=r"generator must be a torch\.Generator or None, got int"):
+            fn(v0, v1, frames=2, generator=0)
+        with pytest.raises(ValueError, match=r"weight must be .*, got float"):
+            fn(v0, v1, weight=1.0)
         with pytest.raises(ValueError, match="in1"):
             fn(v0, v1[:, :, :3])
         with pytest.raises(ValueError, match="weight"):
