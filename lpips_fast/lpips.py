@@ -83,6 +83,8 @@ class LPIPS(nn.Module):
         RuntimeError: the trunk's weights are neither cached nor reachable.
     """
 
+    _RANGE, _FROM_BYTES = "[-1, 1]", "/ 127.5 - 1"  # of images, as errors tell it
+
     def __init__(
         self,
         pretrained: bool = True,
@@ -183,9 +185,9 @@ class LPIPS(nn.Module):
             ValueError: other shapes, or another number of layers.
         """
         layers = self._linear_weights() or []
-        expected, given = ([list(weight.shape) for weight in weights] for weights in (layers, linear_weights))
+        expected, given = ([_shape(weight) for weight in weights] for weights in (layers, linear_weights))
         if given != expected:
-            raise ValueError(f"linear_weights must be of shapes {expected}, got {given}")
+            raise ValueError(f"linear_weights must be of shapes {', '.join(expected)}, got {', '.join(given)}")
         with torch.no_grad():
             for own, weight in zip(layers, linear_weights, strict=True):
                 own.copy_(weight)
@@ -299,7 +301,8 @@ class LPIPS(nn.Module):
             raise ValueError(f"{name} must be [N, 3, H, W], or [N, 1, H, W] grayscale, got {list(image.shape)}")
         if not image.is_floating_point():
             raise TypeError(
-                f"{name} must be floating point, in [-1, 1], got {image.dtype}; for 0 to 255: {name} / 127.5 - 1"
+                f"{name} must be floating point, in {self._RANGE}, got {image.dtype}; "
+                f"for 0 to 255: {name} {self._FROM_BYTES}"
             )
         own = self.scaling_layer.shift
         if image.device != own.device:

@@ -169,11 +169,16 @@ def learned_perceptual_image_patch_similarity(
 
     Raises:
         ValueError: an unknown net_type or reduction, images of another shape or out of range.
+        TypeError: img1 is not of a floating-point type, or no tensor.
     """
     _check_net_type(net_type)
     if reduction not in _REDUCTIONS:
         raise ValueError(f"Invalid reduction type: {reduction}; must be one of {_REDUCTIONS}")
-    scores = _scores(_kept_network(net_type, img1.device, img1.dtype), img1, img2, normalize)
+
+    def net(*images: Tensor, normalize: bool) -> Tensor:
+        return _kept_network(net_type, img1.device, img1.dtype)(*images, normalize=normalize)
+
+    scores = _scores(net, img1, img2, normalize)
     if reduction == "mean":
         return scores.mean()
     return scores.sum() if reduction == "sum" else scores.squeeze()
@@ -186,6 +191,8 @@ def _check_net_type(net_type: str) -> None:
 
 @functools.lru_cache(maxsize=6)
 def _kept_network(net_type: str, device: torch.device, dtype: torch.dtype) -> Network:
+    if not dtype.is_floating_point:
+        raise TypeError(f"img1 must be floating point, got {dtype}")
     with torch.inference_mode(False):  # else a first call in inference mode would spoil later ones that need gradients
         return Network(net=net_type).to(device=device, dtype=dtype)
 
@@ -208,6 +215,8 @@ class Network(LPIPS):
         own = self.scaling_layer.shift.dtype
         # As there, where the scaling promotes them, narrower types than the network's are taken.
         img1, img2 = (img.to(torch.promote_types(img.dtype, own)) for img in (img1, img2))
+        self._checked_image("img1", img1)
+        self._checked_image("img2", img2)
         if img1.requires_grad == img2.requires_grad and img1.dtype == img2.dtype:
             both = self.features(torch.cat((img1, img2)), normalize).taps
             taps1, taps2 = zip(*(tap.split((len(img1), len(img2))) for tap in both), strict=True)
@@ -229,6 +238,9 @@ def _from_their_names(module: Network, state: dict[str, Tensor], prefix: str, *_
 
 def _scores(net: Callable[..., Tensor], img1: Tensor, img2: Tensor, normalize: bool) -> Tensor:
     """The checked images' distances, [N]."""
+    for name, img in (("img1", img1), ("img2", img2)):
+        if not isinstance(img, Tensor):
+            raise TypeError(f"{name} must be a tensor [N, 3, H, W], got {type(img).__name__}")
     if any(img.dim() != 4 or img.shape[1] != 3 for img in (img1, img2)):
         raise _not_normalized(img1, img2, normalize)
     valid = torch.stack([_in_range(img.detach(), normalize) for img in (img1, img2)]).all()

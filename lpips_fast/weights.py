@@ -123,8 +123,8 @@ def checked_state_dict(content: object, path: str | PathLike[str]) -> dict[str, 
                 f"{path} must hold tensors by name (a state_dict), got one of type {kind} by the name {name!r:.99}"
                 + (": save what that holds in a file of its own" if isinstance(tensor, Mapping) else "")
             )
-        if kind := _odd_kind(tensor):
-            raise ValueError(f"{path}: {name!r} must be an ordinary tensor, got one that is {kind}")
+        if odd := _odd_kind(tensor):
+            raise ValueError(f"{path}: {name!r} must be an ordinary tensor, got one that is {odd}")
     return dict(content)
 
 

@@ -149,7 +149,7 @@ def test_videos_with_frames_before_channels(module):
         module(videos, videos)
 
 
-@pytest.mark.parametrize("change", ("flat", "scalar", "fewer"))
+@pytest.mark.parametrize("change", ("flat", "scalar", "fewer", "numbers"))
 def test_linear_weights_of_other_shapes(module, change):
     """Not those either that would broadcast."""
     own = [weight.detach().clone() for weight in module._linear_weights()]
@@ -157,8 +157,10 @@ def test_linear_weights_of_other_shapes(module, change):
         "flat": [weight.flatten() for weight in own],
         "scalar": [torch.zeros(()) for _ in own],
         "fewer": own[:-1],
+        "numbers": [0.0] * len(own),
     }[change]
-    with raises(ValueError, "linear_weights", "[1, 64, 1, 1]", str(list(given[0].shape))):
+    shape = "float" if change == "numbers" else str(list(given[0].shape))
+    with raises(ValueError, "linear_weights", "[1, 64, 1, 1]", shape):
         module.set_linear_weights(given)
     assert all(torch.equal(a, b) for a, b in zip(module._linear_weights(), own, strict=True))
 

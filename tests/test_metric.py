@@ -309,6 +309,24 @@ def test_error_on_wrong_update(make, img1, img2, normalize):
     assert ours.count == 0, "what was refused must not be in the state"
 
 
+def test_errors_name_the_images(make, weights):
+    ours, x, small = make(Ours), torch.zeros(1, 3, 40, 40), torch.zeros(1, 3, 20, 20)
+    for call in (ours, ours.update, ours_functional):
+        for bad, kind in ((None, TypeError), (x.numpy(), TypeError), (small, ValueError)):
+            with pytest.raises(kind, match="img1"):
+                call(bad, bad)
+            with pytest.raises(kind, match="img2"):
+                call(x, bad)
+    with pytest.raises(TypeError, match=r"img1 must be floating point, got torch\.int64"):
+        ours_functional(x.long(), x.long())
+
+
+def test_a_reset_stays_on_the_device(make):
+    """What it resets to is there already: copying it from elsewhere would wait for the device."""
+    ours = make(Ours).to("meta")
+    assert {ours._defaults[name].device.type for name in ("total", "count")} == {"meta"}
+
+
 def test_above_one_is_refused_only_when_normalizing(make):
     """torchmetrics' check has no upper bound without `normalize`."""
     (img1, img2), *_ = _batches(True)

@@ -7,7 +7,7 @@ of images in [0, 1], with the features a of VGG16 divided by their norm over cha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,8 @@ class LPIPS(lpips.LPIPS):
         TypeError, ValueError, RuntimeError: as `lpips_fast.LPIPS`.
     """
 
+    _RANGE, _FROM_BYTES = "[0, 1]", "/ 255"
+
     def __init__(
         self,
         replace_pooling: bool = False,
@@ -50,8 +52,10 @@ class LPIPS(lpips.LPIPS):
         lpips.check_choice("distance", distance, ("mse", "mae"))
         lpips.check_choice("reduction", reduction, ("none", "mean", "sum"))
         for name, channels in (("mean", mean), ("std", std)):
-            if len(channels) != 3:
+            if not isinstance(channels, Iterable) or len(list(channels)) != 3:
                 raise ValueError(f"{name} must be three numbers, one a channel, got {channels}")
+        if not min(std) > 0:
+            raise ValueError(f"std must be above 0, got {std}")
         super().__init__(net="vgg", lpips=False, **options)  # the linear weights are no parameters in piq
         self.replace_pooling = replace_pooling
         self.distance = distance

@@ -85,7 +85,9 @@ def test_copies(trunk_states, duplicate):
         ({"distance": "l1"}, ("distance", "'mse'", "'mae'", "'l1'")),
         ({"reduction": "avg"}, ("reduction", "'mean'", "'avg'")),
         ({"mean": [0.5]}, ("mean", "three", "[0.5]")),
+        ({"mean": 0.5}, ("mean", "three", "0.5")),
         ({"std": [1, 1]}, ("std", "three", "[1, 1]")),
+        ({"std": [0, 0, 0]}, ("std", "above 0", "[0, 0, 0]")),
     ),
     ids=str,
 )
@@ -101,3 +103,5 @@ def test_bad_images(options):
         fn(torch.rand(3, 32, 32), torch.rand(3, 32, 32))
     with raises(ValueError, "x and y", "one size", "[32, 32]", "[32, 40]"):
         fn(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 40))
+    with raises(TypeError, "x must be floating point, in [0, 1], got torch.uint8", "x / 255"):
+        fn(torch.ones(1, 3, 32, 32, dtype=torch.uint8), torch.rand(1, 3, 32, 32))
