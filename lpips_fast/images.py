@@ -12,6 +12,8 @@ But for EPS, which is a program, and which Pillow would have Ghostscript run.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
@@ -27,36 +29,37 @@ def load_image(path: str | PathLike[str]) -> np.ndarray:
     """Reads an image file as RGB, uint8 [H, W, 3], converted as this module's description says.
 
     Raises:
+        TypeError: no path.
         FileNotFoundError: there is no such file.
         OSError: it cannot be read: no image, broken, cut short, EPS, of values without a range (float, 32-bit
             integers), or a decompression bomb (of more than twice Pillow's Image.MAX_IMAGE_PIXELS, 179 million pixels).
     """
-    try:
-        with Image.open(path) as image:
-            if image.format == "EPS":
-                raise ValueError("EPS is a program to be run, not pixels")
-            return to_array(image)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no image file {path}") from None
-    except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
-        raise _unreadable(path, error) from error
+    with _opened(path) as image:
+        if image.format == "EPS":
+            raise ValueError("EPS is a program to be run, not pixels")
+        return to_array(image)
 
 
 def image_size(path: str | PathLike[str]) -> tuple[int, int]:
     """Width and height that `load_image` will return, without decoding the pixels; raises as it does."""
+    with _opened(path) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return (image.height, image.width) if turned else image.size
+
+
+@contextmanager
+def _opened(path: str | PathLike[str]) -> Iterator[Image.Image]:
+    """An image file; what goes wrong with it becomes an error that names it."""
+    if not isinstance(path, str | PathLike):
+        raise TypeError(f"path must be the path of an image file, a str or a Path, got {_kind(path)}")
     try:
         with Image.open(path) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-            return (image.height, image.width) if turned else image.size
+            yield image
     except FileNotFoundError:
         raise FileNotFoundError(f"no image file {path}") from None
-    except Exception as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: str | PathLike[str], error: Exception) -> OSError:
-    reason = "no format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
-    return OSError(f"{path} cannot be read as an image: {reason}")
+    except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
+        reason = "no format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+        raise OSError(f"{path} cannot be read as an image: {reason}") from error
 
 
 def to_array(image: Image.Image) -> np.ndarray:

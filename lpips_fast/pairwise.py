@@ -16,7 +16,8 @@ computed again from the difference itself, and have the accuracy of `LPIPS.forwa
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -61,7 +62,8 @@ def embed(fn: LPIPS, x: Images, *, normalize: bool = False) -> Tensor:
     Raises:
         TypeError, ValueError: as `LPIPS.forward`, or a linear weight is negative.
     """
-    return _embed_rows(fn, x, slice(0, len(x)), _size("x", x).numel(), normalize)
+    size = _size("x", x)
+    return embed_rows(fn, "x", x, slice(0, len(x)), size, normalize)
 
 
 @torch.no_grad()
@@ -87,18 +89,18 @@ def pairwise(
         exactly 0.
 
     Raises:
-        TypeError, ValueError: as `LPIPS.forward`, or a linear weight is negative.
+        TypeError, ValueError: as `LPIPS.forward`, or a block below 1, or a linear weight is negative.
     """
+    tiles = pairwise_tiles(fn, x, y, block=block, normalize=normalize)  # which checks the arguments
     own = fn.scaling_layer.shift
     distances = torch.zeros(len(x), len(x if y is None else y), dtype=accumulation_dtype(own.dtype), device=own.device)
-    for rows, columns, tile in pairwise_tiles(fn, x, y, block=block, normalize=normalize):
+    for rows, columns, tile in tiles:
         distances[rows, columns] = tile
         if y is None and rows != columns:
             distances[columns, rows] = tile.T
     return distances
 
 
-@torch.no_grad()
 def pairwise_tiles(
     fn: LPIPS, x: Images, y: Images | None = None, *, block: int | None = None, normalize: bool = False
 ) -> Iterator[tuple[slice, slice, Tensor]]:
@@ -108,22 +110,26 @@ def pairwise_tiles(
         the rows and the columns of a tile of the result, and its values. Without y only those on the diagonal and above
         it.
     """
-    if block is not None and block < 1:
-        raise ValueError(f"block must be at least 1 image, got {block}")
+    if block is not None:
+        block = checked_count("block", block, "None or a number of images")
     size = _size("x", x)
     if y is not None and (size_y := _size("y", y)) != size and len(x) and len(y):
         raise ValueError(f"x and y must be of one size, got {list(size)} and {list(size_y)}")
-    pixels = size.numel()
-    block = block or _default_block(fn, pixels)
-    sides = (x,) if y is None else (x, y)
+    return _tiles(fn, (x,) if y is None else (x, y), block or _default_block(fn, size.numel()), size, normalize)
+
+
+@torch.no_grad()
+def _tiles(
+    fn: LPIPS, sides: Sequence[Images], block: int, size: torch.Size, normalize: bool
+) -> Iterator[tuple[slice, slice, Tensor]]:
     blocks = [[slice(i, min(i + block, len(side))) for i in range(0, len(side), block)] for side in sides]
     held: dict[tuple[int, int], Tensor] = {}
-    for i, j in _tile_order(len(blocks[0]), None if y is None else len(blocks[1])):
+    for i, j in _tile_order(len(blocks[0]), None if len(sides) == 1 else len(blocks[1])):
         keys = (0, i), (len(sides) - 1, j)
         held = {key: held[key] for key in keys if key in held}
         for side, k in keys:
             if (side, k) not in held:
-                held[side, k] = _embed_rows(fn, sides[side], blocks[side][k], pixels, normalize)
+                held[side, k] = embed_rows(fn, "xy"[side], sides[side], blocks[side][k], size, normalize)
         yield blocks[0][i], blocks[-1][j], squared_distances(held[keys[0]], held[keys[1]])
 
 
@@ -137,14 +143,37 @@ def _tile_order(n_rows: int, n_columns: int | None) -> Iterator[tuple[int, int]]
             yield from ((i, j) for j in (range(n_columns) if i % 2 == 0 else reversed(range(n_columns))))
 
 
-def _size(name: str, x: Images) -> torch.Size:
-    """Height and width."""
-    first = x[:1]
-    if not isinstance(first, Tensor):
+def checked_count(name: str, given: int, accepted: str) -> int:
+    """A number from 1, or an error that names the argument."""
+    if isinstance(given, bool) or not isinstance(given, Integral) or given < 1:  # True is an int, too
+        raise ValueError(f"{name} must be {accepted} from 1, got {given!r}")
+    return int(given)
+
+
+def images_at(name: str, x: Images, rows: slice) -> Tensor:
+    """x[rows], or an error that names the argument: x is no images, or that slice of it is not so many."""
+    sliceable = hasattr(x, "__len__") and hasattr(x, "__getitem__") and not isinstance(x, Mapping)
+    images: object = x
+    if sliceable and getattr(x, "ndim", 4) == 4:  # else x is refused as it is
+        rows = slice(*rows.indices(len(x))[:2])
+        images = x[rows]
+    if not isinstance(images, Tensor):
         raise TypeError(
             f"{name} must be a tensor [N, 3, H, W], or something whose slices are such, got {type(x).__name__}"
         )
-    return first.shape[-2:]
+    if images.dim() != 4:
+        raise ValueError(f"{name} must be [N, 3, H, W], or [N, 1, H, W] grayscale, got {list(images.shape)}")
+    if len(images) != (count := rows.stop - rows.start):
+        raise ValueError(
+            f"{name}[{rows.start}:{rows.stop}] must be [{count}, 3, H, W], for {name} has length {len(x)}, "
+            f"got {list(images.shape)}"
+        )
+    return images
+
+
+def _size(name: str, x: Images) -> torch.Size:
+    """Height and width."""
+    return images_at(name, x, slice(0, 1)).shape[2:]
 
 
 def _default_block(fn: LPIPS, pixels: int) -> int:
@@ -191,8 +220,8 @@ def _parts(e: Tensor) -> Iterator[slice]:
     return (slice(k, k + _PART) for k in range(0, e.shape[1], _PART))
 
 
-def _embed_rows(fn: LPIPS, x: Images, rows: slice, pixels: int, normalize: bool) -> Tensor:
-    """e(x[rows]), of images of so many pixels."""
+def embed_rows(fn: LPIPS, name: str, x: Images, rows: slice, size: torch.Size, normalize: bool) -> Tensor:
+    """e(x[rows]), of images of that height and width; errors name x so."""
     weights = fn._linear_weights()
     for layer, weight in enumerate(weights or []):
         if (weight < 0).any():
@@ -201,14 +230,18 @@ def _embed_rows(fn: LPIPS, x: Images, rows: slice, pixels: int, normalize: bool)
                 "distances are no squared distances of vectors: compare the images by pairs, with forward"
             )
     embeddings: Tensor | None = None
-    batch = max(1, _BATCH_PIXELS // max(1, pixels))
+    batch = max(1, _BATCH_PIXELS // max(1, size.numel()))
     for start in range(rows.start, max(rows.stop, rows.start + 1), batch):
         stop = min(start + batch, rows.stop)
-        taps = fn.features(x[start:stop].to(fn.scaling_layer.shift.device), normalize).taps
+        images = images_at(name, x, slice(start, stop))
+        if images.shape[2:] != size:
+            raise ValueError(f"{name} must be of one size, got {list(size)} and {list(images.shape[2:])}")
+        images = fn._checked_image(name, images.to(fn.scaling_layer.shift.device))
+        taps = fn.features(images, normalize).taps
         if embeddings is None:
-            size = sum(f.shape[1:].numel() for f in taps)
+            length = sum(f.shape[1:].numel() for f in taps)
             dtype = accumulation_dtype(taps[0].dtype)
-            embeddings = torch.empty(rows.stop - rows.start, size, dtype=dtype, device=taps[0].device)
+            embeddings = torch.empty(rows.stop - rows.start, length, dtype=dtype, device=taps[0].device)
         _write(embeddings[start - rows.start : stop - rows.start], taps, weights)
     assert embeddings is not None  # the loop runs at least once, for the number of columns
     return embeddings

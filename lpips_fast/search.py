@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .pairwise import Images, direct_distances, embed, squared_distances
+from .pairwise import Images, checked_count, direct_distances, embed, embed_rows, images_at, squared_distances
 from .weights import fingerprint
 
 if TYPE_CHECKING:
@@ -53,12 +54,12 @@ class Index:
         names: one a vector, or None.
     """
 
-    def __init__(self, fn: LPIPS, header: Header, vectors: Tensor, names: Sequence[str] | None = None) -> None:
-        if names is not None and len(names) != len(vectors):
-            raise ValueError(f"names must be one an image, {len(vectors)}, got {len(names)}")
+    def __init__(
+        self, fn: LPIPS, header: Header, vectors: Tensor, names: Sequence[str | PathLike[str]] | None = None
+    ) -> None:
         self.header = header
         self.vectors = vectors
-        self.names = None if names is None else list(names)
+        self.names = _checked_names(names, len(vectors))
         self._fn = fn
         self._faiss: dict[str, Any] = {}
         self._scale = math.sqrt(header.size[0] * header.size[1])
@@ -69,7 +70,7 @@ class Index:
         fn: LPIPS,
         images: Images,
         *,
-        names: Sequence[str] | None = None,
+        names: Sequence[str | PathLike[str]] | None = None,
         size: tuple[int, int] | None = None,
         normalize: bool = False,
         dtype: torch.dtype = torch.float16,
@@ -80,26 +81,36 @@ class Index:
         Args:
             fn: the distance, with non-negative linear weights.
             images: [N, 3, H, W] in [-1, 1], on any device, or a sequence whose slices are such tensors.
-            names: one an image, to be kept with it.
+            names: one an image, to be kept with it; a path becomes a string.
             size: height and width to resize images and queries to, bilinearly with antialiasing. It decides the size
                 of a vector: `embed` has figures. None: as they are, all of one size.
             normalize: the images are in [0, 1] and are to be mapped to [-1, 1].
             dtype: torch.float16 or torch.float32. The former halves the index, and changes distances by about 1e-7
                 of the vectors' squared length, itself about 0.5.
             batch: how many images to embed at once.
+
+        Raises:
+            TypeError, ValueError: as `LPIPS.embed`, or no images, some that are NaN or infinite, or names, a size, a
+                dtype or a batch other than those above.
         """
-        if not len(images):
+        batch, dtype = checked_count("batch", batch, "a number of images"), _checked_dtype(dtype)
+        if size is not None:
+            size = _checked_size(fn, size)
+        first = images_at("images", images, slice(0, 1))
+        if not len(first):
             raise ValueError("images must be at least one, got none")
-        if batch < 1:
-            raise ValueError(f"batch must be at least 1 image, got {batch}")
-        first = _resized(images[:1], size)
-        header = _header(fn, (first.shape[-2], first.shape[-1]), resized=size is not None)
+        names = _checked_names(names, len(images))
+        shape = _resized(fn, "images", first, size).shape[2:]
+        header = _header(fn, (shape[0], shape[1]), resized=size is not None)
         vectors = torch.empty(0)
         for start in range(0, len(images), batch):
-            embeddings = embed(fn, _resized(images[start : min(start + batch, len(images))], size), normalize=normalize)
+            part = _resized(fn, "images", images_at("images", images, slice(start, start + batch)), size)
+            embeddings = embed_rows(fn, "images", part, slice(0, len(part)), shape, normalize)
+            stored = (embeddings * math.sqrt(shape.numel())).to(dtype)
             if start == 0:
-                vectors = torch.empty(len(images), embeddings.shape[1], dtype=_checked_dtype(dtype))
-            vectors[start : start + batch] = embeddings * math.sqrt(header.size[0] * header.size[1])
+                vectors = torch.empty(len(images), stored.shape[1], dtype=dtype)
+            vectors[start : start + batch] = stored
+            _check_finite("images", stored, start)
         return cls(fn, header, vectors, names)
 
     @classmethod
@@ -109,13 +120,31 @@ class Index:
         embeddings: Tensor,
         size: tuple[int, int],
         *,
-        names: Sequence[str] | None = None,
+        names: Sequence[str | PathLike[str]] | None = None,
         dtype: torch.dtype = torch.float16,
     ) -> Index:
-        """An index of what `LPIPS.embed` gave, [N, D], for images of that height and width."""
-        header = _header(fn, size, resized=False)
-        vectors = (embeddings * math.sqrt(size[0] * size[1])).to("cpu", _checked_dtype(dtype))
-        return cls(fn, header, vectors, names)
+        """An index of what `LPIPS.embed` gave, [N, D], for images of that height and width.
+
+        Raises:
+            TypeError, ValueError: embeddings that fn does not give for images of that size, or that are NaN or
+                infinite; names or a dtype that `build` would not take.
+        """
+        dtype, size = _checked_dtype(dtype), _checked_size(fn, size)
+        if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
+            given = embeddings.dtype if isinstance(embeddings, Tensor) else type(embeddings).__name__
+            raise TypeError(f"embeddings must be a tensor [N, D] of floating point, got {given}")
+        no_images = fn.scaling_layer.shift.new_zeros(0, 3, *size)
+        length = embed(fn, no_images).shape[1]
+        if embeddings.dim() != 2 or embeddings.shape[1] != length:
+            raise ValueError(
+                f"embeddings must be [N, {length}], for net {fn.pnet_type!r} and images of size {_by(size)}, "
+                f"got {list(embeddings.shape)}"
+            )
+        names = _checked_names(names, len(embeddings))
+        stored = (embeddings * math.sqrt(size[0] * size[1])).to(dtype)
+        vectors = stored.cpu()
+        _check_finite("embeddings", stored)
+        return cls(fn, _header(fn, size, resized=False), vectors, names)
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -141,18 +170,21 @@ class Index:
             then the distance is inf and the index -1.
 
         Raises:
-            ValueError: k below 1, or queries of another size.
+            TypeError, ValueError: as `LPIPS.embed`, or k below 1, queries of another size, or a string that FAISS does
+                not take.
             ImportError: FAISS is asked for and not installed.
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
-        queries = _resized(queries[: len(queries)], self.header.size if self.header.resized else None)
-        size = tuple(queries.shape[-2:])
-        if size != self.header.size:
+        k = checked_count("k", k, "a number of images")
+        if not isinstance(faiss, str | None):
+            raise TypeError(f"faiss must be None or a FAISS factory string, got {type(faiss).__name__}")
+        queries = images_at("queries", queries, slice(None))
+        queries = _resized(self._fn, "queries", queries, self.header.size if self.header.resized else None)
+        if queries.shape[2:] != self.header.size:
             raise ValueError(
-                f"the index is of images of {_by(self.header.size)} pixels, the queries are of {_by(size)}"
+                f"the index is of images of {_by(self.header.size)} pixels, the queries are of {_by(queries.shape[2:])}"
             )
-        found = embed(self._fn, queries, normalize=normalize) * self._scale
+        every = slice(0, len(queries))
+        found = embed_rows(self._fn, "queries", queries, every, queries.shape[2:], normalize) * self._scale
         n_candidates = min(2 * k, len(self))
         candidates = self._nearest(found, n_candidates) if faiss is None else self._by_faiss(found, n_candidates, faiss)
         shape = len(queries), min(k, len(self))
@@ -242,10 +274,47 @@ def _checked_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype
 
 
-def _resized(images: Tensor, size: tuple[int, int] | None) -> Tensor:
-    if size is None or tuple(images.shape[-2:]) == tuple(size):
+def _checked_size(fn: LPIPS, size: Sequence[int]) -> tuple[int, int]:
+    sides = tuple(size) if isinstance(size, Iterable) else ()
+    smallest = fn.net.spec.min_size
+    if len(sides) != 2 or not all(isinstance(side, Integral) and side >= smallest for side in sides):
+        raise ValueError(
+            f"size must be height and width, two whole numbers of at least {smallest} pixels for net "
+            f"{fn.pnet_type!r}, got {size!r}"
+        )
+    return int(sides[0]), int(sides[1])
+
+
+def _checked_names(names: Sequence[str | PathLike[str]] | None, count: int) -> list[str] | None:
+    if names is None:
+        return None
+    if isinstance(names, str) or not hasattr(names, "__getitem__"):
+        raise TypeError(f"names must be a list of strings or paths, one an image, got {names!r:.99}")
+    for i, name in enumerate(names):
+        if not isinstance(name, str | PathLike):
+            raise TypeError(f"names[{i}] must be a string or a path, got {type(name).__name__} {name!r:.99}")
+    if len(names) != count:
+        raise ValueError(f"names must be one an image, {count}, got {len(names)}")
+    return [str(name) for name in names]
+
+
+def _check_finite(name: str, vectors: Tensor, start: int = 0) -> None:
+    """Raises an error that names the first of the images, from `start` on, whose vector is NaN or infinite.
+
+    To be called once they are copied to the CPU: that has waited for the device, so looking costs no wait of its own.
+    """
+    finite = vectors.sum(dim=1, dtype=torch.float32).isfinite()  # several times faster than to look at each value
+    if not finite.all():
+        i = start + finite.tolist().index(False)
+        raise ValueError(f"{name} must be finite, got NaN or infinite values in the vector of {name}[{i}]")
+
+
+def _resized(fn: LPIPS, name: str, images: Tensor, size: tuple[int, int] | None) -> Tensor:
+    if size is None or images.shape[2:] == size:
         return images
-    return F.interpolate(images, size=tuple(size), mode="bilinear", antialias=True)
+    if not images.is_floating_point() or 0 in images.shape[1:]:
+        return fn._checked_image(name, images)  # which refuses them
+    return F.interpolate(images, size=size, mode="bilinear", antialias=True)
 
 
 def _by(size: Sequence[int]) -> str:
@@ -257,9 +326,16 @@ def _faiss_index(vectors: Tensor, factory: str) -> Any:
         import faiss  # an optional dependency
     except ImportError as error:
         raise ImportError("searching with FAISS needs it: pip install 'lpips_fast[faiss]'") from error
-    index = faiss.index_factory(vectors.shape[1], factory)
-    if not index.is_trained:
-        index.train(vectors.float().numpy())
+    try:
+        index = faiss.index_factory(vectors.shape[1], factory)
+        if not index.is_trained:
+            index.train(vectors.float().numpy())
+    except RuntimeError as error:
+        reason = str(error).rpartition(": ")[2]  # after FAISS's own file and line
+        raise ValueError(
+            f"faiss must be a factory string for {len(vectors)} vectors of {vectors.shape[1]}, "
+            f"got {factory!r}: {reason}"
+        ) from error
     for block in vectors.split(max(1, _BLOCK_BYTES // (4 * vectors.shape[1]))):
         index.add(block.float().numpy())
     return index

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 
@@ -137,6 +138,23 @@ def test_files_that_are_no_images(tmp_path):
             load_image(tmp_path / name)
         with pytest.raises(OSError, match="cannot be read as an image"):
             image_size(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "given, got",
+    (
+        (Image.new("RGB", (8, 8)), "Image"),
+        (3, "int"),
+        (None, "NoneType"),
+        (np.zeros((4, 4, 3), np.uint8), r"ndarray \[4, 4, 3\]"),
+        (io.BytesIO(b""), "BytesIO"),
+    ),
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_no_path(given, got):
+    for call in (load_image, image_size):
+        with pytest.raises(TypeError, match=f"path must be the path of an image file, a str or a Path, got {got}"):
+            call(given)
 
 
 def test_pixels_without_a_range_are_refused(tmp_path):

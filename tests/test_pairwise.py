@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from lpips_fast import pairwise
 
 from .conftest import NETS
 from .images import SIZE, VALUE_TOLERANCE, assert_close, image
+from .test_errors import raises
 
 
 def _images(net, n=5, dtype=torch.float32):
@@ -254,8 +257,6 @@ def test_black_images_have_no_nan(make_ours):
 def test_errors(make_ours):
     fn = make_ours()
     x = image(2, 32, 32, seed=0)
-    with pytest.raises(ValueError, match="block must be at least 1 image, got 0"):
-        fn.pairwise(x, block=0)
     with pytest.raises(ValueError, match=r"one size, got \[32, 64\] and \[64, 32\]"):
         fn.pairwise(image(1, 32, 64, seed=0), image(1, 64, 32, seed=0))
     with pytest.raises(ValueError, match="must be"):
@@ -267,11 +268,74 @@ def test_errors(make_ours):
         fn.pairwise(x, [x[0], x[1]])
     with pytest.raises(ValueError, match="sides of at least 31"):
         fn.embed(image(1, 20, 20, seed=0))
-    with pytest.raises(TypeError, match="float64"):
+    with pytest.raises(TypeError, match=r"x is torch\.float64"):
         fn.pairwise(x.double())
+    with pytest.raises(TypeError, match=r"y is torch\.float64"):
+        fn.pairwise(x, x.double())
     fn = make_ours(eval_mode=False)
     with torch.no_grad():
         fn.lin2.weight[0, 5] = -0.25
     for call in (fn.pairwise, fn.embed):
         with pytest.raises(ValueError, match=r"layer 2's linear weights have negative values \(down to -0.25\)"):
             call(x)
+
+
+@pytest.mark.parametrize("block", (0, -1, 1.5, True, "auto", [2]), ids=repr)
+def test_block_is_checked(make_ours, block):
+    x = image(2, 32, 32, seed=0)
+    for call in (make_ours().pairwise, functools.partial(pairwise.pairwise_tiles, make_ours())):
+        with raises(ValueError, "block must be None or a number of images from 1", repr(block)):
+            call(x, block=block)
+
+
+@pytest.mark.parametrize(
+    "given, kind, words",
+    (
+        (None, TypeError, ("slices", "NoneType")),
+        (2, TypeError, ("slices", "int")),
+        ("ab", TypeError, ("slices", "str")),
+        ({0: 1}, TypeError, ("slices", "dict")),
+        (iter(()), TypeError, ("slices", "iterator")),
+        (np.zeros((2, 3, 32, 32), np.float32), TypeError, ("slices", "ndarray")),
+        (np.zeros(()), TypeError, ("slices", "ndarray")),
+        (torch.zeros(()), ValueError, ("[N, 3, H, W]", "[]")),
+        (torch.zeros(1, 2, 3, 32, 32), ValueError, ("[N, 3, H, W]", "[1, 2, 3, 32, 32]")),
+    ),
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_no_images(make_ours, given, kind, words):
+    fn, x = make_ours(), image(2, 32, 32, seed=0)
+    for call in (fn.embed, fn.pairwise):
+        with raises(kind, "x must be", *words):
+            call(given)
+    if given is not None:
+        with raises(kind, "y must be", *words):
+            fn.pairwise(x, given)
+
+
+class _Spoiled:
+    """Five images, the slices of which beyond the first are others than they should be."""
+
+    def __init__(self, spoil):
+        self.images, self.spoil = image(5, 32, 32, seed=0), spoil
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, rows):
+        return self.spoil(self.images[rows]) if rows.start else self.images[rows]
+
+
+@pytest.mark.parametrize(
+    "spoil, kind, words",
+    (
+        (lambda x: x[1:], ValueError, ("x[4:5]", "[1, 3, H, W]", "length 5", "[0, 3, 32, 32]")),
+        (lambda x: x[..., 1:], ValueError, ("x must be of one size", "[32, 32]", "[32, 31]")),
+        (lambda x: x.numpy(), TypeError, ("x must be a tensor",)),
+        (lambda x: x.byte(), TypeError, ("x must be floating point", "uint8")),
+    ),
+    ids=("fewer", "smaller", "array", "integers"),
+)
+def test_images_read_when_needed_are_checked_then(make_ours, spoil, kind, words):
+    with raises(kind, *words):
+        make_ours().pairwise(_Spoiled(spoil), block=2)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -10,7 +13,9 @@ from safetensors.torch import save_file
 import lpips_fast.search
 from lpips_fast.search import Index
 
+from .conftest import NETS
 from .images import image
+from .test_errors import raises
 
 N, Q, SIZE = 12, 3, 32
 
@@ -160,12 +165,126 @@ def test_errors(fn, images):
         Index.build(fn, images[:0])
     with pytest.raises(ValueError, match=f"one an image, {N}, got 1"):
         Index.build(fn, images, names=["a"])
-    with pytest.raises(ValueError, match="batch must be at least 1 image, got 0"):
-        Index.build(fn, images, batch=0)
     with pytest.raises(ValueError, match=r"float16 or torch.float32, got torch.bfloat16"):
         Index.build(fn, images, dtype=torch.bfloat16)
-    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
-        Index.build(fn, images).search(images, 0)
+
+
+SIZES = (64, (64,), (40, 40, 40), (-40, 40), (40, 0), (40.0, 40.0), (True, 40), (30, 40), "40", "64x64", None)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=repr)
+def test_size_is_checked(fn, images, size):
+    words = "size must be height and width", "at least 31 pixels", "'alex'", repr(size)
+    if size is not None:
+        with raises(ValueError, *words):
+            Index.build(fn, images, size=size)
+    with raises(ValueError, *words):
+        Index.from_embeddings(fn, fn.embed(images[:2]), size)
+
+
+def test_sizes_and_counts_may_be_numpys(fn, images, tmp_path):
+    index = Index.build(fn, images, size=np.array([40, 40]), batch=np.int64(5))
+    index.save(tmp_path / "images.index")
+    assert index.header.size == (40, 40)
+    assert index.search(images[:1], np.int64(2))[1].shape == (1, 2)
+
+
+@pytest.mark.parametrize("count", (0, -1, 1.5, True, "2", None), ids=repr)
+def test_counts_are_checked(fn, images, count):
+    index = Index.build(fn, images[:2])
+    with raises(ValueError, "k must be a number of images from 1", repr(count)):
+        index.search(images, k=count)
+    with raises(ValueError, "batch must be a number of images from 1", repr(count)):
+        Index.build(fn, images, batch=count)
+
+
+@pytest.mark.parametrize(
+    "names, kind, words",
+    (
+        ("ab", TypeError, ("list of strings or paths", "'ab'")),
+        ({"a", "b"}, TypeError, ("list of strings or paths", "{")),
+        (Path("ab"), TypeError, ("list of strings or paths", "Path")),
+        (2, TypeError, ("list of strings or paths", "2")),
+        (["a", np.int64(1)], TypeError, ("names[1]", "string or a path", "int64")),
+        (["a", None], TypeError, ("names[1]", "string or a path", "NoneType")),
+        (["a"], ValueError, ("one an image, 2", "got 1")),
+    ),
+    ids=("string", "set", "path", "int", "int64", "none", "too few"),
+)
+def test_names_are_checked_before_anything_is_built(fn, images, names, kind, words, monkeypatch):
+    embeddings = fn.embed(images[:2])
+    with raises(kind, "names", *words):
+        Index.from_embeddings(fn, embeddings, (SIZE, SIZE), names=names)
+    monkeypatch.setattr(lpips_fast.search, "embed_rows", lambda *_: pytest.fail("images were embedded"))
+    with raises(kind, "names", *words):
+        Index.build(fn, images[:2], names=names)
+
+
+def test_paths_as_names(fn, images, tmp_path):
+    index = Index.build(fn, images[:2], names=[Path("a/b.png"), "a/b.png"])
+    assert index.names == ["a/b.png", "a/b.png"]
+    index.save(tmp_path / "images.index")
+    assert Index.load(tmp_path / "images.index", fn).names == index.names
+
+
+@pytest.mark.parametrize("size", (None, (40, 40)))
+@pytest.mark.parametrize(
+    "given, kind, words",
+    (
+        (None, TypeError, ("must be a tensor", "NoneType")),
+        (["a.png"], TypeError, ("must be a tensor", "list")),
+        (torch.zeros(3, 40, 40), ValueError, ("[N, 3, H, W]", "[3, 40, 40]")),
+        (torch.zeros(2, 4, 32, 32), ValueError, ("[N, 3, H, W]", "[2, 4, ")),
+        (torch.zeros(2, 3, 0, 32), ValueError, ("at least 31", "0 x 32")),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), TypeError, ("floating point", "torch.uint8")),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.float64), TypeError, ("torch.float64", "torch.float32")),
+    ),
+    ids=("none", "list", "rank", "channels", "no pixels", "uint8", "float64"),
+)
+def test_images_and_queries_are_checked(fn, images, size, given, kind, words):
+    with raises(kind, "images", *words):
+        Index.build(fn, given, size=size)
+    if kind is TypeError or size is not None:
+        with raises(kind, "queries", *words):
+            Index.build(fn, images[:2], size=size or (SIZE, SIZE)).search(given)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_embeddings_must_fit_net_and_size(make_ours, images, net):
+    fn = make_ours(net)
+    embeddings = fn.embed(images[:2])
+    assert len(Index.from_embeddings(fn, embeddings, [SIZE, SIZE])) == 2
+    for size in ((SIZE, SIZE + 16), (SIZE + 16, SIZE)):
+        with raises(ValueError, f"{net!r}", f"size {size[0]} x {size[1]}", f"got {list(embeddings.shape)}"):
+            Index.from_embeddings(fn, embeddings, size)
+
+
+@pytest.mark.parametrize(
+    "embeddings, kind, words",
+    (
+        (torch.zeros(2, 3, SIZE, SIZE), ValueError, ("embeddings must be [N, ", f"[2, 3, {SIZE}, {SIZE}]")),
+        (torch.zeros(2, 5, dtype=torch.int64), TypeError, ("embeddings must be", "floating", "int64")),
+        (np.zeros((2, 5)), TypeError, ("embeddings must be", "tensor", "ndarray")),
+    ),
+    ids=("images", "integers", "array"),
+)
+def test_what_is_no_embeddings(fn, embeddings, kind, words):
+    with raises(kind, *words):
+        Index.from_embeddings(fn, embeddings, (SIZE, SIZE))
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.float32))
+@pytest.mark.parametrize("value", (torch.nan, torch.inf, -torch.inf))
+def test_what_could_never_be_found_is_refused(fn, images, value, dtype):
+    spoiled = images.clone()
+    spoiled[7, 1, 2, 3] = value
+    for size in (None, (40, 40)):
+        with raises(ValueError, "images must be finite", "images[7]"):
+            Index.build(fn, spoiled, size=size, batch=5, dtype=dtype)
+    embeddings = fn.embed(images)
+    embeddings[4, 5] = value
+    with raises(ValueError, "embeddings must be finite", "embeddings[4]"):
+        Index.from_embeddings(fn, embeddings, (SIZE, SIZE), dtype=dtype)
 
 
 def test_faiss_missing(fn, images, monkeypatch):
@@ -186,3 +305,24 @@ def test_faiss_finds_the_nearest(fn, images, queries, distances, factory):
         assert torch.equal(indices, index.search(queries, 2)[1])
     missing = indices == -1
     assert torch.equal(missing, found.isinf())
+
+
+@pytest.mark.parametrize(
+    "factory, reason",
+    (
+        ("nonsense", "could not parse index string nonsense"),
+        ("", "could not parse"),
+        ("PQ7", "multiple of the number of subquantizers"),
+        ("IVF50,Flat", "Number of training points (12)"),
+    ),
+)
+def test_faiss_strings_are_checked(fn, images, factory, reason):
+    pytest.importorskip("faiss")
+    with raises(ValueError, "faiss must be a factory string", repr(factory), f"{N} vectors", reason):
+        Index.build(fn, images).search(images[:1], faiss=factory)
+
+
+@pytest.mark.parametrize("factory", (3, True, ["Flat"]), ids=repr)
+def test_faiss_is_a_string(fn, images, factory):
+    with raises(TypeError, "faiss must be None or a FAISS factory string", type(factory).__name__):
+        Index.build(fn, images[:2]).search(images[:1], faiss=factory)
