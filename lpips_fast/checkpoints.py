@@ -31,8 +31,8 @@ from .trunk import SPECS, Spec
 TARGETS = ("lpips", "taming", "torchmetrics")
 
 _NAME = re.compile(r"((?:.*?\.)??)(?:scaling_layer|net\.slices?\d*|lin\d+\.model|lins\.\d+\.model|model\.\d+)\..+")
-_LAYER = re.compile(r"lins?\.?(\d+)\.model\.[01]\.weight")
-_TRUNK = re.compile(r"(net\.slice|net\.slices\.|model\.)(\d+)\.(.+)")
+_LAYER = re.compile(r"lins?\.?(\d{1,2})\.model\.[01]\.weight")
+_TRUNK = re.compile(r"(net\.slice|net\.slices\.|model\.)(\d{1,2})\.(.+)")
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def load_any(path: str | PathLike[str], net: str | None = None) -> Checkpoint:
     if style == "model.":
         if net != "vgg" or linear or scaling:
             raise ValueError(
-                f"{path} has the names of piq, whose LPIPS is VGG16's trunk, but holds {_some(sorted(state))}"
+                f"{path} has the names of piq, whose LPIPS is VGG16's trunk, but holds {weights.some(state)}"
             )
         return _checkpoint("piq", net, weights.published_linear_weights(net, "0.1", [*spec.channels]), trunk)
     if style == "net.slices." or not scaling:
@@ -166,6 +166,7 @@ def _from_piq_list(path: str | PathLike[str], content: list | tuple, net: str | 
             f"{path} must hold tensors by name (a state_dict), or else a list of piq's linear weights, [1, C, 1, 1] "
             f"with C of {list(channels)}; got another list"
         )
+    weights.checked_state_dict(dict(zip("01234", content)), path)
     if net not in (None, "vgg"):
         raise ValueError(f"{path} holds piq's linear weights, which are for net vgg, not {net}")
     state = weights.linear_state_dict(w.reshape(1, -1, 1, 1) for w in content)
@@ -175,10 +176,10 @@ def _from_piq_list(path: str | PathLike[str], content: list | tuple, net: str | 
 def _without_prefix(path: str | PathLike[str], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = {name: _NAME.fullmatch(name) for name in state}
     prefixes = {match[1] for match in found.values() if match}
-    unknown = sorted(name for name, match in found.items() if not match)
+    unknown = [name for name, match in found.items() if not match]
     if unknown or len(prefixes) != 1:
-        why = f"names that are none of LPIPS's: {_some(unknown)}" if unknown else f"several LPIPS: {sorted(prefixes)}"
-        raise ValueError(f"{path} has {why if state else 'no tensors'}")
+        what = "names that are none of LPIPS's: " if unknown else "several LPIPS: " if prefixes else "no tensors"
+        raise ValueError(f"{path} has {what}{weights.some(unknown or prefixes)}")
     (prefix,) = prefixes
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
@@ -191,7 +192,7 @@ def _trunk_names(
     for name, tensor in state.items():
         match = _TRUNK.fullmatch(name)
         if match is None or style not in ("", match[1]):
-            raise ValueError(f"{path} has a name that does not go with the others: {name!r}")
+            raise ValueError(f"{path} has a name that does not go with the others: {weights.some([name])}")
         style = match[1]
         theirs = f"{match[2]}.{match[3]}" if style == "model." else match[3]
         trunk[theirs] = tensor
@@ -228,11 +229,10 @@ def _slice(spec: Spec, name: str) -> int:
 
 
 def _check_trunk(path: str | PathLike[str], net: str, numbers: Mapping[str, int], trunk: Mapping[str, Tensor]) -> None:
-    weights.check_values(path, trunk)
     shapes = _trunk_shapes(net)
     for what, names in (("lacks", shapes.keys() - trunk), ("has, beside what belongs there,", trunk.keys() - shapes)):
         if names:
-            raise ValueError(f"{path}: the trunk of net {net} {what} {_some(sorted(names))}")
+            raise ValueError(f"{path}: the trunk of net {net} {what} {weights.some(names)}")
     for name, tensor in trunk.items():
         if tensor.shape != shapes[name]:
             raise ValueError(
@@ -243,6 +243,7 @@ def _check_trunk(path: str | PathLike[str], net: str, numbers: Mapping[str, int]
             raise ValueError(
                 f"{path}: the trunk's {name!r} must be in slice {_slice(SPECS[net], name)}, is in {numbers[name]}"
             )
+    weights.check_values(path, trunk)
 
 
 def _check_scaling(path: str | PathLike[str], scaling: Mapping[str, Tensor]) -> None:
@@ -254,7 +255,3 @@ def _check_scaling(path: str | PathLike[str], scaling: Mapping[str, Tensor]) -> 
             expected, found = ([round(v, 3) for v in t.flatten()[:3].tolist()] for t in (own[name], tensor))
             raise ValueError(f"{path}: {name!r} must be {expected}, got {found} of shape {list(tensor.shape)}")
 
-
-def _some(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
-    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import cpu_layers, gpu_layers, winograd
+from . import cpu_layers, gpu_layers, weights, winograd
 from .frozen import frozen_trunk, run
 from .networks import LAYERS
 from .plan import Affine, Conv, Fire, Plan, Pool, Setting, is_autocast_enabled
@@ -110,7 +110,8 @@ class Trunk(nn.Module):
         for slice_ in self.slices:
             for name, parameter in slice_.named_parameters():
                 if name not in state:
-                    raise ValueError(f"trunk weights lack {name!r} ({self.spec.model}); they have {sorted(state)}")
+                    has = weights.some(state)
+                    raise ValueError(f"trunk weights lack {name!r} ({self.spec.model}); they have {has}")
                 if state[name].shape != parameter.shape:
                     raise ValueError(
                         f"trunk weights {name!r} must have shape {list(parameter.shape)} ({self.spec.model}), "
@@ -119,7 +120,7 @@ class Trunk(nn.Module):
                 taken[name] = parameter
         extra = [name for name in state if name not in taken and not _after(name, self.spec.cuts[-1])]
         if extra:
-            raise ValueError(f"trunk weights have names that are not {self.spec.model}'s: {sorted(extra)}")
+            raise ValueError(f"trunk weights have names that are not {self.spec.model}'s: {weights.some(extra)}")
         with torch.no_grad():
             for name, parameter in taken.items():
                 parameter.copy_(state[name])
@@ -243,7 +244,7 @@ def _plan(slices: Sequence[nn.Sequential]) -> Plan:
 
 def _after(name: str, cut: int) -> bool:
     index = name.split(".")[0]
-    return index.isdigit() and int(index) >= cut
+    return index.isdecimal() and len(index) < 3 and int(index) >= cut
 
 
 def _random_features(spec: Spec) -> nn.Sequential:

@@ -59,7 +59,7 @@ def linear_weights(state: Mapping[str, Tensor], channels: Sequence[int], path: s
         names = [f"{lin}.model.{i}.weight" for lin in (f"lin{k}", f"lins.{k}") for i in (1, 0)]
         found = [name for name in names if name in state]
         if not found:
-            raise ValueError(f"{path} has no weights for layer {k}: no {names[0]!r} among {sorted(state)}")
+            raise ValueError(f"{path} has no weights for layer {k}: no {names[0]!r} among {some(state)}")
         weight = state[found[0]]
         if tuple(weight.shape) != (1, c, 1, 1) or not weight.is_floating_point():
             raise ValueError(
@@ -71,9 +71,9 @@ def linear_weights(state: Mapping[str, Tensor], channels: Sequence[int], path: s
             raise ValueError(f"{path}: {' and '.join(found)} should be the same weights and differ")
         used.update(found)
         weights.append(weight)
-    extra = sorted(set(state) - used)
+    extra = set(state) - used
     if extra:
-        raise ValueError(f"{path} has keys that are no linear layer's of this net: {extra}")
+        raise ValueError(f"{path} has keys that are no linear layer's of this net: {some(extra)}")
     return weights
 
 
@@ -125,13 +125,26 @@ def checked_state_dict(content: object, path: str | PathLike[str]) -> dict[str, 
             )
         if odd := _odd_kind(tensor):
             raise ValueError(f"{path}: {name!r} must be an ordinary tensor, got one that is {odd}")
+    storages = [tensor.untyped_storage() for tensor in content.values()]
+    held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    used = sum(tensor.numel() * tensor.element_size() for tensor in content.values())
+    if used > 2 * held:  # lpips has some twice; a small file could have a large one a million times
+        raise ValueError(f"{path} has {len(content)} tensors that share memory, {used} bytes in {held}")
     return dict(content)
+
+
+def some(names: Iterable[str]) -> str:
+    """The first few names, cut short, and how many more there are; for errors about files that hold anything."""
+    names = sorted(names)
+    return ", ".join(f"{name!r:.99}" for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _odd_kind(tensor: Tensor) -> str | None:
     """What sets a tensor apart from those of weights, or None."""
-    if tensor.layout != torch.strided:
-        return str(tensor.layout)
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return "nested" if tensor.is_nested else str(tensor.layout)
+    if tensor.is_floating_point() and tensor.element_size() < 2:
+        return f"of type {tensor.dtype}"
     if tensor.is_quantized or tensor.is_meta:
         return "quantized" if tensor.is_quantized else "on the meta device"
     # A file of a few bytes could say that it has terabytes.
