@@ -254,4 +254,3 @@ def _check_scaling(path: str | PathLike[str], scaling: Mapping[str, Tensor]) -> 
         if tensor.shape != own[name].shape or not torch.allclose(tensor.float(), own[name], rtol=1e-2):
             expected, found = ([round(v, 3) for v in t.flatten()[:3].tolist()] for t in (own[name], tensor))
             raise ValueError(f"{path}: {name!r} must be {expected}, got {found} of shape {list(tensor.shape)}")
-

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import urllib.request
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
+
+from .files import sha256_of
 
 _TIMEOUT = 60  # seconds without a byte
 _CHUNK = 2**20
@@ -38,7 +39,7 @@ def download(url: str, path: Path, sha256: str, progress: bool) -> None:
             _fetch(url, partial, progress)
         except HTTPException as error:
             raise OSError(f"{url}: {type(error).__name__} {error}") from error
-        found = _sha256(partial)
+        found = sha256_of(partial)
         if not found.startswith(sha256):
             partial.unlink()
             raise OSError(f"what {url} gave has the SHA-256 {found}, not {sha256}...; it was removed")
@@ -81,11 +82,3 @@ def _fetch(url: str, partial: Path, progress: bool) -> None:
                 done += len(chunk)
     if total is not None and done < total:
         raise OSError(f"{url} ended after {done} of {total} bytes; the next attempt goes on from there")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -12,17 +13,37 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place at the end, and goes away if there was an exception."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    """A temporary file beside `path` that takes its place at the end, and goes away if there was an exception.
+
+    A link stays one: the file that it leads to is replaced.
+
+    Raises:
+        FileExistsError: `path` is there and no regular file.
+    """
+    target = replaceable(path)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
         temporary.chmod(0o666 & ~_umask())
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def replaceable(path: Path) -> Path:
+    """The file that `path` leads to, all links followed: a regular one, or one that is not there yet.
+
+    Raises:
+        FileExistsError: it is a folder, a device, a pipe or a socket.
+    """
+    target = Path(os.path.realpath(path))
+    if os.path.lexists(target) and not target.is_file():
+        kind = "a folder" if target.is_dir() else "no regular file (a device, a pipe, a link to itself)"
+        raise FileExistsError(f"{path} is {kind} and is not replaced")
+    return target
 
 
 @contextmanager
@@ -43,6 +64,14 @@ def making_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _umask() -> int:

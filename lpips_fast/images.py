@@ -12,6 +12,7 @@ But for EPS, which is a program, and which Pillow would have Ghostscript run.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -31,29 +32,32 @@ def load_image(path: str | PathLike[str]) -> np.ndarray:
     Raises:
         TypeError: no path.
         FileNotFoundError: there is no such file.
-        OSError: it cannot be read: no image, broken, cut short, EPS, of values without a range (float, 32-bit
-            integers), or a decompression bomb (of more than twice Pillow's Image.MAX_IMAGE_PIXELS, 179 million pixels).
+        OSError: it cannot be read: no image, no file (a folder, a device, a pipe), broken, cut short, EPS, of values
+            without a range (float, 32-bit integers), or a decompression bomb (of more than twice Pillow's
+            Image.MAX_IMAGE_PIXELS, 179 million pixels).
     """
-    with _opened(path) as image:
-        if image.format == "EPS":
-            raise ValueError("EPS is a program to be run, not pixels")
+    with open_image(path) as image:
         return to_array(image)
 
 
 def image_size(path: str | PathLike[str]) -> tuple[int, int]:
     """Width and height that `load_image` will return, without decoding the pixels; raises as it does."""
-    with _opened(path) as image:
+    with open_image(path) as image:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
         return (image.height, image.width) if turned else image.size
 
 
 @contextmanager
-def _opened(path: str | PathLike[str]) -> Iterator[Image.Image]:
-    """An image file; what goes wrong with it becomes an error that names it."""
+def open_image(path: str | PathLike[str]) -> Iterator[Image.Image]:
+    """An image file, for Pillow to decode; what goes wrong with it in the block becomes `load_image`'s error."""
     if not isinstance(path, str | PathLike):
         raise TypeError(f"path must be the path of an image file, a str or a Path, got {_kind(path)}")
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # to open a pipe would be to wait for it
+            raise ValueError("it is a folder, a device or a pipe")
         with Image.open(path) as image:
+            if image.format == "EPS":
+                raise ValueError("EPS is a program to be run, not pixels")
             yield image
     except FileNotFoundError:
         raise FileNotFoundError(f"no image file {path}") from None
@@ -64,8 +68,9 @@ def _opened(path: str | PathLike[str]) -> Iterator[Image.Image]:
 
 def to_array(image: Image.Image) -> np.ndarray:
     """An open Pillow image as RGB, uint8 [H, W, 3], converted as this module's description says."""
+    sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    if sixteen_bits:  # of PPM's whatever their largest value: Pillow scales that to 65535
         gray = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(gray[:, :, None], 3, axis=2)
     if image.mode in ("I", "F"):
@@ -84,10 +89,21 @@ def resize_image(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def list_images(folder: str | PathLike[str]) -> list[Path]:
-    """The image files under a folder, at any depth, by their suffix, hidden ones left out; sorted relative paths."""
-    folder = Path(folder)
-    paths = (p.relative_to(folder) for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    return sorted(p for p in paths if not any(part.startswith(".") for part in p.parts))
+    """The image files under a folder, at any depth, by their suffix, hidden ones left out; sorted relative paths.
+
+    Raises:
+        OSError: it, or a folder in it that is not hidden, cannot be read.
+    """
+
+    def unreadable(error: OSError) -> None:
+        raise OSError(f"folder {error.filename} cannot be read: {error.strerror}") from error
+
+    found = []
+    for parent, folders, files in os.walk(folder, onerror=unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = (Path(parent, name) for name in files if not name.startswith("."))
+        found += [p.relative_to(folder) for p in paths if p.suffix.lower() in SUFFIXES and p.is_file()]
+    return sorted(found)
 
 
 def im2tensor(image: np.ndarray, imtype: type = np.uint8, cent: float = 1.0, factor: float = 255.0 / 2.0) -> Tensor:

@@ -55,11 +55,16 @@ def arrange(rows: Sequence[Sequence[Panel]]) -> Image.Image:
     for row, height in zip(rows, heights, strict=True):
         x = _GAP
         for panel in row:
-            draw.text((x, y), _fit(draw, panel.caption, panel.image.shape[1], font), fill="black", font=font)
+            draw.text((x, y), _fit(draw, one_line(panel.caption), panel.image.shape[1], font), fill="black", font=font)
             canvas.paste(Image.fromarray(panel.image), (x, y + line))
             x += panel.image.shape[1] + _GAP
         y += height
     return canvas
+
+
+def one_line(text: str) -> str:
+    """The text with escapes for what cannot be drawn: line breaks, and bytes of a file's name that are no UTF-8."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
@@ -21,7 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .pairwise import Images, checked_count, direct_distances, embed, embed_rows, images_at, squared_distances
+from .files import replacing
+from .frozen import run
+from .lpips import check_flags
+from .pairwise import Images, checked_count, direct_distances, embed_rows, images_at, squared_distances
+from .plan import Setting
 from .weights import fingerprint
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 _FORMAT = "lpips_fast.Index"
 _FORMAT_VERSION = "1"
+_LATER = ("normalize", "raw")  # fields of the header that the first files of this format do not have
 _BLOCK_BYTES = 2**28  # of stored vectors, in float32, that are compared with at once
 
 
@@ -40,6 +44,8 @@ class Header(NamedTuple):
     lpips: bool
     size: tuple[int, int]  # height and width that the trunk saw
     resized: bool  # whether images are resized to it, or must have it
+    normalize: bool | None  # as `build` was given it, and so `search` must be; None: unknown
+    raw: bool | None  # whether the trunk saw [0, 1] instead of [-1, 1], by the command line's --no-normalize
     linear_sha256: str
     trunk_sha256: str
 
@@ -84,7 +90,7 @@ class Index:
             names: one an image, to be kept with it; a path becomes a string.
             size: height and width to resize images and queries to, bilinearly with antialiasing. It decides the size
                 of a vector: `embed` has figures. None: as they are, all of one size.
-            normalize: the images are in [0, 1] and are to be mapped to [-1, 1].
+            normalize: the images are in [0, 1] and are to be mapped to [-1, 1]; queries then must be, too.
             dtype: torch.float16 or torch.float32. The former halves the index, and changes distances by about 1e-7
                 of the vectors' squared length, itself about 0.5.
             batch: how many images to embed at once.
@@ -93,6 +99,7 @@ class Index:
             TypeError, ValueError: as `LPIPS.embed`, or no images, some that are NaN or infinite, or names, a size, a
                 dtype or a batch other than those above.
         """
+        check_flags(normalize=normalize)
         batch, dtype = checked_count("batch", batch, "a number of images"), _checked_dtype(dtype)
         if size is not None:
             size = _checked_size(fn, size)
@@ -101,7 +108,7 @@ class Index:
             raise ValueError("images must be at least one, got none")
         names = _checked_names(names, len(images))
         shape = _resized(fn, "images", first, size).shape[2:]
-        header = _header(fn, (shape[0], shape[1]), resized=size is not None)
+        header = _header(fn, (shape[0], shape[1]), size is not None, bool(normalize), raw=False)
         vectors = torch.empty(0)
         for start in range(0, len(images), batch):
             part = _resized(fn, "images", images_at("images", images, slice(start, start + batch)), size)
@@ -125,6 +132,8 @@ class Index:
     ) -> Index:
         """An index of what `LPIPS.embed` gave, [N, D], for images of that height and width.
 
+        Whether that was given `normalize` is not known: `search` takes either.
+
         Raises:
             TypeError, ValueError: embeddings that fn does not give for images of that size, or that are NaN or
                 infinite; names or a dtype that `build` would not take.
@@ -133,8 +142,7 @@ class Index:
         if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
             given = embeddings.dtype if isinstance(embeddings, Tensor) else type(embeddings).__name__
             raise TypeError(f"embeddings must be a tensor [N, D] of floating point, got {given}")
-        no_images = fn.scaling_layer.shift.new_zeros(0, 3, *size)
-        length = embed(fn, no_images).shape[1]
+        length = _vector_length(fn, size)
         if embeddings.dim() != 2 or embeddings.shape[1] != length:
             raise ValueError(
                 f"embeddings must be [N, {length}], for net {fn.pnet_type!r} and images of size {_by(size)}, "
@@ -144,7 +152,7 @@ class Index:
         stored = (embeddings * math.sqrt(size[0] * size[1])).to(dtype)
         vectors = stored.cpu()
         _check_finite("embeddings", stored)
-        return cls(fn, _header(fn, size, resized=False), vectors, names)
+        return cls(fn, _header(fn, size, resized=False, normalize=None, raw=None), vectors, names)
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -160,20 +168,26 @@ class Index:
         Args:
             queries: [Q, 3, H, W] in [-1, 1], of the index's size unless it was built with one to resize to.
             k: how many, at most as many as there are.
-            normalize: the queries are in [0, 1] and are to be mapped to [-1, 1].
+            normalize: the queries are in [0, 1] and are to be mapped to [-1, 1], as the images were or were not.
             faiss: a FAISS factory string ('Flat', 'HNSW32,Flat', 'SQfp16', ...) to find candidates with it. Its index
                 is made at the first search and kept, beside the vectors. None: all vectors are compared, in blocks,
                 on the device of the distance.
 
         Returns:
-            distances [Q, k], nearest first, and the images' indices [Q, k], both on the CPU. FAISS may find fewer:
-            then the distance is inf and the index -1.
+            distances [Q, k], nearest first, of candidates as near the first image, and the images' indices [Q, k], both
+            on the CPU. FAISS may find fewer: then the distance is inf and the index -1.
 
         Raises:
-            TypeError, ValueError: as `LPIPS.embed`, or k below 1, queries of another size, or a string that FAISS does
-                not take.
+            TypeError, ValueError: as `LPIPS.embed`, or k below 1, queries of another size, in another range than the
+                images, or NaN or infinite; a string that FAISS does not take; an index from a damaged file.
             ImportError: FAISS is asked for and not installed.
         """
+        check_flags(normalize=normalize)
+        if self.header.normalize not in (None, bool(normalize)):
+            raise ValueError(
+                f"the index is of images given with normalize={self.header.normalize}, the queries are given with "
+                f"normalize={normalize}: give them in the range of the images"
+            )
         k = checked_count("k", k, "a number of images")
         if not isinstance(faiss, str | None):
             raise TypeError(f"faiss must be None or a FAISS factory string, got {type(faiss).__name__}")
@@ -185,29 +199,35 @@ class Index:
             )
         every = slice(0, len(queries))
         found = embed_rows(self._fn, "queries", queries, every, queries.shape[2:], normalize) * self._scale
+        _check_finite("queries", found)
         n_candidates = min(2 * k, len(self))
         candidates = self._nearest(found, n_candidates) if faiss is None else self._by_faiss(found, n_candidates, faiss)
         shape = len(queries), min(k, len(self))
         distances, indices = torch.full(shape, math.inf), torch.full(shape, -1)
         for i, rows in enumerate(candidates):
-            rows = rows[rows >= 0].sort().values  # so that of equal distances the first image comes first
+            rows = rows[rows >= 0].sort().values  # so that of candidates of equal distance the first comes first
             exact = direct_distances(found[i].cpu(), self.vectors, rows) / self._scale**2
             order = exact.argsort(stable=True)[: shape[1]]
             distances[i, : len(order)], indices[i, : len(order)] = exact[order].float(), rows[order]
         return distances, indices
 
     def _nearest(self, queries: Tensor, n: int) -> Tensor:
-        """The indices of the n vectors nearest to each query, [Q, n]."""
+        """The indices of the n vectors nearest to each query, [Q, n]; of equal distances the first ones.
+
+        Where the same vector is stored often, its distances may differ by the products' rounding, far from a query.
+        """
         rows = max(1, _BLOCK_BYTES // (4 * self.vectors.shape[1]))
         best = queries.new_zeros(len(queries), 0)
         indices = torch.zeros(len(queries), 0, dtype=torch.int64, device=queries.device)
         for start in range(0, len(self), rows):
             block = self.vectors[start : start + rows].to(queries)
-            best = torch.cat((best, squared_distances(queries, block)), dim=1)
+            distances = squared_distances(queries, block)
+            _check_finite("images", distances.T, start)  # which `load` leaves to this
+            best = torch.cat((best, distances), dim=1)
             here = torch.arange(start, start + len(block), device=queries.device).expand(len(queries), -1)
             indices = torch.cat((indices, here), dim=1)
-            best, order = best.topk(min(n, best.shape[1]), largest=False)
-            indices = indices.gather(1, order)
+            order = best.argsort(dim=1, stable=True)[:, :n]  # topk takes any of equal ones
+            best, indices = best.gather(1, order), indices.gather(1, order)
         return indices.cpu()
 
     def _by_faiss(self, queries: Tensor, n: int, factory: str) -> Tensor:
@@ -217,17 +237,20 @@ class Index:
         return torch.from_numpy(indices)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Writes the index as a safetensors file, which is there whole or not at all."""
+        """Writes the index as a safetensors file, which is there whole or not at all.
+
+        Raises:
+            OSError: it cannot be written there.
+        """
         path = Path(path)
         metadata = {"format": _FORMAT, "format_version": _FORMAT_VERSION, "header": json.dumps(self.header._asdict())}
         if self.names is not None:
             metadata["names"] = json.dumps(self.names)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            save_file({"vectors": self.vectors}, part, metadata)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+            with replacing(path) as temporary:
+                save_file({"vectors": self.vectors}, temporary, metadata)
+        except (OSError, SafetensorError) as error:
+            raise OSError(f"the index {path} cannot be written: {error}") from error
 
     @classmethod
     def load(cls, path: str | PathLike[str], fn: LPIPS) -> Index:
@@ -235,37 +258,68 @@ class Index:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is no index, or of another format, or made with another net, version or weights than fn's.
+            ValueError: it is no index, or of another format, or damaged, or made with another net, version or weights
+                than fn's. Vectors that are NaN or infinite are left to `search`, which reads them.
         """
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no index {path}")
         try:
             with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                vectors = file.get_tensor("vectors") if metadata.get("format") == _FORMAT else None
-        except SafetensorError as error:
+                return cls(fn, *_read(file, fn))
+        except (SafetensorError, OSError, TypeError, ValueError) as error:
             raise ValueError(f"{path} cannot be read as an index: {error}") from error
-        if vectors is None:
-            raise ValueError(f"{path} is not an index of lpips_fast")
-        if metadata["format_version"] != _FORMAT_VERSION:
-            raise ValueError(
-                f"{path} is an index of format {metadata['format_version']}, this version reads {_FORMAT_VERSION}: "
-                "build it again"
-            )
-        header = Header(**json.loads(metadata["header"]))
-        header = header._replace(size=(header.size[0], header.size[1]))
-        own = _header(fn, header.size, header.resized)
-        for what, made_with, needed in zip(Header._fields, header, own, strict=True):
-            if made_with != needed:
-                raise ValueError(f"{path} was made with {what} {made_with}, this LPIPS has {needed}: build it again")
-        return cls(fn, header, vectors, json.loads(metadata["names"]) if "names" in metadata else None)
 
 
-def _header(fn: LPIPS, size: tuple[int, int], resized: bool) -> Header:
+def _read(file: Any, fn: LPIPS) -> tuple[Header, Tensor, list[str] | None]:
+    """What an index's file holds, after checks of what it says of itself.
+
+    They read none of the vectors, which stay on the disk until a search: whether those are finite is for that to see.
+    """
+    metadata = file.metadata() or {}
+    if metadata.get("format") != _FORMAT:
+        raise ValueError("it is not an index of lpips_fast")
+    if (version := metadata.get("format_version")) != _FORMAT_VERSION:
+        raise ValueError(f"it is of format {version}, this version reads {_FORMAT_VERSION}: build it again")
+    fields = _from_json(metadata, "header")
+    unknown: dict[str, Any] = dict.fromkeys(_LATER)
+    if not isinstance(fields, dict) or {*unknown, *fields} != {*Header._fields}:
+        given = f"{fields!r:.99}" if not isinstance(fields, dict) else ", ".join(fields)
+        raise ValueError(f"its header must have {', '.join(Header._fields)}, got {given:.199}")
+    header = Header(**{**unknown, **fields})
+    own = _header(fn, header.size, header.resized, header.normalize, header.raw)
+    for what, made_with, needed in zip(Header._fields, header, own, strict=True):
+        if made_with != needed:
+            raise ValueError(f"it was made with {what} {made_with!s:.99}, this LPIPS has {needed}: build it again")
+    for what in ("resized", *_LATER):
+        if not isinstance(flag := getattr(header, what), bool) and (flag is not None or what == "resized"):
+            raise ValueError(f"its {what} must be true or false, got {flag!r:.99}")
+    size = _checked_size(fn, header.size)
+    length, vectors = _vector_length(fn, size), file.get_slice("vectors")
+    dtype, shape = vectors.get_dtype(), vectors.get_shape()
+    if dtype not in ("F16", "F32") or len(shape) != 2 or shape[1] != length:
+        raise ValueError(
+            f"its vectors must be F16 or F32 [N, {length}], for net {fn.pnet_type!r} and images of size {_by(size)}, "
+            f"got {dtype} {shape}"
+        )
+    names = None
+    if "names" in metadata and not isinstance(names := _from_json(metadata, "names"), list):
+        raise ValueError(f"its names must be a list of strings, got {names!r:.99}")
+    names = _checked_names(names, shape[0])
+    return own._replace(size=size), file.get_tensor("vectors"), names
+
+
+def _from_json(metadata: Mapping[str, str], key: str) -> Any:
+    try:
+        return json.loads(metadata.get(key, "null"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its {key} must be JSON: {error}") from error
+
+
+def _header(fn: LPIPS, size: tuple[int, int], resized: bool, normalize: bool | None, raw: bool | None) -> Header:
     linear = fingerprint(fn._linear_weights() or [])
     trunk = fingerprint(fn.net.parameters())
-    return Header(fn.net.spec.model, fn.version, fn.lpips, (size[0], size[1]), resized, linear, trunk)
+    return Header(fn.net.spec.model, fn.version, fn.lpips, size, resized, normalize, raw, linear, trunk)
 
 
 def _checked_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -283,6 +337,18 @@ def _checked_size(fn: LPIPS, size: Sequence[int]) -> tuple[int, int]:
             f"{fn.pnet_type!r}, got {size!r}"
         )
     return int(sides[0]), int(sides[1])
+
+
+def _vector_length(fn: LPIPS, size: tuple[int, int]) -> int:
+    """D of the vectors of images of that height and width, by shapes alone."""
+    setting = Setting(fn.net.plan, torch.float32, torch.contiguous_format)
+    try:
+        images = torch.empty(0, 3, *size, device="meta")
+        parameters = [torch.empty_like(p, device="meta") for p in fn.net.parameters()]
+        taps, _ = run(setting, (images,), (None, None), parameters)
+    except (RuntimeError, TypeError) as error:  # offsets that are no int64
+        raise ValueError(f"size must be that of images, got {_by(size)}: {error}") from error
+    return sum(tap.shape[1:].numel() for tap in taps)
 
 
 def _checked_names(names: Sequence[str | PathLike[str]] | None, count: int) -> list[str] | None:
@@ -326,6 +392,7 @@ def _faiss_index(vectors: Tensor, factory: str) -> Any:
         import faiss  # an optional dependency
     except ImportError as error:
         raise ImportError("searching with FAISS needs it: pip install 'lpips_fast[faiss]'") from error
+    _check_finite("images", vectors)
     try:
         index = faiss.index_factory(vectors.shape[1], factory)
         if not index.is_trained:

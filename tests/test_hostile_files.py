@@ -315,9 +315,26 @@ def test_the_suffix_does_not_decide(tmp_path):
     assert np.array_equal(load_image(tmp_path / "a.jpg"), load_image(tmp_path / "a.png"))
 
 
-def test_eps_is_not_run(tmp_path, monkeypatch):
+def test_eps_is_not_run(trunk_states, tmp_path, monkeypatch):
     """Pillow would call Ghostscript."""
+    trunk = tmp_path / "trunk.pth"
+    torch.save(trunk_states["squeeze"], trunk)
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args, **kwargs: pytest.fail("it was called"))
     (tmp_path / "eps.png").write_bytes(EPS)
-    with raises(OSError, "eps.png", "EPS is a program"):
-        load_image(tmp_path / "eps.png")
+    for read in (load_image, image_size):
+        with raises(OSError, "eps.png", "EPS is a program"):
+            read(tmp_path / "eps.png")
+    Image.new("RGB", (40, 40)).save(tmp_path / "sound.png")
+    for pair in (("eps.png", "sound.png"), ("sound.png", "eps.png")):
+        arguments = [str(tmp_path / name) for name in pair]
+        result = CliRunner().invoke(app, ["video", *arguments, "--net", "squeeze", "--trunk-weights", str(trunk)])
+        assert result.exit_code == 1, result.output
+        assert "EPS is a program" in result.output
+
+
+def test_a_pipe_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", "/dev/zero"):
+        for read in (load_image, image_size):
+            with raises(OSError, f"{path} cannot be read as an image", "a device or a pipe"):
+                read(path)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,6 +60,18 @@ def test_sixteen_bit_color_keeps_the_high_byte(tmp_path):
     values = np.random.default_rng(0).integers(0, 65536, (5, 7, 3)).astype(">u2")
     (tmp_path / "deep.png").write_bytes(_png(7, 5, depth=16, color=2, rows=[b"\0" + row.tobytes() for row in values]))
     assert np.array_equal(load_image(tmp_path / "deep.png"), (values >> 8).astype(np.uint8))
+
+
+@pytest.mark.parametrize("top", [65535, 1023, 256])
+@pytest.mark.parametrize("magic", ["P5", "P2"])
+def test_sixteen_bit_pgm_keeps_the_high_byte(tmp_path, magic, top):
+    """Of values whose largest is the white of the file, whatever that is."""
+    values = np.random.default_rng(0).integers(0, top + 1, (20, 31)).astype(">u2")
+    values[0, :2] = 0, top
+    pixels = values.tobytes() if magic == "P5" else " ".join(map(str, values.flatten())).encode()
+    (tmp_path / "deep.pgm").write_bytes(f"{magic}\n31 20\n{top}\n".encode() + pixels)
+    found = load_image(tmp_path / "deep.pgm")
+    assert np.array_equal(found[..., 1], np.rint(values * (65535 / top)).astype(int) >> 8)
 
 
 def test_transparency_is_composited_over_white(tmp_path, pixels):
@@ -200,6 +214,24 @@ def test_list_images(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert [p.as_posix() for p in list_images(tmp_path)] == ["a.JPG", "b.png", "sub/c.tiff"]
+
+
+def test_an_unreadable_folder_is_no_empty_one(tmp_path, monkeypatch):
+    for name in ("a.png", "sub/b.png", ".hidden/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    scandir = os.scandir
+
+    def forbidden(path):
+        if Path(path).name in (".hidden", "sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)  # root may read everything
+    with pytest.raises(OSError, match=r"folder .*sub cannot be read: Permission denied"):
+        list_images(tmp_path)
+    (tmp_path / "sub").rename(tmp_path / ".sub")
+    assert list_images(tmp_path) == [Path("a.png")]
 
 
 def _png(width: int, height: int, *, depth: int, color: int, rows: list[bytes]) -> bytes:

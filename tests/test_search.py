@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save, save_file
 
 import lpips_fast.search
 from lpips_fast.search import Index
@@ -65,18 +67,25 @@ def test_float16_keeps_small_values(fn, images):
     assert found[0, 1].item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_equal_images_come_in_their_order(fn, images):
-    x = images[[3, 4, 3, 3]]
-    found, indices = Index.build(fn, x, dtype=torch.float32).search(images[3:4], 3)
-    assert indices.tolist() == [[0, 2, 3]]
-    assert found.max() < 1e-9
+@pytest.mark.parametrize("n", (4, 60))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
+def test_equal_images_come_in_their_order(fn, images, n, dtype, monkeypatch):
+    """However many there are, and in however many blocks."""
+    x = images[[3, 4, *[3] * (n - 2)]]
+    index = Index.build(fn, x, dtype=dtype)
+    for block_bytes in (lpips_fast.search._BLOCK_BYTES, 7 * 4 * index.vectors.shape[1]):
+        monkeypatch.setattr(lpips_fast.search, "_BLOCK_BYTES", block_bytes)
+        for k in (1, 2, 3):
+            found, indices = index.search(images[3:4], k)
+            assert indices.tolist() == [[0, 2, 3][:k]]
+            assert found.max() < 1e-6
 
 
 def test_from_embeddings_is_as_from_images(fn, images, queries):
     built = Index.build(fn, images)
     made = Index.from_embeddings(fn, fn.embed(images), (SIZE, SIZE))
     torch.testing.assert_close(made.vectors, built.vectors, atol=1e-3, rtol=1e-3)
-    assert made.header == built.header
+    assert made.header == built.header._replace(normalize=None, raw=None)
 
 
 def test_resizing_and_normalize(fn, queries, images):
@@ -84,8 +93,182 @@ def test_resizing_and_normalize(fn, queries, images):
     index = Index.build(fn, (large + 1) / 2, size=(40, 36), normalize=True)
     _, indices = index.search((large[4:6] + 1) / 2, 1, normalize=True)
     assert indices.flatten().tolist() == [4, 5]
-    _, indices = index.search(images[4:6], 1)
+    _, indices = index.search((images[4:6] + 1) / 2, 1, normalize=True)
     assert indices.flatten().tolist() == [4, 5], "queries of another size are resized, too"
+
+
+@pytest.mark.parametrize("built", (True, False))
+def test_queries_are_in_the_range_of_the_images(fn, images, tmp_path, built):
+    path = tmp_path / "images.index"
+    index = Index.build(fn, (images + 1) / 2, normalize=built)
+    index.save(path)
+    for either in (index, Index.load(path, fn)):
+        assert either.search((images[4:5] + 1) / 2, 1, normalize=built)[1].tolist() == [[4]]
+        with raises(ValueError, f"images given with normalize={built}", f"normalize={not built}"):
+            either.search(images[4:5], normalize=not built)
+    with raises(TypeError, "normalize must be True or False", "'no'"):
+        index.search(images, normalize="no")
+    with raises(TypeError, "normalize must be True or False", "'no'"):
+        Index.build(fn, images, normalize="no")
+
+
+def test_a_file_that_does_not_tell_the_range(fn, images, tmp_path):
+    """Those of `from_embeddings`, and those written before it was kept."""
+    path = tmp_path / "images.index"
+    Index.from_embeddings(fn, fn.embed(images), (SIZE, SIZE)).save(path)
+    rewrite(path, header=without(read_header(path), "normalize", "raw"))
+    index = Index.load(path, fn)
+    assert index.header.normalize is None
+    assert index.search(images[4:5], 1)[1].tolist() == [[4]]
+    assert index.search((images[4:5] + 1) / 2, 1, normalize=True)[1].tolist() == [[4]]
+
+
+def read_header(path):
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["header"])
+
+
+def without(fields, *names):
+    return {name: value for name, value in fields.items() if name not in names}
+
+
+def rewrite(path, vectors=None, **metadata):
+    """Changes a saved index's file; None takes a text away, and what is no text becomes JSON."""
+    with safe_open(path, "pt") as file:
+        texts = {**file.metadata(), **metadata}
+        vectors = file.get_tensor("vectors") if vectors is None else vectors
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in texts.items() if v is not None}
+    path.write_bytes(save({"vectors": vectors}, texts))
+
+
+@pytest.fixture(scope="module")
+def saved(fn, images, tmp_path_factory):
+    path = tmp_path_factory.mktemp("index") / "sound.index"
+    Index.build(fn, images[:2], names=["a", "b"]).save(path)
+    return path
+
+
+BAD_SIZES = (
+    "ab",
+    None,
+    [64],
+    [0, 0],
+    10**9,
+    [10**9, 10**9],
+    [30_000, 30_000],
+    [10**30, 32],
+    [SIZE, SIZE + 16],
+    [1.5, 64],
+)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    (
+        ({"header": None}, ("header must have", "None")),
+        ({"header": "{"}, ("header must be JSON",)),
+        ({"header": "[" * 10**5}, ("header must be JSON", "recursion")),
+        ({"header": [1, 2]}, ("header must have", "[1, 2]")),
+        ({"header": {"net": "alexnet"}}, ("header must have", "trunk_sha256", "got net")),
+        ({"format_version": None}, ("format None", "build it again")),
+        ({"format": None}, ("not an index of lpips_fast",)),
+        ({"names": "no JSON"}, ("names must be JSON",)),
+        ({"names": [1, 2]}, ("names[0]", "int 1")),
+        ({"names": ["a", None]}, ("names[1]", "NoneType")),
+        ({"names": '"ab"'}, ("names must be a list", "'ab'")),
+        ({"names": "null"}, ("names must be a list", "None")),
+        ({"names": {"a": 1, "b": 2}}, ("names must be a list", "{'a'")),
+        ({"names": ["a"]}, ("names must be one an image, 2", "got 1")),
+    ),
+    ids=repr,
+)
+def test_damaged_metadata(fn, saved, tmp_path, changes, words):
+    path = tmp_path / "damaged.index"
+    shutil.copy(saved, path)
+    rewrite(path, **changes)
+    with raises(ValueError, str(path), "cannot be read as an index", *words):
+        Index.load(path, fn)
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    (
+        ({"extra": 1}, ("header must have", ", extra")),
+        ({"resized": "yes"}, ("resized", "yes")),
+        ({"normalize": 2}, ("normalize", "2")),
+        ({"raw": "no"}, ("raw", "'no'")),
+        ({"resized": None}, ("resized", "None")),
+        ({"net": None}, ("made with net None",)),
+        *(({"size": size}, ("size" if size != [SIZE, SIZE + 16] else "got F16",)) for size in BAD_SIZES),
+    ),
+    ids=repr,
+)
+def test_damaged_headers(fn, saved, tmp_path, fields, words):
+    """Nothing is made of the size that a file claims."""
+    path = tmp_path / "damaged.index"
+    shutil.copy(saved, path)
+    rewrite(path, header={**read_header(path), **fields})
+    with raises(ValueError, str(path), "cannot be read as an index", *words):
+        Index.load(path, fn)
+
+
+DTYPES = (torch.bool, torch.int32, torch.float64, torch.bfloat16, torch.float8_e4m3fn, torch.complex64)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_damaged_vectors(make_ours, images, tmp_path, net):
+    fn, path = make_ours(net), tmp_path / "damaged.index"
+    index = Index.build(fn, images[:2])
+    index.save(path)
+    whole = index.vectors
+    wrong = [torch.tensor(1.0), whole[0], whole[None], whole[:, :0], whole[:, 1:].contiguous()]
+    for vectors in (*wrong, *(torch.zeros(whole.shape, dtype=dtype) for dtype in DTYPES)):
+        rewrite(path, vectors)
+        with raises(ValueError, str(path), f"vectors must be F16 or F32 [N, {whole.shape[1]}]", f"{[*vectors.shape]}"):
+            Index.load(path, fn)
+    path.write_bytes(save({"other": whole}, {"format": "lpips_fast.Index"}))
+    with raises(ValueError, str(path), "cannot be read as an index"):
+        Index.load(path, fn)
+
+
+@pytest.mark.parametrize("net, size", (("alex", (31, 57)), ("vgg", (16, 45)), ("squeeze", (17, 90))))
+def test_the_length_of_a_vector(make_ours, net, size):
+    fn = make_ours(net)
+    assert lpips_fast.search._vector_length(fn, size) == fn.embed(image(1, *size, seed=0)).shape[1]
+
+
+@pytest.mark.parametrize("value", (torch.nan, torch.inf))
+def test_vectors_that_are_not_finite_are_found_by_search(fn, images, saved, tmp_path, value, monkeypatch):
+    """Not by load, which would read all of a large file for it."""
+    path = tmp_path / "damaged.index"
+    shutil.copy(saved, path)
+    vectors = Index.load(path, fn).vectors.clone()
+    vectors[1, 5] = value
+    rewrite(path, vectors)
+    for block_bytes in (lpips_fast.search._BLOCK_BYTES, 1):
+        monkeypatch.setattr(lpips_fast.search, "_BLOCK_BYTES", block_bytes)
+        with raises(ValueError, "images must be finite", "images[1]"):
+            Index.load(path, fn).search(images[:1])
+    spoiled = images[:2].clone()
+    spoiled[1, 0, 3, 3] = value
+    with raises(ValueError, "queries must be finite", "queries[1]"):
+        Index.load(saved, fn).search(spoiled)
+
+
+def test_faiss_and_vectors_that_are_not_finite(fn, images):
+    pytest.importorskip("faiss")
+    index = Index.build(fn, images)
+    index.vectors[3, 5] = torch.nan
+    with raises(ValueError, "images must be finite", "images[3]"):
+        index.search(images[:1], faiss="Flat")
+
+
+def test_where_an_index_cannot_be_saved(fn, images, tmp_path):
+    index = Index.build(fn, images[:2])
+    for path in (tmp_path / "nowhere" / "images.index", tmp_path, Path("/dev/null")):
+        with raises(OSError, f"index {path} cannot be written"):
+            index.save(path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_saved_index_finds_the_same(fn, images, queries, tmp_path):
@@ -109,10 +292,10 @@ def test_an_interrupted_save_leaves_what_was_there(fn, images, tmp_path, monkeyp
 
     def fail(tensors, file, metadata):
         file.write_bytes(b"half")
-        raise OSError("disk full")
+        raise SafetensorError("disk full")
 
     monkeypatch.setattr(lpips_fast.search, "save_file", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with raises(OSError, f"{path} cannot be written", "disk full"):
         Index.build(fn, images).save(path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == [path.name]

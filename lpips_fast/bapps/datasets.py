@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
@@ -123,11 +124,18 @@ def list_subsets(root: str | PathLike[str], kind: str, split: str) -> list[str]:
     return sorted(f"{split}/{path.name}" for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
-def _read_patch(path: Path) -> Tensor:
+@contextmanager
+def unreadable() -> Iterator[None]:
+    """An image that cannot be read in the block is a `SampleError`."""
     try:
-        image = load_image(path)
+        yield
     except OSError as error:
         raise SampleError(str(error)) from error
+
+
+def _read_patch(path: Path) -> Tensor:
+    with unreadable():
+        image = load_image(path)
     if image.shape != (PATCH, PATCH, 3):
         raise SampleError(f"{path} must be {PATCH} x {PATCH} pixels, it is {image.shape[1]} x {image.shape[0]}")
     return im2tensor(image)[0]
@@ -135,8 +143,11 @@ def _read_patch(path: Path) -> Tensor:
 
 def _read_share(path: Path) -> Tensor:
     try:
-        value = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        if not path.is_file():
+            raise ValueError("it is a folder, a device or a pipe")
+        # Mapped: a file of a few bytes could say that it has terabytes.
+        value = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # of a broken or hostile file numpy raises nearly anything
         raise SampleError(f"{path} cannot be read as a judgement: {error}") from error
     if value.size != 1 or value.dtype.kind not in "fiub" or not 0 <= value.item() <= 1:
         raise SampleError(f"{path} must be one number from 0 to 1, got {np.array2string(value, threshold=5)}")

@@ -23,7 +23,7 @@ from ..files import making_folder
 from ..images import im2tensor, image_size, load_image, resize_image
 from ..lpips import LPIPS
 from ..weights import linear_state_dict, save_state_dict
-from .datasets import PATCH, JNDDataset, TwoAFCDataset
+from .datasets import PATCH, JNDDataset, TwoAFCDataset, unreadable
 
 SUBSET = "synthetic"
 PEOPLE = 5  # who judge each sample
@@ -56,12 +56,14 @@ def synthesize(
     Raises:
         FileExistsError: root is there already.
         ValueError: too few triplets, or an image that is too small.
-        OSError: an image that cannot be read.
+        SampleError: an image that cannot be read.
+        OSError: root cannot be written.
     """
     if triplets < 4:
         raise ValueError(f"triplets must be at least 4, got {triplets}")
     for path in images or ():
-        width, height = image_size(path)
+        with unreadable():
+            width, height = image_size(path)
         if min(width, height) < PATCH:
             raise ValueError(f"{path} must be at least {PATCH} x {PATCH} pixels, it is {width} x {height}")
     kinds: list[tuple[type[TwoAFCDataset | JNDDataset], str, int]] = [
@@ -103,7 +105,7 @@ def _write(
     for start in range(0, n, _BATCH):
         batch = []
         for i in range(start, min(start + _BATCH, n)):
-            patch = _drawn(rng) if images is None else _cropped(load_image(images[int(rng.integers(len(images)))]), rng)
+            patch = _drawn(rng) if images is None else _cropped(_any(images, rng), rng)
             batch.append([patch, *(_distorted(patch, rng, strength) for _ in kind.images[1:])])
             for part, image in zip(kind.images, batch[-1], strict=True):
                 Image.fromarray(image).save(folder / part / f"{i:06}.png")
@@ -123,6 +125,11 @@ def _distances(judge: LPIPS, batch: Sequence[Sequence[np.ndarray]]) -> np.ndarra
     original, *others = (torch.cat([im2tensor(image) for image in images]).to(device) for images in zip(*batch))
     features = judge.features(original)
     return torch.stack([judge(other, features).flatten() for other in others], dim=1).double().cpu().numpy()
+
+
+def _any(images: Sequence[str | PathLike[str]], rng: np.random.Generator) -> np.ndarray:
+    with unreadable():
+        return load_image(images[int(rng.integers(len(images)))])
 
 
 def _cropped(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -30,7 +30,7 @@ from ..functional import lpips_head
 from ..lpips import LPIPS
 from ..ranking import BCERankingLoss
 from ..reference import normalize_channels
-from ..weights import fingerprint, linear_state_dict
+from ..weights import check_values, checked_state_dict, fingerprint, linear_state_dict, linear_weights
 
 
 @dataclass(frozen=True)
@@ -192,21 +192,44 @@ class Calibration:
         """Goes on where `state_dict` was called.
 
         Raises:
-            ValueError: it is of a run with another net, other weights of its trunk, or another recipe.
+            ValueError: it is of a run with another net, other weights of its trunk, or another recipe, or a part of it
+                is missing or damaged.
         """
-        about = self._about()
-        differing = [key for key in about if state["about"].get(key) != about[key]]
+        own = self.state_dict()
+        for key in own:
+            kind = int if key == "done" else Mapping
+            if not isinstance(state.get(key), kind):
+                raise ValueError(f"a damaged run: {key!r} must be a {kind.__name__}, got {state.get(key)!r:.99}")
+        about, before = own["about"], state["about"]
+        differing = [key for key in about if isinstance(before.get(key), Tensor) or before.get(key) != about[key]]
         if differing:
-            told = ", ".join(f"{key} was {state['about'].get(key)!r}, is {about[key]!r}" for key in differing)
+            told = ", ".join(f"{key} was {before.get(key)!r:.99}, is {about[key]!r}" for key in differing)
             raise ValueError(f"a run with other settings: {told}")
-        learnt = state["weights"]
+        try:
+            self._take(state)
+        except Exception as error:  # what damaged parts hold raises nearly anything
+            raise ValueError(f"a damaged run: {error}") from error
+
+    def _take(self, state: Mapping[str, Any]) -> None:
+        done, learnt = state["done"], _tensors("weights", state["weights"])
+        if not 0 <= done <= self.steps:
+            raise ValueError(f"'done' must be from 0 to {self.steps} steps, got {done}")
         if self.fn.pnet_tune or self.fn.pnet_rand:
             self.fn.load_state_dict(learnt)
         else:
-            self.fn.set_linear_weights([learnt[name] for name in self.weights()])
-        self._model.ranking.load_state_dict(state["ranking"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self.done = state["done"]
+            self.fn.set_linear_weights(linear_weights(learnt, self.fn.chns, "'weights'"))
+        self._model.ranking.load_state_dict(_tensors("ranking", state["ranking"]))
+        moments = state["optimizer"].get("state")
+        trained = self._optimizer.param_groups[0]["params"] if done else []
+        if not isinstance(moments, Mapping) or {*moments} != {*range(len(trained))}:
+            raise ValueError(f"'optimizer' must have the state of {len(trained)} parameters")
+        for i, parameter in enumerate(trained):
+            shapes = {name: tensor.shape for name, tensor in _tensors("optimizer", moments[i]).items()}
+            if shapes != {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}:
+                raise ValueError(f"'optimizer' has what is not Adam's for parameter {i}: {shapes}")
+        # What else it has is the recipe's.
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": moments})
+        self.done = done
 
     def _about(self) -> dict[str, Any]:
         """What a checkpoint must have in common with the run that goes on from it."""
@@ -267,6 +290,13 @@ class _Ranker(nn.Module):
         n = like.numel()
         numbers = torch.randint(256, (-(-n // 8),), dtype=torch.int32, device=like.device, generator=generator)
         return self.masks.index_select(0, numbers).flatten()[:n].view(like.shape)
+
+
+def _tensors(name: str, content: object) -> dict[str, Tensor]:
+    """What a part of a state holds, if that is dense, finite tensors by name."""
+    state = checked_state_dict(content, repr(name))
+    check_values(repr(name), state)
+    return state
 
 
 def _linear_weights(fn: LPIPS) -> list[Tensor]:

@@ -43,9 +43,18 @@ def _program(
 
 def main() -> None:
     """The program: reads sys.argv and exits."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by who started this; the next file opened would be taken for it
+            setattr(sys, name, open(os.devnull, mode))
     for stream in (sys.stdout, sys.stderr):  # a file's name may hold bytes that are no text
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     # Threads that wait for each other in a loop would take the processors from the workers that read images; to be set
     # before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    app()
+    try:
+        app()
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:  # what is left is not to be tried again at exit; the status tells already
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

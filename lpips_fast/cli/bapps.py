@@ -44,10 +44,10 @@ def bapps(
     try:
         with output.progress(triplets + 2 * (triplets // 4), "samples") as advance:
             judgements.synthesize(synthesize, judge, triplets=triplets, images=paths, seed=seed, advance=advance)
+    except judgements.SampleError as error:
+        raise ReadError(str(error)) from error
     except (ValueError, FileExistsError) as error:
         raise UsageError(str(error)) from error
-    except OSError as error:
-        raise ReadError(str(error)) from error
     print(f"{triplets} triplets to train with: {synthesize}")
 
 

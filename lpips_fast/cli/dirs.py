@@ -83,7 +83,7 @@ def dirs(
             if first:
                 summary = summarize(results.values, len(results.errors))
                 journal.finish({"summary": summary, "unmatched": unmatched, "results": list(results.rows())}, complete)
-        if first and not output.to_stdout(json, csv):
+        if first and not output.to_stdout(json, csv, report):
             _print(results, summary)
         if first and report is not None:
             _write_report(report, results, model, resize, described, summary)

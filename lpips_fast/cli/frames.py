@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageSequence
+from PIL import ImageSequence
 
-from ..images import SUFFIXES, load_image, to_array
+from ..images import SUFFIXES, load_image, open_image, to_array
 from .folders import list_folder
 from .loading import same_size
 from .options import ReadError, UsageError
 
-T = TypeVar("T")
+# The time of a frame, and the images of two, or why there are none.
+TimedPair = tuple[float | None, tuple[np.ndarray, np.ndarray] | str]
+
+# Decoded frames wait for the network until they hold this many pixels, as many as it takes at once.
+_PIXELS_AHEAD = 1 << 22
 
 
 class Frame(NamedTuple):
@@ -28,6 +33,8 @@ class Frame(NamedTuple):
 def open_frames(path: Path) -> Iterator[Frame]:
     """The frames of a folder (in order of name, numbers by value), an animation (Pillow) or a video (PyAV).
 
+    The file is opened, and its first frame read, before this returns.
+
     Raises:
         ReadError: the file is not there or cannot be read; one that breaks off ends with a frame that says so.
         UsageError: it is a video, and PyAV is not installed.
@@ -37,14 +44,18 @@ def open_frames(path: Path) -> Iterator[Frame]:
         return (_load(p) for p in paths)
     if not path.is_file():
         raise ReadError(f"no video, animation or folder of frames {path}")
-    return _animation(path) if path.suffix.lower() in SUFFIXES else _video(path)
+    frames = _animation(path) if path.suffix.lower() in SUFFIXES else _video(path)
+    return itertools.chain(iter([*itertools.islice(frames, 1)]), frames)  # a list would keep the frame
 
 
-def frame_pairs(
-    a: Path, b: Path, resize: bool, uneven: Callable[[str], None]
-) -> Iterator[tuple[float | None, tuple[np.ndarray, np.ndarray] | str]]:
-    """Frame by frame the time and the two images, or why there are none; ends with the shorter, and tells `uneven`."""
-    frames0, frames1 = open_frames(a), open_frames(b)
+def frame_pairs(a: Path, b: Path, resize: bool, uneven: Callable[[str], None]) -> Iterator[TimedPair]:
+    """The frames of both, which `open_frames` opens; ends with the shorter, and tells `uneven`."""
+    return _pairs(a, open_frames(a), b, open_frames(b), resize, uneven)
+
+
+def _pairs(
+    a: Path, frames0: Iterator[Frame], b: Path, frames1: Iterator[Frame], resize: bool, uneven: Callable[[str], None]
+) -> Iterator[TimedPair]:
     n = 0
     while True:
         frame0, frame1 = next(frames0, None), next(frames1, None)
@@ -57,26 +68,52 @@ def frame_pairs(
         n += 1
 
 
-def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
-    """The items, produced in a thread that stays up to `depth` ahead; decoders release Python's lock."""
-    buffer: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
+def ahead(pairs: Iterator[TimedPair], depth: int) -> Iterator[TimedPair]:
+    """The pairs, by a thread that stays ahead, `depth` of them or fewer large ones; decoders release Python's lock."""
+    buffer = _Buffer(depth)
+    nothing = (None, "")
 
     def produce() -> None:
         try:
-            for item in items:
-                buffer.put((item, None))
-            buffer.put((None, StopIteration()))
+            for pair in pairs:
+                buffer.put((pair, None))
+            buffer.put((nothing, StopIteration()))
         except BaseException as error:
-            buffer.put((None, error))
+            buffer.put((nothing, error))
 
     threading.Thread(target=produce, daemon=True).start()
     while True:
-        item, error = buffer.get()
+        pair, error = buffer.get()
         if isinstance(error, StopIteration):
             return
         if error is not None:
             raise error
-        yield item  # type: ignore[misc]
+        yield pair
+
+
+class _Buffer(queue.Queue[tuple[TimedPair, BaseException | None]]):
+    """A queue of pairs and errors that is full at `depth`, or at _PIXELS_AHEAD; one goes in, however large."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__(_PIXELS_AHEAD)
+        self._least = -(-_PIXELS_AHEAD // depth)  # what a small one counts as
+        self._pixels = 0
+
+    def _qsize(self) -> int:
+        return self._pixels
+
+    def _put(self, item: tuple[TimedPair, BaseException | None]) -> None:
+        super()._put(item)
+        self._pixels += self._weight(item)
+
+    def _get(self) -> tuple[TimedPair, BaseException | None]:
+        item = super()._get()
+        self._pixels -= self._weight(item)
+        return item
+
+    def _weight(self, item: tuple[TimedPair, BaseException | None]) -> int:
+        (_, images), _ = item
+        return self._least if isinstance(images, str) else max(self._least, images[0].shape[0] * images[0].shape[1])
 
 
 def _pair(
@@ -105,20 +142,19 @@ def _load(path: Path) -> Frame:
 
 
 def _animation(path: Path) -> Iterator[Frame]:
+    seconds = 0.0
+    n = 0
     try:
-        image = Image.open(path)
-    except Exception as error:
-        raise ReadError(f"{path} cannot be read as an image: {error}") from error
-    with image:
-        seconds = 0.0
-        n = 0
-        try:
-            for frame in ImageSequence.Iterator(image):
-                yield Frame(seconds, to_array(frame))
-                seconds += frame.info.get("duration", 0) / 1000
-                n += 1
-        except Exception as error:
-            yield Frame(seconds, f"{path} breaks off at frame {n}: {error}")
+        with open_image(path) as image:
+            try:
+                for frame in ImageSequence.Iterator(image):
+                    yield Frame(seconds, to_array(frame))
+                    seconds += frame.info.get("duration", 0) / 1000
+                    n += 1
+            except Exception as error:
+                yield Frame(seconds, f"{path} breaks off at frame {n}: {error}")
+    except OSError as error:
+        raise ReadError(str(error)) from error
 
 
 def _video(path: Path) -> Iterator[Frame]:

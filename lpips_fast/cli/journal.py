@@ -8,16 +8,22 @@ when the run ends early, too. A line cut short by a crash is dropped on reading.
 from __future__ import annotations
 
 import csv as csv_module
+import functools
 import hashlib
 import json as json_module
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import replaceable
 from . import output
 from .options import UsageError
 
 Row = dict[str, Any]
+
+# What reading a damaged file may raise.
+_DAMAGE = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError, csv_module.Error)
 
 
 class Journal:
@@ -28,26 +34,33 @@ class Journal:
         settings: on which the numbers depend; a run is only resumed with the same ones.
         columns: of the CSV file. `name` identifies a result.
         resume: whether to go on with the results in the files.
+        read_row: a result as it was read, checked (any exception of a damaged one will do), or None where `lpips` is
+            a number, which may be text.
 
     Raises:
-        UsageError: the files hold a run with other settings, or one that was cut short and is not to be resumed.
+        UsageError: the files hold a run with other settings, or one that was cut short and is not to be resumed, or
+            are damaged.
     """
 
     def __init__(
-        self, json: Path | None, csv: Path | None, settings: Mapping[str, Any], columns: Sequence[str], resume: bool
+        self,
+        json: Path | None,
+        csv: Path | None,
+        settings: Mapping[str, Any],
+        columns: Sequence[str],
+        resume: bool,
+        read_row: Callable[[Any], Row] | None = None,
     ) -> None:
         self.json, self.csv = json, csv
         self.settings = dict(settings)
         self.columns = [*columns, "run"]
         self.run = hashlib.sha256(json_module.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:8]
         self.partial = None if json in (None, output.STDOUT) else Path(f"{json}.partial")
-        if self.partial is not None and self.partial.exists() and not resume:
-            raise UsageError(
-                f"{self.partial} holds the results of a run that was cut short: go on with --resume, or delete it"
-            )
+        if self.partial is not None:
+            self._check_partial(self.partial, resume)
         if resume and self.partial is None and csv in (None, output.STDOUT):
             raise UsageError("--resume goes on with the results in a file: name it with --json or --csv")
-        self.rows = self._read() if resume else []
+        self.rows = self._read(read_row or functools.partial(_distance_row, columns)) if resume else []
 
     def start(self) -> None:
         """Opens the files, with the results that were read from them."""
@@ -78,49 +91,100 @@ class Journal:
     def _stamped(self, rows: Sequence[Row]) -> list[Row]:
         return [{**row, "run": self.run} for row in rows]
 
-    def _read(self) -> list[Row]:
-        """The results that are there, without those that were errors, which are tried again."""
-        if self.partial is not None and self.partial.exists():
-            rows = self._read_partial(self.partial)
-        elif self.json not in (None, output.STDOUT) and self.json.exists():
-            rows = self._read_document(self.json)
-        elif self.csv not in (None, output.STDOUT) and self.csv.exists():
-            rows = self._read_csv(self.csv)
-        else:
-            rows = []
-        return [row for row in rows if row.get("lpips") is not None]
-
-    def _read_partial(self, path: Path) -> list[Row]:
+    def _check_partial(self, path: Path, resume: bool) -> None:
         try:
-            settings, *rows = [json_module.loads(line) for line in _whole_lines(path)]
-        except ValueError as error:
-            raise UsageError(f"--resume: {path} is no journal of lpips-fast: {error}") from error
+            target = replaceable(path)
+        except OSError as error:
+            raise UsageError(f"--json keeps its journal in {path}: {error}") from error
+        if self.csv not in (None, output.STDOUT) and replaceable(self.csv) == target:
+            raise UsageError(f"--csv {self.csv} is where --json keeps its journal: name another file")
+        if path.exists() and not resume:
+            raise UsageError(f"{path} holds the results of a run that was cut short: go on with --resume, or delete it")
+
+    def _read(self, read_row: Callable[[Any], Row]) -> list[Row]:
+        """The results that are there, without those that were errors, which are tried again."""
+        readers = (self.partial, self._read_partial), (self.json, self._read_document), (self.csv, self._read_csv)
+        there = ((path, read) for path, read in readers if path not in (None, output.STDOUT) and path.exists())
+        path, read = next(there, (None, None))
+        if path is None or read is None:
+            return []
+        rows = []
+        try:
+            for n, found in enumerate(read(path), start=1):
+                try:
+                    rows.append(read_row(found))
+                except _DAMAGE as error:
+                    raise ValueError(f"result {n}: {_told(error)}") from error
+        except _DAMAGE as error:
+            raise UsageError(f"--resume: {path} is damaged, or no result of this command: {_told(error)}") from error
+        return [row for row in rows if row["lpips"] is not None]
+
+    def _read_partial(self, path: Path) -> list[Any]:
+        lines = _whole_lines(path)
+        if not lines:
+            raise ValueError("it does not begin with a line of settings")
+        settings, *rows = [json_module.loads(line) for line in lines]
         self._check(path, settings)
         return rows
 
-    def _read_document(self, path: Path) -> list[Row]:
-        try:
-            document = json_module.loads("".join(_whole_lines(path)))
-            settings, rows = document["settings"], document.get("results", [])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"--resume: {path} is no result of this command: {error!r}") from error
-        self._check(path, settings)
+    def _read_document(self, path: Path) -> list[Any]:
+        document = json_module.loads("".join(_whole_lines(path)))
+        self._check(path, document["settings"])
+        rows = document.get("results", [])
+        if not isinstance(rows, list):
+            raise ValueError(f"its results are {rows!r:.99}, no list")
         return rows
 
     def _read_csv(self, path: Path) -> list[Row]:
-        rows: list[Row] = list(csv_module.DictReader(_whole_lines(path)))
-        if any(row.get("run") != self.run for row in rows):
+        reader = csv_module.DictReader(_whole_lines(path), strict=True)
+        rows: list[Row] = list(reader)
+        missing = [column for column in self.columns if column not in (reader.fieldnames or ())]
+        if missing and path.stat().st_size:
+            raise ValueError(f"it has no column {missing[0]!r}, but {list(reader.fieldnames or ())!r:.99}")
+        for n, row in enumerate(rows, start=1):
+            if None in row or None in row.values():
+                raise ValueError(f"result {n}: it has not a cell a column")
+        if any(row["run"] != self.run for row in rows):
             raise UsageError(f"--resume: {path} holds rows of a run with other settings (its column 'run' differs)")
-        for row in rows:
-            row["lpips"] = float(row["lpips"]) if row["lpips"] else None
-            del row["run"]
-        return rows
+        return [{column: row[column] for column in self.columns[:-1]} for row in rows]
 
-    def _check(self, path: Path, settings: Mapping[str, Any]) -> None:
+    def _check(self, path: Path, settings: Any) -> None:
+        if not isinstance(settings, dict):
+            raise ValueError(f"its settings are {settings!r:.99}")
         differing = [key for key in self.settings if settings.get(key, self) != self.settings[key]]
         if differing:
             told = ", ".join(f"{key} was {settings.get(key)!r}, is {self.settings[key]!r}" for key in differing)
             raise UsageError(f"--resume: {path} holds a run with other settings: {told}")
+
+
+def _distance_row(columns: Sequence[str], row: Any) -> Row:
+    """A result with one distance, as it was read from JSON or CSV."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{row!r:.99} is no row")
+    missing = [column for column in columns if column not in row and column != "error"]
+    if missing:
+        raise ValueError(f"it has no {missing[0]!r}")
+    return {**row, **{column: read(row[column]) for column, read in _READERS.items() if column in columns}}
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r:.99} is no text")
+    return value
+
+
+def _number(value: Any) -> float | None:
+    number = None if value in (None, "") else float(value)
+    if number is not None and not math.isfinite(number):
+        raise ValueError(f"{value!r:.99} is not finite")
+    return number
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {"name": _text, "lpips": _number}
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, ValueError | csv_module.Error) else repr(error)
 
 
 def _json_lines(rows: Sequence[Mapping[str, Any]]) -> str:

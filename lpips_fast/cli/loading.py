@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from ..images import load_image, resize_image
+from ..images import image_size, load_image, open_image, resize_image
 from .options import ReadError
 
 T = TypeVar("T")
@@ -60,20 +60,33 @@ def load_pair(a: Path, b: Path, resize: bool) -> tuple[np.ndarray, np.ndarray]:
         ReadError: one cannot be read, or their sizes differ and `resize` is not set.
     """
     try:
+        if not resize and _sides(a) != _sides(b):
+            check_sizes(str(a), image_size(a), str(b), image_size(b))
         image0, image1 = load_image(a), load_image(b)
     except OSError as error:
         raise ReadError(str(error)) from error
     return image0, same_size(str(a), image0, str(b), image1, resize)
 
 
+def _sides(path: Path) -> list[int]:
+    """The sides of an image in order, for its EXIF orientation may swap them; its pixels are not decoded."""
+    with open_image(path) as image:
+        return sorted(image.size)
+
+
 def same_size(name0: str, image0: np.ndarray, name1: str, image1: np.ndarray, resize: bool) -> np.ndarray:
     """The second image at the size of the first."""
-    (height, width), other = image0.shape[:2], image1.shape[:2]
-    if other != (height, width) and not resize:
-        raise ReadError(
-            f"sizes differ: {name0} is {width} x {height}, {name1} {other[1]} x {other[0]} (--resize makes them equal)"
-        )
+    (height, width), (height1, width1) = image0.shape[:2], image1.shape[:2]
+    if not resize:
+        check_sizes(name0, (width, height), name1, (width1, height1))
     return resize_image(image1, width, height)
+
+
+def check_sizes(name0: str, size0: tuple[int, int], name1: str, size1: tuple[int, int]) -> None:
+    """Raises a ReadError, unless two images are of one size (width, height)."""
+    if size0 != size1:
+        told0, told1 = (f"{width} x {height}" for width, height in (size0, size1))
+        raise ReadError(f"sizes differ: {name0} is {told0}, {name1} {told1} (--resize makes them equal)")
 
 
 def read_ahead(dataset: Dataset[T], workers: int) -> Iterator[T]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import options, output
-from .options import ReadError, Settings
+from .options import ReadError, Settings, UsageError
 from .pair import A, B, Resize
 
 if TYPE_CHECKING:
@@ -29,8 +30,7 @@ Top = Annotated[
     float | None,
     typer.Option(
         "--max",
-        min=0,
-        help="The distance shown in the lightest colour, to compare pictures.",
+        help="The distance shown in the lightest colour, above 0, to compare pictures.",
         show_default="the map's largest",
     ),
 ]
@@ -55,6 +55,8 @@ def map_(
     from .model import Model
 
     output.check_picture(out)
+    if top is not None and not 0 < top < math.inf:
+        raise UsageError(f"--max must be a distance above 0, got {top:g}")
     model = Model(settings)
     image0, image1 = load_pair(a, b, resize)
     if why := model.too_small(*image0.shape[:2]):
@@ -62,7 +64,7 @@ def map_(
     total, parts = model.maps(image0, image1)
 
     def panel(name: str, values: np.ndarray) -> Panel:
-        largest = top or float(values.max())
+        largest = float(values.max()) if top is None else top
         return Panel(colorize(values, largest), f"{name} {values.mean():.3f}, scale 0 to {largest:.3g}")
 
     rows = [[Panel(image0, a.name), Panel(image1, b.name), panel("LPIPS", total)]]

@@ -5,19 +5,22 @@ Blocks of images do not depend on the number of processes, which share the tiles
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import options, output, shards
 from .folders import list_folder, one_size
-from .journal import Journal
+from .journal import Journal, Row
 from .options import Settings
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .tiles import Blocks, Table
 
 Folder = Annotated[Path, typer.Argument(show_default=False, help="A folder of images, at any depth.")]
@@ -90,7 +93,8 @@ def matrix(
             "size": list(wanted),
             "block": blocks.length,
         }
-        journal = shards.from_first(lambda: Journal(json, None, described, [], resume))
+        checked = functools.partial(_checked, blocks, table, frozenset(blocks.tiles()))
+        journal = shards.from_first(lambda: Journal(json, None, described, [], resume, checked))
         errors: dict[str, str] = {}
         first = shards.rank() == 0
         if first:
@@ -131,9 +135,8 @@ def _run(blocks: Blocks, table: Table, journal: Journal, errors: dict[str, str])
     length = blocks.length
     done = set()
     for row in journal.rows:
-        tile = np.array(row["lpips"], np.float32)
+        i, j, tile = _tile(row)
         if not np.isnan(tile).any():
-            i, j = map(int, row["name"].split(","))
             table.put(i * length, j * length, tile)
             done.add((i, j))
     tiles = [at for at in blocks.tiles() if at not in done]
@@ -145,6 +148,28 @@ def _run(blocks: Blocks, table: Table, journal: Journal, errors: dict[str, str])
                 errors.update(why)
                 journal.append([{"name": f"{i},{j}", "lpips": tile.tolist()}])
                 advance()
+
+
+def _tile(row: Row) -> tuple[int, int, np.ndarray]:
+    """A row of the journal: which block of rows meets which of columns, and their distances."""
+    import numpy as np
+
+    i, j = map(int, row["name"].split(","))
+    return i, j, np.array(row["lpips"], np.float32)
+
+
+def _checked(blocks: Blocks, table: Table, tiles: frozenset[tuple[int, int]], row: Any) -> Row:
+    """A row of the journal that was read, if it is that of a tile."""
+    import numpy as np
+
+    i, j, tile = _tile(row)
+    if (i, j) not in tiles:
+        raise ValueError(f"there is no tile {i},{j}")
+    length = blocks.length
+    shape = table.values[i * length : (i + 1) * length, j * length : (j + 1) * length].shape
+    if tile.shape != shape or np.isinf(tile).any():
+        raise ValueError(f"tile {i},{j} must be finite numbers of shape {shape}, got shape {tile.shape}")
+    return row
 
 
 def _write_csv(path: Path, table: Table) -> None:

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,9 +21,13 @@ READ_ERRORS = 1
 USAGE = 2
 FAILED = 3
 INTERRUPTED = 130
+UNREAD = 141  # as of a program that SIGPIPE ends
 
 MODEL_PANEL = "The distance"
 RUN_PANEL = "The run"
+OUTPUT_PANEL = "Output"
+
+_WRITE_FOLDERS = ("train",)  # commands whose --output is a folder
 
 
 class UsageError(Exception):
@@ -105,9 +109,9 @@ def parse_size(size: str | None) -> tuple[int, int] | None:
     """WIDTHxHEIGHT as numbers."""
     if size is None:
         return None
-    found = re.fullmatch(r"([1-9][0-9]*)x([1-9][0-9]*)", size)
+    found = re.fullmatch(r"([1-9][0-9]{0,8})x([1-9][0-9]{0,8})", size)
     if found is None:
-        raise UsageError(f"--size must be WIDTHxHEIGHT in pixels, e.g. 256x256, got {size!r}")
+        raise UsageError(f"--size must be WIDTHxHEIGHT in pixels (9 digits at most), e.g. 256x256, got {size!r:.99}")
     return int(found[1]), int(found[2])
 
 
@@ -123,7 +127,8 @@ def register(
     """Adds a command, whose function may take a `settings: Settings` beside its own arguments.
 
     On the command line the fields of Settings, but for those it goes `without`, are options then; exceptions become
-    messages and an exit status. Only a `sharded` command can share its work among processes.
+    messages and an exit status. Only a `sharded` command can share its work among processes. The files of its output
+    options are checked before it runs, and are its own while it does.
     """
     own = inspect.signature(run)
     hints = typing.get_type_hints(run, include_extras=True)
@@ -134,6 +139,7 @@ def register(
         for f in fields(Settings)
         if "settings" in own.parameters and f.name not in without
     ]
+    outputs = {} if name in _WRITE_FOLDERS else _output_options(parameters)
 
     @functools.wraps(run)
     def command(**arguments: Any) -> None:
@@ -142,12 +148,29 @@ def register(
         with ending():
             if shards.count() > 1 and not sharded:
                 raise UsageError(f"{name} is one process's work; torchrun can share that of dirs, matrix and train")
-            run(**arguments)
+            from . import output
+
+            files = {option: arguments[key] for key, option in outputs.items() if arguments[key] is not None}
+            with output.claiming(files if shards.rank() == 0 else {}):
+                try:
+                    run(**arguments)
+                finally:
+                    sys.stdout.flush()
 
     command.__signature__ = inspect.Signature([*parameters, *shared])  # type: ignore[attr-defined]
     command.__annotations__ = {}
     del command.__wrapped__
     app.command(name, epilog="\n\n".join(["[bold]Examples[/bold]", *(f"  {line}" for line in examples)]))(command)
+
+
+def _output_options(parameters: Sequence[inspect.Parameter]) -> dict[str, str]:
+    """By the parameter's name, the options that name a file to write."""
+    found = {}
+    for p in parameters:
+        kind, option = typing.get_args(p.annotation)
+        if option.rich_help_panel == OUTPUT_PANEL and Path in (kind, *typing.get_args(kind)):
+            found[p.name] = option.default if isinstance(option.default, str) else f"--{p.name}"
+    return found
 
 
 class ending:
@@ -162,9 +185,12 @@ class ending:
         if isinstance(error, KeyboardInterrupt):
             _say("interrupted")
             raise typer.Exit(INTERRUPTED)
-        for kinds, status in ((UsageError, USAGE), (ReadError, READ_ERRORS), ((OSError, RuntimeError), FAILED)):
+        if isinstance(error, BrokenPipeError):  # who reads stdout has had enough, as `head`
+            raise typer.Exit(UNREAD) from error
+        failures = (OSError, RuntimeError, MemoryError)
+        for kinds, status in ((UsageError, USAGE), (ReadError, READ_ERRORS), (failures, FAILED)):
             if isinstance(error, kinds):
-                _say(f"error: {error}")
+                _say(f"error: {str(error) or repr(error)}")
                 raise typer.Exit(status) from error
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv as csv_module
-import io
 import json as json_module
 import math
 import sys
@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..files import replacing
+from ..files import replaceable, replacing, sha256_of
 from . import shards
-from .options import Settings, UsageError
+from .options import OUTPUT_PANEL, Settings, UsageError
 
 if TYPE_CHECKING:
     from PIL import Image
-
-OUTPUT_PANEL = "Output"
 
 Json = Annotated[
     Path | None,
@@ -40,21 +38,70 @@ def to_stdout(*paths: Path | None) -> bool:
     return STDOUT in paths
 
 
+@contextmanager
+def claiming(files: Mapping[str, Path]) -> Iterator[None]:
+    """Keeps the files that a run is to write, by option, for this run; - is stdout.
+
+    Beside each lies a lock while the run goes on, which is the system's and ends with the process.
+
+    Raises:
+        UsageError: one could not be written in the end, two are the same, or another run writes one.
+    """
+    from filelock import FileLock, Timeout
+
+    claimed: dict[Path, str] = {}
+    with contextlib.ExitStack() as held:
+        for option, path in files.items():
+            try:
+                target = path if path == STDOUT else replaceable(path)
+                if target in claimed:
+                    raise UsageError(f"{claimed[target]} and {option} are the same file, {path}")
+                claimed[target] = option
+                if path == STDOUT:
+                    continue
+                if not target.parent.is_dir():
+                    raise FileNotFoundError(f"there is no folder {target.parent}")
+                lock = target.with_name(f".{target.name}.lock")
+                held.enter_context(FileLock(lock, timeout=0))
+                held.callback(_remove, lock)
+            except Timeout as error:
+                raise UsageError(f"{option} {path}: another run is writing it") from error
+            except OSError as error:
+                raise UsageError(f"{option} {path} cannot be written: {error}") from error
+        yield
+
+
+def _remove(lock: Path) -> None:
+    with contextlib.suppress(OSError):  # where an open file cannot go, it stays, unlocked
+        lock.unlink()
+
+
 def describe(settings: Settings) -> dict[str, Any]:
     """The settings on which the numbers depend."""
+    files = {"weights": settings.weights, "trunk_weights": settings.trunk_weights}
     return {
         "net": "vgg" if settings.net == "vgg16" else settings.net,
         "version": settings.version,
-        "weights": None if settings.weights is None else str(settings.weights),
-        "trunk_weights": None if settings.trunk_weights is None else str(settings.trunk_weights),
+        **{name: None if path is None else str(path) for name, path in files.items()},
+        **{f"{name}_sha256": _sha256(path) for name, path in files.items() if path is not None},
         "normalize": settings.normalize,
         "precision": settings.precision,
     }
 
 
+def _sha256(path: Path) -> str:
+    if not path.is_file():  # to open a pipe would be to wait for it
+        raise UsageError(f"no weights file {path}")
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read as a weights file: {error}") from error
+
+
 def write_text(path: Path, text: str) -> None:
     if path == STDOUT:
         sys.stdout.write(text)
+        sys.stdout.flush()
         return
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
@@ -72,12 +119,19 @@ def write_csv(path: Path | None, rows: Sequence[Mapping[str, Any]], columns: Seq
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], header: bool) -> str:
-    text = io.StringIO()
-    writer = csv_module.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    lines = _Lines()
+    writer = csv_module.DictWriter(lines, columns, extrasaction="ignore", lineterminator="\r\n")
     if header:
         writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue()
+    return "".join(lines)
+
+
+class _Lines(list[str]):
+    """Rows of a CSV file, which end in \n, but are written to end in \r\n: csv only quotes what can end a row."""
+
+    def write(self, row: str) -> None:
+        self.append(row.removesuffix("\r\n") + "\n")
 
 
 def check_picture(path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import replacing
+from ..pictures import one_line
 from .options import UsageError
 
 if TYPE_CHECKING:
@@ -69,4 +70,4 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _plain(text: str) -> str:
-    return text.replace("$", r"\$")  # no formulas in file names
+    return one_line(text).replace("$", r"\$")  # no formulas in file names

@@ -44,6 +44,8 @@ def index(folder: Folder, settings: Settings, out: Output, size: Size = None) ->
 
     It grows with the size of the images: for each 64 KB (alex), 240 KB (squeeze) or 1 MB (vgg) at 64 x 64 pixels.
     """
+    if out == output.STDOUT:
+        raise UsageError("--output must be a file, an index does not go to stdout")
     from .model import Model
 
     built, errors = _build(folder, Model(settings), options.parse_size(size))
@@ -86,14 +88,20 @@ def search(
             found = Index.load(where, model.lpips)
         except (ValueError, FileNotFoundError) as error:
             raise UsageError(str(error)) from error
+        if found.header.raw is settings.normalize:
+            made = "with" if found.header.raw else "without"
+            raise UsageError(f"{where} was made {made} --no-normalize: search it likewise, or build it again")
     height, width = found.header.size
     if found.header.resized:
         image = resize_image(image, width, height)
+    queries = model.tensor([image])
+    if found.header.normalize:  # of an index from Python, whose images were given in [0, 1]
+        queries = (queries + 1) / 2
     try:
-        distances, indices = found.search(model.tensor([image]), k, faiss=faiss)
+        distances, indices = found.search(queries, k, normalize=bool(found.header.normalize), faiss=faiss)
     except (ValueError, ImportError) as error:
         raise UsageError(str(error)) from error
-    names = found.names or []
+    names = found.names or [str(i) for i in range(len(found))]
     near = [(names[i], d) for i, d in zip(indices[0].tolist(), distances[0].tolist(), strict=True) if i >= 0]
     rows = [{"rank": rank, "name": name, "lpips": value} for rank, (name, value) in enumerate(near, start=1)]
     if not output.to_stdout(json, csv):
@@ -125,6 +133,7 @@ def _build(folder: Path, model: Model, size: tuple[int, int] | None) -> tuple[In
             size=(height, width) if size else None,
             batch=model.settings.batch_size,
         )
+    built.header = built.header._replace(raw=not model.settings.normalize)
     if not images.errors:
         return built, []
     kept = [i for i in range(len(paths)) if i not in images.errors]

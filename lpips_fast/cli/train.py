@@ -140,12 +140,12 @@ def _load(checkpoint: Path, calibration: Calibration) -> None:
     """Goes on from a checkpoint.
 
     Raises:
-        ValueError: it is none, or of another run.
+        ValueError: it is none, or damaged, or of another run.
     """
     from ..weights import read_file
 
     state = read_file(checkpoint)
-    if not isinstance(state, dict) or "about" not in state:
+    if not isinstance(state, dict) or not isinstance(state.get("about"), dict):
         raise ValueError(f"{checkpoint} is no checkpoint of lpips-fast train")
     try:
         calibration.load_state_dict(state)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +18,9 @@ from .options import ReadError, Settings
 from .results import summarize
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from .frames import TimedPair
     from .model import Model
 
 A = Annotated[
@@ -44,18 +48,26 @@ def video(
     plot: Plot = None,
 ) -> None:
     """The distance of each frame of A to the frame of the same number of B, with mean and deviation."""
+    from .frames import frame_pairs
     from .model import Model
     from .plots import check_plot, save_curve
 
     check_plot(plot, "--plot")
     described = {**output.describe(settings), "a": str(a), "b": str(b), "resize": resize}
-    journal = Journal(json, csv, described, ["frame", "seconds", "lpips", "error"], resume)
-    rows = {int(row["frame"]): _from_file(row) for row in journal.rows}
+    journal = Journal(json, csv, described, ["frame", "seconds", "lpips", "error"], resume, _from_file)
+    rows = {row["frame"]: row for row in journal.rows}
     model = Model(settings)
+
+    def uneven(message: str) -> None:
+        if settings.strict:
+            raise ReadError(message)
+        output.warn(message)
+
+    pairs = frame_pairs(a, b, resize, uneven)
     journal.start()
     complete = False
     try:
-        _run(a, b, model, resize, rows, journal)
+        _run(pairs, model, rows, journal)
         complete = True
     finally:
         results = [rows[n] for n in sorted(rows)]
@@ -76,42 +88,44 @@ def video(
         raise typer.Exit(options.READ_ERRORS)
 
 
-def _run(a: Path, b: Path, model: Model, resize: bool, rows: dict[int, Row], journal: Journal) -> None:
+def _run(pairs: Iterator[TimedPair], model: Model, rows: dict[int, Row], journal: Journal) -> None:
     """Computes the frames that have no row yet."""
-    from .frames import ahead, frame_pairs
-
-    def uneven(message: str) -> None:
-        if model.settings.strict:
-            raise ReadError(message)
-        output.warn(message)
+    from .frames import ahead
 
     size = model.settings.batch_size
-    frames = enumerate(ahead(frame_pairs(a, b, resize, uneven), 2 * size))
+    frames = ahead(pairs, 2 * size)
     with output.progress(None, "frames") as advance:
-        while unit := list(itertools.islice(frames, size)):
-            _compute(unit, model, rows, journal)
-            advance(len(unit))
+        for start in itertools.count(0, size):
+            count = _compute(range(start, start + size), frames, model, rows, journal)
+            advance(count)
+            if count < size:
+                return
 
 
-def _compute(unit: list[tuple[int, Any]], model: Model, rows: dict[int, Row], journal: Journal) -> None:
-    seconds = {n: time for n, (time, _) in unit}
-    pairs: Iterator[tuple[int, Any]] = ((n, pair) for n, (_, pair) in unit)
-    if all(n in rows for n in seconds):
-        return
-    for n, outcome in sorted(model.outcomes(pairs).items()):
+def _compute(unit: range, frames: Iterator[TimedPair], model: Model, rows: dict[int, Row], journal: Journal) -> int:
+    """Computes a unit of frames, read as the network takes them, unless each has its row; how many there were."""
+    seconds = {}
+
+    def pairs() -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray] | str]]:
+        for n, (time, pair) in zip(unit, frames, strict=False):
+            seconds[n] = time
+            yield n, pair
+
+    if all(n in rows for n in unit):
+        deque(pairs(), maxlen=0)
+        return len(seconds)
+    for n, outcome in sorted(model.outcomes(pairs()).items()):
         if n not in rows:
             found: Row = {"lpips": None, "error": outcome} if isinstance(outcome, str) else {"lpips": outcome}
             rows[n] = {"frame": n, "seconds": seconds[n], **found}
             journal.append([rows[n]])
+    return len(seconds)
 
 
 def _from_file(row: Row) -> Row:
-    seconds = row["seconds"]
-    return {
-        "frame": int(row["frame"]),
-        "seconds": None if seconds in (None, "") else float(seconds),
-        "lpips": row["lpips"],
-    }
+    """A result as it was read, whose numbers may be text."""
+    numbers = {key: None if row[key] in (None, "") else float(row[key]) for key in ("seconds", "lpips")}
+    return {"frame": int(row["frame"]), **numbers}
 
 
 def register(app: typer.Typer) -> None:

@@ -109,6 +109,36 @@ def test_bad_judgements(root, value):
         samples[2]
 
 
+def claiming(descr: str, shape: str) -> bytes:
+    """A file of one number that says it has others."""
+    header = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(8)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+@pytest.mark.parametrize(
+    "content",
+    (
+        claiming("<f8", f"({10**11},)"),
+        claiming("<f8", f"({2**62}, {2**62})"),
+        claiming("<f8", f"({10**30},)"),
+        claiming("<f8", "(-1,)"),
+        claiming("|O", "(1,)"),
+        claiming("<f8", "(" * 60),
+        b"PK\x03\x04",
+        None,
+    ),
+    ids=("huge", "overflows", "no int64", "negative", "objects", "no header", "an archive", "a folder"),
+)
+def test_hostile_judgements(root, content):
+    samples = TwoAFCDataset(root, ["train/cnn"])
+    path = samples.files(2)[-1]
+    path.unlink()
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(SampleError, match=r"judge/000002.npy cannot be read as a judgement: .+"):
+        samples[2]
+
+
 def test_other_sizes(root):
     write(root, "jnd", "val/large", 1, size=65)
     with pytest.raises(SampleError, match=r"p0/000000.png must be 64 x 64 pixels, it is 65 x 65"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lpips_fast.bapps import JNDDataset, TwoAFCDataset, evaluate, give_taste, synthesize
+from lpips_fast.bapps import JNDDataset, SampleError, TwoAFCDataset, evaluate, give_taste, synthesize
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,12 @@ def test_given_images(tmp_path, judge):
     Image.new("RGB", (63, 80)).save(tmp_path / "small.png")
     with pytest.raises(ValueError, match=r"small.png must be at least 64 x 64 pixels, it is 63 x 80"):
         synthesize(tmp_path / "more", judge, triplets=4, images=[tmp_path / "small.png"])
+    content = (tmp_path / "flat.png").read_bytes()
+    (tmp_path / "broken.png").write_bytes(content[:-30])
+    (tmp_path / "text.png").write_bytes(b"no image")
+    for name in ("broken.png", "text.png", "nowhere.png"):
+        with pytest.raises(SampleError, match=name):
+            synthesize(tmp_path / "more", judge, triplets=4, images=[tmp_path / name])
 
 
 def test_whole_or_not_at_all(tmp_path, judge):

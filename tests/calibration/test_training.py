@@ -6,7 +6,6 @@ import copy
 import warnings
 from types import SimpleNamespace
 
-import lpips
 import pytest
 import torch
 from torch import nn
@@ -51,6 +50,7 @@ def assert_same(found, expected, **tolerance):
 @pytest.mark.parametrize("net", ["alex", "squeeze"])
 def test_as_the_reference(net, make, monkeypatch):
     """The same weights after 20 steps from the same start, dropout off."""
+    lpips = pytest.importorskip("lpips")
     calibration = make(net, triplets=1000, dropout=False, learning_rate=1e-3)
     trainer = lpips.Trainer()
     with warnings.catch_warnings():
@@ -156,6 +156,40 @@ def test_state_of_another_run(make):
         other.load_state_dict(state)
 
 
+DAMAGES = {
+    "done": (None, "2", 2.0, -1, 10**6),
+    "about": (None, [], 3),
+    "weights": (None, [], {}, {"lin0.model.1.weight": 3}, {"lin0.model.1.weight": torch.zeros(2)}),
+    "ranking": (None, 3, {}, {"net.model.0.weight": torch.zeros(2)}),
+    "optimizer": (None, [], {}, {"state": {}}, {"state": {0: {}}}, {"state": [1]}),
+}
+
+
+@pytest.mark.parametrize("options", ({}, {"pnet_tune": True}), ids=("frozen", "tuned"))
+def test_a_damaged_state(make, samples, options):
+    recipe = {"triplets": 8, "batch_size": 4, "epochs": 1, "decay_epochs": 0, "options": options}
+    calibration, other = make(**recipe), make(**recipe)
+    train(calibration, samples, 1)
+    state = copy.deepcopy(calibration.state_dict())
+    for key, damages in DAMAGES.items():
+        for damaged in ({k: v for k, v in state.items() if k != key}, *({**state, key: value} for value in damages)):
+            with pytest.raises(ValueError, match=r"a damaged run: .{20}|a run with other settings: .{20}"):
+                other.load_state_dict(damaged)
+    for value in (torch.nan, 0):
+        spoiled = copy.deepcopy(state)
+        moment = spoiled["optimizer"]["state"][1]["exp_avg"]
+        spoiled["optimizer"]["state"][1]["exp_avg"] = moment * value if value else moment.flatten()[:1]
+        with pytest.raises(ValueError, match="a damaged run: 'optimizer'"):
+            other.load_state_dict(spoiled)
+    with pytest.raises(ValueError, match="a run with other settings: net was tensor"):
+        other.load_state_dict({**state, "about": {**state["about"], "net": torch.zeros(2)}})
+    other.load_state_dict(state)
+    assert other.done == 1
+    other = make(**recipe)
+    other.load_state_dict(make(**recipe).state_dict())
+    assert other.done == 0
+
+
 @pytest.mark.parametrize("dropout", [False, True])
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_cached_features(make, samples, tmp_path, on_disk, dropout):
@@ -208,8 +242,9 @@ def test_features_of_something_else(make, samples, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("dropout", [False, True])
-def test_tuned_trunk(make, samples, tmp_path, make_theirs, dropout):
+def test_tuned_trunk(make, samples, tmp_path, dropout):
     """It moves, and its file is read by lpips and by us."""
+    lpips = pytest.importorskip("lpips")
     calibration = make(options={"pnet_tune": True}, batch_size=4, dropout=dropout)
     before = calibration.fn.net.slice1[0].weight.detach().clone()
     train(calibration, samples, 2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 
-import lpips
 import numpy as np
 import pytest
 import torch
@@ -47,6 +46,11 @@ def test_killed_and_resumed(judged, call, run_and_stop, trunk):
     assert "checkpoint.pt is of a run with other settings: seed was 0, is 1" in told
     other = call("train", "judged", "-o", "killed", "--resume", *SMALL, "--net", "alex", "--from-scratch", status=2)
     assert "net was 'squeezenet1_1', is 'alexnet'" in other
+    state = torch.load(checkpoint, weights_only=True)
+    for changed in ({**state, "done": "many"}, {key: state[key] for key in ("about", "done")}, {"about": 3}):
+        torch.save(changed, checkpoint)
+        assert "killed/checkpoint.pt is " in call(*arguments, "--resume", status=2)
+    torch.save(state, checkpoint)
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     assert "cannot be read" in call(*arguments, "--resume", status=2)
 
@@ -66,6 +70,7 @@ def test_two_processes(judged, run, call, trunk):
 
 
 def test_weights_and_scores(judged, call, trunk, trunk_states):
+    lpips = pytest.importorskip("lpips")
     call("train", "judged", "-o", "out", "--cache", "memory", *SMALL, *trunk, "--learning-rate", 0.01)
     path = judged / "out" / "weights.pth"
     theirs = lpips.LPIPS(net="squeeze", pnet_rand=True, model_path=str(path), verbose=False).state_dict()
@@ -117,6 +122,11 @@ def test_tuned_and_from_scratch(judged, call, trunk):
 def test_mistakes(judged, call, trunk):
     train = ("train", "judged", "-o", "out", *SMALL, *trunk)
     assert "is there already" in call("bapps", "--synthesize", "judged", *trunk, status=2)
+    (judged / "file").write_text("no folder")
+    assert "file/a" in call("bapps", "--synthesize", "file/a/b", *trunk, status=3)
+    (judged / "photos").mkdir()
+    (judged / "photos" / "a.png").write_bytes(b"\x89PNG")
+    assert "a.png cannot be read" in call("bapps", "--synthesize", "b", "--images", "photos", *trunk, status=1)
     assert "--cache is for a frozen trunk" in call(*train, "--tune-trunk", "--cache", "disk", status=2)
     assert "no folder" in call(*train, "--subset", "train/cnn", status=2)
     assert "no folders in 2afc/train" in call("train", ".", "-o", "out", *trunk, status=2)
@@ -125,3 +135,6 @@ def test_mistakes(judged, call, trunk):
     assert "judge/000007.npy must be one number from 0 to 1" in call(*train, status=1)
     (judged / "judged/2afc/val/synthetic/p0/000003.png").write_bytes(b"\x89PNG")
     assert "p0/000003.png cannot be read" in call("evaluate", "judged", "--workers", 0, *trunk, status=1)
+    huge = judged / "judged/2afc/val/synthetic/judge/000000.npy"
+    huge.write_bytes(huge.read_bytes().replace(b"(1,), }           ", b"(100000000000,), }"))
+    assert "judge/000000.npy cannot be read" in call("evaluate", "judged", "--workers", 0, *trunk, status=1)

@@ -152,6 +152,24 @@ def test_resume(run_and_stop, call, many, trunk, sent):
     ]
 
 
+def test_two_runs_at_once(run_and_stop, call, many, trunk):
+    arguments = ("dirs", "a", "b", "--batch-size", 1, *trunk, "--csv")
+    (many / "link.csv").symlink_to("out.csv")
+
+    def second_refused() -> bool:
+        time.sleep(0.005)
+        if not (many / "out.csv").exists():
+            return False
+        assert "another run is writing it" in call(*arguments, "link.csv", status=2)
+        return True
+
+    run_and_stop(*arguments, "out.csv", ready=second_refused, sends=signal.SIGKILL)
+    assert (many / "out.csv").read_text().count("\n") < 151
+    call(*arguments, "out.csv", "--resume")
+    assert len(list(csv.DictReader((many / "out.csv").open()))) == 150
+    assert sorted(path.name for path in many.iterdir()) == ["a", "b", "link.csv", "out.csv"]
+
+
 def test_resume_from_csv_alone(call, folders, trunk):
     call("dirs", "a", "b", "--csv", "out.csv", *trunk, status=1)
     whole = (folders / "out.csv").read_text()

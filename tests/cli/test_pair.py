@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import lpips_fast
+from lpips_fast.cli import loading
 
 from .conftest import save_noise
 
@@ -72,6 +73,13 @@ def test_mistakes(mistake, trunk, tmp_path):
     assert "--device nonsense" in mistake("pair", "a.png", "a.png", *trunk, "--device", "nonsense")
     assert "no format for pictures" in mistake("map", "a.png", "a.png", "-o", "map.xyz", *trunk)
     assert "suffix '.xyz'" in mistake("matrix", ".", "--heatmap", "map.xyz", *trunk)
+
+
+def test_images_of_other_sizes_are_not_decoded(mistake, monkeypatch, trunk, tmp_path):
+    save_noise(tmp_path / "a.png", 0)
+    save_noise(tmp_path / "wide.png", 1, width=50)
+    monkeypatch.setattr(loading, "load_image", lambda path: pytest.fail("decoded"))
+    assert "sizes differ" in mistake("pair", "a.png", "wide.png", *trunk, status=1)
 
 
 def test_map(run, trunk, distance, tmp_path):

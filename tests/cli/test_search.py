@@ -6,6 +6,10 @@ import json
 import shutil
 
 import pytest
+import torch
+
+from lpips_fast import im2tensor, load_image
+from lpips_fast.search import Index
 
 from .conftest import save_noise
 
@@ -45,6 +49,51 @@ def test_index_and_search(run, call, photos, trunk, distance):
     assert "no image file nowhere.png" in call("search", "nowhere.png", "photos", *trunk, status=1)
     assert "11.png cannot be read" in call("index", "photos", "-o", "strict.index", "--strict", *trunk, status=1)
     assert not (photos / "strict.index").exists()
+
+
+def test_the_range_of_pixels_is_that_of_the_index(call, photos, trunk, distance):
+    nearest = ("search", "query.png", "raw.index", "-k", 2, "--json", "found.json", *trunk)
+    call("index", "photos", "-o", "raw.index", "--no-normalize", *trunk, status=1)
+    call(*nearest, "--no-normalize")
+    found = json.loads((photos / "found.json").read_text())["results"]
+    name = found[1]["name"]
+    told = call("pair", "query.png", f"photos/{name}", "--no-normalize", "--json", "pair.json", *trunk)
+    assert found[1]["lpips"] == pytest.approx(json.loads((photos / "pair.json").read_text())["lpips"], rel=1e-3), told
+    assert "raw.index was made with --no-normalize" in call(*nearest, status=2)
+    call("index", "photos", "-o", "photos.index", *trunk, status=1)
+    told = call("search", "query.png", "photos.index", "--no-normalize", *trunk, status=2)
+    assert "photos.index was made without --no-normalize" in told
+
+
+def test_an_index_from_python(call, photos, trunk, fn):
+    """Whichever range its images were given in."""
+    image = im2tensor(load_image(photos / "photos" / "05.png"))
+    query = ("search", "photos/05.png", "python.index", "-k", 1, *trunk)
+    for normalize in (False, True):
+        Index.build(fn, (image + 1) / 2 if normalize else image, normalize=normalize).save(photos / "python.index")
+        name, value = call(*query).split()[-2:]
+        assert name == "0"  # it has no names
+        assert float(value) < 1e-6
+        assert "made without --no-normalize" in call(*query, "--no-normalize", status=2)
+
+
+def test_where_an_index_goes(call, photos, trunk, monkeypatch):
+    """It is refused before any work."""
+    monkeypatch.setattr("lpips_fast.cli.search._build", lambda *_: pytest.fail("images were read"))
+    assert "does not go to stdout" in call("index", "photos", "-o", "-", *trunk, status=2)
+    assert "no folder" in call("index", "photos", "-o", "nowhere/photos.index", *trunk, status=2)
+    assert "photos" in call("index", "photos", "-o", "photos", *trunk, status=2)
+
+
+def test_other_files_and_options(call, photos, trunk, fn):
+    Index.build(fn, torch.rand(3, 3, 32, 40)).save(photos / "small.index")
+    content = (photos / "small.index").read_bytes()
+    assert b"[32, 40]" in content
+    (photos / "huge.index").write_bytes(content.replace(b"[32, 40]", b"[3e9, 9]"))
+    told = call("search", "query.png", "huge.index", *trunk, status=2)
+    assert "huge.index cannot be read as an index: size must be height and width" in told
+    pytest.importorskip("faiss")
+    assert "must be a factory string" in call("search", "query.png", "photos", "--faiss", "nonsense", *trunk, status=2)
 
 
 def test_sizes(call, photos, trunk):

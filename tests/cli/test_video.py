@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from lpips_fast.cli import video
 
 from .conftest import save_noise
 
@@ -79,6 +83,66 @@ def test_video_files(call, trunk, tmp_path):
     (tmp_path / "out.csv").write_text("".join((tmp_path / "out.csv").read_text().splitlines(keepends=True)[:5]))
     call("video", "a.mp4", "b.mp4", "--csv", "out.csv", "--batch-size", 8, "--resume", *trunk)
     assert list(csv.DictReader((tmp_path / "out.csv").open())) == rows
+
+
+@pytest.mark.parametrize("side, most", [(2048, 3), (8, 2 * 8 + 2)])
+def test_frames_in_memory_are_bounded_by_pixels(side, most):
+    """A unit is read as the network takes it, and no more than 2 units, or 4 million pixels, ahead of it."""
+    image = np.broadcast_to(np.uint8(0), (side, side, 3))
+    read = taken = largest = 0
+
+    def pairs():
+        nonlocal read
+        for _ in range(50):
+            read += 1
+            yield None, (image, image)
+
+    def outcomes(numbered):
+        nonlocal taken, largest
+        found = {}
+        for n, _ in numbered:
+            time.sleep(0.005)  # for the reader to go as far ahead as it will
+            largest = max(largest, read - taken)
+            taken += 1
+            found[n] = 0.5
+        return found
+
+    model = SimpleNamespace(settings=SimpleNamespace(batch_size=8), outcomes=outcomes)
+    rows: dict = {}
+    video._run(pairs(), model, rows, SimpleNamespace(append=lambda rows: None))
+    assert sorted(rows) == list(range(50))
+    assert largest <= most
+
+
+@pytest.mark.parametrize("row", ["third,0.1,0.5,", ",,0.5,", "1e999,,0.5,", "3,late,0.5,"])
+def test_resuming_what_are_no_frames(mistake, call, trunk, tmp_path, row):
+    save_frames(tmp_path / "a", frames(2, 0))
+    call("video", "a", "a", "--csv", "out.csv", *trunk)
+    path = tmp_path / "out.csv"
+    run = path.read_text().splitlines()[1].rsplit(",", 1)[1]
+    path.write_text(damaged := f"{path.read_text()}{row},{run}\n")
+    assert "out.csv is damaged" in mistake("video", "a", "a", "--csv", "out.csv", "--resume", *trunk)
+    assert path.read_text() == damaged
+
+
+@pytest.mark.parametrize("frame", ["third", None, float("inf")])
+def test_resuming_a_document_of_what_are_no_frames(mistake, call, trunk, tmp_path, frame):
+    save_frames(tmp_path / "a", frames(2, 0))
+    call("video", "a", "a", "--json", "out.json", *trunk)
+    document = json.loads((tmp_path / "out.json").read_text())
+    document["results"][1]["frame"] = frame
+    (tmp_path / "out.json").write_text(json.dumps(document) + "\n")
+    assert "out.json is damaged" in mistake("video", "a", "a", "--json", "out.json", "--resume", *trunk)
+
+
+def test_results_stay_where_an_input_cannot_be_opened(call, trunk, tmp_path):
+    save_frames(tmp_path / "a", frames(2, 0))
+    (tmp_path / "text.gif").write_text("no animation")
+    call("video", "a", "a", "--json", "out.json", "--csv", "out.csv", *trunk)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("out.*")}
+    for pair in (("a", "nowhere"), ("nowhere", "a"), ("a", "text.gif")):
+        call("video", *pair, "--json", "out.json", "--csv", "out.csv", *trunk, status=1)
+        assert {path.name: path.read_bytes() for path in tmp_path.glob("out.*")} == before
 
 
 def test_mistakes(call, trunk, tmp_path):

@@ -1,0 +1,53 @@
+"""`map` and plots: odd names of files, and the scale."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lpips_fast.pictures import one_line
+
+from .conftest import save_noise
+
+ODD = ("new\nline.png", os.fsdecode(b"b\xe9.png"), "tab\t $x^$ name.png", "\N{SNOWMAN}.png")
+
+
+def test_one_line():
+    assert [one_line(name) for name in ODD[:2]] == ["new\\nline.png", "b\\udce9.png"]
+    assert one_line("a \N{SNOWMAN} é $.png") == "a \N{SNOWMAN} é $.png"
+
+
+@pytest.mark.parametrize("name", ODD, ids=ascii)
+def test_map_of_oddly_named_images(call, trunk, tmp_path, name):
+    save_noise(tmp_path / name, 0)
+    call("map", name, name, "-o", "map.png", *trunk)
+    assert Image.open(tmp_path / "map.png").size[0] > 3 * 224
+
+
+def test_heatmap_of_oddly_named_images(run, trunk, tmp_path):
+    pytest.importorskip("matplotlib", reason="plots need matplotlib")
+    for i, name in enumerate(ODD):
+        save_noise(tmp_path / "x" / name, i)
+    run("matrix", "x", "--heatmap", "heat.png", *trunk)
+    assert min(Image.open(tmp_path / "heat.png").size) > 400
+
+
+@pytest.mark.parametrize("top", ["0", "-1", "nan", "inf"])
+def test_max_must_be_a_distance(mistake, trunk, tmp_path, top):
+    save_noise(tmp_path / "a.png", 0)
+    told = mistake("map", "a.png", "a.png", "-o", "map.png", "--max", top, *trunk)
+    assert f"--max must be a distance above 0, got {top}" in told
+    assert not (tmp_path / "map.png").exists()
+
+
+def test_max_is_the_scale(call, trunk, tmp_path):
+    for i, name in enumerate(("a.png", "b.png")):
+        save_noise(tmp_path / name, i, width=240, height=64)
+    shown = []
+    for options in ((), ("--max", "1e-6"), ("--max", "100")):
+        call("map", "a.png", "b.png", "-o", "map.png", *options, *trunk)
+        shown.append(np.array(Image.open(tmp_path / "map.png"))[-64:, 2 * 248 + 8 : 3 * 248].mean())
+    assert shown[2] < shown[0] < shown[1]

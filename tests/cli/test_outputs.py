@@ -1,0 +1,163 @@
+"""The files that commands write: checked before the work, whole, of one run; stdout that is closed."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import os
+import subprocess
+
+import pytest
+import typer
+
+from lpips_fast.cli import options, output
+from lpips_fast.files import replacing
+
+from .conftest import TIMEOUT, command, environment, save_noise
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "circle").symlink_to("circle")
+    for name in ("pipe", "folder", "circle"):
+        with pytest.raises(FileExistsError, match=name), replacing(tmp_path / name) as temporary:
+            temporary.write_text("new")
+    assert (tmp_path / "pipe").is_fifo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["circle", "folder", "pipe"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_links_stay(tmp_path, there):
+    (tmp_path / "far").mkdir()
+    target = tmp_path / "far" / "target.txt"
+    if there:
+        target.write_text("old")
+    (tmp_path / "link.txt").symlink_to(target)
+    with replacing(tmp_path / "link.txt") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "link.txt").is_symlink()
+    assert target.read_text() == "new"
+    assert list((tmp_path / "far").iterdir()) == [target]
+
+
+OUTPUTS = [
+    (("pair", "a.png", "b.png"), "--json"),
+    (("dirs", "a", "b"), "--csv"),
+    (("dirs", "a", "b"), "--report"),
+    (("matrix", "a"), "--csv"),
+    (("matrix", "a"), "--heatmap"),
+    (("map", "a.png", "b.png"), "--output"),
+    (("index", "a"), "--output"),
+    (("search", "a.png", "a"), "--json"),
+    (("video", "a", "b"), "--plot"),
+]
+
+
+@pytest.mark.parametrize("arguments, option", OUTPUTS, ids=[f"{a[0]}{o}" for a, o in OUTPUTS])
+def test_outputs_are_checked_before_anything_is_read(mistake, tmp_path, arguments, option):
+    assert f"{option} nodir/x.png cannot be written: there is no folder" in mistake(*arguments, option, "nodir/x.png")
+    (tmp_path / "folder.png").mkdir()
+    assert f"{option} folder.png cannot be written: folder.png is a folder" in mistake(*arguments, option, "folder.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    assert "pipe.png is no regular file" in mistake(*arguments, option, "pipe.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.png", "pipe.png"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_folder_that_is_read_only(mistake, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o555)
+    assert "--csv locked/x.csv cannot be written" in mistake("dirs", "a", "b", "--csv", "locked/x.csv")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("pair", "a.png", "b.png", "--csv", "x", "--json", "./x"),
+        ("pair", "a.png", "b.png", "--csv", "-", "--json", "-"),
+        ("dirs", "a", "b", "--csv", "x", "--report", "link"),
+        ("dirs", "a", "b", "--json", "-", "--report", "-"),
+        ("matrix", "a", "--csv", "x.png", "--heatmap", "x.png"),
+        ("map", "a.png", "b.png", "-o", "x.png", "--json", "x.png"),
+    ],
+)
+def test_two_outputs_in_one_file(mistake, tmp_path, arguments):
+    (tmp_path / "link").symlink_to("x")
+    assert "are the same file" in mistake(*arguments)
+
+
+def test_csv_in_the_place_of_the_journal(mistake, tmp_path, trunk):
+    for side in "ab":
+        save_noise(tmp_path / side / "0.png", 0)
+    told = mistake("dirs", "a", "b", "--json", "x", "--csv", "x.partial", *trunk)
+    assert "--csv x.partial is where --json keeps its journal" in told
+    os.mkfifo(tmp_path / "x.partial")
+    assert "x.partial is no regular file" in mistake("dirs", "a", "b", "--json", "x", "--resume", *trunk)
+
+
+def test_the_lock_goes_with_the_run(tmp_path):
+    files = {"--csv": tmp_path / "x.csv"}
+    with output.claiming(files):
+        with pytest.raises(options.UsageError, match="another run is writing it"), output.claiming(files):
+            pass
+        assert len(list(tmp_path.iterdir())) == 1
+    (tmp_path / ".x.csv.lock").touch()  # as a process that was killed leaves it
+    with output.claiming(files):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a\rb", "a\nb", "a\r\n", 'a"b', "a,b"])
+def test_names_in_csv(tmp_path, name):
+    output.write_csv(tmp_path / "out.csv", [{"name": name, "lpips": 0.5}], ["name", "lpips"])
+    with (tmp_path / "out.csv").open(newline="") as file:
+        assert list(csv.reader(file, strict=True)) == [["name", "lpips"], [name, "0.5"]]
+    assert b"\r" not in (tmp_path / "out.csv").read_bytes().replace(name.encode(), b"")
+
+
+def test_no_room(capsys):
+    with pytest.raises(typer.Exit) as ended, options.ending():
+        raise MemoryError("Unable to allocate 28 GiB")
+    assert ended.value.exit_code == options.FAILED
+    assert "error: Unable to allocate 28 GiB" in capsys.readouterr().err
+    with pytest.raises(typer.Exit), options.ending():
+        raise MemoryError
+    assert "error: MemoryError" in capsys.readouterr().err
+
+
+def test_sizes_that_no_image_has(mistake):
+    assert "--size must be WIDTHxHEIGHT" in mistake("matrix", ".", "--size", "64x99999999999999999999")
+    assert options.parse_size("100000x100000") == (100000, 100000)
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    for i in range(12):
+        for side in "ab":
+            save_noise(tmp_path / side / f"{i}.png", i)
+    return tmp_path
+
+
+def test_closed_stdout(pairs, trunk):
+    done = subprocess.run(
+        command("dirs", "a", "b", *trunk, "--csv", "out.csv"),
+        cwd=pairs,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        preexec_fn=functools.partial(os.close, 1),
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (pairs / "out.csv").read_text().count("\n") == 13
+
+
+def test_stdout_that_nobody_reads_on(pairs, trunk):
+    arguments = command("dirs", "a", "b", *trunk, "--batch-size", 1, "--csv", "-")
+    with subprocess.Popen(
+        arguments, cwd=pairs, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "name,a,b,lpips,error,run\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
