@@ -107,42 +107,47 @@ def measure(
 ) -> Iterator[Record]:
     """A record of each provider that has the net and the mode, and of the limit in each of their precisions.
 
+    To compile takes minutes, in which a run may be stopped. So what is not compiled is timed first, and once more when
+    all take turns; of a provider the last record counts.
+
     Args:
         memory: whether to measure it, which on a CPU takes a process for each provider.
     """
-    if any(provider.wrapper == "compile" for provider in providers.values()):
+    chosen = {name: p for name, p in providers.items() if case.net in p.nets and mode in p.modes}
+    compiled = {name: provider for name, provider in chosen.items() if provider.wrapper == "compile"}
+    if compiled:
         torch.compiler.reset()  # or the shapes of earlier cases count towards its limit, and it runs eagerly
     sample = images(case, device)
     expected = oracle(case, sample)
     names = {**case._asdict(), "mode": mode}
     records: dict[str, Record] = {}
     setups: dict[str, Callable[[], Call]] = {}
-    for name, provider in providers.items():
-        if case.net not in provider.nets or mode not in provider.modes:
+    for group in ({name: chosen[name] for name in chosen if name not in compiled}, compiled):
+        for name, provider in group.items():
+            precision = provider.precision_on(device)
+            record = records[name] = {**names, "provider": name, "precision": precision}
+            reason = provider.missing()
+            if reason is not None:
+                yield {**record, "error": reason}
+                continue
+            try:
+                distance = provider.distance(random_lpips(case.net), *sample, gradient=mode == "step")
+                call = functools.partial(CALLS[mode], distance, *sample)
+                record["error_of_result"] = check(distance, mode, sample, expected, precision)
+                if memory:
+                    record |= _memory(name, provider, distance, call, case, mode, sample)
+                setups[name] = functools.partial(functools.partial, call)
+            except Exception as error:  # one that fails must not keep the others from being measured
+                release_memory()
+                yield {**record, "error": described(error)}
+        if group.keys().isdisjoint(setups):
             continue
-        precision = provider.precision_on(device)
-        record = records[name] = {**names, "provider": name, "precision": precision}
-        reason = provider.missing()
-        if reason is not None:
-            record["error"] = reason
-            continue
-        try:
-            distance = provider.distance(random_lpips(case.net), *sample, gradient=mode == "step")
-            call = functools.partial(CALLS[mode], distance, *sample)
-            record["error_of_result"] = check(distance, mode, sample, expected, precision)
-            if memory:
-                record |= _memory(name, provider, distance, call, case, mode, sample)
-            setups[name] = functools.partial(functools.partial, call)
-        except Exception as error:  # one that fails must not keep the others from being measured
-            record["error"] = described(error)
-            release_memory()
-    times, failures = interleaved(setups, Clock(device), rounds)
-    for name, record in records.items():
-        if name in failures:
-            record["error"] = failures[name]
-        elif name in times:
-            record |= times[name].record()
-        yield record
+        times, failures = interleaved(setups, Clock(device), rounds)
+        for name in times:
+            yield {**records[name], **times[name].record()}
+        for name, reason in failures.items():
+            del setups[name]
+            yield {**records[name], "error": reason}
     for precision in dict.fromkeys(record["precision"] for record in records.values()):
         flops, n_bytes = work(case, mode, DTYPES[precision].itemsize)
         seconds = limit(flops, n_bytes, precision, limits)

@@ -2,7 +2,7 @@
 
 A record has the fields of its benchmark (FIELDS), those of the run (`Run.context`), and either what was measured, at
 least q20_s, median_s and q80_s in seconds, or `error`, why there is nothing. Files are appended to; of each case the
-last run counts, and ratios are taken within one run.
+last run counts, in it the last record of each measurement, and ratios are taken within one run.
 """
 
 from __future__ import annotations
@@ -119,15 +119,15 @@ def results(path: Path) -> dict[str, list[Record]]:
 
 
 def by_case(benchmark: str, records: Iterable[Record]) -> dict[tuple[Any, ...], list[Record]]:
-    """The records of each case's last run."""
-    cases: dict[tuple[Any, ...], list[Record]] = {}
+    """The records of each case's last run, of each measurement the last."""
+    cases: dict[tuple[Any, ...], dict[tuple[Any, ...], Record]] = {}
     for record in records:
-        key = tuple(record[field] for field in CASE[benchmark])
-        earlier = cases.setdefault(key, [])
-        if earlier and earlier[0]["run"] != record["run"]:
-            earlier.clear()
-        earlier.append(record)
-    return cases
+        case, name = (tuple(record[field] for field in fields[benchmark]) for fields in (CASE, FIELDS))
+        of_case = cases.setdefault(case, {})
+        if of_case and next(iter(of_case.values()))["run"] != record["run"]:
+            of_case.clear()
+        of_case[name] = record
+    return {case: list(of_case.values()) for case, of_case in cases.items()}
 
 
 def distinct(records: Sequence[Record], field: str) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import lpips
 import numpy as np
 import pytest
 import torch
@@ -24,6 +23,7 @@ class Loader:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_as_the_reference(seed):
+    lpips = pytest.importorskip("lpips")
     rng = np.random.default_rng(seed)
     n = 100
     d0, d1, share = rng.permutation(n) / n, rng.permutation(n) / n, rng.integers(0, 6, n) / 5

@@ -60,6 +60,28 @@ def test_right_provider_is_timed():
     assert len(calls) == 1 + 1 + 3  # checked, warmed up, timed
 
 
+def test_what_is_compiled_keeps_no_record_back(monkeypatch):
+    """Stopped while something is compiled, a run has the others' records; in the end all took turns."""
+    told, turns = [], []
+
+    def compile(fn, dynamic):
+        assert [record["provider"] for record in told] == ["ours"]
+        return fn
+
+    def interleaved(setups, clock, rounds):
+        turns.append(list(setups))
+        return timing.interleaved(setups, clock, rounds)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(end_to_end, "interleaved", interleaved)
+    ours = providers.PROVIDERS["ours"]
+    tried = {"compiled": ours._replace(wrapper="compile"), "ours": ours}
+    for record in end_to_end.measure(SMALL, "forward", CPU, 1, tried, LIMITS, False):
+        told.append(record)
+    assert turns == [["ours"], ["ours", "compiled"]]
+    assert [record["provider"] for record in told] == ["ours", "ours", "compiled", "limit"]
+
+
 def test_failures_and_absence_are_told():
     def fails(weights, sample):
         raise RuntimeError("out of\n memory")

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import lpips_fast
+from lpips_fast import functional
 from lpips_fast.bench import records
 from lpips_fast.bench.providers import PROVIDERS
 
@@ -38,7 +40,8 @@ def test_bench(tmp_path):
     names = [name for name in wanted if PROVIDERS[name].missing() is None]
     chosen = [word for name in names for word in ("--provider", name)]
     printed = run(*bench, *cases, *chosen, "--rounds", "1", "--no-memory", "--output", tmp_path)
-    run(*bench, "end-to-end", *cases[:2], "--provider", "ours", "--rounds", "1", "--output", tmp_path / "memory")
+    one = [*cases[:2], *cases[4:], "--provider", "ours", "--rounds", "1"]
+    run(*bench, "end-to-end", *one, "--output", tmp_path / "memory")
 
     found = records.results(tmp_path)
     assert list(found) == ["ceilings", "head", "end_to_end", "layers"]
@@ -101,7 +104,40 @@ def test_a_failing_step_keeps_none_from_running(gpu, monkeypatch, capsys, tmp_pa
 def test_all_of_it_fits_in_nine_minutes(gpu, tmp_path):
     for there in (True, False):
         planned = list(gpu.steps(tmp_path, there))
-        assert planned[0].name == "build"
+        assert [step.name for step in planned[:2]] == ["build", "backends"]
         assert planned[-1].name == "report"
         assert planned[-1].limit <= gpu.REPORT
-    assert gpu.LIMIT < 540
+        assert all(step.limit <= gpu.LIMIT - gpu.REPORT for step in planned)
+    assert gpu.LIMIT + 20 <= 9 * 60  # the import of torch comes before
+
+
+@pytest.mark.parametrize("code,outcome", (("def test(): pass", "ok"), ("", "not available here: all was skipped")))
+def test_what_was_skipped_is_no_success(gpu, monkeypatch, tmp_path, code, outcome):
+    monkeypatch.setattr(gpu, "LOGS", tmp_path)
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    skipped = "import pytest\n@pytest.mark.skip(reason='100 passed by')\ndef test_other(): pass\n"
+    (tmp_path / "test_some.py").write_text(skipped + code)
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "test_some.py"]
+    assert gpu.run(gpu.Step("some", 60, command), 60).startswith(outcome)
+
+
+def test_backends_must_be_there(gpu, monkeypatch):
+    """Else a build in which nvcc failed would pass, with the tests of its kernels skipped."""
+    there = dict.fromkeys(("reference", "cpu", "cuda", "triton"))
+    monkeypatch.setattr("lpips_fast.backends", lambda: {**there, "cuda": "the compiled library was built without nvcc"})
+    with pytest.raises(SystemExit, match="missing: cuda: the compiled library was built without nvcc"):
+        gpu.check_backends()
+
+
+def test_backends_must_be_right(gpu, monkeypatch, capsys):
+    head = functional.lpips_head
+    there = [name for name in ("cpu", "triton") if lpips_fast.backends()[name] is None]
+    monkeypatch.setattr("lpips_fast.backends", lambda: dict.fromkeys(gpu.BACKENDS))
+    monkeypatch.setattr(gpu, "BACKENDS", {name: "cpu" for name in there} | {"reference": "cpu"})
+    gpu.check_backends()
+    assert capsys.readouterr().out.count("right to") == len(there) + 1
+    wrong = lambda *lists, backend: head(*lists, backend=backend) * (1 + 1e-3 * (backend == "cpu"))  # noqa: E731
+    monkeypatch.setattr(functional, "lpips_head", wrong)
+    monkeypatch.setattr(gpu, "BACKENDS", {"cpu": "cpu"})
+    with pytest.raises(SystemExit, match=r"backend 'cpu' is wrong: by 1\.0e-03"):
+        gpu.check_backends()

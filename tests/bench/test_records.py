@@ -61,6 +61,12 @@ def test_the_last_run_of_each_case_counts():
     assert [[r["provider"] for r in of_case] for of_case in found.values()] == [["c"], ["a"]]
 
 
+def test_the_last_record_of_each_measurement_counts(run):
+    written = [run.complete("end_to_end", whole("a", seconds)) for seconds in (0.1, 0.2)]
+    written.insert(1, run.complete("end_to_end", whole("b")))
+    assert list(records.by_case("end_to_end", written).values()) == [[written[2], written[1]]]
+
+
 def test_table_of_lpips_whole(run):
     step = {"mode": "step", "kept_bytes": 3 << 20, "peak_bytes": 5 << 20}
     found = [

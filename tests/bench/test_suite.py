@@ -1,0 +1,84 @@
+"""The suite where there is a GPU, where there are several processes, and where what it compares with is missing."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from .. import conftest
+
+# What has a process find neither lpips nor piq.
+WITHOUT = """
+import sys
+from importlib.machinery import PathFinder
+
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, *arguments):
+        return None if name.partition(".")[0] in ("lpips", "piq") else super().find_spec(name, *arguments)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
+"""
+
+
+def test_what_compares_with_a_missing_package_is_skipped(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    tests = [
+        "tests/test_patching.py",
+        "tests/bapps/test_scores.py",
+        "tests/compat/test_piq.py::test_keys_strictly_both_ways",
+        "tests/test_module.py::test_attributes",
+        "tests/test_module.py::test_helpers_give_the_same_as_those_of_lpips",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *tests],
+        cwd=Path(__file__).resolve().parents[2],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith("2 passed, "), done.stdout  # of test_scores.py
+    for told in ("could not import 'lpips'", "could not import 'piq", "lpips is not installed"):
+        assert told in done.stdout
+
+
+def test_float32_is_float32_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
+    runpy.run_path(conftest.__file__)
+    assert torch.backends.cudnn.allow_tf32 is False
+
+
+@pytest.mark.parametrize("processes", (2, 5, 12))
+def test_no_process_ends_with_the_longest_tests(monkeypatch, processes):
+    """Each begins with as few as can be, of its share as --dist worksteal makes them."""
+    monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", str(processes))
+    names = [f"{i}" for i in range(500)] + ["test_triton_aot"] * 6 + ["z"] * 30
+    items = [SimpleNamespace(path=Path(f"{name}.py")) for name in names]
+    found = list(items)
+    conftest.pytest_collection_modifyitems(found)
+    assert sorted(map(id, found)) == sorted(map(id, items))
+    for left in range(processes, 0, -1):
+        share, found = found[: len(found) // left], found[len(found) // left :]
+        where = [i for i, item in enumerate(share) if item.path.stem == "test_triton_aot"]
+        assert len(where) in (6 // processes, -(-6 // processes))
+        assert all(i < processes + 6 for i in where)
+
+
+def test_one_process_keeps_its_order(monkeypatch):
+    monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
+    items = [SimpleNamespace(path=Path(f"{name}.py")) for name in ("a", "test_triton_aot")]
+    found = list(items)
+    conftest.pytest_collection_modifyitems(found)
+    assert found == items
