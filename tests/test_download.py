@@ -146,9 +146,9 @@ def test_a_server_that_does_not_answer(server, path, monkeypatch):
 def test_several_processes_at_once(server, path):
     """One fetches it, and all have it."""
     server.seconds = 0.5
-    code = "import runpy, sys, pathlib; runpy.run_path(sys.argv[1])['download']("
-    code += "sys.argv[2], pathlib.Path(sys.argv[3]), sys.argv[4], False)"
-    command = [sys.executable, "-c", code, module.__file__, server.url, str(path), SHA256]
+    code = "import sys, pathlib; from lpips_fast.download import download; "
+    code += "download(sys.argv[1], pathlib.Path(sys.argv[2]), sys.argv[3], False)"
+    command = [sys.executable, "-c", code, server.url, str(path), SHA256]
     processes = [subprocess.Popen(command) for _ in range(4)]
     assert [process.wait(timeout=60) for process in processes] == [0] * 4
     assert path.read_bytes() == CONTENT
