@@ -53,14 +53,14 @@ def test_index_and_search(run, call, photos, trunk, distance):
 
 def test_the_range_of_pixels_is_that_of_the_index(call, photos, trunk, distance):
     nearest = ("search", "query.png", "raw.index", "-k", 2, "--json", "found.json", *trunk)
-    call("index", "photos", "-o", "raw.index", "--no-normalize", *trunk, status=1)
+    call("index", "photos", "-o", "raw.index", "--no-normalize", "--workers", 0, *trunk, status=1)
     call(*nearest, "--no-normalize")
     found = json.loads((photos / "found.json").read_text())["results"]
     name = found[1]["name"]
     told = call("pair", "query.png", f"photos/{name}", "--no-normalize", "--json", "pair.json", *trunk)
     assert found[1]["lpips"] == pytest.approx(json.loads((photos / "pair.json").read_text())["lpips"], rel=1e-3), told
     assert "raw.index was made with --no-normalize" in call(*nearest, status=2)
-    call("index", "photos", "-o", "photos.index", *trunk, status=1)
+    call("index", "photos", "-o", "photos.index", "--workers", 0, *trunk, status=1)
     told = call("search", "query.png", "photos.index", "--no-normalize", *trunk, status=2)
     assert "photos.index was made without --no-normalize" in told
 
@@ -100,7 +100,7 @@ def test_sizes(call, photos, trunk):
     save_noise(photos / "photos" / "wide.png", 0, width=50)
     save_noise(photos / "wide.png", 0, width=50)
     assert "of 2 sizes" in call("index", "photos", "-o", "photos.index", *trunk, status=2)
-    call("index", "photos", "-o", "photos.index", "--size", "48x40", *trunk, status=1)
+    call("index", "photos", "-o", "photos.index", "--size", "48x40", "--workers", 0, *trunk, status=1)
     name, value = call("search", "wide.png", "photos.index", "-k", 1, *trunk).split()[-2:]
     assert name == "wide.png"
     assert float(value) < 1e-6
