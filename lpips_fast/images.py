@@ -1,43 +1,100 @@
 """Images to and from tensors, with the names and conventions of `lpips`.
 
-Every format that Pillow reads (PNG, JPEG, WebP, BMP, TIFF, GIF and more) comes out as 8-bit RGB:
+Every format that Pillow reads (PNG, JPEG, WebP, AVIF, BMP, TIFF, GIF and more) comes out as 8-bit RGB:
 
-- turned as its EXIF orientation says;
-- transparency composited over white, so that what cannot be seen cannot count;
-- gray repeated over the channels, palettes looked up, CMYK converted without colour management;
-- 16 bits a channel reduced to the high byte; of an animation the first frame.
+- The image is turned as its EXIF orientation says.
+- Transparent pixels are composited over white, so that what cannot be seen cannot count, or over another background.
+- Gray is repeated over the channels, palettes are looked up, CMYK is converted without colour management.
+- 16 bits a channel are reduced to the high byte. Gray of 16 or 32 bits can be given a range of values instead.
+- Of an animation the first frame is read.
 
-But for EPS, which is a program, and which Pillow would have Ghostscript run.
+EPS is refused: it is a program, which Pillow would have Ghostscript run.
 """
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from os import PathLike
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+_FEW_LEVELS = 32  # high bytes of a 16-bit image: fewer hardly show what it shows
+
+# Pillow gives DDS and QOI no media type, and opens MPO as JPEG.
+_ALSO_PICTURES = ("DDS", "MPO", "QOI")
 
 
-def load_image(path: str | PathLike[str]) -> np.ndarray:
+class Picture(NamedTuple):
+    """An image as read, and what was lost of it."""
+
+    pixels: np.ndarray  # uint8 [H, W, 3]
+    composited: bool  # whether it has transparent pixels, at least in part, that now show the background
+    narrow: (
+        tuple[int, int] | None
+    )  # the least and largest of 16-bit values, where the high byte hardly tells them apart
+
+
+def load_image(
+    path: str | PathLike[str], background: str = "white", value_range: tuple[float, float] | None = None
+) -> np.ndarray:
     """Reads an image file as RGB, uint8 [H, W, 3], converted as this module's description says.
 
+    Args:
+        path: the file.
+        background: the colour under transparent pixels, 'white', 'black' or '#rrggbb'. 'drop' ignores transparency and
+            takes colours as they are stored, as `lpips` does.
+        value_range: (low, high), for gray of 16 bits, 32-bit integers or floats. Values are mapped linearly from
+            [low, high] to [0, 255], clipped and rounded. Values are those that Pillow gives: it scales a 16-bit PGM so
+            that the file's white is 65535. None: 16-bit gray keeps its high byte, and 32 bits are refused.
+
     Raises:
-        TypeError: no path.
+        TypeError: path is no path.
+        ValueError: a background or range other than those above.
         FileNotFoundError: there is no such file.
-        OSError: it cannot be read: no image, no file (a folder, a device, a pipe), broken, cut short, EPS, of values
-            without a range (float, 32-bit integers), or a decompression bomb (of more than twice Pillow's
-            Image.MAX_IMAGE_PIXELS, 179 million pixels).
+        OSError: it cannot be read: no image, no file (a folder, a device, a pipe), broken, cut short, EPS, a
+            decompression bomb (of more than twice Pillow's Image.MAX_IMAGE_PIXELS, 179 million pixels), 32 bits
+            without a value_range, or another image with one.
     """
+    return read_image(path, background, value_range).pixels
+
+
+def read_image(
+    path: str | PathLike[str], background: str = "white", value_range: tuple[float, float] | None = None
+) -> Picture:
+    """What `load_image` reads, and what was lost of it; raises as `load_image` does."""
+    check_background(background)
+    check_range(value_range)
     with open_image(path) as image:
-        return to_array(image)
+        return to_picture(image, background, value_range)
+
+
+def check_background(background: object) -> None:
+    """Raises a ValueError, unless this is a background that `load_image` takes."""
+    if not isinstance(background, str) or not re.fullmatch(r"white|black|drop|#[0-9a-fA-F]{6}", background):
+        raise ValueError(f"background must be white, black, #rrggbb or drop, got {background!r:.99}")
+
+
+def check_range(value_range: object) -> None:
+    """Raises a ValueError, unless this is a range of values that `load_image` takes."""
+    if value_range is None:
+        return
+    ends = tuple(value_range) if isinstance(value_range, Sequence) else ()
+    largest = sys.float_info.max
+    if len(ends) != 2 or not all(isinstance(end, Real) for end in ends) or not -largest <= ends[0] < ends[1] <= largest:
+        raise ValueError(
+            f"value_range must be None or two finite numbers, (low, high), low below high, got {value_range!r:.99}"
+        )
 
 
 def image_size(path: str | PathLike[str]) -> tuple[int, int]:
@@ -66,26 +123,81 @@ def open_image(path: str | PathLike[str]) -> Iterator[Image.Image]:
         raise OSError(f"{path} cannot be read as an image: {reason}") from error
 
 
-def to_array(image: Image.Image) -> np.ndarray:
-    """An open Pillow image as RGB, uint8 [H, W, 3], converted as this module's description says."""
+def to_picture(image: Image.Image, background: str, value_range: tuple[float, float] | None) -> Picture:
+    """An open Pillow image, as `read_image` gives it."""
+    # Pillow scales the values of a 16-bit PGM to 65535.
     sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    narrow = None
     image = ImageOps.exif_transpose(image)
-    if sixteen_bits:  # of PPM's whatever their largest value: Pillow scales that to 65535
-        gray = (np.asarray(image) >> 8).astype(np.uint8)
-        return np.repeat(gray[:, :, None], 3, axis=2)
-    if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode!r} (32 bits) have no set range; save it with 8 or 16 bits")
+    if value_range is not None:
+        image = _stretched(image, value_range)
+    elif sixteen_bits:
+        values = np.asarray(image)
+        levels = (values >> 8).astype(np.uint8)
+        narrow = _narrow(values, levels)
+        image = _gray(image, levels)
+    elif image.mode in ("I", "F"):
+        raise ValueError(
+            f"pixels of mode {image.mode!r} (32 bits) have no set range: give one (value_range, or --range), or save "
+            "them with 8 or 16 bits"
+        )
+    composited = False
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"))
+        composited = background != "drop" and image.getchannel("A").getextrema() != (255, 255)
+        if composited:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+    return Picture(np.array(image.convert("RGB")), composited, narrow)
+
+
+def _stretched(image: Image.Image, value_range: tuple[float, float]) -> Image.Image:
+    """Gray of 16 or 32 bits as 8 bits, its values mapped linearly from the range."""
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        raise ValueError(
+            "a range of values is for gray of 16 bits, 32-bit integers or floats, not for pixels of mode "
+            f"{image.mode!r}, 8 bits a channel (to which Pillow reduces colour of 16 bits)"
+        )
+    values = np.asarray(image)
+    if np.isnan(values).any():
+        raise ValueError("some of its values are NaN")
+    return _gray(image, np.rint(np.interp(values, value_range, (0, 255))).astype(np.uint8))
+
+
+def _gray(deep: Image.Image, levels: np.ndarray) -> Image.Image:
+    """Levels [H, W] of 8 bits as an image, transparent where the deep image has its colour for that."""
+    image = Image.fromarray(levels)
+    if "transparency" in deep.info:
+        opaque = np.asarray(deep) != deep.info["transparency"]
+        image.putalpha(Image.fromarray(opaque.astype(np.uint8) * 255))
+    return image
+
+
+def _narrow(values: np.ndarray, levels: np.ndarray) -> tuple[int, int] | None:
+    """The least and largest of 16-bit values, where their high bytes, the levels, are few, and several share one."""
+    count = np.count_nonzero(Image.fromarray(levels).histogram())  # faster than NumPy's
+    if count >= _FEW_LEVELS or count == np.count_nonzero(np.bincount(values.ravel())):
+        return None
+    return int(values.min()), int(values.max())
 
 
 def resize_image(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """An image [H, W, 3] resized to [height, width, 3]: bicubic, antialiased."""
+    """An image [H, W, 3] resized to [height, width, 3]: bicubic, antialiased. One of that size is returned itself."""
     if image.shape[:2] == (height, width):
         return image
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@functools.cache
+def suffixes() -> frozenset[str]:
+    """The suffixes of image files, in lower case: Pillow's, of the formats that this Pillow opens as pictures.
+
+    A format counts as a picture where Pillow has a media type image/... for it; DDS, MPO and QOI count, too. That
+    leaves out what Pillow opens with other programs (EPS, WMF, HDF5, GRIB, BUFR), video (MPEG), and rare formats whose
+    suffixes mean something else to most people, such as .pcd, a cloud of points.
+    """
+    Image.init()
+    pictures = {kind for kind in Image.OPEN if Image.MIME.get(kind, "").startswith("image/")} | {*_ALSO_PICTURES}
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in pictures)
 
 
 def list_images(folder: str | PathLike[str]) -> list[Path]:
@@ -102,7 +214,7 @@ def list_images(folder: str | PathLike[str]) -> list[Path]:
     for parent, folders, files in os.walk(folder, onerror=unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths = (Path(parent, name) for name in files if not name.startswith("."))
-        found += [p.relative_to(folder) for p in paths if p.suffix.lower() in SUFFIXES and p.is_file()]
+        found += [p.relative_to(folder) for p in paths if p.suffix.lower() in suffixes() and p.is_file()]
     return sorted(found)
 
 

@@ -270,7 +270,7 @@ def picture(kind: str) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's own, of what it finds odd
-@pytest.mark.parametrize("kind", ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM"))
+@pytest.mark.parametrize("kind", "PNG JPEG WEBP BMP TIFF GIF PPM AVIF JPEG2000 TGA QOI SGI DDS PCX MPO ICO DIB".split())
 @given(data=st.data())
 def test_damaged_images(tmp_path_factory, kind, data):
     """Pixels or an error that names the file, never anything else."""

@@ -12,7 +12,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lpips_fast.images import im2tensor, image_size, list_images, load_image, resize_image, tensor2im
+from lpips_fast.images import (
+    im2tensor,
+    image_size,
+    list_images,
+    load_image,
+    read_image,
+    resize_image,
+    suffixes,
+    tensor2im,
+)
+
+LOSSLESS = "apng avif bmp dds dib icb j2k jp2 png pnm ppm qoi sgi tga tif TIFF webp".split()
+OPTIONS = {"avif": {"quality": 100, "subsampling": "4:4:4"}, "webp": {"lossless": True}}
 
 
 @pytest.fixture
@@ -23,13 +35,15 @@ def pixels():
     return (smooth + np.random.default_rng(0).integers(0, 8, smooth.shape)).clip(0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif", "a.TIFF", "a.ppm", "lossless.webp"])
-def test_lossless_formats_keep_every_pixel(tmp_path, pixels, name):
-    Image.fromarray(pixels).save(tmp_path / name, **({"lossless": True} if name.endswith("webp") else {}))
-    found = load_image(tmp_path / name)
+@pytest.mark.parametrize("suffix", LOSSLESS)
+def test_lossless_formats_keep_every_pixel(tmp_path, pixels, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(pixels).save(path, **OPTIONS.get(suffix, {}))
+    found = load_image(path)
     assert found.dtype == np.uint8
-    assert np.array_equal(found, pixels)
-    assert image_size(tmp_path / name) == (31, 20)
+    assert np.abs(found.astype(int) - pixels).max() <= (3 if suffix == "avif" else 0)  # its colours are YCbCr
+    assert image_size(path) == (31, 20)
+    assert list_images(tmp_path) == [Path(path.name)]
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.jpeg", "a.webp"])
@@ -41,6 +55,16 @@ def test_lossy_formats_come_near(tmp_path, pixels, name):
 def test_gray_is_repeated(tmp_path, pixels):
     Image.fromarray(pixels[..., 0]).save(tmp_path / "gray.png")
     assert np.array_equal(load_image(tmp_path / "gray.png"), np.repeat(pixels[..., :1], 3, axis=2))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16"])
+def test_arrays_can_be_written_to(tmp_path, pixels, mode):
+    deep = np.full((20, 31), 999, np.uint16)
+    image = Image.fromarray(deep if mode == "I;16" else pixels).convert(mode)
+    image.save(tmp_path / "a.tif")
+    found = load_image(tmp_path / "a.tif")
+    for array in (found, resize_image(found, 31, 20), resize_image(found, 15, 10)):
+        array[:] = 0
 
 
 def test_one_bit(tmp_path):
@@ -74,29 +98,164 @@ def test_sixteen_bit_pgm_keeps_the_high_byte(tmp_path, magic, top):
     assert np.array_equal(found[..., 1], np.rint(values * (65535 / top)).astype(int) >> 8)
 
 
-def test_transparency_is_composited_over_white(tmp_path, pixels):
+BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "#0a80Ff": (10, 128, 255)}
+
+
+@pytest.mark.parametrize("background", [*BACKGROUNDS, "drop", None])
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp", "tga"])
+def test_transparency_is_composited_over_the_background(tmp_path, pixels, suffix, background):
+    """Over white, unless another is given; dropped, colours are those of the file, as with lpips."""
     alpha = np.full((20, 31, 1), 255, np.uint8)
     alpha[:10] = 0
     alpha[10] = 51
-    Image.fromarray(np.concatenate([pixels, alpha], axis=2)).save(tmp_path / "alpha.png")
-    found = load_image(tmp_path / "alpha.png")
-    assert (found[:10] == 255).all()
-    assert np.abs(found[10] - (0.2 * pixels[10] + 0.8 * 255)).max() <= 1
+    path = tmp_path / f"alpha.{suffix}"
+    exact = {"lossless": True, "exact": True} if suffix == "webp" else {}
+    Image.fromarray(np.concatenate([pixels, alpha], axis=2)).save(path, **exact)
+    found = load_image(path) if background is None else load_image(path, background)
+    color = BACKGROUNDS.get(background or "white", pixels)
+    mixed = alpha / 255 * pixels + (1 - alpha / 255) * color
+    assert np.abs(found - (pixels if background == "drop" else mixed)).max() <= 1
     assert np.array_equal(found[11:], pixels[11:])
 
 
-def test_gray_and_palette_transparency(tmp_path, pixels):
+@pytest.mark.parametrize("background, shown", [*BACKGROUNDS.items(), ("drop", None)])
+def test_gray_and_palette_transparency(tmp_path, pixels, background, shown):
     alpha = np.where(np.arange(31) < 15, 0, 255).astype(np.uint8) * np.ones((20, 1), np.uint8)
     Image.merge("LA", [Image.fromarray(pixels[..., 0]), Image.fromarray(alpha)]).save(tmp_path / "la.png")
-    found = load_image(tmp_path / "la.png")
-    assert (found[:, :15] == 255).all()
+    found = load_image(tmp_path / "la.png", background)
+    assert (found[:, :15] == (pixels[:, :15, :1] if shown is None else shown)).all()
     assert np.array_equal(found[:, 15:, 0], pixels[:, 15:, 0])
 
     palette = Image.fromarray((np.arange(31) % 3 * np.ones((20, 1))).astype(np.uint8), "P")
     palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
-    palette.save(tmp_path / "palette.png", transparency=0)
-    found = load_image(tmp_path / "palette.png")
-    assert found[0, :3].tolist() == [[255, 255, 255], [0, 255, 0], [0, 0, 255]]
+    for transparency in (0, b"\0\xff\xff"):
+        palette.save(tmp_path / "palette.png", transparency=transparency)
+        found = load_image(tmp_path / "palette.png", background)
+        assert found[0, :3].tolist() == [[*(shown or (255, 0, 0))], [0, 255, 0], [0, 0, 255]]
+
+    Image.fromarray(pixels).save(tmp_path / "key.png", transparency=tuple(pixels[7, 7].tolist()))
+    found = load_image(tmp_path / "key.png", background)
+    hidden = (pixels == pixels[7, 7]).all(axis=2)
+    assert np.array_equal(found, pixels if shown is None else np.where(hidden[..., None], np.uint8(shown), pixels))
+
+    values = np.uint16([[0x1234, 0x1235, 0x5678]])
+    key = (b"tRNS", struct.pack(">H", 0x1234))
+    (tmp_path / "deep.png").write_bytes(
+        _png(3, 1, depth=16, color=0, rows=[b"\0" + values.astype(">u2").tobytes()], key=key)
+    )
+    found = load_image(tmp_path / "deep.png", background)
+    assert found.tolist() == [[[*(shown or [0x12] * 3)], [0x12] * 3, [0x56] * 3]]
+
+
+def test_what_shows_the_background(tmp_path, pixels):
+    """Images with transparent pixels, not those that could have some."""
+    alpha = np.full((20, 31, 1), 255, np.uint8)
+    for least in (255, 254):
+        alpha[3, 4] = least
+        Image.fromarray(np.concatenate([pixels, alpha], axis=2)).save(tmp_path / "a.png")
+        assert read_image(tmp_path / "a.png").composited is (least < 255)
+        assert read_image(tmp_path / "a.png", "black").composited is (least < 255)
+        assert not read_image(tmp_path / "a.png", "drop").composited
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert not read_image(tmp_path / "a.png").composited
+
+
+@pytest.mark.parametrize("given", ["blue", "#fff", "#12345g", "White", "white\n", "", None, (0, 0, 0), 0])
+def test_what_is_no_background(given):
+    with pytest.raises(ValueError, match=r"background must be white, black, #rrggbb or drop, got "):
+        load_image("nowhere.png", given)
+
+
+DEEP = {
+    "png": (np.uint16, 0, 65535),
+    "tif": (np.uint16, 0, 65535),
+    "int.tif": (np.int32, -(2**31), 2**31 - 1),
+    "float.tif": (np.float32, -1e30, 1e30),
+    "pfm": (np.float32, -1e30, 1e30),
+}
+
+
+@pytest.mark.parametrize("low, high", [(27000, 29000), (0.0, 0.5), (-100, 100), (0, 65535)])
+@pytest.mark.parametrize("suffix", DEEP)
+def test_a_range_of_values(tmp_path, suffix, low, high):
+    """Its ends become 0 and 255, what lies beyond them, too."""
+    dtype, least, largest = DEEP[suffix]
+    inside = np.random.default_rng(0).uniform(low, high, (20, 31))
+    values = np.clip(inside, least, largest).astype(dtype)
+    values[0, :4] = np.clip([low, high, -(2**31), 2**31 - 1], least, largest).astype(dtype)
+    Image.fromarray(values).save(tmp_path / f"deep.{suffix}")
+    found = load_image(tmp_path / f"deep.{suffix}", value_range=(low, high))
+    expected = np.clip((values.astype(np.float64) - low) / (high - low), 0, 1) * 255
+    assert found.dtype == np.uint8
+    assert np.abs(found - expected[..., None]).max() <= 0.5 + 1e-9
+    assert read_image(tmp_path / f"deep.{suffix}", value_range=(low, high)).narrow is None
+
+
+def test_a_range_of_a_pgm(tmp_path):
+    """Of values in 65535ths of the file's white."""
+    values = np.arange(0, 1024, dtype=">u2")[None]
+    (tmp_path / "deep.pgm").write_bytes(b"P5\n1024 1\n1023\n" + values.tobytes())
+    found = load_image(tmp_path / "deep.pgm", value_range=(0, 65535 / 2))
+    assert np.abs(found[0, :, 1] - np.clip(values[0] / 511.5, 0, 1) * 255).max() <= 0.51
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK"])
+def test_a_range_is_not_for_eight_bits(tmp_path, pixels, mode):
+    Image.fromarray(pixels).convert(mode).save(tmp_path / "a.tif")
+    with pytest.raises(OSError, match=rf"a\.tif cannot be read.*not for pixels of mode '{mode}', 8 bits a channel"):
+        load_image(tmp_path / "a.tif", value_range=(0, 100))
+
+
+def test_a_range_is_not_for_color_of_sixteen_bits(tmp_path):
+    """Pillow has only its high bytes."""
+    values = np.zeros((5, 7, 3), ">u2")
+    (tmp_path / "deep.png").write_bytes(_png(7, 5, depth=16, color=2, rows=[b"\0" + row.tobytes() for row in values]))
+    with pytest.raises(OSError, match=r"not for pixels of mode 'RGB'.*Pillow reduces colour of 16 bits"):
+        load_image(tmp_path / "deep.png", value_range=(0, 100))
+
+
+def test_a_range_and_transparency(tmp_path):
+    key = (b"tRNS", struct.pack(">H", 900))
+    row = b"\0" + np.array([900, 901, 1000], ">u2").tobytes()
+    (tmp_path / "deep.png").write_bytes(_png(3, 1, depth=16, color=0, rows=[row], key=key))
+    found = load_image(tmp_path / "deep.png", "#010203", (900, 1000))
+    assert found.tolist() == [[[1, 2, 3], [3, 3, 3], [255, 255, 255]]]
+
+
+def test_values_that_are_nan_or_infinite(tmp_path):
+    Image.fromarray(np.float32([[np.inf, -np.inf, 0.5]])).save(tmp_path / "float.tif")
+    assert load_image(tmp_path / "float.tif", value_range=(0, 1))[0, :, 0].tolist() == [255, 0, 128]
+    Image.fromarray(np.float32([[0.5, np.nan]])).save(tmp_path / "float.tif")
+    with pytest.raises(OSError, match=r"float\.tif cannot be read as an image: some of its values are NaN"):
+        load_image(tmp_path / "float.tif", value_range=(0, 1))
+
+
+@pytest.mark.parametrize(
+    "given", [(1, 1), (2, 1), (0, np.inf), (np.nan, 1), (0,), (0, 1, 2), "09", ("0", "9"), 255, (0, 10**400), (0, 1j)]
+)
+def test_what_is_no_range(given):
+    with pytest.raises(ValueError, match=r"value_range must be None or two finite numbers, \(low, high\)"):
+        load_image("nowhere.png", value_range=given)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_that_the_high_byte_hardly_tells_apart(tmp_path, suffix):
+    def narrow(values: np.ndarray) -> tuple[int, int] | None:
+        Image.fromarray(np.uint16(values)).save(tmp_path / f"deep.{suffix}")
+        return read_image(tmp_path / f"deep.{suffix}").narrow
+
+    values = np.arange(64 * 64).reshape(64, 64)
+    assert narrow(27000 + values) == (27000, 27000 + 64 * 64 - 1)  # of a thermal camera
+    assert narrow(values * 31 // 16) == (0, 4095 * 31 // 16)
+    assert narrow(values * 2) is None
+    assert narrow(values % 2 * 65535) is None  # a mask
+    assert narrow(values % 16 * 0x1111) is None  # of 4 bits
+    assert narrow(np.full((64, 64), 1234)) is None
+
+
+def test_eight_bits_are_not_narrow(tmp_path):
+    Image.fromarray(np.uint8([[1, 2, 3]])).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").narrow is None
 
 
 def test_palette_without_transparency(tmp_path):
@@ -209,8 +368,34 @@ def test_resize(pixels):
     assert resize_image(pixels, 15, 10).shape == (10, 15, 3)
 
 
+@pytest.mark.parametrize(
+    "belongs, named",
+    [
+        (
+            True,
+            "apng avif bmp dds gif ico j2c j2k jfif jp2 jpe jpeg jpg jpx mpo pbm pcx pfm pgm png pnm ppm psd qoi sgi",
+        ),
+        (True, "tga tif tiff webp"),
+        (False, "eps ps pdf mpg mpeg mp4 h5 hdf grib bufr wmf emf pcd gbr fit blp txt npy"),
+    ],
+)
+def test_which_files_are_images(belongs, named):
+    for suffix in named.split():
+        assert (f".{suffix}" in suffixes()) is belongs, suffix
+
+
+def test_every_suffix_is_of_a_format_that_is_read(tmp_path):
+    """As far as Pillow can write it, under the suffix."""
+    kinds = Image.registered_extensions()
+    for suffix in suffixes():
+        if kinds[suffix] in Image.SAVE:
+            image = Image.new("1" if suffix == ".xbm" else "RGB", (32, 32))
+            image.save(tmp_path / f"a{suffix}")
+            assert not load_image(tmp_path / f"a{suffix}").any()
+
+
 def test_list_images(tmp_path):
-    for name in ("b.png", "a.JPG", "sub/c.tiff", ".hidden/d.png", ".e.png", "notes.txt"):
+    for name in ("b.png", "a.JPG", "sub/c.tiff", ".hidden/d.png", ".e.png", "notes.txt", "page.pdf", "cloud.pcd"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert [p.as_posix() for p in list_images(tmp_path)] == ["a.JPG", "b.png", "sub/c.tiff"]
@@ -234,10 +419,13 @@ def test_an_unreadable_folder_is_no_empty_one(tmp_path, monkeypatch):
     assert list_images(tmp_path) == [Path("a.png")]
 
 
-def _png(width: int, height: int, *, depth: int, color: int, rows: list[bytes]) -> bytes:
+def _png(
+    width: int, height: int, *, depth: int, color: int, rows: list[bytes], key: tuple[bytes, bytes] | None = None
+) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     data = zlib.compress(b"".join(rows))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    chunks = [(b"IHDR", header), *([] if key is None else [key]), (b"IDAT", data), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*of) for of in chunks)

@@ -116,9 +116,9 @@ def test_a_file_that_does_not_tell_the_range(fn, images, tmp_path):
     """Those of `from_embeddings`, and those written before it was kept."""
     path = tmp_path / "images.index"
     Index.from_embeddings(fn, fn.embed(images), (SIZE, SIZE)).save(path)
-    rewrite(path, header=without(read_header(path), "normalize", "raw"))
+    rewrite(path, header=without(read_header(path), "normalize", "raw", "reading"))
     index = Index.load(path, fn)
-    assert index.header.normalize is None
+    assert index.header.normalize is index.header.reading is None
     assert index.search(images[4:5], 1)[1].tolist() == [[4]]
     assert index.search((images[4:5] + 1) / 2, 1, normalize=True)[1].tolist() == [[4]]
 
@@ -197,6 +197,8 @@ def test_damaged_metadata(fn, saved, tmp_path, changes, words):
         ({"resized": "yes"}, ("resized", "yes")),
         ({"normalize": 2}, ("normalize", "2")),
         ({"raw": "no"}, ("raw", "'no'")),
+        ({"reading": "white"}, ("reading must be options by name", "'white'")),
+        ({"reading": ["white"]}, ("reading must be options by name", "['white']")),
         ({"resized": None}, ("resized", "None")),
         ({"net": None}, ("made with net None",)),
         *(({"size": size}, ("size" if size != [SIZE, SIZE + 16] else "got F16",)) for size in BAD_SIZES),

@@ -15,11 +15,12 @@ import typer
 from . import options, output, shards
 from .folders import Match, list_folder, match
 from .journal import Journal
-from .options import ReadError, Settings, UsageError
+from .options import ReadError, Reading, Settings, UsageError
 from .results import Results, summarize
 
 if TYPE_CHECKING:
     from .model import Model
+    from .notices import Notices
 
 Folder = Annotated[Path, typer.Argument(show_default=False, help="A folder of images, at any depth.")]
 Resize = Annotated[
@@ -49,6 +50,7 @@ def dirs(
     a: Folder,
     b: Folder,
     settings: Settings,
+    reading: Reading,
     resize: Resize = False,
     json: output.Json = None,
     csv: output.Csv = None,
@@ -60,7 +62,7 @@ def dirs(
     Images are matched by their path within the folder, and those left by that path without suffix.
     """
     with shards.group():
-        described = {**output.describe(settings), "a": str(a), "b": str(b), "resize": resize}
+        described = {**output.describe(settings, reading), "a": str(a), "b": str(b), "resize": resize}
         matched, journal = shards.from_first(
             lambda: (_matched(a, b), Journal(json, csv, described, ["name", "a", "b", "lpips", "error"], resume))
         )
@@ -70,14 +72,15 @@ def dirs(
         _warn_unmatched(a, b, unmatched, settings.strict)
 
         from .model import Model
+        from .notices import Notices
 
-        model = Model(settings)
+        model, notices = Model(settings), Notices(reading)
         first = shards.rank() == 0
         if first:
             journal.start()
         complete = False
         try:
-            _run(results, model, resize, journal)
+            _run(results, model, resize, reading, journal, notices)
             complete = True
         finally:
             if first:
@@ -86,7 +89,8 @@ def dirs(
         if first and not output.to_stdout(json, csv, report):
             _print(results, summary)
         if first and report is not None:
-            _write_report(report, results, model, resize, described, summary)
+            _write_report(report, results, model, resize, reading, described, summary)
+        notices.tell()
     for i, why in sorted(results.errors.items()):
         output.warn(f"{results.pairs[i][0]}: {why}")
     if results.errors:
@@ -111,7 +115,7 @@ def _warn_unmatched(a: Path, b: Path, unmatched: dict[str, list[str]], strict: b
             output.warn(message)
 
 
-def _run(results: Results, model: Model, resize: bool, journal: Journal) -> None:
+def _run(results: Results, model: Model, resize: bool, reading: Reading, journal: Journal, notices: Notices) -> None:
     """Computes what is missing, unit by unit; rank 0 puts it into the results and the journal."""
     from .loading import Pairs, read_ahead
 
@@ -120,7 +124,7 @@ def _run(results: Results, model: Model, resize: bool, journal: Journal) -> None
     units = [unit for unit in units if any(results.missing(i) for i in unit)]
     own = shards.own(units)
     paths = [(Path(results.pairs[i][1]), Path(results.pairs[i][2])) for unit in own for i in unit]
-    images = read_ahead(Pairs(paths, resize), model.settings.reader_count())
+    images = notices.pairs(paths, read_ahead(Pairs(paths, resize, reading), model.settings.reader_count()))
     computed = (model.outcomes(zip(unit, images, strict=False)) for unit in own)
     with output.progress(sum(map(len, units)), "pairs") as advance:
         for of_each_process in shards.gathered(computed, len(units)):
@@ -143,7 +147,13 @@ def _print(results: Results, summary: dict[str, Any]) -> None:
 
 
 def _write_report(
-    path: Path, results: Results, model: Model, resize: bool, settings: dict[str, Any], summary: dict[str, Any]
+    path: Path,
+    results: Results,
+    model: Model,
+    resize: bool,
+    reading: Reading,
+    settings: dict[str, Any],
+    summary: dict[str, Any],
 ) -> None:
     from ..report import Worst, report_page
     from .loading import load_pair
@@ -151,8 +161,8 @@ def _write_report(
     worst = []
     for i in results.worst(_SHOWN_MAPS):
         name, a, b = results.pairs[i]
-        images = load_pair(Path(a), Path(b), resize)
-        worst.append(Worst(name, results.values[i], *images, model.maps(*images)[0]))
+        image0, image1 = (image.pixels for image in load_pair(Path(a), Path(b), resize, reading))
+        worst.append(Worst(name, results.values[i], image0, image1, model.maps(image0, image1)[0]))
     page = report_page(
         f"LPIPS of {settings['a']} and {settings['b']}",
         settings,

@@ -13,13 +13,13 @@ from .options import ReadError, UsageError
 
 def list_folder(folder: Path) -> list[Path]:
     """The images of a folder, at any depth: sorted paths relative to it."""
-    from ..images import SUFFIXES, list_images
+    from ..images import list_images, suffixes
 
     if not folder.is_dir():
         raise UsageError(f"{folder} is no folder")
     paths = list_images(folder)
     if not paths:
-        raise UsageError(f"{folder} has no images ({', '.join(sorted(SUFFIXES))})")
+        raise UsageError(f"{folder} has no images ({', '.join(sorted(suffixes()))})")
     return paths
 
 

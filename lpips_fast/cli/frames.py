@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ImageSequence
+from PIL import Image, ImageSequence
 
-from ..images import SUFFIXES, load_image, open_image, to_array
+from ..images import Picture, open_image, suffixes, to_picture
 from .folders import list_folder
-from .loading import same_size
-from .options import ReadError, UsageError
+from .loading import load, same_size
+from .notices import Notices
+from .options import ReadError, Reading, UsageError
 
 # The time of a frame, and the images of two, or why there are none.
 TimedPair = tuple[float | None, tuple[np.ndarray, np.ndarray] | str]
@@ -27,34 +28,42 @@ _PIXELS_AHEAD = 1 << 22
 
 class Frame(NamedTuple):
     seconds: float | None  # from the start, where the file says
-    image: np.ndarray | str  # or why it cannot be read
+    image: Picture | str  # or why it cannot be read
 
 
-def open_frames(path: Path) -> Iterator[Frame]:
+def open_frames(path: Path, reading: Reading) -> Iterator[Frame]:
     """The frames of a folder (in order of name, numbers by value), an animation (Pillow) or a video (PyAV).
 
     The file is opened, and its first frame read, before this returns.
 
     Raises:
         ReadError: the file is not there or cannot be read; one that breaks off ends with a frame that says so.
-        UsageError: it is a video, and PyAV is not installed.
+        UsageError: it is a video, and PyAV is not installed, or a range of values is asked for.
     """
     if path.is_dir():
         paths = sorted((path / p for p in list_folder(path)), key=_natural)
-        return (_load(p) for p in paths)
+        return (_load(p, reading) for p in paths)
     if not path.is_file():
         raise ReadError(f"no video, animation or folder of frames {path}")
-    frames = _animation(path) if path.suffix.lower() in SUFFIXES else _video(path)
+    frames = (_animation if path.suffix.lower() in suffixes() else _video)(path, reading)
     return itertools.chain(iter([*itertools.islice(frames, 1)]), frames)  # a list would keep the frame
 
 
-def frame_pairs(a: Path, b: Path, resize: bool, uneven: Callable[[str], None]) -> Iterator[TimedPair]:
+def frame_pairs(
+    a: Path, b: Path, resize: bool, uneven: Callable[[str], None], reading: Reading, notices: Notices
+) -> Iterator[TimedPair]:
     """The frames of both, which `open_frames` opens; ends with the shorter, and tells `uneven`."""
-    return _pairs(a, open_frames(a), b, open_frames(b), resize, uneven)
+    return _pairs(a, open_frames(a, reading), b, open_frames(b, reading), resize, uneven, notices)
 
 
 def _pairs(
-    a: Path, frames0: Iterator[Frame], b: Path, frames1: Iterator[Frame], resize: bool, uneven: Callable[[str], None]
+    a: Path,
+    frames0: Iterator[Frame],
+    b: Path,
+    frames1: Iterator[Frame],
+    resize: bool,
+    uneven: Callable[[str], None],
+    notices: Notices,
 ) -> Iterator[TimedPair]:
     n = 0
     while True:
@@ -64,7 +73,8 @@ def _pairs(
                 short, long = (a, b) if frame0 is None else (b, a)
                 uneven(f"{short} ends after {n} frames, {long} goes on")
             return
-        yield frame0.seconds, _pair(f"{a} frame {n}", frame0.image, f"{b} frame {n}", frame1.image, resize)
+        pair = _pair(f"{a} frame {n}", frame0.image, f"{b} frame {n}", frame1.image, resize, notices)
+        yield frame0.seconds, pair
         n += 1
 
 
@@ -117,14 +127,14 @@ class _Buffer(queue.Queue[tuple[TimedPair, BaseException | None]]):
 
 
 def _pair(
-    name0: str, image0: np.ndarray | str, name1: str, image1: np.ndarray | str, resize: bool
+    name0: str, image0: Picture | str, name1: str, image1: Picture | str, resize: bool, notices: Notices
 ) -> tuple[np.ndarray, np.ndarray] | str:
     if isinstance(image0, str):
         return image0
     if isinstance(image1, str):
         return image1
     try:
-        return image0, same_size(name0, image0, name1, image1, resize)
+        return notices.pair((name0, name1), (image0, same_size(name0, image0, name1, image1, resize)))
     except ReadError as error:
         return str(error)
 
@@ -134,21 +144,21 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(part or 0), "") if part.isdigit() else (0, part) for part in re.split(r"([0-9]+)", path.as_posix())]
 
 
-def _load(path: Path) -> Frame:
+def _load(path: Path, reading: Reading) -> Frame:
     try:
-        return Frame(None, load_image(path))
+        return Frame(None, load(path, reading))
     except OSError as error:
         return Frame(None, str(error))
 
 
-def _animation(path: Path) -> Iterator[Frame]:
+def _animation(path: Path, reading: Reading) -> Iterator[Frame]:
     seconds = 0.0
     n = 0
     try:
         with open_image(path) as image:
             try:
                 for frame in ImageSequence.Iterator(image):
-                    yield Frame(seconds, to_array(frame))
+                    yield Frame(seconds, to_picture(frame, reading.background, reading.value_range))
                     seconds += frame.info.get("duration", 0) / 1000
                     n += 1
             except Exception as error:
@@ -157,7 +167,11 @@ def _animation(path: Path) -> Iterator[Frame]:
         raise ReadError(str(error)) from error
 
 
-def _video(path: Path) -> Iterator[Frame]:
+def _video(path: Path, reading: Reading) -> Iterator[Frame]:
+    if reading.range is not None:
+        raise UsageError(
+            f"{path}: --range is for images of 16 or 32 bits, the frames of video files are read as 8 bits"
+        )
     try:
         import av
     except ImportError as error:
@@ -174,7 +188,11 @@ def _video(path: Path) -> Iterator[Frame]:
         n = 0
         try:
             for frame in container.decode(stream):
-                yield Frame(frame.time, frame.to_ndarray(format="rgb24"))
+                if any(component.is_alpha for component in frame.format.components):
+                    image = Image.fromarray(frame.to_ndarray(format="rgba"))
+                    yield Frame(frame.time, to_picture(image, reading.background, None))
+                else:
+                    yield Frame(frame.time, Picture(frame.to_ndarray(format="rgb24"), False, None))
                 n += 1
         except (av.FFmpegError, OSError) as error:
             yield Frame(None, f"{path} breaks off at frame {n}: {error}")

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from ..images import image_size, load_image, open_image, resize_image
-from .options import ReadError
+from ..images import Picture, image_size, open_image, read_image, resize_image
+from .options import ReadError, Reading
 
 T = TypeVar("T")
 
@@ -19,41 +19,48 @@ _PIXELS_AT_ONCE = 1 << 22
 
 
 class Images(Dataset[Any]):
-    """Image files as arrays [H, W, 3]; a string says why one cannot be read."""
+    """Image files as pictures; a string says why one cannot be read."""
 
-    def __init__(self, paths: Sequence[Path], size: tuple[int, int] | None) -> None:
+    def __init__(self, paths: Sequence[Path], size: tuple[int, int], reading: Reading) -> None:
         self.paths = paths
         self.size = size
+        self.reading = reading
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, i: int) -> np.ndarray | str:
+    def __getitem__(self, i: int) -> Picture | str:
         try:
-            image = load_image(self.paths[i])
+            image = load(self.paths[i], self.reading)
         except OSError as error:
             return str(error)
-        return image if self.size is None else resize_image(image, *self.size)
+        return image._replace(pixels=resize_image(image.pixels, *self.size))
 
 
 class Pairs(Dataset[Any]):
-    """Pairs of image files as pairs of arrays of one size; a string says why there is none."""
+    """Pairs of image files as pairs of pictures of one size; a string says why there is none."""
 
-    def __init__(self, paths: Sequence[tuple[Path, Path]], resize: bool) -> None:
+    def __init__(self, paths: Sequence[tuple[Path, Path]], resize: bool, reading: Reading) -> None:
         self.paths = paths
         self.resize = resize
+        self.reading = reading
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray] | str:
+    def __getitem__(self, i: int) -> tuple[Picture, Picture] | str:
         try:
-            return load_pair(*self.paths[i], self.resize)
+            return load_pair(*self.paths[i], self.resize, self.reading)
         except ReadError as error:
             return str(error)
 
 
-def load_pair(a: Path, b: Path, resize: bool) -> tuple[np.ndarray, np.ndarray]:
+def load(path: Path, reading: Reading) -> Picture:
+    """An image file as the options ask for it; raises as `read_image` does."""
+    return read_image(path, reading.background, reading.value_range)
+
+
+def load_pair(a: Path, b: Path, resize: bool, reading: Reading) -> tuple[Picture, Picture]:
     """Two images of one size.
 
     Raises:
@@ -62,7 +69,7 @@ def load_pair(a: Path, b: Path, resize: bool) -> tuple[np.ndarray, np.ndarray]:
     try:
         if not resize and _sides(a) != _sides(b):
             check_sizes(str(a), image_size(a), str(b), image_size(b))
-        image0, image1 = load_image(a), load_image(b)
+        image0, image1 = load(a, reading), load(b, reading)
     except OSError as error:
         raise ReadError(str(error)) from error
     return image0, same_size(str(a), image0, str(b), image1, resize)
@@ -74,12 +81,12 @@ def _sides(path: Path) -> list[int]:
         return sorted(image.size)
 
 
-def same_size(name0: str, image0: np.ndarray, name1: str, image1: np.ndarray, resize: bool) -> np.ndarray:
+def same_size(name0: str, image0: Picture, name1: str, image1: Picture, resize: bool) -> Picture:
     """The second image at the size of the first."""
-    (height, width), (height1, width1) = image0.shape[:2], image1.shape[:2]
+    (height, width), (height1, width1) = image0.pixels.shape[:2], image1.pixels.shape[:2]
     if not resize:
         check_sizes(name0, (width, height), name1, (width1, height1))
-    return resize_image(image1, width, height)
+    return image1._replace(pixels=resize_image(image1.pixels, width, height))
 
 
 def check_sizes(name0: str, size0: tuple[int, int], name1: str, size1: tuple[int, int]) -> None:

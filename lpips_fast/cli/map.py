@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import options, output
-from .options import ReadError, Settings, UsageError
+from .options import ReadError, Reading, Settings, UsageError
 from .pair import A, B, Resize
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def map_(
     a: A,
     b: B,
     settings: Settings,
+    reading: Reading,
     out: Output,
     layers: Layers = False,
     top: Top = None,
@@ -53,12 +54,13 @@ def map_(
     from ..pictures import Panel, arrange, colorize
     from .loading import load_pair
     from .model import Model
+    from .notices import Notices
 
     output.check_picture(out)
     if top is not None and not 0 < top < math.inf:
         raise UsageError(f"--max must be a distance above 0, got {top:g}")
-    model = Model(settings)
-    image0, image1 = load_pair(a, b, resize)
+    model, notices = Model(settings), Notices(reading)
+    image0, image1 = notices.pair((a, b), load_pair(a, b, resize, reading))
     if why := model.too_small(*image0.shape[:2]):
         raise ReadError(f"{a}: {why}")
     total, parts = model.maps(image0, image1)
@@ -76,7 +78,7 @@ def map_(
     output.write_json(
         json,
         {
-            "settings": output.describe(settings),
+            "settings": output.describe(settings, reading),
             "a": str(a),
             "b": str(b),
             "map": str(out),
@@ -85,6 +87,7 @@ def map_(
             "layers": [{"mean": float(part.mean()), "max": float(part.max())} for part in parts],
         },
     )
+    notices.tell()
 
 
 def register(app: typer.Typer) -> None:

@@ -16,7 +16,7 @@ import typer
 from . import options, output, shards
 from .folders import list_folder, one_size
 from .journal import Journal, Row
-from .options import Settings
+from .options import Reading, Settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,6 +60,7 @@ _SHOWN = 10
 def matrix(
     folder: Folder,
     settings: Settings,
+    reading: Reading,
     other: Other = None,
     size: Size = None,
     block: Block = None,
@@ -81,13 +82,15 @@ def matrix(
             wanted = shards.from_first(lambda: one_size([path for side in sides for path in side]))
 
         from .model import Model
+        from .notices import Notices
         from .tiles import Blocks, Table
 
-        blocks = Blocks(sides, Model(settings), wanted, block)
+        notices = Notices(reading)
+        blocks = Blocks(sides, Model(settings), wanted, block, reading, notices)
         table = Table([[path.as_posix() for path in paths] for paths in listed])
         names = hashlib.sha256("\0".join(name for side in table.names for name in side).encode(errors="replace"))
         described = {
-            **output.describe(settings),
+            **output.describe(settings, reading),
             "folders": [str(f) for f in folders],
             "images": names.hexdigest()[:16],
             "size": list(wanted),
@@ -122,6 +125,7 @@ def matrix(
                     [(a, b, f"{value:.7g}") for a, b, value in table.nearest(_SHOWN)],
                 )
                 output.print_summary(summary)
+        notices.tell()
     for why in errors.values():
         output.warn(why)
     if errors:

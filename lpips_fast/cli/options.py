@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import os
 import re
 import sys
@@ -25,6 +26,7 @@ UNREAD = 141  # as of a program that SIGPIPE ends
 
 MODEL_PANEL = "The distance"
 RUN_PANEL = "The run"
+IMAGES_PANEL = "Image files"
 OUTPUT_PANEL = "Output"
 
 _WRITE_FOLDERS = ("train",)  # commands whose --output is a folder
@@ -105,6 +107,67 @@ class Settings:
         return min(os.cpu_count() or 1, 8) if self.workers is None else self.workers
 
 
+@dataclass(frozen=True)
+class Reading:
+    """The options of every command that reads image files: how `load_image` makes pixels of them.
+
+    Raises:
+        UsageError: `load_image` would not take them.
+    """
+
+    background: Annotated[
+        str,
+        typer.Option(
+            metavar="COLOR",
+            help="Under transparent pixels: white, black or #rrggbb; drop ignores transparency, as lpips does.",
+            rich_help_panel=IMAGES_PANEL,
+        ),
+    ] = "white"
+    range: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW:HIGH",
+            help="The values of 16- or 32-bit gray that become black and white, e.g. 0:4095.",
+            show_default="the high byte of 16 bits",
+            rich_help_panel=IMAGES_PANEL,
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        from ..images import check_background
+
+        try:
+            check_background(self.background)
+        except ValueError as error:
+            raise UsageError(f"--{error}") from None
+        parse_range(self.range)
+
+    @property
+    def value_range(self) -> tuple[float, float] | None:
+        return parse_range(self.range)
+
+    def described(self) -> dict[str, Any]:
+        """The options as results, journals and indexes hold them."""
+        ends = self.value_range
+        return {"background": self.background.lower(), "range": None if ends is None else list(ends)}
+
+
+def parse_range(text: str | None) -> tuple[float, float] | None:
+    """LOW:HIGH as numbers."""
+    from ..images import check_range
+
+    if text is None:
+        return None
+    try:
+        low, high = map(float, text.split(":"))
+        check_range((low, high))
+    except ValueError:
+        raise UsageError(
+            f"--range must be LOW:HIGH, two finite numbers, LOW below HIGH, e.g. 0:4095, got {text!r:.99}"
+        ) from None
+    return low, high
+
+
 def parse_size(size: str | None) -> tuple[int, int] | None:
     """WIDTHxHEIGHT as numbers."""
     if size is None:
@@ -124,28 +187,24 @@ def register(
     sharded: bool = False,
     without: tuple[str, ...] = (),
 ) -> None:
-    """Adds a command, whose function may take a `settings: Settings` beside its own arguments.
+    """Adds a command, whose function may take a `settings: Settings` and a `reading: Reading` beside its own arguments.
 
-    On the command line the fields of Settings, but for those it goes `without`, are options then; exceptions become
+    On the command line the fields of these, but for those it goes `without`, are options then; exceptions become
     messages and an exit status. Only a `sharded` command can share its work among processes. The files of its output
     options are checked before it runs, and are its own while it does.
     """
     own = inspect.signature(run)
     hints = typing.get_type_hints(run, include_extras=True)
-    parameters = [p.replace(annotation=hints[p.name]) for p in own.parameters.values() if p.name != "settings"]
-    shared_hints = typing.get_type_hints(Settings, include_extras=True)
-    shared = [
-        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=shared_hints[f.name])
-        for f in fields(Settings)
-        if "settings" in own.parameters and f.name not in without
-    ]
+    groups = {name: kind for name, kind in (("settings", Settings), ("reading", Reading)) if name in own.parameters}
+    parameters = [p.replace(annotation=hints[p.name]) for p in own.parameters.values() if p.name not in groups]
+    shared = {name: _parameters(kind, without) for name, kind in groups.items()}
     outputs = {} if name in _WRITE_FOLDERS else _output_options(parameters)
 
     @functools.wraps(run)
     def command(**arguments: Any) -> None:
-        if shared:
-            arguments["settings"] = Settings(**{p.name: arguments.pop(p.name) for p in shared})
         with ending():
+            for group, kind in groups.items():
+                arguments[group] = kind(**{p.name: arguments.pop(p.name) for p in shared[group]})
             if shards.count() > 1 and not sharded:
                 raise UsageError(f"{name} is one process's work; torchrun can share that of dirs, matrix and train")
             from . import output
@@ -157,10 +216,20 @@ def register(
                 finally:
                     sys.stdout.flush()
 
-    command.__signature__ = inspect.Signature([*parameters, *shared])  # type: ignore[attr-defined]
+    command.__signature__ = inspect.Signature([*parameters, *itertools.chain(*shared.values())])  # type: ignore[attr-defined]
     command.__annotations__ = {}
     del command.__wrapped__
     app.command(name, epilog="\n\n".join(["[bold]Examples[/bold]", *(f"  {line}" for line in examples)]))(command)
+
+
+def _parameters(kind: type[Any], without: tuple[str, ...]) -> list[inspect.Parameter]:
+    """The fields of a dataclass of options as a command's parameters."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
+        for f in fields(kind)
+        if f.name not in without
+    ]
 
 
 def _output_options(parameters: Sequence[inspect.Parameter]) -> dict[str, str]:

@@ -16,7 +16,7 @@ import typer
 
 from ..files import replaceable, replacing, sha256_of
 from . import shards
-from .options import OUTPUT_PANEL, Settings, UsageError
+from .options import OUTPUT_PANEL, Reading, Settings, UsageError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -76,8 +76,8 @@ def _remove(lock: Path) -> None:
         lock.unlink()
 
 
-def describe(settings: Settings) -> dict[str, Any]:
-    """The settings on which the numbers depend."""
+def describe(settings: Settings, reading: Reading | None = None) -> dict[str, Any]:
+    """The settings on which the numbers depend, with those of reading image files where a command has them."""
     files = {"weights": settings.weights, "trunk_weights": settings.trunk_weights}
     return {
         "net": "vgg" if settings.net == "vgg16" else settings.net,
@@ -86,6 +86,7 @@ def describe(settings: Settings) -> dict[str, Any]:
         **{f"{name}_sha256": _sha256(path) for name, path in files.items() if path is not None},
         "normalize": settings.normalize,
         "precision": settings.precision,
+        **({} if reading is None else reading.described()),
     }
 
 

@@ -11,14 +11,15 @@ import typer
 from . import options, output
 from .folders import list_folder, one_size
 from .matrix import Folder, Size
-from .options import ReadError, Settings, UsageError
+from .options import ReadError, Reading, Settings, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from ..search import Index
+    from ..search import Header, Index
     from .model import Model
+    from .notices import Notices
 
 Output = Annotated[
     Path,
@@ -39,7 +40,7 @@ Faiss = Annotated[
 ]
 
 
-def index(folder: Folder, settings: Settings, out: Output, size: Size = None) -> None:
+def index(folder: Folder, settings: Settings, reading: Reading, out: Output, size: Size = None) -> None:
     """Prepare a folder for `search`: a file with what the network makes of each image.
 
     It grows with the size of the images: for each 64 KB (alex), 240 KB (squeeze) or 1 MB (vgg) at 64 x 64 pixels.
@@ -47,10 +48,13 @@ def index(folder: Folder, settings: Settings, out: Output, size: Size = None) ->
     if out == output.STDOUT:
         raise UsageError("--output must be a file, an index does not go to stdout")
     from .model import Model
+    from .notices import Notices
 
-    built, errors = _build(folder, Model(settings), options.parse_size(size))
+    notices = Notices(reading)
+    built, errors = _build(folder, Model(settings), options.parse_size(size), reading, notices)
     built.save(out)
     print(f"{len(built)} images: {out}")
+    notices.tell()
     _end(errors)
 
 
@@ -58,6 +62,7 @@ def search(
     query: Query,
     where: Where,
     settings: Settings,
+    reading: Reading,
     k: Count = 5,
     size: Size = None,
     faiss: Faiss = None,
@@ -68,19 +73,21 @@ def search(
 
     A query of another size than an index made with --size is resized likewise.
     """
-    from ..images import load_image, resize_image
+    from ..images import resize_image
     from ..search import Index
+    from .loading import load
     from .model import Model
+    from .notices import Notices
 
     wanted = options.parse_size(size)
-    model = Model(settings)
+    model, notices = Model(settings), Notices(reading)
     try:
-        image = load_image(query)
+        image = notices.image(query, load(query, reading))
     except OSError as error:
         raise ReadError(str(error)) from error
     errors: list[str] = []
     if where.is_dir():
-        found, errors = _build(where, model, wanted)
+        found, errors = _build(where, model, wanted, reading, notices)
     elif wanted is not None:
         raise UsageError("--size is for folders; an index has its size")
     else:
@@ -88,9 +95,7 @@ def search(
             found = Index.load(where, model.lpips)
         except (ValueError, FileNotFoundError) as error:
             raise UsageError(str(error)) from error
-        if found.header.raw is settings.normalize:
-            made = "with" if found.header.raw else "without"
-            raise UsageError(f"{where} was made {made} --no-normalize: search it likewise, or build it again")
+        _check_made_likewise(where, found.header, settings, reading)
     height, width = found.header.size
     if found.header.resized:
         image = resize_image(image, width, height)
@@ -109,13 +114,30 @@ def search(
         output.print_table(f"Nearest to {query}", ("image", "LPIPS"), shown)
     output.write_json(
         json,
-        {"settings": output.describe(settings), "query": str(query), "searched": str(where), "results": rows},
+        {"settings": output.describe(settings, reading), "query": str(query), "searched": str(where), "results": rows},
     )
     output.write_csv(csv, rows, ["rank", "name", "lpips"])
+    notices.tell()
     _end(errors)
 
 
-def _build(folder: Path, model: Model, size: tuple[int, int] | None) -> tuple[Index, list[str]]:
+def _check_made_likewise(where: Path, header: Header, settings: Settings, reading: Reading) -> None:
+    """Raises a UsageError where an index is of images that were read otherwise than the query is."""
+    if header.raw is settings.normalize:
+        made = "with" if header.raw else "without"
+        raise UsageError(f"{where} was made {made} --no-normalize: search it likewise, or build it again")
+    made_with = header.reading or {}
+    for key, value in reading.described().items():
+        if made_with.get(key, value) != value:
+            raise UsageError(
+                f"{where} was made with --{key} {made_with[key]!r:.99}, the search is with {value!r}: search it "
+                "likewise, or build it again"
+            )
+
+
+def _build(
+    folder: Path, model: Model, size: tuple[int, int] | None, reading: Reading, notices: Notices
+) -> tuple[Index, list[str]]:
     """The index of the readable images of a folder, and why the others are not."""
     from ..search import Index
 
@@ -125,7 +147,7 @@ def _build(folder: Path, model: Model, size: tuple[int, int] | None) -> tuple[In
     if why := model.too_small(height, width):
         raise UsageError(f"the images are {why}")
     with output.progress(len(paths), "images") as advance:
-        images = _Reading(paths, (width, height), model, advance)
+        images = _Files(paths, (width, height), model, reading, notices, advance)
         built = Index.build(
             model.lpips,
             images,
@@ -133,7 +155,7 @@ def _build(folder: Path, model: Model, size: tuple[int, int] | None) -> tuple[In
             size=(height, width) if size else None,
             batch=model.settings.batch_size,
         )
-    built.header = built.header._replace(raw=not model.settings.normalize)
+    built.header = built.header._replace(raw=not model.settings.normalize, reading=reading.described())
     if not images.errors:
         return built, []
     kept = [i for i in range(len(paths)) if i not in images.errors]
@@ -143,26 +165,33 @@ def _build(folder: Path, model: Model, size: tuple[int, int] | None) -> tuple[In
     return readable, list(images.errors.values())
 
 
-class _Reading:
+class _Files:
     """Image files as tensors, a slice at a time and in order, read ahead; black where one cannot be read."""
 
-    def __init__(self, paths: Sequence[Path], size: tuple[int, int], model: Model, advance: Any) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        size: tuple[int, int],
+        model: Model,
+        reading: Reading,
+        notices: Notices,
+        advance: Any,
+    ) -> None:
         from .loading import Images, read_ahead
 
-        self.size, self.model, self.advance = size, model, advance
+        self.paths, self.size, self.model, self.notices, self.advance = paths, size, model, notices, advance
         self.errors: dict[int, str] = {}
-        self._count = len(paths)
-        self._items = read_ahead(Images(paths, size), model.settings.reader_count())
+        self._items = read_ahead(Images(paths, size, reading), model.settings.reader_count())
         self._held: dict[int, np.ndarray] = {}
         self._read = 0
 
     def __len__(self) -> int:
-        return self._count
+        return len(self.paths)
 
     def __getitem__(self, rows: slice) -> Tensor:
         import numpy as np
 
-        start, stop, _ = rows.indices(self._count)
+        start, stop, _ = rows.indices(len(self))
         self._held = {i: image for i, image in self._held.items() if i >= start}
         while self._read < stop:
             image = next(self._items)
@@ -170,8 +199,9 @@ class _Reading:
                 if self.model.settings.strict:
                     raise ReadError(image)
                 self.errors[self._read] = " ".join(image.split())
-                image = np.zeros((self.size[1], self.size[0], 3), np.uint8)
-            self._held[self._read] = image
+                self._held[self._read] = np.zeros((self.size[1], self.size[0], 3), np.uint8)
+            else:
+                self._held[self._read] = self.notices.image(self.paths[self._read], image)
             self._read += 1
             self.advance()
         return self.model.tensor([self._held[i] for i in range(start, stop)])

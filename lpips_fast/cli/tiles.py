@@ -17,7 +17,8 @@ from torch import Tensor
 from ..pairwise import squared_distances
 from .loading import Images, read_ahead
 from .model import Model
-from .options import ReadError, UsageError
+from .notices import Notices
+from .options import ReadError, Reading, UsageError
 
 _HELD_BYTES = 2**30
 _LEAST_BLOCK = 16
@@ -30,14 +31,23 @@ class Blocks:
         sides: the paths of the rows' images, and, where they are others, of the columns'.
         size: width and height of all images.
         length: images in a block, of which two are then held; or None for a choice that fits a GiB.
+        reading: how the images are read.
+        notices: takes what is to be said of them.
     """
 
     def __init__(
-        self, sides: Sequence[Sequence[Path]], model: Model, size: tuple[int, int], length: int | None
+        self,
+        sides: Sequence[Sequence[Path]],
+        model: Model,
+        size: tuple[int, int],
+        length: int | None,
+        reading: Reading,
+        notices: Notices,
     ) -> None:
         if why := model.too_small(size[1], size[0]):
             raise UsageError(f"the images are {why}")
         self.sides, self.model, self.size = sides, model, size
+        self.reading, self.notices = reading, notices
         total = sum(map(len, sides))
         if length is None:
             black = np.zeros((size[1], size[0], 3), np.uint8)
@@ -79,13 +89,14 @@ class Blocks:
 
     def _embed(self, paths: Sequence[Path]) -> tuple[Tensor, list[int], dict[str, str]]:
         images, readable, errors = [], [], {}
-        for i, image in enumerate(read_ahead(Images(paths, self.size), self.model.settings.reader_count())):
+        dataset = Images(paths, self.size, self.reading)
+        for i, image in enumerate(read_ahead(dataset, self.model.settings.reader_count())):
             if isinstance(image, str):
                 if self.model.settings.strict:
                     raise ReadError(image)
                 errors[str(paths[i])] = " ".join(image.split())
             else:
-                images.append(image)
+                images.append(self.notices.image(paths[i], image))
                 readable.append(i)
         return self.model.embed(images), readable, errors
 

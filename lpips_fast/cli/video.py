@@ -14,7 +14,7 @@ import typer
 from . import options, output
 from .dirs import Resume
 from .journal import Journal, Row
-from .options import ReadError, Settings
+from .options import ReadError, Reading, Settings
 from .results import summarize
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def video(
     a: A,
     b: B,
     settings: Settings,
+    reading: Reading,
     resize: Resize = False,
     json: output.Json = None,
     csv: output.Csv = None,
@@ -50,20 +51,21 @@ def video(
     """The distance of each frame of A to the frame of the same number of B, with mean and deviation."""
     from .frames import frame_pairs
     from .model import Model
+    from .notices import Notices
     from .plots import check_plot, save_curve
 
     check_plot(plot, "--plot")
-    described = {**output.describe(settings), "a": str(a), "b": str(b), "resize": resize}
+    described = {**output.describe(settings, reading), "a": str(a), "b": str(b), "resize": resize}
     journal = Journal(json, csv, described, ["frame", "seconds", "lpips", "error"], resume, _from_file)
     rows = {row["frame"]: row for row in journal.rows}
-    model = Model(settings)
+    model, notices = Model(settings), Notices(reading)
 
     def uneven(message: str) -> None:
         if settings.strict:
             raise ReadError(message)
         output.warn(message)
 
-    pairs = frame_pairs(a, b, resize, uneven)
+    pairs = frame_pairs(a, b, resize, uneven, reading, notices)
     journal.start()
     complete = False
     try:
@@ -82,6 +84,7 @@ def video(
         save_curve(plot, x, values, "time (s)" if timed else "frame", title)
     if not output.to_stdout(json, csv):
         output.print_summary(summary)
+    notices.tell()
     for n, why in errors.items():
         output.warn(f"frame {n}: {why}")
     if errors:

@@ -91,7 +91,7 @@ def test_strict_and_resize(call, folders, trunk):
 def test_mistakes(mistake, folders, trunk):
     assert "nowhere is no folder" in mistake("dirs", "a", "nowhere", *trunk)
     (folders / "empty").mkdir()
-    assert "empty has no images (.bmp" in mistake("dirs", "a", "empty", *trunk)
+    assert "empty has no images (.apng, .avif" in mistake("dirs", "a", "empty", *trunk)
     save_noise(folders / "c" / "other.png", 0)
     assert "no image in a has a namesake in c" in mistake("dirs", "a", "c", *trunk)
     assert "--resume goes on with the results in a file" in mistake("dirs", "a", "b", "--resume", *trunk)

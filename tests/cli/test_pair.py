@@ -78,7 +78,7 @@ def test_mistakes(mistake, trunk, tmp_path):
 def test_images_of_other_sizes_are_not_decoded(mistake, monkeypatch, trunk, tmp_path):
     save_noise(tmp_path / "a.png", 0)
     save_noise(tmp_path / "wide.png", 1, width=50)
-    monkeypatch.setattr(loading, "load_image", lambda path: pytest.fail("decoded"))
+    monkeypatch.setattr(loading, "read_image", lambda *_: pytest.fail("decoded"))
     assert "sizes differ" in mistake("pair", "a.png", "wide.png", *trunk, status=1)
 
 
