@@ -7,13 +7,16 @@ same however many processes share them and wherever a run was cut short, and so 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import options, output, shards
-from .folders import Match, list_folder, match
+from .fitting import Crop, CropBorder, Fit, Mask, Resize
+from .folders import Match, find_masks, list_folder, match
 from .journal import Journal
 from .options import ReadError, Settings, UsageError
 from .results import Results, summarize
@@ -22,8 +25,12 @@ if TYPE_CHECKING:
     from .model import Model
 
 Folder = Annotated[Path, typer.Argument(show_default=False, help="A folder of images, at any depth.")]
-Resize = Annotated[
-    bool, typer.Option("--resize", help="Resize B's images to the size of A's (bicubic) where they differ.")
+Pattern = Annotated[
+    str,
+    typer.Option(
+        help="How B's images are named, without suffix, where {name} stands for A's name: {name}_x4 pairs 01.png with "
+        "01_x4.png."
+    ),
 ]
 Resume = Annotated[
     bool,
@@ -49,7 +56,11 @@ def dirs(
     a: Folder,
     b: Folder,
     settings: Settings,
+    pattern: Pattern = "{name}",
     resize: Resize = False,
+    crop: Crop = False,
+    crop_border: CropBorder = 0,
+    mask: Mask = None,
     json: output.Json = None,
     csv: output.Csv = None,
     resume: Resume = False,
@@ -59,11 +70,23 @@ def dirs(
 
     Images are matched by their path within the folder, and those left by that path without suffix.
     """
+    fit = Fit(resize, crop, crop_border)
     with shards.group():
-        described = {**output.describe(settings), "a": str(a), "b": str(b), "resize": resize}
-        matched, journal = shards.from_first(
-            lambda: (_matched(a, b), Journal(json, csv, described, ["name", "a", "b", "lpips", "error"], resume))
-        )
+        described = {
+            **output.describe(settings),
+            "a": str(a),
+            "b": str(b),
+            "pattern": pattern,
+            **asdict(fit),
+            "mask": None if mask is None else str(mask),
+        }
+
+        def prepare() -> tuple[Match, list[Path | None], Journal]:
+            matched = _matched(a, b, pattern)
+            masks = find_masks(mask, [path_a for _, path_a, _ in matched.pairs])
+            return matched, masks, Journal(json, csv, described, ["name", "a", "b", "lpips", "error"], resume)
+
+        matched, masks, journal = shards.from_first(prepare)
         results = Results([(name, str(a / path_a), str(b / path_b)) for name, path_a, path_b in matched.pairs])
         results.add(journal.rows)
         unmatched = {"a": [p.as_posix() for p in matched.only_a], "b": [p.as_posix() for p in matched.only_b]}
@@ -77,7 +100,7 @@ def dirs(
             journal.start()
         complete = False
         try:
-            _run(results, model, resize, journal)
+            _run(results, model, fit, masks, journal)
             complete = True
         finally:
             if first:
@@ -86,16 +109,16 @@ def dirs(
         if first and not output.to_stdout(json, csv, report):
             _print(results, summary)
         if first and report is not None:
-            _write_report(report, results, model, resize, described, summary)
+            _write_report(report, results, model, fit, masks, described, summary)
     for i, why in sorted(results.errors.items()):
         output.warn(f"{results.pairs[i][0]}: {why}")
     if results.errors:
         raise typer.Exit(options.READ_ERRORS)
 
 
-def _matched(a: Path, b: Path) -> Match:
+def _matched(a: Path, b: Path, pattern: str) -> Match:
     paths_a, paths_b = list_folder(a), list_folder(b)
-    matched = match(paths_a, paths_b)
+    matched = match(paths_a, paths_b, pattern)
     if not matched.pairs:
         raise UsageError(f"no image in {a} has a namesake in {b}: e.g. {paths_a[0]} and {paths_b[0]}")
     return matched
@@ -111,7 +134,7 @@ def _warn_unmatched(a: Path, b: Path, unmatched: dict[str, list[str]], strict: b
             output.warn(message)
 
 
-def _run(results: Results, model: Model, resize: bool, journal: Journal) -> None:
+def _run(results: Results, model: Model, fit: Fit, masks: Sequence[Path | None], journal: Journal) -> None:
     """Computes what is missing, unit by unit; rank 0 puts it into the results and the journal."""
     from .loading import Pairs, read_ahead
 
@@ -119,8 +142,8 @@ def _run(results: Results, model: Model, resize: bool, journal: Journal) -> None
     units = [range(i, min(i + size, n)) for i in range(0, n, size)]
     units = [unit for unit in units if any(results.missing(i) for i in unit)]
     own = shards.own(units)
-    paths = [(Path(results.pairs[i][1]), Path(results.pairs[i][2])) for unit in own for i in unit]
-    images = read_ahead(Pairs(paths, resize), model.settings.reader_count())
+    paths = [(Path(results.pairs[i][1]), Path(results.pairs[i][2]), masks[i]) for unit in own for i in unit]
+    images = read_ahead(Pairs(paths, fit), model.settings.reader_count())
     computed = (model.outcomes(zip(unit, images, strict=False)) for unit in own)
     with output.progress(sum(map(len, units)), "pairs") as advance:
         for of_each_process in shards.gathered(computed, len(units)):
@@ -143,7 +166,13 @@ def _print(results: Results, summary: dict[str, Any]) -> None:
 
 
 def _write_report(
-    path: Path, results: Results, model: Model, resize: bool, settings: dict[str, Any], summary: dict[str, Any]
+    path: Path,
+    results: Results,
+    model: Model,
+    fit: Fit,
+    masks: Sequence[Path | None],
+    settings: dict[str, Any],
+    summary: dict[str, Any],
 ) -> None:
     from ..report import Worst, report_page
     from .loading import load_pair
@@ -151,8 +180,10 @@ def _write_report(
     worst = []
     for i in results.worst(_SHOWN_MAPS):
         name, a, b = results.pairs[i]
-        images = load_pair(Path(a), Path(b), resize)
-        worst.append(Worst(name, results.values[i], *images, model.maps(*images)[0]))
+        image0, image1, mask = load_pair(Path(a), Path(b), fit, masks[i])
+        found = model.maps(image0, image1)[0]
+        shown = found if mask is None else found * (mask / 255)  # dark where nothing counts
+        worst.append(Worst(name, results.values[i], image0, image1, shown))
     page = report_page(
         f"LPIPS of {settings['a']} and {settings['b']}",
         settings,
@@ -177,6 +208,8 @@ def register(app: typer.Typer) -> None:
             "lpips-fast dirs originals/ outputs/ --json scores.json",
             "lpips-fast dirs originals/ outputs/ --csv scores.csv --resume",
             "lpips-fast dirs originals/ outputs/ --resize --net vgg --report report.html",
+            'lpips-fast dirs high_resolution/ outputs/ --pattern "{name}_x4" --crop --crop-border 4',
+            "lpips-fast dirs ground_truth/ renderings/ --mask alpha",
             "torchrun --nproc-per-node 4 -m lpips_fast dirs originals/ outputs/ --csv scores.csv",
         ],
         sharded=True,

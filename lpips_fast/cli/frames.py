@@ -6,20 +6,21 @@ import itertools
 import queue
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ImageSequence
+from PIL import Image, ImageSequence
 
-from ..images import SUFFIXES, load_image, open_image, to_array
+from ..images import SUFFIXES, open_image, to_array
+from .fitting import Fit
 from .folders import list_folder
-from .loading import same_size
+from .loading import Convert, Pair, make_pair, mask_source
 from .options import ReadError, UsageError
 
 # The time of a frame, and the images of two, or why there are none.
-TimedPair = tuple[float | None, tuple[np.ndarray, np.ndarray] | str]
+TimedPair = tuple[float | None, Pair | str]
 
 # Decoded frames wait for the network until they hold this many pixels, as many as it takes at once.
 _PIXELS_AHEAD = 1 << 22
@@ -27,10 +28,10 @@ _PIXELS_AHEAD = 1 << 22
 
 class Frame(NamedTuple):
     seconds: float | None  # from the start, where the file says
-    image: np.ndarray | str  # or why it cannot be read
+    image: np.ndarray | str | None  # a string says why it cannot be read
 
 
-def open_frames(path: Path) -> Iterator[Frame]:
+def open_frames(path: Path, convert: Convert = to_array) -> Iterator[Frame]:
     """The frames of a folder (in order of name, numbers by value), an animation (Pillow) or a video (PyAV).
 
     The file is opened, and its first frame read, before this returns.
@@ -41,31 +42,41 @@ def open_frames(path: Path) -> Iterator[Frame]:
     """
     if path.is_dir():
         paths = sorted((path / p for p in list_folder(path)), key=_natural)
-        return (_load(p) for p in paths)
+        return (_load(p, convert) for p in paths)
     if not path.is_file():
         raise ReadError(f"no video, animation or folder of frames {path}")
-    frames = _animation(path) if path.suffix.lower() in SUFFIXES else _video(path)
+    frames = _animation(path, convert) if path.suffix.lower() in SUFFIXES else _video(path, convert)
     return itertools.chain(iter([*itertools.islice(frames, 1)]), frames)  # a list would keep the frame
 
 
-def frame_pairs(a: Path, b: Path, resize: bool, uneven: Callable[[str], None]) -> Iterator[TimedPair]:
-    """The frames of both, which `open_frames` opens; ends with the shorter, and tells `uneven`."""
-    return _pairs(a, open_frames(a), b, open_frames(b), resize, uneven)
+def frame_pairs(a: Path, b: Path, fit: Fit, mask: Path | None, uneven: Callable[[str], None]) -> Iterator[TimedPair]:
+    """The frames of both with their masks, which `open_frames` opens; ends with the shortest, and tells `uneven`."""
+    streams = [(a, open_frames(a)), (b, open_frames(b))]
+    if mask is not None:
+        path, weights_of = mask_source(a, mask)
+        streams.append((path, _open_masks(path, weights_of)))
+    return _pairs(streams, fit, uneven)
+
+
+def _open_masks(path: Path, weights_of: Convert) -> Iterator[Frame]:
+    """The masks of the frames; a single one is for all."""
+    masks = open_frames(path, weights_of)
+    first = [*itertools.islice(masks, 2)]
+    return itertools.repeat(first[0]) if len(first) == 1 else itertools.chain(iter(first), masks)
 
 
 def _pairs(
-    a: Path, frames0: Iterator[Frame], b: Path, frames1: Iterator[Frame], resize: bool, uneven: Callable[[str], None]
+    streams: Sequence[tuple[Path, Iterator[Frame]]], fit: Fit, uneven: Callable[[str], None]
 ) -> Iterator[TimedPair]:
-    n = 0
-    while True:
-        frame0, frame1 = next(frames0, None), next(frames1, None)
-        if frame0 is None or frame1 is None:
-            if frame0 is not frame1:
-                short, long = (a, b) if frame0 is None else (b, a)
-                uneven(f"{short} ends after {n} frames, {long} goes on")
+    """A pair a frame, of the streams of A, B and the masks, if there are any; masks may go on for longer."""
+    for n in itertools.count():
+        frames = [(path, next(stream, None)) for path, stream in streams]
+        if ended := [path for path, frame in frames if frame is None]:
+            if longer := [path for path, frame in frames[:2] if frame is not None]:
+                uneven(f"{ended[0]} ends after {n} frames, {longer[0]} goes on")
             return
-        yield frame0.seconds, _pair(f"{a} frame {n}", frame0.image, f"{b} frame {n}", frame1.image, resize)
-        n += 1
+        found = [(f"{path} frame {n}", frame) for path, frame in frames if frame is not None]
+        yield found[0][1].seconds, _pair(fit, [(name, frame.image) for name, frame in found])
 
 
 def ahead(pairs: Iterator[TimedPair], depth: int) -> Iterator[TimedPair]:
@@ -116,15 +127,9 @@ class _Buffer(queue.Queue[tuple[TimedPair, BaseException | None]]):
         return self._least if isinstance(images, str) else max(self._least, images[0].shape[0] * images[0].shape[1])
 
 
-def _pair(
-    name0: str, image0: np.ndarray | str, name1: str, image1: np.ndarray | str, resize: bool
-) -> tuple[np.ndarray, np.ndarray] | str:
-    if isinstance(image0, str):
-        return image0
-    if isinstance(image1, str):
-        return image1
+def _pair(fit: Fit, images: Sequence[tuple[str, np.ndarray | str | None]]) -> Pair | str:
     try:
-        return image0, same_size(name0, image0, name1, image1, resize)
+        return make_pair(fit, *images)
     except ReadError as error:
         return str(error)
 
@@ -134,21 +139,22 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(part or 0), "") if part.isdigit() else (0, part) for part in re.split(r"([0-9]+)", path.as_posix())]
 
 
-def _load(path: Path) -> Frame:
+def _load(path: Path, convert: Convert) -> Frame:
     try:
-        return Frame(None, load_image(path))
+        with open_image(path) as image:
+            return Frame(None, convert(image))
     except OSError as error:
         return Frame(None, str(error))
 
 
-def _animation(path: Path) -> Iterator[Frame]:
+def _animation(path: Path, convert: Convert) -> Iterator[Frame]:
     seconds = 0.0
     n = 0
     try:
         with open_image(path) as image:
             try:
                 for frame in ImageSequence.Iterator(image):
-                    yield Frame(seconds, to_array(frame))
+                    yield Frame(seconds, convert(frame))
                     seconds += frame.info.get("duration", 0) / 1000
                     n += 1
             except Exception as error:
@@ -157,7 +163,7 @@ def _animation(path: Path) -> Iterator[Frame]:
         raise ReadError(str(error)) from error
 
 
-def _video(path: Path) -> Iterator[Frame]:
+def _video(path: Path, convert: Convert) -> Iterator[Frame]:
     try:
         import av
     except ImportError as error:
@@ -174,7 +180,11 @@ def _video(path: Path) -> Iterator[Frame]:
         n = 0
         try:
             for frame in container.decode(stream):
-                yield Frame(frame.time, frame.to_ndarray(format="rgb24"))
+                if convert is to_array:
+                    yield Frame(frame.time, frame.to_ndarray(format="rgb24"))
+                else:
+                    form = "rgba" if any(part.is_alpha for part in frame.format.components) else "rgb24"
+                    yield Frame(frame.time, convert(Image.fromarray(frame.to_ndarray(format=form))))
                 n += 1
         except (av.FFmpegError, OSError) as error:
             yield Frame(None, f"{path} breaks off at frame {n}: {error}")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import options, output
+from .fitting import Crop, CropBorder, Fit, Resize
 from .options import ReadError, Settings, UsageError
-from .pair import A, B, Resize
+from .pair import A, B
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +46,8 @@ def map_(
     layers: Layers = False,
     top: Top = None,
     resize: Resize = False,
+    crop: Crop = False,
+    crop_border: CropBorder = 0,
     json: output.Json = None,
 ) -> None:
     """A picture of where two images differ, beside them.
@@ -57,8 +61,9 @@ def map_(
     output.check_picture(out)
     if top is not None and not 0 < top < math.inf:
         raise UsageError(f"--max must be a distance above 0, got {top:g}")
+    fit = Fit(resize, crop, crop_border)
     model = Model(settings)
-    image0, image1 = load_pair(a, b, resize)
+    image0, image1, _ = load_pair(a, b, fit)
     if why := model.too_small(*image0.shape[:2]):
         raise ReadError(f"{a}: {why}")
     total, parts = model.maps(image0, image1)
@@ -76,7 +81,7 @@ def map_(
     output.write_json(
         json,
         {
-            "settings": output.describe(settings),
+            "settings": {**output.describe(settings), **asdict(fit)},
             "a": str(a),
             "b": str(b),
             "map": str(out),

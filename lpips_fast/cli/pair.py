@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from . import options, output
+from .fitting import Crop, CropBorder, Fit, Mask, Resize
+from .folders import find_masks
 from .options import ReadError, Settings
 
 A = Annotated[Path, typer.Argument(help="The reference image.", show_default=False)]
 B = Annotated[Path, typer.Argument(help="The image to compare with it.", show_default=False)]
-Resize = Annotated[bool, typer.Option("--resize", help="Resize B to the size of A (bicubic) where they differ.")]
 
 
 def pair(
@@ -20,6 +22,9 @@ def pair(
     b: B,
     settings: Settings,
     resize: Resize = False,
+    crop: Crop = False,
+    crop_border: CropBorder = 0,
+    mask: Mask = None,
     json: output.Json = None,
     csv: output.Csv = None,
 ) -> None:
@@ -27,15 +32,18 @@ def pair(
     from .loading import load_pair
     from .model import Model
 
+    fit = Fit(resize, crop, crop_border)
+    [own_mask] = find_masks(mask, [Path(a.name)])
     model = Model(settings)
-    image0, image1 = load_pair(a, b, resize)
-    if why := model.too_small(*image0.shape[:2]):
+    loaded = load_pair(a, b, fit, own_mask)
+    if why := model.too_small(*loaded.image0.shape[:2]):
         raise ReadError(f"{a}: {why}")
-    value, layers = model.layers(image0, image1)
+    value, layers = model.layers(loaded)
     row = {"a": str(a), "b": str(b), "lpips": value, "layers": layers}
     if not output.to_stdout(json, csv):
         print(f"{value:.3f} ({value:.7g})")
-    output.write_json(json, {"settings": output.describe(settings), **row})
+    described = {**output.describe(settings), **asdict(fit), "mask": None if mask is None else str(mask)}
+    output.write_json(json, {"settings": described, **row})
     output.write_csv(csv, [row], ["a", "b", "lpips"])
 
 
@@ -47,5 +55,6 @@ def register(app: typer.Typer) -> None:
         [
             "lpips-fast pair reference.png distorted.png",
             "lpips-fast pair a.jpg b.webp --net vgg --resize --json -",
+            "lpips-fast pair ground_truth.png rendering.png --mask alpha",
         ],
     )
