@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 Resize = Annotated[bool, typer.Option("--resize", help="Resize B to the size of A (bicubic) where they differ.")]
 Crop = Annotated[
     bool,
-    typer.Option("--crop", help="Where sizes differ, cut both at the bottom and the right to what they share."),
+    typer.Option(
+        "--crop", help="Where sizes differ, cut A and B at the bottom and the right to the size that they share."
+    ),
 ]
 CropBorder = Annotated[
     int,
-    typer.Option(min=0, help="Leave out this many pixels at each of the four sides, as super-resolution does."),
+    typer.Option(min=0, help="Leave out this many pixels at each of the four sides, as is usual in super-resolution."),
 ]
 Mask = Annotated[
     Path | None,
@@ -35,20 +37,20 @@ ALPHA = Path("alpha")
 
 @dataclass(frozen=True)
 class Fit:
-    """How images come to one size.
+    """How images come to one size, and the border that is not compared.
 
     Args:
         resize: each takes the size of the first.
-        crop: each is cut at the bottom and the right to what all share.
-        crop_border: the pixels that are then cut from each of the four sides.
+        crop: each is cut at the bottom and the right to the height and width that all have.
+        crop_border: the number of pixels that are then cut from each of the four sides.
 
     Raises:
         UsageError: both `resize` and `crop` are set.
     """
 
-    resize: bool = False
-    crop: bool = False
-    crop_border: int = 0
+    resize: Resize = False
+    crop: Crop = False
+    crop_border: CropBorder = 0
 
     def __post_init__(self) -> None:
         if self.resize and self.crop:
@@ -59,10 +61,10 @@ class Fit:
         return self.resize or self.crop
 
     def __call__(self, *images: tuple[str, np.ndarray]) -> list[np.ndarray]:
-        """Images [H, W] or [H, W, 3], given with their names, at one size.
+        """Images [H, W, 3] and masks [H, W], given with their names, at one size.
 
         Raises:
-            ReadError: the sizes differ, and this neither resizes nor crops; or the border is all there is.
+            ReadError: the sizes differ, and this neither resizes nor crops; or nothing is left within the border.
         """
         from ..images import resize_image
 

@@ -175,6 +175,10 @@ def test_a_mask_is_turned_as_it_is_viewed_and_is_0_where_transparent(masked, mea
     expected = measure(load(tmp_path / "a.png"), load(tmp_path / "b.png"), mask)
     assert masked("turned.png") == pytest.approx(expected, rel=1e-5)
     assert masked("clear.png") == pytest.approx(expected, rel=1e-5)
+    both = np.rot90(np.dstack([load(tmp_path / "a.png"), mask]))
+    Image.fromarray(np.ascontiguousarray(both)).save(tmp_path / "a.png", exif=turned)
+    expected = measure(load(tmp_path / "a.png"), load(tmp_path / "b.png"), mask)
+    assert masked("alpha") == pytest.approx(expected, rel=1e-5)
 
 
 def test_masks_that_are_none(mistake, trunk, tmp_path):

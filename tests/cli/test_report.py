@@ -70,7 +70,7 @@ def test_report_of_dirs_in_a_browser(call, browser, trunk, tmp_path):
     picture = np.array(Image.open(tmp_path / "page.png").convert("RGB")).astype(int)
     assert picture.shape == (1500, 1200, 3)
     bars = np.abs(picture - [0xB5, 0x36, 0x7A]).max(axis=2) < 8
-    assert bars[:600].sum() > 500, "the histogram is there"
+    assert bars[:850].sum() > 500, "the histogram is there"
     assert (picture[300:].std(axis=2) > 20).sum() > 20_000, "the images are there"
 
 
