@@ -150,6 +150,16 @@ def to_picture(image: Image.Image, background: str, value_range: tuple[float, fl
     return Picture(np.array(image.convert("RGB")), composited, narrow)
 
 
+def alpha_of(image: Image.Image) -> np.ndarray | None:
+    """The alpha channel of an open Pillow image, uint8 [H, W], turned as `to_picture` turns it, or None without one."""
+    image = ImageOps.exif_transpose(image)
+    if not image.has_transparency_data:
+        return None
+    if image.mode.startswith("I"):  # converting 16 bits to RGBA would lose which value is transparent
+        image = _gray(image, np.zeros((image.height, image.width), np.uint8))
+    return np.asarray(image.convert("RGBA").getchannel("A"))
+
+
 def _stretched(image: Image.Image, value_range: tuple[float, float]) -> Image.Image:
     """Gray of 16 or 32 bits as 8 bits, its values mapped linearly from the range."""
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):

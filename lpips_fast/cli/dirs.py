@@ -7,13 +7,16 @@ same however many processes share them and wherever a run was cut short, and so 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import options, output, shards
-from .folders import Match, list_folder, match
+from .fitting import Fit, Mask
+from .folders import Match, find_masks, list_folder, match
 from .journal import Journal
 from .options import ReadError, Reading, Settings, UsageError
 from .results import Results, summarize
@@ -23,8 +26,12 @@ if TYPE_CHECKING:
     from .notices import Notices
 
 Folder = Annotated[Path, typer.Argument(show_default=False, help="A folder of images, at any depth.")]
-Resize = Annotated[
-    bool, typer.Option("--resize", help="Resize B's images to the size of A's (bicubic) where they differ.")
+Pattern = Annotated[
+    str,
+    typer.Option(
+        help="How B's images are named, without suffix, where {name} stands for A's name: {name}_x4 pairs 01.png with "
+        "01_x4.png."
+    ),
 ]
 Resume = Annotated[
     bool,
@@ -51,7 +58,9 @@ def dirs(
     b: Folder,
     settings: Settings,
     reading: Reading,
-    resize: Resize = False,
+    fit: Fit,
+    pattern: Pattern = "{name}",
+    mask: Mask = None,
     json: output.Json = None,
     csv: output.Csv = None,
     resume: Resume = False,
@@ -62,10 +71,21 @@ def dirs(
     Images are matched by their path within the folder, and those left by that path without suffix.
     """
     with shards.group():
-        described = {**output.describe(settings, reading), "a": str(a), "b": str(b), "resize": resize}
-        matched, journal = shards.from_first(
-            lambda: (_matched(a, b), Journal(json, csv, described, ["name", "a", "b", "lpips", "error"], resume))
-        )
+        described = {
+            **output.describe(settings, reading),
+            "a": str(a),
+            "b": str(b),
+            "pattern": pattern,
+            **asdict(fit),
+            "mask": None if mask is None else str(mask),
+        }
+
+        def prepare() -> tuple[Match, list[Path | None], Journal]:
+            matched = _matched(a, b, pattern)
+            masks = find_masks(mask, [path_a for _, path_a, _ in matched.pairs])
+            return matched, masks, Journal(json, csv, described, ["name", "a", "b", "lpips", "error"], resume)
+
+        matched, masks, journal = shards.from_first(prepare)
         results = Results([(name, str(a / path_a), str(b / path_b)) for name, path_a, path_b in matched.pairs])
         results.add(journal.rows)
         unmatched = {"a": [p.as_posix() for p in matched.only_a], "b": [p.as_posix() for p in matched.only_b]}
@@ -80,7 +100,7 @@ def dirs(
             journal.start()
         complete = False
         try:
-            _run(results, model, resize, reading, journal, notices)
+            _run(results, model, fit, reading, masks, journal, notices)
             complete = True
         finally:
             if first:
@@ -89,7 +109,7 @@ def dirs(
         if first and not output.to_stdout(json, csv, report):
             _print(results, summary)
         if first and report is not None:
-            _write_report(report, results, model, resize, reading, described, summary)
+            _write_report(report, results, model, fit, reading, masks, described, summary)
         notices.tell()
     for i, why in sorted(results.errors.items()):
         output.warn(f"{results.pairs[i][0]}: {why}")
@@ -97,9 +117,9 @@ def dirs(
         raise typer.Exit(options.READ_ERRORS)
 
 
-def _matched(a: Path, b: Path) -> Match:
+def _matched(a: Path, b: Path, pattern: str) -> Match:
     paths_a, paths_b = list_folder(a), list_folder(b)
-    matched = match(paths_a, paths_b)
+    matched = match(paths_a, paths_b, pattern)
     if not matched.pairs:
         raise UsageError(f"no image in {a} has a namesake in {b}: e.g. {paths_a[0]} and {paths_b[0]}")
     return matched
@@ -115,7 +135,15 @@ def _warn_unmatched(a: Path, b: Path, unmatched: dict[str, list[str]], strict: b
             output.warn(message)
 
 
-def _run(results: Results, model: Model, resize: bool, reading: Reading, journal: Journal, notices: Notices) -> None:
+def _run(
+    results: Results,
+    model: Model,
+    fit: Fit,
+    reading: Reading,
+    masks: Sequence[Path | None],
+    journal: Journal,
+    notices: Notices,
+) -> None:
     """Computes what is missing, unit by unit; rank 0 puts it into the results and the journal."""
     from .loading import Pairs, read_ahead
 
@@ -123,8 +151,9 @@ def _run(results: Results, model: Model, resize: bool, reading: Reading, journal
     units = [range(i, min(i + size, n)) for i in range(0, n, size)]
     units = [unit for unit in units if any(results.missing(i) for i in unit)]
     own = shards.own(units)
-    paths = [(Path(results.pairs[i][1]), Path(results.pairs[i][2])) for unit in own for i in unit]
-    images = notices.pairs(paths, read_ahead(Pairs(paths, resize, reading), model.settings.reader_count()))
+    paths = [(Path(results.pairs[i][1]), Path(results.pairs[i][2]), masks[i]) for unit in own for i in unit]
+    read = read_ahead(Pairs(paths, fit, reading), model.settings.reader_count())
+    images = notices.pairs([(a, b) for a, b, _ in paths], read)
     computed = (model.outcomes(zip(unit, images, strict=False)) for unit in own)
     with output.progress(sum(map(len, units)), "pairs") as advance:
         for of_each_process in shards.gathered(computed, len(units)):
@@ -150,8 +179,9 @@ def _write_report(
     path: Path,
     results: Results,
     model: Model,
-    resize: bool,
+    fit: Fit,
     reading: Reading,
+    masks: Sequence[Path | None],
     settings: dict[str, Any],
     summary: dict[str, Any],
 ) -> None:
@@ -161,8 +191,8 @@ def _write_report(
     worst = []
     for i in results.worst(_SHOWN_MAPS):
         name, a, b = results.pairs[i]
-        image0, image1 = (image.pixels for image in load_pair(Path(a), Path(b), resize, reading))
-        worst.append(Worst(name, results.values[i], image0, image1, model.maps(image0, image1)[0]))
+        pair = load_pair(Path(a), Path(b), fit, reading, masks[i]).pair()
+        worst.append(Worst(name, results.values[i], pair.image0, pair.image1, model.maps(pair)[0]))
     page = report_page(
         f"LPIPS of {settings['a']} and {settings['b']}",
         settings,
@@ -187,6 +217,8 @@ def register(app: typer.Typer) -> None:
             "lpips-fast dirs originals/ outputs/ --json scores.json",
             "lpips-fast dirs originals/ outputs/ --csv scores.csv --resume",
             "lpips-fast dirs originals/ outputs/ --resize --net vgg --report report.html",
+            'lpips-fast dirs high_resolution/ outputs/ --pattern "{name}_x4" --crop --crop-border 4',
+            "lpips-fast dirs ground_truth/ renderings/ --mask alpha",
             "torchrun --nproc-per-node 4 -m lpips_fast dirs originals/ outputs/ --csv scores.csv",
         ],
         sharded=True,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from .fitting import ALPHA
 from .options import ReadError, UsageError
 
 
@@ -45,15 +46,25 @@ class Match(NamedTuple):
     only_b: list[Path]
 
 
-def match(paths_a: list[Path], paths_b: list[Path]) -> Match:
+def match(paths_a: Sequence[Path], paths_b: Sequence[Path], pattern: str = "{name}") -> Match:
     """Pairs relative paths by name, and what is left by name without suffix, where that is unambiguous.
 
     A pair's name is its path in the first folder.
+
+    Args:
+        pattern: the names in the second folder without suffix, where {name} stands for that in the first.
+
+    Raises:
+        UsageError: the pattern has no {name}.
     """
+    if "{name}" not in pattern:
+        raise UsageError(f"--pattern must have {{name}} in it, for A's name without suffix, got {pattern!r}")
     in_b = set(paths_b)
-    found = {a: a for a in paths_a if a in in_b}
-    stems_a = _by_stem(a for a in paths_a if a not in found)
-    stems_b = _by_stem(b for b in paths_b if b not in found)
+    wanted = {a: a.parent / f"{pattern.replace('{name}', a.stem)}{a.suffix}" for a in paths_a}
+    found = {a: wanted[a] for a in paths_a if wanted[a] in in_b}
+    taken = set(found.values())
+    stems_a = _by_stem({a: wanted[a] for a in paths_a if a not in found})
+    stems_b = _by_stem({b: b for b in paths_b if b not in taken})
     for stem, members in stems_a.items():
         if len(members) == len(stems_b.get(stem, ())) == 1:
             found[members[0]] = stems_b[stem][0]
@@ -65,8 +76,36 @@ def match(paths_a: list[Path], paths_b: list[Path]) -> Match:
     )
 
 
-def _by_stem(paths: Iterable[Path]) -> dict[Path, list[Path]]:
+def _by_stem(names: Mapping[Path, Path]) -> dict[Path, list[Path]]:
+    """Paths grouped by their names without suffix."""
     groups: dict[Path, list[Path]] = defaultdict(list)
-    for path in paths:
-        groups[path.with_suffix("")].append(path)
+    for path, name in names.items():
+        groups[name.with_suffix("")].append(path)
     return groups
+
+
+def find_masks(mask: Path | None, names: Sequence[Path]) -> list[Path | None]:
+    """What --mask gives each image, named by its path in folder A: a mask's path, ALPHA or None.
+
+    In a folder masks are matched by name. An image without one gets the path at which its mask is missing.
+
+    Raises:
+        UsageError: it is a folder without images, or none has a name of an image.
+        ReadError: it is one mask for all, and cannot be read.
+    """
+    if mask is None or mask == ALPHA:
+        return [mask] * len(names)
+    if mask.is_dir():
+        found = {Path(name): path for name, _, path in match(names, list_folder(mask)).pairs}
+        if not found:
+            raise UsageError(f"--mask {mask} has no mask named as an image in A, e.g. {names[0]}")
+        return [mask / found.get(name, name) for name in names]
+    from ..images import open_image
+    from .loading import gray_of
+
+    try:
+        with open_image(mask) as image:
+            gray_of(image)
+    except OSError as error:
+        raise ReadError(f"--mask: {error}") from error
+    return [mask] * len(names)

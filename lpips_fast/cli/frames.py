@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import queue
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 from PIL import Image, ImageSequence
 
 from ..images import Picture, open_image, suffixes, to_picture
+from .fitting import Fit
 from .folders import list_folder
-from .loading import load, same_size
+from .loading import Pair, WeightsOf, make_pair, mask_source, no_alpha
 from .notices import Notices
 from .options import ReadError, Reading, UsageError
 
 # The time of a frame, and the images of two, or why there are none.
-TimedPair = tuple[float | None, tuple[np.ndarray, np.ndarray] | str]
+TimedPair = tuple[float | None, Pair | str]
 
 # Decoded frames wait for the network until they hold this many pixels, as many as it takes at once.
 _PIXELS_AHEAD = 1 << 22
@@ -28,54 +29,78 @@ _PIXELS_AHEAD = 1 << 22
 
 class Frame(NamedTuple):
     seconds: float | None  # from the start, where the file says
-    image: Picture | str  # or why it cannot be read
+    image: Any  # a Picture, or what `weights_of` makes; a string says why it cannot be read
 
 
-def open_frames(path: Path, reading: Reading) -> Iterator[Frame]:
+def open_frames(path: Path, reading: Reading, weights_of: WeightsOf | None = None) -> Iterator[Frame]:
     """The frames of a folder (in order of name, numbers by value), an animation (Pillow) or a video (PyAV).
 
     The file is opened, and its first frame read, before this returns.
 
+    Args:
+        reading: how pixels are made of the frames.
+        weights_of: makes masks of the frames instead, without regard to `reading`.
+
     Raises:
-        ReadError: the file is not there or cannot be read; one that breaks off ends with a frame that says so.
+        ReadError: the file is not there or cannot be read, or is a video without the alpha channel that `weights_of`
+            takes; one that breaks off ends with a frame that says so.
         UsageError: it is a video, and PyAV is not installed, or a range of values is asked for.
     """
+    convert = weights_of or functools.partial(
+        to_picture, background=reading.background, value_range=reading.value_range
+    )
     if path.is_dir():
         paths = sorted((path / p for p in list_folder(path)), key=_natural)
-        return (_load(p, reading) for p in paths)
+        return (_load(p, convert) for p in paths)
     if not path.is_file():
         raise ReadError(f"no video, animation or folder of frames {path}")
-    frames = (_animation if path.suffix.lower() in suffixes() else _video)(path, reading)
+    if path.suffix.lower() in suffixes():
+        frames = _animation(path, convert)
+    elif weights_of is None and reading.range is not None:
+        raise UsageError(
+            f"{path}: --range is for images of 16 or 32 bits, the frames of video files are read as 8 bits"
+        )
+    else:
+        frames = _video(path, convert, rgb=weights_of is None)
     return itertools.chain(iter([*itertools.islice(frames, 1)]), frames)  # a list would keep the frame
 
 
 def frame_pairs(
-    a: Path, b: Path, resize: bool, uneven: Callable[[str], None], reading: Reading, notices: Notices
+    a: Path,
+    b: Path,
+    fit: Fit,
+    mask: Path | None,
+    uneven: Callable[[str], None],
+    reading: Reading,
+    notices: Notices,
 ) -> Iterator[TimedPair]:
-    """The frames of both, which `open_frames` opens; ends with the shorter, and tells `uneven`."""
-    return _pairs(a, open_frames(a, reading), b, open_frames(b, reading), resize, uneven, notices)
+    """The frames of both with their masks, which `open_frames` opens; ends with the shortest, and tells `uneven`."""
+    streams = [(path, open_frames(path, reading)) for path in (a, b)]
+    if mask is not None:
+        path, weights_of = mask_source(a, mask)
+        streams.append((path, _open_masks(path, reading, weights_of)))
+    return _pairs(streams, fit, uneven, notices)
+
+
+def _open_masks(path: Path, reading: Reading, weights_of: WeightsOf) -> Iterator[Frame]:
+    """The masks of the frames; a single one is for all."""
+    masks = open_frames(path, reading, weights_of)
+    first = [*itertools.islice(masks, 2)]
+    return itertools.repeat(first[0]) if len(first) == 1 else itertools.chain(iter(first), masks)
 
 
 def _pairs(
-    a: Path,
-    frames0: Iterator[Frame],
-    b: Path,
-    frames1: Iterator[Frame],
-    resize: bool,
-    uneven: Callable[[str], None],
-    notices: Notices,
+    streams: Sequence[tuple[Path, Iterator[Frame]]], fit: Fit, uneven: Callable[[str], None], notices: Notices
 ) -> Iterator[TimedPair]:
-    n = 0
-    while True:
-        frame0, frame1 = next(frames0, None), next(frames1, None)
-        if frame0 is None or frame1 is None:
-            if frame0 is not frame1:
-                short, long = (a, b) if frame0 is None else (b, a)
-                uneven(f"{short} ends after {n} frames, {long} goes on")
+    """A pair a frame, of the streams of A, B and the masks, if there are any; masks may go on for longer."""
+    for n in itertools.count():
+        frames = [(path, next(stream, None)) for path, stream in streams]
+        if ended := [path for path, frame in frames if frame is None]:
+            if longer := [path for path, frame in frames[:2] if frame is not None]:
+                uneven(f"{ended[0]} ends after {n} frames, {longer[0]} goes on")
             return
-        pair = _pair(f"{a} frame {n}", frame0.image, f"{b} frame {n}", frame1.image, resize, notices)
-        yield frame0.seconds, pair
-        n += 1
+        found = [(f"{path} frame {n}", frame) for path, frame in frames if frame is not None]
+        yield found[0][1].seconds, _pair(fit, [(name, frame.image) for name, frame in found], notices)
 
 
 def ahead(pairs: Iterator[TimedPair], depth: int) -> Iterator[TimedPair]:
@@ -126,15 +151,13 @@ class _Buffer(queue.Queue[tuple[TimedPair, BaseException | None]]):
         return self._least if isinstance(images, str) else max(self._least, images[0].shape[0] * images[0].shape[1])
 
 
-def _pair(
-    name0: str, image0: Picture | str, name1: str, image1: Picture | str, resize: bool, notices: Notices
-) -> tuple[np.ndarray, np.ndarray] | str:
-    if isinstance(image0, str):
-        return image0
-    if isinstance(image1, str):
-        return image1
+def _pair(fit: Fit, images: Sequence[tuple[str, Any]], notices: Notices) -> Pair | str:
+    for _, image in images:
+        if isinstance(image, str):
+            return image
+    (name0, _), (name1, _), *_ = images
     try:
-        return notices.pair((name0, name1), (image0, same_size(name0, image0, name1, image1, resize)))
+        return notices.pair((name0, name1), make_pair(fit, *images))
     except ReadError as error:
         return str(error)
 
@@ -144,21 +167,22 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(part or 0), "") if part.isdigit() else (0, part) for part in re.split(r"([0-9]+)", path.as_posix())]
 
 
-def _load(path: Path, reading: Reading) -> Frame:
+def _load(path: Path, convert: Callable[[Image.Image], Any]) -> Frame:
     try:
-        return Frame(None, load(path, reading))
+        with open_image(path) as image:
+            return Frame(None, convert(image))
     except OSError as error:
         return Frame(None, str(error))
 
 
-def _animation(path: Path, reading: Reading) -> Iterator[Frame]:
+def _animation(path: Path, convert: Callable[[Image.Image], Any]) -> Iterator[Frame]:
     seconds = 0.0
     n = 0
     try:
         with open_image(path) as image:
             try:
                 for frame in ImageSequence.Iterator(image):
-                    yield Frame(seconds, to_picture(frame, reading.background, reading.value_range))
+                    yield Frame(seconds, convert(frame))
                     seconds += frame.info.get("duration", 0) / 1000
                     n += 1
             except Exception as error:
@@ -167,11 +191,8 @@ def _animation(path: Path, reading: Reading) -> Iterator[Frame]:
         raise ReadError(str(error)) from error
 
 
-def _video(path: Path, reading: Reading) -> Iterator[Frame]:
-    if reading.range is not None:
-        raise UsageError(
-            f"{path}: --range is for images of 16 or 32 bits, the frames of video files are read as 8 bits"
-        )
+def _video(path: Path, convert: Callable[[Image.Image], Any], rgb: bool) -> Iterator[Frame]:
+    """The frames of a video file; with `rgb` these are pictures, and without alpha need no conversion."""
     try:
         import av
     except ImportError as error:
@@ -188,11 +209,12 @@ def _video(path: Path, reading: Reading) -> Iterator[Frame]:
         n = 0
         try:
             for frame in container.decode(stream):
-                if any(component.is_alpha for component in frame.format.components):
-                    image = Image.fromarray(frame.to_ndarray(format="rgba"))
-                    yield Frame(frame.time, to_picture(image, reading.background, None))
-                else:
-                    yield Frame(frame.time, Picture(frame.to_ndarray(format="rgb24"), False, None))
+                alpha = any(component.is_alpha for component in frame.format.components)
+                pixels = frame.to_ndarray(format="rgba" if alpha else "rgb24")
+                image = Picture(pixels, False, None) if rgb and not alpha else convert(Image.fromarray(pixels))
+                if image is None:
+                    raise ReadError(no_alpha(str(path)))
+                yield Frame(frame.time, image)
                 n += 1
         except (av.FFmpegError, OSError) as error:
             yield Frame(None, f"{path} breaks off at frame {n}: {error}")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from ..images import Picture, image_size, open_image, read_image, resize_image
+from ..images import Picture, alpha_of, image_size, open_image, read_image, resize_image, to_picture
+from .fitting import ALPHA, Fit, check_sizes
 from .options import ReadError, Reading
 
 T = TypeVar("T")
+
+# Makes weights of pixels, uint8 [H, W], of an open image, or None without an alpha channel to give these.
+WeightsOf = Callable[[Image.Image], np.ndarray | None]
 
 # Decoded images are run once they hold this many pixels, 16 of 512 x 512, even where a batch could take more.
 _PIXELS_AT_ONCE = 1 << 22
@@ -37,20 +42,40 @@ class Images(Dataset[Any]):
         return image._replace(pixels=resize_image(image.pixels, *self.size))
 
 
-class Pairs(Dataset[Any]):
-    """Pairs of image files as pairs of pictures of one size; a string says why there is none."""
+class Pair(NamedTuple):
+    """Two images uint8 [H, W, 3] of one size, and the weights of their pixels, uint8 [H, W], where there is a mask."""
 
-    def __init__(self, paths: Sequence[tuple[Path, Path]], resize: bool, reading: Reading) -> None:
+    image0: np.ndarray
+    image1: np.ndarray
+    mask: np.ndarray | None = None
+
+
+class Pictures(NamedTuple):
+    """A pair as it was read: with what was lost of its images."""
+
+    image0: Picture
+    image1: Picture
+    mask: np.ndarray | None = None
+
+    def pair(self) -> Pair:
+        return Pair(self.image0.pixels, self.image1.pixels, self.mask)
+
+
+class Pairs(Dataset[Any]):
+    """Pairs of image files, each with its mask or None, as `Pictures`; a string says why there is none."""
+
+    def __init__(self, paths: Sequence[tuple[Path, Path, Path | None]], fit: Fit, reading: Reading) -> None:
         self.paths = paths
-        self.resize = resize
+        self.fit = fit
         self.reading = reading
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, i: int) -> tuple[Picture, Picture] | str:
+    def __getitem__(self, i: int) -> Pictures | str:
+        a, b, mask = self.paths[i]
         try:
-            return load_pair(*self.paths[i], self.resize, self.reading)
+            return load_pair(a, b, self.fit, self.reading, mask)
         except ReadError as error:
             return str(error)
 
@@ -60,40 +85,69 @@ def load(path: Path, reading: Reading) -> Picture:
     return read_image(path, reading.background, reading.value_range)
 
 
-def load_pair(a: Path, b: Path, resize: bool, reading: Reading) -> tuple[Picture, Picture]:
-    """Two images of one size.
+def load_pair(a: Path, b: Path, fit: Fit, reading: Reading, mask: Path | None = None) -> Pictures:
+    """Two images, and a mask where one is named, at one size.
 
     Raises:
-        ReadError: one cannot be read, or their sizes differ and `resize` is not set.
+        ReadError: one cannot be read, or they do not fit together as `make_pair` says.
     """
     try:
-        if not resize and _sides(a) != _sides(b):
+        if not fit.takes_all_sizes and _sides(a) != _sides(b):
             check_sizes(str(a), image_size(a), str(b), image_size(b))
-        image0, image1 = load(a, reading), load(b, reading)
+        image0, image1 = (str(a), load(a, reading)), (str(b), load(b, reading))
+        if mask is None:
+            return make_pair(fit, image0, image1)
+        path, weights_of = mask_source(a, mask)
+        with open_image(path) as image:
+            weights = weights_of(image)
     except OSError as error:
         raise ReadError(str(error)) from error
-    return image0, same_size(str(a), image0, str(b), image1, resize)
+    return make_pair(fit, image0, image1, (str(path), weights))
+
+
+def make_pair(
+    fit: Fit,
+    image0: tuple[str, Picture],
+    image1: tuple[str, Picture],
+    mask: tuple[str, np.ndarray | None] | None = None,
+) -> Pictures:
+    """Two images, and the mask if there is one, at one size; each comes with its name.
+
+    Raises:
+        ReadError: the mask is None, an alpha channel that is not there, or 0 everywhere; the sizes differ, or nothing
+            is left of them, as `Fit` says.
+    """
+    named = [(name, image.pixels) for name, image in (image0, image1)]
+    if mask is not None:
+        name, weights = mask
+        if weights is None:
+            raise ReadError(no_alpha(name))
+        named.append((name, weights))
+    pixels0, pixels1, *masks = fit(*named)
+    if masks and not masks[0].any():
+        raise ReadError(f"{name}: the mask is 0 in every pixel compared, so there is no mean")
+    return Pictures(image0[1]._replace(pixels=pixels0), image1[1]._replace(pixels=pixels1), *masks)
+
+
+def no_alpha(name: str) -> str:
+    """Why there is no mask."""
+    return f"{name} has no alpha channel, and --mask alpha takes that of A, the reference"
+
+
+def mask_source(a: Path, mask: Path) -> tuple[Path, WeightsOf]:
+    """Where the weights of A's pixels are, and what makes them of the image there."""
+    return (a, alpha_of) if mask == ALPHA else (mask, gray_of)
+
+
+def gray_of(image: Image.Image) -> np.ndarray:
+    """An open image as weights of pixels, uint8 [H, W]: its gray, 0 where it is transparent."""
+    return np.asarray(Image.fromarray(to_picture(image, "black", None).pixels).convert("L"))
 
 
 def _sides(path: Path) -> list[int]:
     """The sides of an image in order, for its EXIF orientation may swap them; its pixels are not decoded."""
     with open_image(path) as image:
         return sorted(image.size)
-
-
-def same_size(name0: str, image0: Picture, name1: str, image1: Picture, resize: bool) -> Picture:
-    """The second image at the size of the first."""
-    (height, width), (height1, width1) = image0.pixels.shape[:2], image1.pixels.shape[:2]
-    if not resize:
-        check_sizes(name0, (width, height), name1, (width1, height1))
-    return image1._replace(pixels=resize_image(image1.pixels, width, height))
-
-
-def check_sizes(name0: str, size0: tuple[int, int], name1: str, size1: tuple[int, int]) -> None:
-    """Raises a ReadError, unless two images are of one size (width, height)."""
-    if size0 != size1:
-        told0, told1 = (f"{width} x {height}" for width, height in (size0, size1))
-        raise ReadError(f"sizes differ: {name0} is {told0}, {name1} {told1} (--resize makes them equal)")
 
 
 def read_ahead(dataset: Dataset[T], workers: int) -> Iterator[T]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import options, output
+from .fitting import Fit, Mask
+from .folders import find_masks
 from .options import ReadError, Reading, Settings, UsageError
-from .pair import A, B, Resize
+from .pair import A, B
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,15 +44,17 @@ def map_(
     b: B,
     settings: Settings,
     reading: Reading,
+    fit: Fit,
     out: Output,
     layers: Layers = False,
     top: Top = None,
-    resize: Resize = False,
+    mask: Mask = None,
     json: output.Json = None,
 ) -> None:
     """A picture of where two images differ, beside them.
 
-    Its mean is (up to the enlarging of each layer's map) the distance of the pair.
+    Its mean is (up to the enlarging of each layer's map) the distance of the pair. With --mask the map is multiplied by
+    the mask, and its mean is the weighted one.
     """
     from ..pictures import Panel, arrange, colorize
     from .loading import load_pair
@@ -59,32 +64,41 @@ def map_(
     output.check_picture(out)
     if top is not None and not 0 < top < math.inf:
         raise UsageError(f"--max must be a distance above 0, got {top:g}")
+    [own_mask] = find_masks(mask, [Path(a.name)])
     model, notices = Model(settings), Notices(reading)
-    image0, image1 = notices.pair((a, b), load_pair(a, b, resize, reading))
-    if why := model.too_small(*image0.shape[:2]):
+    pair = notices.pair((a, b), load_pair(a, b, fit, reading, own_mask))
+    if why := model.too_small(*pair.image0.shape[:2]):
         raise ReadError(f"{a}: {why}")
-    total, parts = model.maps(image0, image1)
+    total, parts = model.maps(pair)
+    weights = total.size if pair.mask is None else pair.mask.sum() / 255
+
+    def mean(values: np.ndarray) -> float:
+        return float(values.sum() / weights)
 
     def panel(name: str, values: np.ndarray) -> Panel:
         largest = float(values.max()) if top is None else top
-        return Panel(colorize(values, largest), f"{name} {values.mean():.3f}, scale 0 to {largest:.3g}")
+        return Panel(colorize(values, largest), f"{name} {mean(values):.3f}, scale 0 to {largest:.3g}")
 
-    rows = [[Panel(image0, a.name), Panel(image1, b.name), panel("LPIPS", total)]]
+    rows = [[Panel(pair.image0, a.name), Panel(pair.image1, b.name), panel("LPIPS", total)]]
     if layers:
         rows.append([panel(f"layer {k}", part) for k, part in enumerate(parts, start=1)])
     output.save_picture(out, arrange(rows))
     if not output.to_stdout(json):
-        print(f"{total.mean():.3f} ({total.mean():.7g}), at most {total.max():.3f}: {out}")
+        print(f"{mean(total):.3f} ({mean(total):.7g}), at most {total.max():.3f}: {out}")
     output.write_json(
         json,
         {
-            "settings": output.describe(settings, reading),
+            "settings": {
+                **output.describe(settings, reading),
+                **asdict(fit),
+                "mask": None if mask is None else str(mask),
+            },
             "a": str(a),
             "b": str(b),
             "map": str(out),
-            "mean": float(total.mean()),
+            "mean": mean(total),
             "max": float(total.max()),
-            "layers": [{"mean": float(part.mean()), "max": float(part.max())} for part in parts],
+            "layers": [{"mean": mean(part), "max": float(part.max())} for part in parts],
         },
     )
     notices.tell()

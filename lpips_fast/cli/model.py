@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..lpips import LPIPS
 from ..pairwise import embed
 from . import shards
-from .loading import by_size
+from .loading import Pair, by_size
 from .options import ReadError, Settings, UsageError
 
 
@@ -59,12 +59,19 @@ class Model:
         # 2v - 255 is exact, so this rounds once, as `im2tensor` does.
         return stack.mul_(2).sub_(255).div_(255) if self.settings.normalize else stack.div_(255)
 
-    @torch.inference_mode()
-    def distances(self, images0: Sequence[np.ndarray], images1: Sequence[np.ndarray]) -> list[float]:
-        """The distance of each pair; all images are of one size."""
-        return self.lpips(self.tensor(images0), self.tensor(images1)).flatten().tolist()
+    def weight(self, masks: Sequence[np.ndarray | None]) -> Tensor | None:
+        """Masks uint8 [H, W], all or none of which are None, as weights of pixels in [0, 1], float32 [N, 1, H, W]."""
+        if masks[0] is None:
+            return None
+        return torch.from_numpy(np.stack(cast(Sequence[np.ndarray], masks))).to(self.device)[:, None].float().div_(255)
 
-    def outcomes(self, pairs: Iterable[tuple[int, tuple[np.ndarray, np.ndarray] | str]]) -> dict[int, float | str]:
+    @torch.inference_mode()
+    def distances(self, pairs: Sequence[Pair]) -> list[float]:
+        """The distance of each pair; all are of one size."""
+        images0, images1, masks = zip(*pairs, strict=True)
+        return self.lpips(self.tensor(images0), self.tensor(images1), weight=self.weight(masks)).flatten().tolist()
+
+    def outcomes(self, pairs: Iterable[tuple[int, Pair | str]]) -> dict[int, float | str]:
         """The distance of each numbered pair, or why there is none, as of one that could not be read (a string).
 
         Raises:
@@ -72,37 +79,43 @@ class Model:
         """
         outcomes: dict[int, float | str] = {}
 
-        def readable() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        def readable() -> Iterator[tuple[int, Pair, np.ndarray]]:
             for i, pair in pairs:
-                why = pair if isinstance(pair, str) else self.too_small(*pair[0].shape[:2])
-                if why is None:
-                    yield i, *pair
-                elif self.settings.strict:
-                    raise ReadError(why)
+                if isinstance(pair, str):
+                    why = pair
+                elif small := self.too_small(*pair.image0.shape[:2]):
+                    why = small
                 else:
-                    outcomes[i] = " ".join(why.split())
+                    yield i, pair, pair.image0
+                    continue
+                if self.settings.strict:
+                    raise ReadError(why)
+                outcomes[i] = " ".join(why.split())
 
         for batch in by_size(readable()):
-            indices, images0, images1 = zip(*batch, strict=True)
-            for i, value in zip(indices, self.distances(images0, images1), strict=True):
+            indices, of_one_size, _ = zip(*batch, strict=True)
+            for i, value in zip(indices, self.distances(of_one_size), strict=True):
                 outcomes[i] = value if math.isfinite(value) else "the distance is not finite"
         return outcomes
 
     @torch.inference_mode()
-    def layers(self, image0: np.ndarray, image1: np.ndarray) -> tuple[float, list[float]]:
-        """The distance of two images of one size, and each layer's part of it."""
-        value, parts = self.lpips(self.tensor([image0]), self.tensor([image1]), retPerLayer=True)
+    def layers(self, pair: Pair) -> tuple[float, list[float]]:
+        """The distance of a pair, and each layer's part of it."""
+        images = self.tensor([pair.image0]), self.tensor([pair.image1])
+        value, parts = self.lpips(*images, retPerLayer=True, weight=self.weight([pair.mask]))
         return value.item(), [part.item() for part in parts]
 
     @torch.inference_mode()
-    def maps(self, image0: np.ndarray, image1: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        """The map [H, W] of two images of one size, and each layer's part of it."""
+    def maps(self, pair: Pair) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The map [H, W] of a pair, and each layer's part of it, multiplied by the weights of pixels in its mask."""
         self.lpips.spatial = True
         try:
-            value, parts = self.lpips(self.tensor([image0]), self.tensor([image1]), retPerLayer=True)
+            value, parts = self.lpips(self.tensor([pair.image0]), self.tensor([pair.image1]), retPerLayer=True)
         finally:
             self.lpips.spatial = False
-        return value[0, 0].cpu().numpy(), [part[0, 0].cpu().numpy() for part in parts]
+        weight = self.weight([pair.mask])
+        total, *of_layers = ((found if weight is None else found * weight)[0, 0] for found in (value, *parts))
+        return total.cpu().numpy(), [part.cpu().numpy() for part in of_layers]
 
     def embed(self, images: Sequence[np.ndarray]) -> Tensor:
         """The embeddings [N, D] of images of one size."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..images import Picture
 from . import output, shards
+from .loading import Pair, Pictures
 from .options import Reading
 
 Name = Path | str
@@ -29,20 +30,18 @@ class Notices:
         self._note_values(name, image)
         return image.pixels
 
-    def pair(self, names: tuple[Name, Name], images: tuple[Picture, Picture]) -> tuple[np.ndarray, np.ndarray]:
-        """The pixels of two images that are compared with each other."""
-        for name, image in zip(names, images, strict=True):
-            if images[0].composited != images[1].composited:
+    def pair(self, names: tuple[Name, Name], read: Pictures) -> Pair:
+        """The pixels of two images that are compared with each other, and their mask."""
+        for name, image in zip(names, (read.image0, read.image1), strict=True):
+            if read.image0.composited != read.image1.composited:
                 self._note_transparency(name, image)
             self._note_values(name, image)
-        return images[0].pixels, images[1].pixels
+        return read.pair()
 
-    def pairs(
-        self, names: Iterable[tuple[Name, Name]], pairs: Iterable[tuple[Picture, Picture] | str]
-    ) -> Iterator[tuple[np.ndarray, np.ndarray] | str]:
+    def pairs(self, names: Iterable[tuple[Name, Name]], pairs: Iterable[Pictures | str]) -> Iterator[Pair | str]:
         """The pixels of pairs as they are read; strings, which say why there is none, as they are."""
-        for of_pair, images in zip(names, pairs, strict=True):
-            yield images if isinstance(images, str) else self.pair(of_pair, images)
+        for of_pair, read in zip(names, pairs, strict=True):
+            yield read if isinstance(read, str) else self.pair(of_pair, read)
 
     def tell(self) -> None:
         """Says what was found, by all processes of the group, which must all call this."""

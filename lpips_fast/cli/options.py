@@ -10,7 +10,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -187,7 +187,7 @@ def register(
     sharded: bool = False,
     without: tuple[str, ...] = (),
 ) -> None:
-    """Adds a command, whose function may take a `settings: Settings` and a `reading: Reading` beside its own arguments.
+    """Adds a command, whose function may take dataclasses such as `settings: Settings` beside its own arguments.
 
     On the command line the fields of these, but for those it goes `without`, are options then; exceptions become
     messages and an exit status. Only a `sharded` command can share its work among processes. The files of its output
@@ -195,7 +195,7 @@ def register(
     """
     own = inspect.signature(run)
     hints = typing.get_type_hints(run, include_extras=True)
-    groups = {name: kind for name, kind in (("settings", Settings), ("reading", Reading)) if name in own.parameters}
+    groups = {name: hints[name] for name in own.parameters if is_dataclass(hints[name])}
     parameters = [p.replace(annotation=hints[p.name]) for p in own.parameters.values() if p.name not in groups]
     shared = {name: _parameters(kind, without) for name, kind in groups.items()}
     outputs = {} if name in _WRITE_FOLDERS else _output_options(parameters)

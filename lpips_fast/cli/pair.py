@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from . import options, output
+from .fitting import Fit, Mask
+from .folders import find_masks
 from .options import ReadError, Reading, Settings
 
 A = Annotated[Path, typer.Argument(help="The reference image.", show_default=False)]
 B = Annotated[Path, typer.Argument(help="The image to compare with it.", show_default=False)]
-Resize = Annotated[bool, typer.Option("--resize", help="Resize B to the size of A (bicubic) where they differ.")]
 
 
 def pair(
@@ -20,7 +22,8 @@ def pair(
     b: B,
     settings: Settings,
     reading: Reading,
-    resize: Resize = False,
+    fit: Fit,
+    mask: Mask = None,
     json: output.Json = None,
     csv: output.Csv = None,
 ) -> None:
@@ -29,15 +32,17 @@ def pair(
     from .model import Model
     from .notices import Notices
 
+    [own_mask] = find_masks(mask, [Path(a.name)])
     model, notices = Model(settings), Notices(reading)
-    image0, image1 = notices.pair((a, b), load_pair(a, b, resize, reading))
-    if why := model.too_small(*image0.shape[:2]):
+    found = notices.pair((a, b), load_pair(a, b, fit, reading, own_mask))
+    if why := model.too_small(*found.image0.shape[:2]):
         raise ReadError(f"{a}: {why}")
-    value, layers = model.layers(image0, image1)
+    value, layers = model.layers(found)
     row = {"a": str(a), "b": str(b), "lpips": value, "layers": layers}
     if not output.to_stdout(json, csv):
         print(f"{value:.3f} ({value:.7g})")
-    output.write_json(json, {"settings": output.describe(settings, reading), **row})
+    described = {**output.describe(settings, reading), **asdict(fit), "mask": None if mask is None else str(mask)}
+    output.write_json(json, {"settings": described, **row})
     output.write_csv(csv, [row], ["a", "b", "lpips"])
     notices.tell()
 
@@ -50,5 +55,6 @@ def register(app: typer.Typer) -> None:
         [
             "lpips-fast pair reference.png distorted.png",
             "lpips-fast pair a.jpg b.webp --net vgg --resize --json -",
+            "lpips-fast pair ground_truth.png rendering.png --mask alpha",
         ],
     )

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,14 +14,14 @@ import typer
 
 from . import options, output
 from .dirs import Resume
+from .fitting import Fit
 from .journal import Journal, Row
 from .options import ReadError, Reading, Settings
 from .results import summarize
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from .frames import TimedPair
+    from .loading import Pair
     from .model import Model
 
 A = Annotated[
@@ -28,8 +29,12 @@ A = Annotated[
     typer.Argument(help="The reference: a video, an animated GIF or WebP, a folder of frames.", show_default=False),
 ]
 B = Annotated[Path, typer.Argument(help="The video to compare with it, likewise.", show_default=False)]
-Resize = Annotated[
-    bool, typer.Option("--resize", help="Resize B's frames to the size of A's (bicubic) where they differ.")
+Mask = Annotated[
+    Path | None,
+    typer.Option(
+        help="The weights of pixels in the mean, white 1, black 0: an image for all frames, a video or folder with a "
+        "mask a frame, or alpha, which is A's alpha channel.",
+    ),
 ]
 Plot = Annotated[
     Path | None,
@@ -42,7 +47,8 @@ def video(
     b: B,
     settings: Settings,
     reading: Reading,
-    resize: Resize = False,
+    fit: Fit,
+    mask: Mask = None,
     json: output.Json = None,
     csv: output.Csv = None,
     resume: Resume = False,
@@ -55,7 +61,13 @@ def video(
     from .plots import check_plot, save_curve
 
     check_plot(plot, "--plot")
-    described = {**output.describe(settings, reading), "a": str(a), "b": str(b), "resize": resize}
+    described = {
+        **output.describe(settings, reading),
+        "a": str(a),
+        "b": str(b),
+        **asdict(fit),
+        "mask": None if mask is None else str(mask),
+    }
     journal = Journal(json, csv, described, ["frame", "seconds", "lpips", "error"], resume, _from_file)
     rows = {row["frame"]: row for row in journal.rows}
     model, notices = Model(settings), Notices(reading)
@@ -65,7 +77,7 @@ def video(
             raise ReadError(message)
         output.warn(message)
 
-    pairs = frame_pairs(a, b, resize, uneven, reading, notices)
+    pairs = frame_pairs(a, b, fit, mask, uneven, reading, notices)
     journal.start()
     complete = False
     try:
@@ -109,7 +121,7 @@ def _compute(unit: range, frames: Iterator[TimedPair], model: Model, rows: dict[
     """Computes a unit of frames, read as the network takes them, unless each has its row; how many there were."""
     seconds = {}
 
-    def pairs() -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray] | str]]:
+    def pairs() -> Iterator[tuple[int, Pair | str]]:
         for n, (time, pair) in zip(unit, frames, strict=False):
             seconds[n] = time
             yield n, pair
@@ -139,5 +151,6 @@ def register(app: typer.Typer) -> None:
         [
             "lpips-fast video original.mp4 compressed.mp4 --csv frames.csv --plot frames.png",
             "lpips-fast video frames_a/ frames_b/ --net vgg --json frames.json",
+            "lpips-fast video original.mp4 compressed.mp4 --mask masks/ --crop-border 8",
         ],
     )

@@ -117,12 +117,23 @@ def fn(trunk_states):
 
 
 @pytest.fixture(scope="session")
-def distance(fn):
+def measure(fn):
+    """The distance of two images uint8 [H, W, 3], with a mask uint8 [H, W] or none, as the library gives it."""
+
+    def measure(a: np.ndarray, b: np.ndarray, mask: np.ndarray | None = None) -> float:
+        weight = None if mask is None else torch.from_numpy(mask / 255)[None, None]
+        with torch.no_grad():
+            return fn(lpips_fast.im2tensor(a), lpips_fast.im2tensor(b), weight=weight).item()
+
+    return measure
+
+
+@pytest.fixture(scope="session")
+def distance(measure):
     """The distance of two image files, as the library gives it."""
 
     def distance(a: Path, b: Path) -> float:
-        with torch.no_grad():
-            return fn(*(lpips_fast.im2tensor(lpips_fast.load_image(path)) for path in (a, b))).item()
+        return measure(lpips_fast.load_image(a), lpips_fast.load_image(b))
 
     return distance
 
@@ -132,3 +143,10 @@ def save_noise(path: Path, seed: int, width: int = 40, height: int = 32) -> None
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(path)
+
+
+def soft_disc(height: int, width: int) -> np.ndarray:
+    """A mask uint8 [H, W]: 255 within a circle left of the middle, 0 far from it."""
+    y, x = np.mgrid[:height, :width]
+    distance = np.hypot(y - height / 2, x - width / 3)
+    return np.clip(255 * (1.5 - 4 * distance / width), 0, 255).astype(np.uint8)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 import json
 import math
 import os
+import re
 import signal
 import statistics
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from .conftest import save_noise
+from lpips_fast import load_image
+
+from .conftest import save_noise, soft_disc
 
 
 @pytest.fixture
@@ -95,6 +102,105 @@ def test_mistakes(mistake, folders, trunk):
     save_noise(folders / "c" / "other.png", 0)
     assert "no image in a has a namesake in c" in mistake("dirs", "a", "c", *trunk)
     assert "--resume goes on with the results in a file" in mistake("dirs", "a", "b", "--resume", *trunk)
+
+
+def test_names_by_a_pattern(call, folders, trunk, distance):
+    for path in sorted((folders / "b").rglob("*.*")):
+        path.rename(path.with_name(f"{path.stem}_x4{path.suffix}"))
+    call("dirs", "a", "b", "--pattern", "{name}_x4", "--json", "out.json", *trunk, status=1)
+    document = json.loads((folders / "out.json").read_text())
+    assert document["settings"]["pattern"] == "{name}_x4"
+    rows = {row["name"]: row for row in document["results"]}
+    assert len(rows) == 21
+    assert (rows["sub/03.png"]["b"], rows["04.png"]["b"]) == ("b/sub/03_x4.png", "b/04_x4.bmp")
+    a, b = folders / "a" / "sub" / "03.png", folders / "b" / "sub" / "03_x4.png"
+    assert rows["sub/03.png"]["lpips"] == pytest.approx(distance(a, b), rel=1e-5)
+    assert document["unmatched"] == {"a": ["only_a.png"], "b": ["only_b_x4.png"]}
+    assert "--pattern must have {name} in it" in call("dirs", "a", "b", "--pattern", "_x4", *trunk, status=2)
+
+
+@pytest.fixture
+def masks(folders):
+    """A mask of each good pair but two: one has none, one is 0 everywhere."""
+    for side in "ab":
+        for bad in (folders / side).glob("x_*.png"):
+            bad.unlink()
+    paths = sorted((folders / "a").rglob("*.png"))
+    for path in paths:
+        mask = folders / "masks" / path.relative_to(folders / "a")
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        width, height = Image.open(path).size
+        Image.fromarray(soft_disc(height, width) * (path.name != "05.png")).save(mask.with_suffix(".bmp"))
+    (folders / "masks" / "02.bmp").unlink()
+    return folders
+
+
+def test_masks_by_name(run, masks, trunk, measure):
+    done = run("dirs", "a", "b", "--mask", "masks", "--json", "out.json", "--batch-size", 4, *trunk, status=1)
+    document = json.loads((masks / "out.json").read_text())
+    rows = {row["name"]: row for row in document["results"]}
+    assert document["settings"]["mask"] == "masks"
+    assert "02.png: no image file masks/02.png" in done.stderr
+    assert "no image file masks/02.png" in rows.pop("02.png")["error"]
+    assert rows.pop("sub/05.png")["error"].startswith("masks/sub/05.bmp: the mask is 0 in every pixel compared")
+    assert len(rows) == 16
+    for row in rows.values():
+        a, b = (load_image(masks / row[side]) for side in "ab")
+        assert row["lpips"] == pytest.approx(measure(a, b, soft_disc(*a.shape[:2])), rel=1e-5, abs=1e-7)
+    run("dirs", "a", "b", "--mask", "masks", "--json", "two.json", "--batch-size", 4, *trunk, processes=2, status=1)
+    by_two = {row["name"]: row["lpips"] for row in json.loads((masks / "two.json").read_text())["results"]}
+    assert [by_two[name] for name in rows] == [pytest.approx(row["lpips"], rel=1e-5) for row in rows.values()]
+
+
+def test_a_run_with_another_mask_or_border_is_not_resumed(call, masks, trunk):
+    arguments = ("dirs", "a", "b", "--json", "out.json", *trunk)
+    call(*arguments, "--crop-border", 2)
+    for options, told in (
+        (("--crop-border", 3), "crop_border was 2, is 3"),
+        (("--crop-border", 2, "--mask", "masks"), "mask was None, is 'masks'"),
+        (("--crop-border", 2, "--crop"), "crop was False, is True"),
+    ):
+        assert told in call(*arguments, *options, "--resume", status=2)
+    call(*arguments, "--crop-border", 2, "--resume")
+
+
+def test_one_mask_for_all_and_alpha(call, tmp_path, trunk, measure):
+    mask = soft_disc(32, 40)
+    for i in range(2):
+        for side, seed in (("a", i), ("b", 100 + i)):
+            save_noise(tmp_path / side / f"{i}.png", seed)
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+
+    def results(option, status=0):
+        call("dirs", "a", "b", "--mask", option, "--json", "out.json", *trunk, status=status)
+        return json.loads((tmp_path / "out.json").read_text())["results"]
+
+    def expected(i):
+        return pytest.approx(measure(*(load_image(tmp_path / side / f"{i}.png") for side in "ab"), mask), rel=1e-5)
+
+    assert [row["lpips"] for row in results("mask.png")] == [expected(0), expected(1)]
+    image = Image.open(tmp_path / "a" / "1.png")
+    image.putalpha(Image.fromarray(mask))
+    image.save(tmp_path / "a" / "1.png")
+    first, second = results("alpha", status=1)
+    assert first["error"].startswith("a/0.png has no alpha channel, and --mask alpha takes that of A")
+    assert second["lpips"] == expected(1)
+
+
+def test_report_shows_what_is_compared(call, tmp_path, trunk):
+    for side, seed in (("a", 0), ("b", 1)):
+        save_noise(tmp_path / side / "x.png", seed, 120, 80)
+    mask = np.zeros((80, 120), np.uint8)
+    mask[:, 60:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    call("dirs", "a", "b", "--crop-border", 10, "--mask", "mask.png", "--report", "report.html", *trunk)
+    page = (tmp_path / "report.html").read_text()
+    pictures = [Image.open(io.BytesIO(base64.b64decode(p))) for p in re.findall('data:image/png;base64,([^"]+)', page)]
+    assert [picture.size for picture in pictures] == [(100, 60)] * 3
+    image, _, shown = (np.array(picture) for picture in pictures)
+    assert (image == load_image(tmp_path / "a" / "x.png")[10:70, 10:110]).all()
+    assert (shown[:, :50] == shown[0, 0]).all(), "the map is black where nothing counts"
+    assert shown[:, 50:].mean() > 5 * shown[:, :50].mean()
 
 
 @pytest.fixture

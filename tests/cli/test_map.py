@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from lpips_fast import load_image
 from lpips_fast.pictures import one_line
 
 from .conftest import save_noise
@@ -51,3 +53,21 @@ def test_max_is_the_scale(call, trunk, tmp_path):
         call("map", "a.png", "b.png", "-o", "map.png", *options, *trunk)
         shown.append(np.array(Image.open(tmp_path / "map.png"))[-64:, 2 * 248 + 8 : 3 * 248].mean())
     assert shown[2] < shown[0] < shown[1]
+
+
+def test_a_mask_weights_the_map_and_its_mean(call, measure, trunk, tmp_path):
+    for i, name in enumerate(("a.png", "b.png")):
+        save_noise(tmp_path / name, i, width=300, height=64)
+    mask = np.zeros((64, 300), np.uint8)
+    mask[:, 160:], mask[:, 220:] = 255, 102
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    call("map", "a.png", "b.png", "-o", "map.png", "--mask", "mask.png", "--layers", "--json", "map.json", *trunk)
+    found = json.loads((tmp_path / "map.json").read_text())
+    assert found["settings"]["mask"] == "mask.png"
+    expected = measure(load_image(tmp_path / "a.png"), load_image(tmp_path / "b.png"), mask)
+    assert found["mean"] == pytest.approx(expected, rel=0.05)
+    assert sum(layer["mean"] for layer in found["layers"]) == pytest.approx(found["mean"], rel=1e-5)
+    rows = np.array(Image.open(tmp_path / "map.png"))[:, 2 * 308 + 8 : 3 * 308]
+    top = np.flatnonzero((rows[:, 160:].std(axis=(1, 2)) > 5) & (rows[:, :160] == rows[:, :1]).all(axis=(1, 2)))
+    shown = rows[top[0] : top[0] + 64].astype(float)
+    assert shown[:, :160].max() <= shown[:, 220:].mean() / 4, "the map is black where nothing counts"

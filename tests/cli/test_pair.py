@@ -8,12 +8,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 import lpips_fast
 from lpips_fast.cli import loading
+from lpips_fast.images import resize_image
 
-from .conftest import save_noise
+from .conftest import save_noise, soft_disc
 
 
 @pytest.mark.parametrize("net, name, printed", [("alex", "ex_p0", "0.722"), ("squeeze", "ex_p1", "0.148")])
@@ -99,3 +100,100 @@ def test_map(run, trunk, distance, tmp_path):
     )
     shown = picture[top : top + 64, 2 * 308 + 8 : 3 * 308]
     assert shown[:, :100].sum() < 0.5 * shown[:, 200:].sum(), "the map is dark where the images are alike"
+
+
+@pytest.fixture
+def masked(call, trunk, tmp_path):
+    """Two images of 40 x 32, and what `pair` says of them with a mask."""
+    save_noise(tmp_path / "a.png", 0)
+    save_noise(tmp_path / "b.png", 1)
+
+    def masked(mask, *options) -> float:
+        call("pair", "a.png", "b.png", "--mask", mask, *options, "--json", "out.json", *trunk)
+        found = json.loads((tmp_path / "out.json").read_text())
+        assert found["settings"]["mask"] == str(mask)
+        assert sum(found["layers"]) == pytest.approx(found["lpips"], rel=1e-5)
+        return found["lpips"]
+
+    return masked
+
+
+def load(path) -> np.ndarray:
+    return lpips_fast.load_image(path)
+
+
+def test_mask_weights_the_mean(masked, measure, tmp_path):
+    mask = soft_disc(32, 40)
+    Image.fromarray(mask).save(tmp_path / "masks.png")
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(mask).convert("RGB").save(tmp_path / "masks" / "a.bmp")
+    a, b = load(tmp_path / "a.png"), load(tmp_path / "b.png")
+    expected = measure(a, b, mask)
+    assert expected != pytest.approx(measure(a, b), rel=1e-3)
+    assert masked("masks.png") == pytest.approx(expected, rel=1e-5)
+    assert masked("masks") == pytest.approx(expected, rel=1e-5)
+    Image.fromarray(np.full((32, 40), 255, np.uint8)).save(tmp_path / "white.png")
+    assert masked("white.png") == pytest.approx(measure(a, b), rel=1e-5)
+
+
+@pytest.mark.parametrize("options", [("--crop", "--crop-border", 2), ("--resize", "--crop-border", 2)])
+def test_mask_is_fitted_as_the_images_are(masked, measure, tmp_path, options):
+    save_noise(tmp_path / "b.png", 1, 36, 37)
+    large = soft_disc(48, 44)
+    Image.fromarray(large).save(tmp_path / "mask.png")
+    a, b = load(tmp_path / "a.png"), load(tmp_path / "b.png")
+    if "--crop" in options:
+        images = [image[2:30, 2:34] for image in (a, b, large)]
+    else:
+        images = [image[2:30, 2:38] for image in (a, *(resize_image(image, 40, 32) for image in (b, large)))]
+    assert masked("mask.png", *options) == pytest.approx(measure(*images), rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16"])
+def test_alpha_is_that_of_the_reference(masked, measure, tmp_path, mode):
+    alpha = soft_disc(32, 40)
+    opaque = Image.open(tmp_path / "a.png")
+    opaque.putalpha(Image.fromarray(alpha))
+    if mode in ("P", "I;16"):
+        alpha = np.where(np.arange(40) < 20, 0, 255).astype(np.uint8) * np.ones((32, 1), np.uint8)
+        values = alpha if mode == "P" else alpha.astype(np.uint16) + 0x1234
+        Image.fromarray(values).convert(mode).save(tmp_path / "a.png", transparency=int(values.min()))
+    else:
+        opaque.convert(mode).save(tmp_path / "a.png")
+    expected = measure(load(tmp_path / "a.png"), load(tmp_path / "b.png"), alpha)
+    assert masked("alpha") == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_mask_is_turned_as_it_is_viewed_and_is_0_where_transparent(masked, measure, tmp_path):
+    mask = soft_disc(32, 40)
+    mask[:8] = 0
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    Image.fromarray(np.ascontiguousarray(np.rot90(mask))).save(tmp_path / "turned.png", exif=turned)
+    white = Image.new("L", (40, 32), "white")
+    white.putalpha(Image.fromarray(mask))
+    white.save(tmp_path / "clear.png")
+    expected = measure(load(tmp_path / "a.png"), load(tmp_path / "b.png"), mask)
+    assert masked("turned.png") == pytest.approx(expected, rel=1e-5)
+    assert masked("clear.png") == pytest.approx(expected, rel=1e-5)
+    both = np.rot90(np.dstack([load(tmp_path / "a.png"), mask]))
+    Image.fromarray(np.ascontiguousarray(both)).save(tmp_path / "a.png", exif=turned)
+    expected = measure(load(tmp_path / "a.png"), load(tmp_path / "b.png"), mask)
+    assert masked("alpha") == pytest.approx(expected, rel=1e-5)
+
+
+def test_masks_that_are_none(mistake, trunk, tmp_path):
+    save_noise(tmp_path / "a.png", 0)
+    pair = ("pair", "a.png", "a.png", *trunk, "--mask")
+    told = mistake(*pair, "alpha", status=1)
+    assert "a.png has no alpha channel, and --mask alpha takes that of A, the reference" in told
+    assert "--mask: no image file nowhere.png" in mistake(*pair, "nowhere.png", status=1)
+    save_noise(tmp_path / "wide.png", 1, width=50)
+    assert "a.png is 40 x 32, wide.png 50 x 32" in mistake(*pair, "wide.png", status=1)
+    border = np.full((32, 40), 255, np.uint8)
+    border[2:-2, 2:-2] = 0
+    Image.fromarray(border).save(tmp_path / "border.png")
+    told = mistake(*pair, "border.png", "--crop-border", 2, status=1)
+    assert "border.png: the mask is 0 in every pixel compared, so there is no mean" in told
+    (tmp_path / "empty").mkdir()
+    assert "empty has no images" in mistake(*pair, "empty")

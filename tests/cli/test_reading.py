@@ -68,6 +68,15 @@ def test_pair(call, views, trunk):
     assert "transparent" not in call("pair", "opaque.png", "rendered/00.png", *trunk), "its alpha is 255 everywhere"
 
 
+def test_masks_leave_the_background_in_sight(call, views, trunk):
+    """The network sees the surroundings, too, so that what they show makes a difference, and is told."""
+    pair = ("pair", "truth/00.png", "rendered/00.png", "--mask", "alpha", "--json", "out.json", *trunk)
+    assert "transparent pixels show white" in call(*pair)
+    assert result(views / "out.json")["lpips"] > 0.01
+    call(*pair, "--background", "black")
+    assert result(views / "out.json")["lpips"] == 0
+
+
 def test_colors_as_stored(call, views, trunk):
     call("pair", "truth/00.png", "stored/00.png", "--background", "drop", "--json", "out.json", *trunk)
     assert result(views / "out.json")["lpips"] == 0

@@ -13,7 +13,7 @@ from PIL import Image
 
 from lpips_fast.cli import video
 
-from .conftest import save_noise
+from .conftest import save_noise, soft_disc
 
 
 def frames(n: int, noise: float) -> list[Image.Image]:
@@ -83,6 +83,114 @@ def test_video_files(call, trunk, tmp_path):
     (tmp_path / "out.csv").write_text("".join((tmp_path / "out.csv").read_text().splitlines(keepends=True)[:5]))
     call("video", "a.mp4", "b.mp4", "--csv", "out.csv", "--batch-size", 8, "--resume", *trunk)
     assert list(csv.DictReader((tmp_path / "out.csv").open())) == rows
+
+
+def masks(n: int) -> list[np.ndarray]:
+    """Discs that move."""
+    return [np.roll(soft_disc(48, 64), 3 * i, axis=1) for i in range(n)]
+
+
+@pytest.fixture
+def masked(call, trunk, tmp_path):
+    """Folders of 5 frames, and what `video` says of them with a mask."""
+    save_frames(tmp_path / "a", frames(5, 0))
+    save_frames(tmp_path / "b", frames(5, 5))
+
+    def masked(mask, *options, a="a", status=0):
+        said = call("video", a, "b", "--mask", mask, *options, "--json", "out.json", *trunk, status=status)
+        document = json.loads((tmp_path / "out.json").read_text())
+        assert document["settings"]["mask"] == str(mask)
+        return document["results"], said
+
+    return masked
+
+
+@pytest.fixture
+def expected(measure, tmp_path):
+    """The distances of these frames; where A is transparent, it shows white."""
+
+    def expected(weights, a=None):
+        over_white = [Image.alpha_composite(Image.new("RGBA", i.size, "white"), i) for i in a or []]
+        triples = zip([i.convert("RGB") for i in over_white] or frames(5, 0), frames(5, 5), weights, strict=False)
+        return [pytest.approx(measure(np.array(a), np.array(b), mask), rel=1e-4) for a, b, mask in triples]
+
+    return expected
+
+
+def test_masks_frame_by_frame(masked, expected, tmp_path):
+    save_frames(tmp_path / "masks", map(Image.fromarray, masks(5)))
+    rows, said = masked("masks", "--batch-size", 2)
+    assert [row["lpips"] for row in rows] == expected(masks(5))
+    Image.fromarray(np.zeros_like(masks(1)[0])).save(tmp_path / "masks" / "f2.png")
+    (tmp_path / "masks" / "f3.png").write_bytes(b"broken")
+    (tmp_path / "masks" / "f4.png").unlink()
+    rows, said = masked("masks", status=1)
+    assert "masks ends after 4 frames, a goes on" in said
+    assert rows[2]["error"].startswith("masks frame 2: the mask is 0 in every pixel compared")
+    assert "f3.png cannot be read" in rows[3]["error"]
+    assert [row["lpips"] for row in rows[:2]] == expected(masks(2))
+
+
+def test_one_mask_for_all_frames(masked, expected, tmp_path):
+    Image.fromarray(masks(1)[0]).save(tmp_path / "mask.png")
+    rows, said = masked("mask.png")
+    assert [row["lpips"] for row in rows] == expected(5 * masks(1))
+    assert "goes on" not in said
+
+
+def clear_frames() -> list[Image.Image]:
+    """The frames of A, of which only the discs can be seen."""
+    clear = frames(5, 0)
+    for image, mask in zip(clear, masks(5), strict=True):
+        image.putalpha(Image.fromarray(mask))
+    return clear
+
+
+def test_alpha_of_the_frames(masked, expected, tmp_path):
+    clear = clear_frames()
+    save_frames(tmp_path / "clear", clear)
+    clear[0].save(tmp_path / "clear.webp", save_all=True, append_images=clear[1:], lossless=True, exact=True)
+    for a in ("clear", "clear.webp"):
+        assert [row["lpips"] for row in masked("alpha", a=a)[0]] == expected(masks(5), clear)
+    rows, _ = masked("alpha", status=1)
+    assert rows[4]["error"].startswith("a frame 4 has no alpha channel, and --mask alpha takes that of A")
+
+
+def save_video(path, form, arrays):
+    av = pytest.importorskip("av", reason="video files need PyAV")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, form
+        for array in arrays:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format=form)))
+        container.mux(stream.encode())
+
+
+def test_videos_of_masks(masked, expected, tmp_path):
+    save_video(tmp_path / "masks.mkv", "gray", masks(5))
+    rows, _ = masked("masks.mkv")
+    assert [row["lpips"] for row in rows] == expected(masks(5))
+    save_video(tmp_path / "clear.mkv", "bgra", [np.array(image)[:, :, [2, 1, 0, 3]] for image in clear_frames()])
+    rows, _ = masked("alpha", a="clear.mkv")
+    assert [row["lpips"] for row in rows] == expected(masks(5), clear_frames())
+
+
+def test_a_range_is_not_for_the_masks(call, trunk, tmp_path):
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        for i in range(5):
+            values = np.random.default_rng(i).integers(0, 4096, (48, 64)).astype(np.uint16)
+            Image.fromarray(values).save(tmp_path / folder / f"{i}.png")
+    save_video(tmp_path / "masks.mkv", "gray", masks(5))
+    call("video", "a", "b", "--range", "0:4095", "--mask", "masks.mkv", "--json", "out.json", *trunk)
+    assert json.loads((tmp_path / "out.json").read_text())["summary"]["max"] == 0
+
+
+def test_a_video_without_alpha_has_no_mask_of_it(call, trunk, tmp_path):
+    save_video(tmp_path / "a.mkv", "gray", masks(5))
+    told = call("video", "a.mkv", "a.mkv", "--mask", "alpha", "--json", "out.json", *trunk, status=1)
+    assert told.endswith("a.mkv has no alpha channel, and --mask alpha takes that of A, the reference"), "once"
+    assert not (tmp_path / "out.json").exists()
 
 
 @pytest.mark.parametrize("side, most", [(2048, 3), (8, 2 * 8 + 2)])

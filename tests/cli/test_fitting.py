@@ -1,0 +1,93 @@
+"""How images come to one size: `--resize`, `--crop`, `--crop-border`."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import lpips_fast
+from lpips_fast.cli.fitting import Fit
+from lpips_fast.cli.options import ReadError, UsageError
+from lpips_fast.images import resize_image
+
+from .conftest import save_noise
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A and B of two sizes, as files and as arrays."""
+    save_noise(tmp_path / "a" / "x.png", 0, 60, 50)
+    save_noise(tmp_path / "b" / "x.png", 1, 56, 53)
+    return [lpips_fast.load_image(tmp_path / side / "x.png") for side in "ab"]
+
+
+@pytest.mark.parametrize(
+    "options, fitted",
+    [
+        (("--resize",), lambda a, b: (a, resize_image(b, 60, 50))),
+        (("--crop",), lambda a, b: (a[:50, :56], b[:50, :56])),
+        (("--crop", "--crop-border", 3), lambda a, b: (a[3:47, 3:53], b[3:47, 3:53])),
+        (("--resize", "--crop-border", 3), lambda a, b: (a[3:47, 3:57], resize_image(b, 60, 50)[3:47, 3:57])),
+    ],
+    ids=lambda case: " ".join(map(str, case)) if isinstance(case, tuple) else "",
+)
+def test_every_command_fits_alike(call, measure, images, trunk, tmp_path, options, fitted):
+    value = measure(*fitted(*images))
+    said = {"resize": "--resize" in options, "crop": "--crop" in options, "crop_border": 3 if 3 in options else 0}
+
+    def document(*arguments):
+        call(*arguments, *options, "--json", "out.json", *trunk)
+        found = json.loads((tmp_path / "out.json").read_text())
+        assert {key: found["settings"][key] for key in said} == said
+        return found
+
+    assert document("pair", "a/x.png", "b/x.png")["lpips"] == pytest.approx(value, rel=1e-5)
+    for command in ("dirs", "video"):
+        [row] = document(command, "a", "b")["results"]
+        assert row["lpips"] == pytest.approx(value, rel=1e-5)
+    found = document("map", "a/x.png", "b/x.png", "-o", "map.png")
+    assert found["mean"] == pytest.approx(value, rel=0.05)
+
+
+def test_sizes_of_images_and_a_mask():
+    a, b, mask = np.zeros((50, 60, 3), np.uint8), np.zeros((53, 56, 3), np.uint8), np.zeros((52, 58), np.uint8)
+    named = (("a", a), ("b", b), ("mask", mask))
+    assert [image.shape[:2] for image in Fit(crop=True)(*named)] == [(50, 56)] * 3
+    assert [image.shape[:2] for image in Fit(resize=True, crop_border=2)(*named)] == [(46, 56)] * 3
+    with pytest.raises(ReadError, match=r"sizes differ: a is 60 x 50, b 56 x 53 \(--resize or --crop makes them equal"):
+        Fit()(*named)
+    with pytest.raises(ReadError, match="sizes differ: a is 60 x 50, mask 58 x 52"):
+        Fit()(("a", a), ("b", a), ("mask", mask))
+
+
+@pytest.mark.parametrize("border, left", [(24, 2), (25, 0), (10**30, 0)])
+def test_a_border_that_is_all_there_is(border, left):
+    image = np.zeros((50, 60, 3), np.uint8)
+    fit = Fit(crop_border=border)
+    if left:
+        assert fit(("a", image))[0].shape == (left, left + 10, 3)
+    else:
+        with pytest.raises(ReadError, match=f"--crop-border {border} leaves nothing of a, 60 x 50 pixels"):
+            fit(("a", image))
+
+
+def test_mistakes(mistake, images, trunk, tmp_path):
+    with pytest.raises(UsageError, match="--resize and --crop"):
+        Fit(resize=True, crop=True)
+    for arguments in (
+        ("pair", "a/x.png", "b/x.png"),
+        ("map", "a/x.png", "b/x.png", "-o", "o.png"),
+        ("dirs", "a", "b"),
+        ("video", "a", "b"),
+    ):
+        told = mistake(*arguments, "--resize", "--crop", "--trunk-weights", "nowhere.pth")
+        assert "--resize and --crop are two ways to one size" in told
+        assert "--crop-border" in mistake(*arguments, "--crop-border", -1)
+    told = mistake("pair", "a/x.png", "a/x.png", "--crop-border", 25, *trunk, status=1)
+    assert "--crop-border 25 leaves nothing of a/x.png, 60 x 50 pixels" in told
+    told = mistake("dirs", "a", "a", "--crop-border", 25, *trunk, status=1)
+    assert "x.png: --crop-border 25 leaves nothing of a/x.png" in told
+    told = mistake("video", "a", "a", "--crop-border", 25, *trunk, status=1)
+    assert "frame 0: --crop-border 25 leaves nothing of a frame 0, 60 x 50 pixels" in told

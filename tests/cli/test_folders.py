@@ -1,0 +1,72 @@
+"""Which image of one folder belongs to which of another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lpips_fast.cli.fitting import ALPHA
+from lpips_fast.cli.folders import find_masks, match
+from lpips_fast.cli.options import ReadError, UsageError
+
+from .conftest import save_noise
+
+
+def matched(a: list[str], b: list[str], pattern: str = "{name}"):
+    found = match([Path(p) for p in a], [Path(p) for p in b], pattern)
+    pairs = {name: path.as_posix() for name, _, path in found.pairs}
+    return pairs, [p.as_posix() for p in found.only_a], [p.as_posix() for p in found.only_b]
+
+
+@pytest.mark.parametrize(
+    "pattern, b",
+    [
+        ("{name}", "sub/01.v1.png"),
+        ("{name}_x4", "sub/01.v1_x4.png"),
+        ("sr_{name}", "sub/sr_01.v1.png"),
+        ("{name}.sr", "sub/01.v1.sr.png"),
+        ("{name}/{name}", "sub/01.v1/01.v1.png"),
+        ("{name}_x4", "sub/01.v1_x4.jpg"),
+    ],
+)
+def test_pattern(pattern, b):
+    assert matched(["sub/01.v1.png"], ["other.png", b], pattern) == ({"sub/01.v1.png": b}, [], ["other.png"])
+
+
+def test_the_suffix_of_a_file_decides_and_what_is_ambiguous_is_left():
+    a = ["1.jpg", "1.png", "2.bmp", "3.bmp", "4.bmp", "4.jpg", "5.bmp"]
+    b = ["1_x4.png", "2_x4.png", "3_x4.jpg", "3_x4.png", "4_x4.png", "5.bmp"]
+    pairs, only_a, only_b = matched(a, b, "{name}_x4")
+    assert pairs == {"1.png": "1_x4.png", "2.bmp": "2_x4.png"}
+    assert only_a == ["1.jpg", "3.bmp", "4.bmp", "4.jpg", "5.bmp"]
+    assert only_b == ["3_x4.jpg", "3_x4.png", "4_x4.png", "5.bmp"]
+
+
+def test_names_that_have_the_pattern_already():
+    pairs, only_a, only_b = matched(["1.png", "1_x4.png"], ["1.png", "1_x4.png"], "{name}_x4")
+    assert (pairs, only_a, only_b) == ({"1.png": "1_x4.png"}, ["1_x4.png"], ["1.png"])
+
+
+@pytest.mark.parametrize("pattern", ["", "_x4", "{}_x4", "{Name}", "name"])
+def test_pattern_without_name(pattern):
+    with pytest.raises(UsageError, match=r"--pattern must have \{name\} in it, for A's name without suffix, got "):
+        matched(["1.png"], ["1.png"], pattern)
+
+
+def test_masks(tmp_path):
+    for name in ("1.png", "sub/2.bmp", "more.png"):
+        save_noise(tmp_path / "masks" / name, 0)
+    masks = tmp_path / "masks"
+    names = [Path("1.png"), Path("sub/2.png"), Path("3.png")]
+    assert find_masks(None, names) == [None] * 3
+    assert find_masks(ALPHA, names) == [ALPHA] * 3
+    assert find_masks(masks / "1.png", names) == [masks / "1.png"] * 3
+    assert find_masks(masks, names) == [masks / "1.png", masks / "sub" / "2.bmp", masks / "3.png"]
+    with pytest.raises(UsageError, match=r"masks has no mask named as an image in A, e\.g\. 3\.png"):
+        find_masks(masks, names[2:])
+    with pytest.raises(ReadError, match=r"--mask: no image file .*nowhere"):
+        find_masks(tmp_path / "nowhere", names)
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(ReadError, match=r"--mask: .*text\.png cannot be read"):
+        find_masks(tmp_path / "text.png", names)
