@@ -19,6 +19,8 @@ from .options import ReadError, Settings, UsageError
 from .results import Results, summarize
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .model import Model
 
 Folder = Annotated[Path, typer.Argument(show_default=False, help="A folder of images, at any depth.")]
@@ -42,7 +44,6 @@ Report = Annotated[
 ]
 
 _SHOWN = 20
-_SHOWN_MAPS = 8
 
 
 def dirs(
@@ -145,25 +146,26 @@ def _print(results: Results, summary: dict[str, Any]) -> None:
 def _write_report(
     path: Path, results: Results, model: Model, resize: bool, settings: dict[str, Any], summary: dict[str, Any]
 ) -> None:
-    from ..report import Worst, report_page
+    from ..report import Pair, choose_examples, report_page
     from .loading import load_pair
 
-    worst = []
-    for i in results.worst(_SHOWN_MAPS):
-        name, a, b = results.pairs[i]
-        images = load_pair(Path(a), Path(b), resize)
-        worst.append(Worst(name, results.values[i], *images, model.maps(*images)[0]))
+    def load(pair: Pair) -> tuple[np.ndarray, np.ndarray] | None:
+        try:
+            return load_pair(Path(pair.a), Path(pair.b), resize)
+        except ReadError as error:  # the file is no longer as it was when its distance was computed
+            output.warn(f"{pair.name} is not shown in {path}: {error}")
+            return None
+
+    pairs = [Pair(*pair) for pair in results.pairs]
+    distances = [(pair, value) for pair, value in zip(pairs, results.values, strict=True) if not math.isnan(value)]
     page = report_page(
-        f"LPIPS of {settings['a']} and {settings['b']}",
+        (settings["a"], settings["b"]),
         settings,
         summary,
-        [
-            (name, value)
-            for (name, _, _), value in zip(results.pairs, results.values, strict=True)
-            if not math.isnan(value)
-        ],
-        [(results.pairs[i][0], why) for i, why in sorted(results.errors.items())],
-        worst,
+        distances,
+        [(pairs[i], why) for i, why in sorted(results.errors.items())],
+        choose_examples(distances, load, lambda image0, image1: model.maps(image0, image1)[0]),
+        None if path == output.STDOUT else path.parent,
     )
     output.write_text(path, page)
 
