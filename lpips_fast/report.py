@@ -158,7 +158,7 @@ def _distinct(
 
 
 def _nearly_equal(x: np.ndarray, y: np.ndarray) -> bool:
-    # Relative to the variance, so that dim or flat pictures are told apart as well as others.
+    # The limit is relative to the variance: dim or flat pictures differ by few levels of gray.
     return bool(np.mean((x - y) ** 2) <= _NEARLY_EQUAL * (x.var() + y.var()) / 2)
 
 
@@ -200,15 +200,14 @@ def _links(pair: Pair, place: Path | None) -> str:
 
 
 def _url(file: str, place: Path | None) -> str:
-    """The URL of a file, relative to the folder `place` where one leads to the other.
+    """The URL of a file, relative to the folder `place` if both are on one drive.
 
-    Its path is percent-encoded, colons and quotes too: whatever the file's name, it is no other scheme and ends no
-    attribute.
+    The path is percent-encoded, colons and quotes too, so that no file name gives another scheme or ends an attribute.
     """
     if place is not None:
         try:
             return quote(os.fsencode(Path(os.path.relpath(file, place)).as_posix()))
-        except ValueError:  # the file is on another drive
+        except ValueError:  # on another drive
             pass
     return Path(file).absolute().as_uri()
 
@@ -227,7 +226,7 @@ def _figure(example: Example, top: float, place: Path | None) -> str:
 
 
 def _differing(a: str, b: str) -> tuple[str, str]:
-    """Both paths without the parts that they begin and end with alike; of each at least one part stays."""
+    """Both paths without their common first and last parts. Each keeps at least one part."""
     parts_a, parts_b = Path(a).parts, Path(b).parts
     for end in (0, -1):
         while min(len(parts_a), len(parts_b)) > 1 and parts_a[end] == parts_b[end]:
@@ -236,7 +235,7 @@ def _differing(a: str, b: str) -> tuple[str, str]:
 
 
 def _picture(label: str, image: np.ndarray) -> str:
-    """An image of at most a picture's size; a small one is enlarged, pixel by pixel."""
+    """An image of at most a picture's size. A small one is enlarged, pixel by pixel."""
     factor = max(1, _LARGEST_SIDE // max(image.shape[:2]))
     file = io.BytesIO()
     Image.fromarray(image.repeat(factor, axis=0).repeat(factor, axis=1)).save(file, "PNG")
@@ -283,7 +282,7 @@ def _bins(values: np.ndarray) -> tuple[float, int, np.ndarray]:
     """Bins of round width from about the smallest value to about the largest.
 
     Returns:
-        the width, the number of the first bin, which begins at that many widths, and the count of each bin.
+        the width, the number of the first bin, and the count of each bin. Bin i begins at i times the width.
     """
     low, high = float(values.min()), float(values.max())
     wanted = min(_BINS, 2 * math.ceil(math.sqrt(len(values))))
@@ -317,7 +316,8 @@ _HEAD = (
     '<th class="files">files</th><th data-order="name">image</th>'
 )
 
-# The table comes in order of falling distance. Rows are moved and hidden all at once: the browser lays them out once.
+# The rows come in order of falling distance, so their places hold an order that six decimals would lose.
+# A fragment collects sorted rows for the browser to lay them out once.
 _SCRIPT = """
 "use strict";
 const table = document.getElementById("distances");
@@ -341,6 +341,7 @@ for (const heading of headings) {
     body.append(sorted);
   });
 }
+
 const filter = document.getElementById("filter");
 const input = filter.querySelector("input");
 input.addEventListener("input", () => {
@@ -372,7 +373,7 @@ svg .axis { fill: var(--muted); }
 svg line { stroke: var(--line); }
 svg rect { fill: var(--accent); }
 table { border-collapse: collapse; max-width: 100%; }
-th, td { border-bottom: 1px solid var(--line); padding: .2rem 1.2rem .2rem 0; text-align: left; }
+th, td { border-bottom: 1px solid var(--line); padding: .2rem 1.2rem .2rem 0; text-align: left; vertical-align: top; }
 td { overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 th { color: var(--muted); font-weight: 500; }
 .scale { color: var(--muted); }
