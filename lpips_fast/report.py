@@ -21,7 +21,7 @@ from .pictures import colorize, one_line
 
 _BINS = 30  # of the histogram, at most
 _BINS_SHOWN = 5  # at least, so that equal values give a bar and not a block
-_FINEST = 1e-4  # width of a bin, relative to the largest value
+_EQUAL = 1e-3  # values that spread over less, relative to the largest, are equal in the histogram
 _LARGEST_SIDE = 320  # of an embedded picture, in pixels
 _LOOKED_AT = 32  # pairs read for one group of examples, at most
 _THUMBNAIL = (8, 8)
@@ -251,7 +251,7 @@ def _histogram(values: Sequence[float]) -> str:
     left, top, width, height = 46, 8, 380, 180
     bar, bottom = width / n, top + height
     every = next(k for k in (1, 2, 5, 10) if n / k <= 8)  # bins between labels, for these to be round numbers
-    lines = max(1, int(_round_up(most / 4)))
+    lines = max(1, int(_round_up(most / 5)))
     parts = []
     for count in range(0, most + 1, lines):
         y = bottom - count / most * height
@@ -259,21 +259,21 @@ def _histogram(values: Sequence[float]) -> str:
         parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{count}</text>')
     for i, count in enumerate(counts.tolist()):
         tall = count / most * height
-        told = f"{(first + i) * step:.5g} to {(first + i + 1) * step:.5g}: {count}"
+        told = f"{(first + i) * step:.6g} to {(first + i + 1) * step:.6g}: {count}"
         parts.append(
             f'<rect x="{left + i * bar:.1f}" y="{bottom - tall:.1f}" width="{bar - 1:.1f}" height="{tall:.1f}">'
             f"<title>{told}</title></rect>"
         )
     for i in range(-first % every, n + 1, every):
         x = left + i * bar
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{(first + i) * step:.5g}</text>')
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{(first + i) * step:.6g}</text>')
     middle_x, middle_y = left + width / 2, top + height / 2
     parts.append(f'<text class="axis" x="{middle_x}" y="{bottom + 34}" text-anchor="middle">LPIPS</text>')
     parts.append(
         f'<text class="axis" x="12" y="{middle_y}" transform="rotate(-90 12 {middle_y})" text-anchor="middle">'
         "pairs</text>"
     )
-    box = f"0 0 {left + width + 20} {bottom + 40}"
+    box = f"0 0 {left + width + 30} {bottom + 40}"
     label = f"Histogram of {len(values)} distances from {min(values):.4g} to {max(values):.4g}"
     return f'<svg viewBox="{box}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
@@ -286,7 +286,8 @@ def _bins(values: np.ndarray) -> tuple[float, int, np.ndarray]:
     """
     low, high = float(values.min()), float(values.max())
     wanted = min(_BINS, 2 * math.ceil(math.sqrt(len(values))))
-    step = _round_up(max((high - low) / wanted, max(abs(low), abs(high)) * _FINEST) or 0.01)
+    spread, largest = high - low, max(abs(low), abs(high))
+    step = _round_up(spread / wanted if spread > _EQUAL * largest else largest / 10 or 0.01)
     numbers = np.floor(values / step + 1e-9).astype(int)  # 3 * 0.1 is a little more than 0.3
     first, last = int(numbers.min()), int(numbers.max())
     missing = max(0, _BINS_SHOWN - (last - first + 1))

@@ -312,7 +312,7 @@ def histogram(values):
         np.geomspace(1e-7, 3e-6, 40),
         [-0.02, 0.05],
         [120.0, 180.0, 240.0],
-        [0.5, 0.5000001],
+        [0.99, 0.992, 1.0],
     ],
 )
 def test_the_histograms_axis_fits(values):
@@ -321,7 +321,8 @@ def test_the_histograms_axis_fits(values):
     assert sum(counts) == len(values)
     assert len(counts) <= 31
     assert 3 <= len(labels) <= 9
-    margin = step * 1.001 if max(values) - min(values) > 4 * step else step * 3.001
+    assert len(set(labels)) == len(labels)
+    margin = step * (1.001 if max(values) - min(values) > 4 * step else 3.001)
     assert edges[0] - step * 1e-6 <= min(values) <= edges[0] + margin
     assert edges[-1] - margin <= max(values) <= edges[-1] + step * 1e-6
     assert np.allclose(np.diff(edges), step, rtol=1e-2)
@@ -332,7 +333,7 @@ def test_the_histograms_axis_fits(values):
     assert digits in "125", "round numbers"
 
 
-@pytest.mark.parametrize("values", [[0.0], [0.0, 0.0], [0.5], [0.3] * 50, [1e-8] * 3, [-0.5]])
+@pytest.mark.parametrize("values", [[0.0], [0.0, 0.0], [0.5], [0.3] * 50, [0.5, 0.50001], [1e-8] * 3, [-0.5]])
 def test_the_histogram_of_equal_values(values):
     edges, counts, _ = histogram(values)
     assert len(counts) == 5
@@ -340,6 +341,7 @@ def test_the_histogram_of_equal_values(values):
     bar = counts.index(len(values))
     assert edges[bar] - 1e-12 <= values[0] <= edges[bar + 1]
     assert edges[0] >= 0 or values[0] < 0, "no distances below 0 where there are none"
+    assert edges[1] - edges[0] >= abs(values[0]) / 20, "no axis of differences that there are not"
 
 
 def test_the_histogram_labels_its_counts():
