@@ -44,13 +44,12 @@ Resume = Annotated[
 Report = Annotated[
     Path | None,
     typer.Option(
-        help="Write a page (HTML, self-contained): table, histogram, the worst pairs with their maps.",
+        help="Write a page (HTML, self-contained): histogram, pairs with their maps, all distances.",
         rich_help_panel=output.OUTPUT_PANEL,
     ),
 ]
 
 _SHOWN = 20
-_SHOWN_MAPS = 8
 
 
 def dirs(
@@ -185,25 +184,27 @@ def _write_report(
     settings: dict[str, Any],
     summary: dict[str, Any],
 ) -> None:
-    from ..report import Worst, report_page
-    from .loading import load_pair
+    from ..report import Pair, choose_examples, report_page
+    from . import loading
 
-    worst = []
-    for i in results.worst(_SHOWN_MAPS):
-        name, a, b = results.pairs[i]
-        pair = load_pair(Path(a), Path(b), fit, reading, masks[i]).pair()
-        worst.append(Worst(name, results.values[i], pair.image0, pair.image1, model.maps(pair)[0]))
+    def load(pair: Pair) -> loading.Pair | None:
+        try:
+            return loading.load_pair(Path(pair.a), Path(pair.b), fit, reading, mask_of[pair]).pair()
+        except ReadError as error:  # the file is no longer as it was when its distance was computed
+            output.warn(f"{pair.name} is not shown in {path}: {error}")
+            return None
+
+    pairs = [Pair(*pair) for pair in results.pairs]
+    mask_of = dict(zip(pairs, masks, strict=True))
+    distances = [(pair, value) for pair, value in zip(pairs, results.values, strict=True) if not math.isnan(value)]
     page = report_page(
-        f"LPIPS of {settings['a']} and {settings['b']}",
+        (settings["a"], settings["b"]),
         settings,
         summary,
-        [
-            (name, value)
-            for (name, _, _), value in zip(results.pairs, results.values, strict=True)
-            if not math.isnan(value)
-        ],
-        [(results.pairs[i][0], why) for i, why in sorted(results.errors.items())],
-        worst,
+        distances,
+        [(pairs[i], why) for i, why in sorted(results.errors.items())],
+        choose_examples(distances, load, lambda loaded: model.maps(loaded)[0]),
+        None if path == output.STDOUT else path.parent,
     )
     output.write_text(path, page)
 

@@ -195,9 +195,10 @@ def test_report_shows_what_is_compared(call, tmp_path, trunk):
     Image.fromarray(mask).save(tmp_path / "mask.png")
     call("dirs", "a", "b", "--crop-border", 10, "--mask", "mask.png", "--report", "report.html", *trunk)
     page = (tmp_path / "report.html").read_text()
-    pictures = [Image.open(io.BytesIO(base64.b64decode(p))) for p in re.findall('data:image/png;base64,([^"]+)', page)]
-    assert [picture.size for picture in pictures] == [(100, 60)] * 3
-    image, _, shown = (np.array(picture) for picture in pictures)
+    data = re.findall('alt="(?:A|B|map)" src="data:image/png;base64,([^"]+)', page)
+    pictures = [Image.open(io.BytesIO(base64.b64decode(picture))) for picture in data]
+    assert [picture.size for picture in pictures] == [(300, 180)] * 3, "each pixel three times as large"
+    image, _, shown = (np.array(picture)[::3, ::3] for picture in pictures)
     assert (image == load_image(tmp_path / "a" / "x.png")[10:70, 10:110]).all()
     assert (shown[:, :50] == shown[0, 0]).all(), "the map is black where nothing counts"
     assert shown[:, 50:].mean() > 5 * shown[:, :50].mean()

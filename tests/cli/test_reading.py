@@ -88,11 +88,11 @@ def test_dirs(call, views, trunk, workers):
     told = call(*dirs, "--csv", "out.csv", "--report", "out.html")
     assert "truth/00.png and 11 more: transparent, and compared with an image that is not" in told
     assert told.count("transparent pixels show white") == 1
-    assert "<td>background</td><td>white</td>" in (views / "out.html").read_text()
+    assert '<th scope="row">background</th><td>white</td>' in (views / "out.html").read_text()
     call(*dirs, "--background", "black", "--json", "out.json", "--report", "out.html")
     assert result(views / "out.json")["summary"]["max"] == 0
     assert result(views / "out.json")["settings"]["background"] == "black"
-    assert "<td>background</td><td>black</td>" in (views / "out.html").read_text()
+    assert '<th scope="row">background</th><td>black</td>' in (views / "out.html").read_text()
 
     assert "other settings" in call(*dirs, "--background", "black", "--csv", "out.csv", "--resume", status=2)
     told = call(*dirs, "--background", "#000000", "--json", "out.json", "--resume", status=2)
@@ -109,9 +109,12 @@ def test_processes_speak_once(run, views, trunk):
 
 def test_the_report_shows_what_was_compared(views, trunk, call, monkeypatch):
     shown = []
-    monkeypatch.setattr("lpips_fast.report.report_page", lambda *arguments: shown.extend(arguments[-1]) or "")
+    monkeypatch.setattr("lpips_fast.report.report_page", lambda *arguments: shown.append(arguments[5]) or "")
     call("dirs", "truth", "rendered", "--background", "#102030", "--report", "out.html", "--workers", 0, *trunk)
-    assert all((pair.image0[0, 0] == (0x10, 0x20, 0x30)).all() for pair in shown)
+    [groups] = shown
+    pairs = [pair for group in groups.values() for pair in group]
+    assert pairs
+    assert all((pair.image0[0, 0] == (0x10, 0x20, 0x30)).all() for pair in pairs)
 
 
 def test_matrix(call, views, trunk):
