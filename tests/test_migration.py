@@ -99,12 +99,12 @@ def test_taming_and_cogvideo(make_theirs):
 
 
 def test_videos(make_theirs):
-    videos, reconstructions = (image(6, 32, 32, seed=seed).view(2, 3, 3, 32, 32).movedim(1, 2) for seed in (1, 2))
+    videos, reconstructions = (image(8, 32, 32, seed=seed).view(2, 4, 3, 32, 32).movedim(1, 2) for seed in (1, 2))
     source = snippets("taming-transformers and CogVideo")[1].split("\n")
     names = {"videos": videos, "reconstructions": reconstructions}
     exec("\n".join(source[:-2]), names)
     frames = (v.movedim(2, 1).flatten(0, 1) for v in (videos, reconstructions))
-    torch.testing.assert_close(names["p_loss"], make_theirs("vgg")(*frames).view(2, 3), **CLOSE)
+    torch.testing.assert_close(names["p_loss"], make_theirs("vgg")(*frames).view(2, 4), **CLOSE)
     found = run("taming-transformers and CogVideo", 1, videos=videos, reconstructions=reconstructions)
     assert found.p_loss.shape == (2, 1)
     for clip, value in zip(names["p_loss"], found.p_loss, strict=True):

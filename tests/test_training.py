@@ -370,6 +370,26 @@ class TestVideo:
             assert grad[:, :, 1].abs().max() > 0
             assert (grad[:, :, [0, 2, 3]] == 0).all()
 
+    @pytest.mark.parametrize("length", (1, 3, 4))
+    @pytest.mark.parametrize("options", ({}, {"spatial": True}), ids=str)
+    def test_frames_before_channels(self, make_ours, options, length):
+        """[B, T, C, H, W], masks and picked frames too; gives what [B, C, T, H, W] does."""
+        v0, v1 = (v[:, :, :length] for v in self.videos())
+        fn = make_ours("alex", **options)
+        weight = {} if options else {"weight": torch.rand(2, 1, length, SIZE, SIZE)}
+        turned = {name: mask.transpose(1, 2) for name, mask in weight.items()}
+        for frames in (None, 1):
+            calls = [
+                ((v0, v1), {**weight, "layout": "BCTHW"}),
+                ((v0.transpose(1, 2), v1.transpose(1, 2)), {**turned, "layout": "BTCHW"}),
+            ]
+            found = [
+                fn(*videos, frames=frames, generator=frames and torch.Generator().manual_seed(0), **arguments)
+                for videos, arguments in calls
+            ]
+            assert torch.equal(*found)
+            assert found[0].shape[:2] == (2, frames or length)
+
     def test_bad_videos(self, make_ours):
         v0, v1 = self.videos()
         fn = make_ours("alex")
