@@ -347,8 +347,10 @@ class LPIPS(nn.Module):
         if image.dim() in (2, 3):
             image = image[(None,) * (4 - image.dim())]
         if image.dim() != 4 or (image.shape[1] not in (1, 3) and image.shape[1] != self._channels()):
+            channels = self._channels() or 3
+            gray = ", [N, 1, H, W] grayscale" if channels == 3 else ""
             raise ValueError(
-                f"{name} must be [N, 3, H, W], [N, 1, H, W] grayscale, or one image without N, got {list(given)}"
+                f"{name} must be [N, {channels}, H, W]{gray}, or one image without N, got {list(given)}"
             )
         if not image.is_floating_point():
             raise TypeError(
@@ -429,6 +431,9 @@ class LPIPS(nn.Module):
         if self.eval_mode:
             super().requires_grad_(False)  # a parent may have set the flags, which the modules themselves heed
         x = 2 * x - 1 if normalize else x
+        channels = self._channels()
+        if channels is not None and x.shape[1] not in (1, channels):
+            raise ValueError(f"images must be [N, {channels}, H, W] for this trunk, got {list(x.shape)}")
         taps = self.net(x if self.version == "0.0" else self.scaling_layer(x))
         return tuple(taps[k] for k in range(self.L))
 
@@ -623,8 +628,10 @@ def _without_own_keys(module: nn.Module, state: dict[str, Tensor], prefix: str, 
 def _with_own_tensors(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     """Before loading: what is there for the module is ignored, and nothing of it is missing."""
     _without_own_keys(module, state, prefix, {})
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        state[prefix + name] = tensor
+    for path, part in module.named_modules(prefix=prefix.removesuffix("."), remove_duplicate=False):
+        for name, tensor in (*part._parameters.items(), *part._buffers.items()):
+            if tensor is not None and name not in part._non_persistent_buffers_set:
+                state[f"{path}.{name}" if path else name] = tensor
 
 
 class ScalingLayer(nn.Module):

@@ -53,6 +53,8 @@ class RangeCheck:
 
     def _take(self, extremes: Tensor, normalize: bool) -> None:
         values = [value for value in extremes.tolist() if math.isfinite(value)]
+        if not values:
+            return
         self._low, self._high = min([self._low, *values]), max([self._high, *values])
         told = "[0, 1] (normalize=True)" if normalize else "[-1, 1]"
         found = f"from {self._low:.3g} to {self._high:.3g}"

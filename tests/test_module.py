@@ -124,16 +124,66 @@ def test_normalize_tensor_has_no_nan_gradient_at_zero():
     assert torch.equal(feats.grad, torch.zeros_like(feats))
 
 
-def test_frozen_and_in_eval_whatever_the_parent_does(make_ours):
-    loss = Loss(make_ours()).train().requires_grad_(True)
-    loss.perceptual_loss.requires_grad_(False)
+@pytest.mark.parametrize("unfreeze", ("requires_grad_", "flags", "own"))
+@pytest.mark.parametrize("options", ({}, {"grad_in_forward": True}, {"spatial": True}, {"lpips": False}), ids=str)
+def test_frozen_and_in_eval_whatever_the_parent_does(make_ours, options, unfreeze):
+    """The toggle of a GAN, "unfreeze all", and an optimizer with all parameters: nothing changes."""
+    loss = Loss(make_ours(**options)).train()
     module = loss.perceptual_loss
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    if unfreeze == "requires_grad_":
+        loss.requires_grad_(True)
+    elif unfreeze == "flags":
+        for p in loss.parameters():
+            p.requires_grad = True
+    else:
+        assert not any(p.requires_grad for p in module.requires_grad_(True).parameters())
+    optimizer = torch.optim.AdamW(loss.parameters(), lr=1.0, weight_decay=0.1)
     in0, in1 = pair(1, 31, 31)
-    values = {module(in0, in1).item() for _ in range(3)}
+    values = set()
+    for _ in range(3):
+        assert not module(in0, in1).requires_grad
+        value = module(in0.requires_grad_(), in1).mean()
+        values.add(value.item())
+        (value + loss.log_variance).backward()
+        optimizer.step()
+        in0 = in0.detach()
     assert len(values) == 1
+    assert loss.log_variance != 0
     assert loss.training
     assert not any(m.training for m in module.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     assert make_ours().train().train(True).training is False
+
+
+def test_frozen_where_layers_are_called_too(make_ours):
+    loss = Loss(make_ours()).requires_grad_(True)
+    loss.perceptual_loss.net.slice2[0] = nn.AvgPool2d(3, 2)
+    in0, in1 = pair(1, 40, 40)
+    assert not loss.perceptual_loss(in0, in1).requires_grad
+    loss.perceptual_loss(in0.requires_grad_(), in1).sum().backward()
+    assert all(p.grad is None for p in loss.perceptual_loss.parameters())
+
+
+@pytest.mark.parametrize("prefix", ("", "perceptual_loss."))
+def test_not_persistent(make_ours, make_theirs, prefix):
+    """No weights in the checkpoint; none missing from one without them; those of one with them are ignored."""
+    module = make_ours(persistent=False)
+    holder = Loss(module) if prefix else module
+    before = {name: p.clone() for name, p in module.named_parameters()}
+    state = holder.state_dict()
+    assert list(state) == (["log_variance"] if prefix else [])
+    others = {f"{prefix}{name}": tensor + 1 for name, tensor in make_theirs().state_dict().items()}
+    for given in (state, {**state, **others}):
+        assert not any(holder.load_state_dict(given, strict=True))
+        assert not any(holder.load_state_dict(given, strict=True, assign=True))
+        assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
+    assert not any(p.requires_grad for p in module.parameters())
+    wrong = {**state, "other": torch.zeros(1)}
+    assert holder.load_state_dict(wrong, strict=False).unexpected_keys == ["other"]
+    assert len(copy.deepcopy(holder).state_dict()) == len(state)
+    in0, in1 = pair(1, 31, 31)
+    assert torch.equal(module(in0, in1), make_ours()(in0, in1))
 
 
 @pytest.mark.parametrize("net", NETS)
