@@ -24,7 +24,7 @@ from .weights import rename
 
 try:
     from torchmetrics import Metric
-    from torchmetrics.utilities import dim_zero_cat
+    from torchmetrics.utilities.data import dim_zero_cat
     from torchmetrics.utilities.distributed import gather_all_tensors
     from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 except ImportError as error:
@@ -96,6 +96,9 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
     def _is_bounded(self) -> bool:
         return self.reduction in ("mean", "sum")
 
+    def _scores_dtype(self) -> torch.dtype:
+        return accumulation_dtype(next(self.net.parameters()).dtype)
+
     def update(self, img1: Tensor, img2: Tensor) -> None:
         """Takes in a batch of pairs of images."""
         scores = _distances(self.net, img1, img2, self.normalize).squeeze((1, 2, 3))
@@ -112,7 +115,7 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
         if self._update_count == 0 and self.count == 0:
             raise ValueError("No samples to concatenate")
         value = self.total / self.count if self.reduction == "mean" else self.total
-        return value.to(accumulation_dtype(self.dtype))
+        return value.to(self._scores_dtype())
 
     @torch.jit.unused
     def forward(self, img1: Tensor, img2: Tensor) -> Tensor:
@@ -144,7 +147,7 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
             super()._sync_dist(dist_sync_fn, process_group)
             return
         group = process_group or self.process_group
-        empty = torch.zeros(0, dtype=accumulation_dtype(self.dtype), device=self.device)
+        empty = torch.zeros(0, dtype=self._scores_dtype(), device=self.device)
         sizes = torch.tensor([len(scores) for scores in self.all_scores], dtype=torch.int64, device=self.device)
         all_scores = dist_sync_fn(torch.cat([empty, *self.all_scores]), group=group)
         all_sizes = dist_sync_fn(sizes, group=group)

@@ -609,5 +609,11 @@ def test_range_check_on_a_gpu_does_not_wait(make):
     assert ours.count == 6
 
 
+def test_what_torchmetrics_has_only_of_late_is_not_needed(make, monkeypatch):
+    monkeypatch.delattr(torchmetrics.Metric, "dtype")
+    for reduction in REDUCTIONS:
+        make(Ours, reduction=reduction)(*_batches(False)[0])
+
+
 def test_supported_torchmetrics():
     assert tuple(map(int, torchmetrics.__version__.split(".")[:2])) >= (1, 0)
