@@ -62,9 +62,9 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
     plot_upper_bound: float = 1.0
     feature_network: str = "net"
 
-    __jit_ignored_attributes__: ClassVar[list[str]] = ["net"]  # torch.jit.script cannot compile it, as torchmetrics'
+    __jit_ignored_attributes__: ClassVar[list[str]] = ["net"]  # torch.jit.script cannot compile it
 
-    if TYPE_CHECKING:  # torch.jit.script reads annotations, and not those of a postponed evaluation
+    if TYPE_CHECKING:  # torch.jit.script cannot read annotations whose evaluation is postponed
         total: Tensor
         count: Tensor
         all_scores: list[Tensor]
@@ -97,6 +97,7 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
         return self.reduction in ("mean", "sum")
 
     def _scores_dtype(self) -> torch.dtype:
+        # torchmetrics 1.0 has no Metric.dtype.
         return accumulation_dtype(next(self.net.parameters()).dtype)
 
     def update(self, img1: Tensor, img2: Tensor) -> None:
@@ -212,9 +213,9 @@ def _network(net_type: str, trunk_weights: str | PathLike[str] | Mapping[str, Te
 
 
 class Network(LPIPS):
-    """The network inside torchmetrics' metric, its `_NoTrainLpips`: arguments, results, norm and state_dict keys.
+    """LPIPS with the arguments, results, norm and state_dict keys of `_NoTrainLpips`, torchmetrics' inner network.
 
-    It is always in eval mode and, unless pnet_tune says so, frozen.
+    It is always in eval mode, and frozen without pnet_tune.
 
     Args:
         pretrained: linear weights learnt from human judgements (else random).
@@ -222,11 +223,12 @@ class Network(LPIPS):
         spatial: whether to return maps instead of their mean.
         pnet_rand: a randomly initialised trunk instead of ImageNet's.
         pnet_tune: whether the trunk's and the linear weights get gradients.
-        use_dropout: whether the linear weights' keys in the state_dict count a dropout. It is never applied.
+        use_dropout: whether the linear weights are `lin{k}.model.1` in the state_dict, after a dropout layer, or
+            `lin{k}.model.0`. Dropout is never applied.
         model_path: a weights file, as in `lpips_fast.LPIPS`.
-        eval_mode: without effect: torchmetrics' network, too, returns to eval mode at any `.train()`.
-        resize: None, or the side in pixels of the square that images are resized to: by area if both of their sides are
-            longer, else bilinearly. The two images may then differ in size.
+        eval_mode: has no effect. torchmetrics' network also returns to eval mode at the first `.train()`.
+        resize: the side in pixels of the square to which images are resized, or None. An image with both sides longer
+            is resized by area, any other bilinearly. The two images may then differ in size.
         backend, precision, cpu_conv, trunk_weights: as in `lpips_fast.LPIPS`.
 
     Raises:
@@ -308,12 +310,12 @@ class Network(LPIPS):
             taps0, taps1 = zip(*(tap.split((len(x0), len(x1))) for tap in both), strict=True)
         else:
             taps0, taps1 = (self.features(x, normalize).taps for x in (x0, x1))
-        head = lpips_head_maps if self.spatial else lpips_head
-        layers = head(taps0, taps1, self._linear_weights(), eps=1e-8, eps_inside_sqrt=True, backend=self.backend)
-        if isinstance(layers, Tensor):
-            parts = [distances.view(-1, 1, 1, 1) for distances in layers.unbind(dim=1)]
+        weights = self._linear_weights()
+        options: dict[str, Any] = {"eps": 1e-8, "eps_inside_sqrt": True, "backend": self.backend}
+        if self.spatial:
+            parts = [upsample(m, in0.shape[-2:]) for m in lpips_head_maps(taps0, taps1, weights, **options)]
         else:
-            parts = [upsample(distances, in0.shape[-2:]) for distances in layers]
+            parts = [d.view(-1, 1, 1, 1) for d in lpips_head(taps0, taps1, weights, **options).unbind(dim=1)]
         value = sum(parts[1:], parts[0])
         return (value, parts) if retperlayer else value
 

@@ -32,8 +32,8 @@ def patch() -> Patch:
     """Makes `lpips.LPIPS(...)` give a `lpips_fast.LPIPS`, and torchmetrics' network a `lpips_fast.metric.Network`.
 
     For code that cannot be edited; in other code, import this package instead. It works whatever has imported these
-    classes already, and by whichever name; their own subclasses, and what was made before, are left alone. What is
-    made is no instance of the class it stands for. Of torchmetrics, LPIPS and the perceptual path length use that
+    classes already, and by whichever name; their own subclasses, and what was made before, are left alone. The new
+    objects are no instances of the classes they replace. In torchmetrics LPIPS and the perceptual path length use that
     network. A second call, before the first is undone, replaces nothing.
 
     Returns:
