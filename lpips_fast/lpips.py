@@ -377,9 +377,10 @@ class LPIPS(nn.Module):
             return functional.lpips_head_maps(taps0, taps1, self._linear_weights(), backend=self.backend)
         # Dropout falls on the squared differences, which the fused head never has in memory.
         maps = []
-        for f0, f1, lin in zip(taps0, taps1, cast(Iterable[NetLinLayer], self.lins), strict=True):
+        lins = cast(Iterable[NetLinLayer], self.lins)
+        for f0, f1, lin, weight in zip(taps0, taps1, lins, self._linear_weights() or (), strict=True):
             a, b = (normalize_channels(f, 1e-10, eps_inside_sqrt=False) for f in (f0, f1))
-            maps.append((lin.weight.to(a.dtype) * lin.model[0]((a - b) ** 2)).sum(dim=1, keepdim=True))
+            maps.append((weight.to(a.dtype) * lin.model[0]((a - b) ** 2)).sum(dim=1, keepdim=True))
         return maps
 
     def _gradient_in_forward(self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None, retPerLayer: bool) -> bool:
@@ -433,7 +434,9 @@ class LPIPS(nn.Module):
         return None if self.chunk_size is None else max(1, _AUTO_PIXELS // pixels)
 
     def _linear_weights(self) -> list[Tensor] | None:
-        return [cast(NetLinLayer, lin).weight for lin in self.lins] if self.lpips else None
+        # NetLinLayer has no `weight`, as in lpips: loops over modules that have one then ask for `kernel_size`, too.
+        lins = cast(Iterable[NetLinLayer], self.lins) if self.lpips else None
+        return None if lins is None else [cast(Tensor, lin.model[-1].weight) for lin in lins]
 
     def _drops_out(self) -> bool:
         return self.lpips and self.training and cast(NetLinLayer, self.lins[0]).use_dropout
@@ -525,10 +528,6 @@ class NetLinLayer(nn.Module):
         self.use_dropout = use_dropout
         dropout = [nn.Dropout()] if use_dropout else []
         self.model = nn.Sequential(*dropout, nn.Conv2d(chn_in, chn_out, 1, bias=False))
-
-    @property
-    def weight(self) -> Tensor:
-        return cast(Tensor, self.model[-1].weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)

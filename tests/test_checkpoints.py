@@ -99,7 +99,7 @@ def test_own_linear_weights(load, trunk_states, suffix, index, names):
     assert (found.net, found.version, found.trunk) == ("squeeze", None, None)
     module = found.module(trunk_weights=trunk_states["squeeze"])
     for own, weight in zip(module.lins, lin.values(), strict=True):
-        assert torch.equal(own.weight, weight)
+        assert torch.equal(own.model[-1].weight, weight)
     assert not module.training
     assert not any(p.requires_grad for p in module.parameters())
 

@@ -20,7 +20,7 @@ def test_whole_model(run, tmp_path, fn):
 
 
 def test_linear_weights_to_safetensors(call, tmp_path, fn):
-    lins = [lin.weight.detach() for lin in fn.lins]
+    lins = [weight.detach() for weight in fn._linear_weights()]
     torch.save({f"lins.{k}.model.0.weight": weight for k, weight in enumerate(lins)}, tmp_path / "own.pth")
     assert "linear weights as lpips has them, net squeeze" in call(
         "convert", "own.pth", "own.safetensors", "--to", "safetensors"
