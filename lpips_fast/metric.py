@@ -204,6 +204,7 @@ class Network(LPIPS):
         super().__init__(**options)
         for name, buffer in self.scaling_layer.named_buffers():
             self.scaling_layer.register_buffer(name, buffer, persistent=False)
+        self.register_load_state_dict_pre_hook(_without_scaling)
         if self.pnet_type == "squeeze":
             self.register_state_dict_post_hook(_to_their_names)
             self.register_load_state_dict_pre_hook(_from_their_names)
@@ -224,6 +225,14 @@ class Network(LPIPS):
             taps1, taps2 = (self.features(img, normalize).taps for img in (img1, img2))
         weights = self._linear_weights()
         return lpips_head(taps1, taps2, weights, eps=1e-8, eps_inside_sqrt=True, backend=self.backend).sum(dim=1)
+
+
+def _without_scaling(module: Network, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Before 0.12 their state_dict had the buffers of lpips: left out, unless they are not what they always are."""
+    for name, own in module.scaling_layer.named_buffers():
+        key = f"{prefix}scaling_layer.{name}"
+        if key in state and state[key].shape == own.shape and torch.allclose(state[key].to(own), own, rtol=1e-2):
+            del state[key]
 
 
 def _to_their_names(module: Network, state: dict[str, Tensor], prefix: str, _: dict) -> None:
