@@ -205,7 +205,9 @@ class _Part:
 
     @property
     def full_prefix(self) -> str:
-        return "".join(f"{name}." for name in self.dicts) + self.prefix
+        return (
+            "".join(f"{name:.99}." for name in self.dicts) + self.prefix
+        )  # a file can have long names, and many parts
 
     def is_piq(self) -> bool:
         """Whether all of piq's names are there, with the shapes of VGG16."""

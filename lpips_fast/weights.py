@@ -223,40 +223,41 @@ def read_file(path: str | PathLike[str], stand_ins: bool = False) -> object:
             return load_file(path)
         if zipfile.is_zipfile(path):
             _check_archive(path)
-            names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if stand_ins else []
-            if names:
-                return _load_with_stand_ins(path, names)
+            if stand_ins:
+                return _load_with_stand_ins(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of a broken or hostile file a reader raises nearly anything
         raise ValueError(f"{path} cannot be read as a weights file: {_reason(error)}") from error
 
 
-def _load_with_stand_ins(path: Path, names: Sequence[str]) -> object:
-    """What a torch file holds, with stand-ins for what these functions and classes were to make.
+def _load_with_stand_ins(path: Path) -> object:
+    """What a torch file holds, with stand-ins for what functions and classes that torch does not know were to make.
 
-    torch's own reader of weights does it, which calls nothing but what is on its lists: for these names a stand-in is
-    put there. It fills dicts and lists of the exact types only; so where objects turn out to be such, the second
-    attempt has a container for each. Only numpy's then stay stand-ins, as their state is none of a container.
+    torch's own reader of weights does it, which calls only what is on its lists; there a stand-in has their names. It
+    fills dicts and lists of the exact types only, so where objects turn out to be dicts or lists, a second attempt has
+    one for each. numpy's stay stand-ins then, whose state is no dict's.
     """
-    if len(names) > _MOST_STAND_INS:
-        raise ValueError(f"it holds objects of {len(names)} kinds, at most {_MOST_STAND_INS} are passed over")
 
     def container(name: str) -> type[StandIn]:
         if name == "collections.deque":
             return _ListStandIn
         return StandIn if name.startswith("numpy.") else _DictStandIn
 
-    def load(kinds: Sequence[type[StandIn]]) -> object:
-        made: list[Any] = [
-            (type("StandIn", (kind,), {"name": name}), name) for kind, name in zip(kinds, names, strict=True)
-        ]
-        with _safe_globals, torch.serialization.safe_globals(made):
+    def load(kinds: Mapping[str, type[StandIn]]) -> object:
+        made: list[Any] = [(type("StandIn", (kind,), {"name": name}), name) for name, kind in kinds.items()]
+        with torch.serialization.safe_globals(made):
             return torch.load(path, map_location="cpu", weights_only=True)
 
-    try:
-        return load([StandIn] * len(names))
-    except pickle.UnpicklingError:
-        return load([container(name) for name in names])
+    with _safe_globals:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        if len(names) > _MOST_STAND_INS:
+            raise ValueError(f"it holds objects of {len(names)} kinds, at most {_MOST_STAND_INS} are passed over")
+        try:
+            return load(dict.fromkeys(names, StandIn))
+        except pickle.UnpicklingError:
+            if not names:
+                raise
+            return load({name: container(name) for name in names})
 
 
 def _reason(error: Exception) -> str:

@@ -208,6 +208,22 @@ def test_state_dicts_load_both_ways(make, net):
     make(Theirs, net_type=net).load_state_dict(ours.state_dict(), strict=True)
 
 
+@pytest.mark.parametrize("net", ("alex", "squeeze"))
+def test_state_dicts_from_before_0_12_load(make, make_theirs, net):
+    """There the network was that of lpips, under the name `net`."""
+    ours = make(Ours, net_type=net)
+    expected = ours.state_dict()
+    old = {f"net.{name}": tensor for name, tensor in make_theirs(net).state_dict().items()}
+    ours.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in expected.items()})
+    torch.nn.ModuleDict({"val": ours}).load_state_dict({f"val.{name}": tensor for name, tensor in old.items()})
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.state_dict().items())
+    assert "net.scaling_layer.shift" in old  # what is given is not changed
+    ours.half().load_state_dict({name: tensor.half() for name, tensor in old.items()}, strict=True)
+    old["net.scaling_layer.shift"] = torch.zeros(1, 3, 1, 1)
+    with pytest.raises(RuntimeError, match=r"net\.scaling_layer\.shift"):
+        ours.load_state_dict(old, strict=True)
+
+
 def test_persistent_state_is_kept(make):
     ours, other = make(Ours), make(Ours)
     (img1, img2), *_ = _batches(False)
