@@ -34,13 +34,13 @@ from .trunk import SPECS, Spec
 
 TARGETS = ("lpips", "taming", "torchmetrics")
 
-# A prefix and a name that only LPIPS has, or one that piq gives, and others give, too.
+# A prefix, then a name that only LPIPS has, or one of piq's, which other models have, too.
 _NAME = re.compile(
     r"((?:.*?\.)??)(?:scaling_layer\.(?:shift|scale)|net\.slices?\d*\..+|lin\d+\.model\..+|lins\.\d+\.model\..+)",
     re.DOTALL,
 )
 _PIQ_NAME = re.compile(r"((?:.*?\.)??)model\.\d+\..+", re.DOTALL)
-_DEPTH = 4  # of dicts in dicts that are looked through
+_DEPTH = 4  # dicts in dicts are searched so far down
 _LAYER = re.compile(r"lins?\.?(\d{1,2})\.model\.[01]\.weight")
 _TRUNK = re.compile(r"(net\.slice|net\.slices\.|model\.)(\d{1,2})\.(.+)")
 
@@ -205,9 +205,8 @@ class _Part:
 
     @property
     def full_prefix(self) -> str:
-        return (
-            "".join(f"{name:.99}." for name in self.dicts) + self.prefix
-        )  # a file can have long names, and many parts
+        # Cut, for a dict with a long name can have many parts.
+        return "".join(f"{name:.99}." for name in self.dicts) + self.prefix
 
     def is_piq(self) -> bool:
         """Whether all of piq's names are there, with the shapes of VGG16."""
@@ -224,7 +223,7 @@ def _find(path: str | PathLike[str], content: object, prefix: str | None) -> _Pa
     every, others = _parts(content)
     parts = every if prefix is None else _with_prefix(every, prefix)
     found = [part for part in parts if part.certain] or [part for part in parts if part.is_piq()]
-    if not found and (prefix is not None or not others):
+    if not found and len(parts) == 1 and (prefix is not None or not others):
         found = parts  # for the error that tells what its names lack
     if len(found) == 1:
         return found[0]
@@ -256,21 +255,21 @@ def _parts(content: dict) -> tuple[list[_Part], dict[str, object]]:
     others: dict[str, object] = {}
     dicts: list[tuple[tuple[str, ...], dict]] = [((), content)]
     seen = {id(content)}
-    for path, mapping in dicts:  # which grows
+    for within, mapping in dicts:  # which grows
         parts: dict[str, _Part] = {}
         for name, value in weights.items(mapping):
             if not isinstance(name, str):
                 continue
             if isinstance(value, dict):
-                if id(value) not in seen and len(path) < _DEPTH:  # a dict may be in many, and in itself
+                if id(value) not in seen and len(within) < _DEPTH:  # a dict may be in many, and in itself
                     seen.add(id(value))
-                    dicts.append(((*path, name), value))
+                    dicts.append(((*within, name), value))
                 continue
             match = _NAME.fullmatch(name) or _PIQ_NAME.fullmatch(name)
             if match is None:
                 others.setdefault(name, value)
                 continue
-            part = parts.setdefault(match[1], _Part(path, match[1]))
+            part = parts.setdefault(match[1], _Part(within, match[1]))
             part.state[name.removeprefix(match[1])] = value
             part.certain = part.certain or match.re is _NAME
         found += parts.values()

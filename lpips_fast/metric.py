@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .functional import lpips_head
-from .lpips import LPIPS
+from .lpips import LPIPS, ScalingLayer
 from .pairwise import widest_dtype
 from .reference import accumulation_dtype
 from .weights import rename
@@ -228,11 +228,13 @@ class Network(LPIPS):
 
 
 def _without_scaling(module: Network, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Before 0.12 their state_dict had the buffers of lpips: left out, unless they are not what they always are."""
-    for name, own in module.scaling_layer.named_buffers():
-        key = f"{prefix}scaling_layer.{name}"
-        if key in state and state[key].shape == own.shape and torch.allclose(state[key].to(own), own, rtol=1e-2):
-            del state[key]
+    """Takes out lpips's scaling, which torchmetrics had before 0.12; other values stay, for an error."""
+    for name, standard in ScalingLayer().state_dict().items():
+        given = state.get(f"{prefix}scaling_layer.{name}")
+        if given is None or given.shape != standard.shape:
+            continue
+        if torch.allclose(given.cpu().float(), standard, rtol=1e-2):  # rounded, in half precision
+            del state[f"{prefix}scaling_layer.{name}"]
 
 
 def _to_their_names(module: Network, state: dict[str, Tensor], prefix: str, _: dict) -> None:

@@ -223,6 +223,11 @@ def test_prefix_of_another_model(tmp_path):
     torch.save(prefixed(linear_state(), "lpips.") | OTHER_MODELS, tmp_path / "last.ckpt")
     with raises(ValueError, "last.ckpt", "lacks", "'0.bias'"):
         lpips_fast.load_any(tmp_path / "last.ckpt", prefix="loss.discriminator")
+    with raises(ValueError, "last.ckpt", "no LPIPS with prefix 'l'", "'lpips.'"):
+        lpips_fast.load_any(tmp_path / "last.ckpt", prefix="l")
+    torch.save(prefixed(OTHER_MODELS, "gan.") | OTHER_MODELS, tmp_path / "gan.ckpt")
+    with raises(ValueError, "gan.ckpt", "no LPIPS with prefix 'gan.loss.disc'"):
+        lpips_fast.load_any(tmp_path / "gan.ckpt", prefix="gan.loss.disc")
     torch.save(OTHER_MODELS, tmp_path / "last.ckpt")
     with raises(ValueError, "last.ckpt", "none of LPIPS's", "'encoder.conv_in.weight'"):
         lpips_fast.load_any(tmp_path / "last.ckpt")

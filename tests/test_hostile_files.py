@@ -409,6 +409,18 @@ def test_damaged_weights(tmp_path_factory, name, data):
         assert all(isinstance(name, str) and tensor.sum().numel() for name, tensor in found.items())
 
 
+CHECKPOINT = {"args": argparse.Namespace(lr=[0.1]), "log": defaultdict(list, {"a": [1]}), "lin0.model.1.weight": 0}
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@given(data=st.data())
+def test_damaged_checkpoints(tmp_path_factory, data):
+    """The error names the file, whatever stands in for what."""
+    path = tmp_path_factory.getbasetemp() / "last.ckpt"
+    path.write_bytes(data.draw(damaged(saved(CHECKPOINT))))
+    assert str(path) in str(outcome(lpips_fast.load_any, path, ValueError))
+
+
 def picture(kind: str) -> bytes:
     buffer = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (9, 13, 3)).astype(np.uint8)
