@@ -95,6 +95,7 @@ class LPIPS(nn.Module):
     """
 
     _RANGE, _FROM_BYTES = "[-1, 1]", "/ 127.5 - 1"  # of images, as errors tell it
+    _EPS, _EPS_INSIDE_SQRT = 1e-10, False  # of the norm that features are divided by, as in functional.lpips_head
 
     def __init__(
         self,
@@ -118,8 +119,10 @@ class LPIPS(nn.Module):
         trunk_weights: str | PathLike[str] | Mapping[str, Tensor] | None = None,
         persistent: bool = True,
         check_range: bool = True,
+        **unknown: object,
     ) -> None:
         super().__init__()
+        _check_unknown(unknown)
         check_flags(
             pretrained=pretrained,
             lpips=lpips,
@@ -443,7 +446,7 @@ class LPIPS(nn.Module):
         taps1 = x1.taps if isinstance(x1, Features) else self._taps_by_modules(x1, normalize)
         maps = []
         for k, (f0, f1) in enumerate(zip(taps0, taps1, strict=True)):
-            a, b = (normalize_channels(f, 1e-10, eps_inside_sqrt=False) for f in (f0, f1))
+            a, b = (normalize_channels(f, self._EPS, self._EPS_INSIDE_SQRT) for f in (f0, f1))
             squares = (a - b) ** 2
             if self.lpips:
                 lin = cast(nn.Module, self.lins[k])
@@ -472,7 +475,14 @@ class LPIPS(nn.Module):
         taps0, taps1 = self._taps_of_pair(x0, x1, affine)
         if self.spatial or weight is not None or self._drops_out():
             return self._reduced(self._maps(taps0, taps1), weight, x0.shape[2:])
-        distances = functional.lpips_head(taps0, taps1, self._linear_weights(), backend=self.backend)
+        distances = functional.lpips_head(
+            taps0,
+            taps1,
+            self._linear_weights(),
+            eps=self._EPS,
+            eps_inside_sqrt=self._EPS_INSIDE_SQRT,
+            backend=self.backend,
+        )
         return [d.view(-1, 1, 1, 1) for d in distances.unbind(dim=1)]
 
     def _reduced(self, maps: Sequence[Tensor], weight: Tensor | None, size: Sequence[int]) -> list[Tensor]:
@@ -487,12 +497,20 @@ class LPIPS(nn.Module):
     def _maps(self, taps0: Sequence[Tensor], taps1: Sequence[Tensor]) -> list[Tensor]:
         """Each layer's map of distances, [N, 1, H_l, W_l]."""
         if not self._drops_out():
-            return functional.lpips_head_maps(taps0, taps1, self._linear_weights(), backend=self.backend)
+            return functional.lpips_head_maps(
+                taps0,
+                taps1,
+                self._linear_weights(),
+                eps=self._EPS,
+                eps_inside_sqrt=self._EPS_INSIDE_SQRT,
+                backend=self.backend,
+            )
         # Dropout falls on the squared differences, which the fused head never has in memory.
         maps = []
-        for f0, f1, lin in zip(taps0, taps1, cast(Iterable[NetLinLayer], self.lins)):
-            a, b = (normalize_channels(f, 1e-10, eps_inside_sqrt=False) for f in (f0, f1))
-            maps.append((lin.weight.to(a.dtype) * lin.model[0]((a - b) ** 2)).sum(dim=1, keepdim=True))
+        lins = cast(Sequence[NetLinLayer], self.lins)[: self.L]
+        for f0, f1, lin, weight in zip(taps0, taps1, lins, self._linear_weights() or (), strict=True):
+            a, b = (normalize_channels(f, self._EPS, self._EPS_INSIDE_SQRT) for f in (f0, f1))
+            maps.append((weight.to(a.dtype) * lin.model[0]((a - b) ** 2)).sum(dim=1, keepdim=True))
         return maps
 
     def _gradient_in_forward(self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None, retPerLayer: bool) -> bool:
@@ -552,7 +570,9 @@ class LPIPS(nn.Module):
     def _linear_weights(self) -> list[Tensor] | None:
         if not self.lpips:
             return None
-        weights = [cast(NetLinLayer, lin).weight for lin in self.lins][: self.L]
+        # NetLinLayer has no `weight`, as in lpips: loops over modules that have one then ask for `kernel_size`, too.
+        lins = cast(Iterable[NetLinLayer], self.lins)
+        weights = [cast(Tensor, lin.model[-1].weight) for lin in lins][: self.L]
         return [w.detach() for w in weights] if self.eval_mode else weights
 
     def _drops_out(self) -> bool:
@@ -583,6 +603,17 @@ def check_flags(**flags: object) -> None:
     for name, given in flags.items():
         if isinstance(given, str):
             raise TypeError(f"{name} must be True or False, got the string {given!r}")
+
+
+def _check_unknown(arguments: Mapping[str, object]) -> None:
+    """Raises a TypeError for a keyword argument that LPIPS has not; it tells the new call for those of before 2020."""
+    for name in arguments:
+        if name in ("model", "use_gpu", "gpu_ids", "colorspace", "dist"):
+            raise TypeError(
+                f"LPIPS has no argument {name!r}, which lpips had before 2020: PerceptualLoss(model='net-lin', "
+                "net='alex', use_gpu=True) is LPIPS(net='alex').to('cuda'), and model='net' is lpips=False"
+            )
+        raise TypeError(f"LPIPS has no argument {name!r}")
 
 
 def _shape(x: object) -> str:
@@ -660,10 +691,6 @@ class NetLinLayer(nn.Module):
         self.use_dropout = use_dropout
         dropout = [nn.Dropout()] if use_dropout else []
         self.model = nn.Sequential(*dropout, nn.Conv2d(chn_in, chn_out, 1, bias=False))
-
-    @property
-    def weight(self) -> Tensor:
-        return cast(Tensor, self.model[-1].weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from .functional import FEATURE_DTYPES, lpips_head, lpips_head_maps
-from .lpips import LPIPS, check_flags, check_pair, upsample
+from .functional import FEATURE_DTYPES
+from .lpips import LPIPS, ScalingLayer, check_flags, check_pair, upsample
 from .pairwise import checked_count, widest_dtype
 from .reference import accumulation_dtype
 from .weights import rename
@@ -47,7 +47,8 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
         net_type: the trunk, 'alex', 'vgg' or 'squeeze'.
         reduction: 'mean' or 'sum' over images, or 'none' or None for one value an image.
         normalize: the images are in [0, 1], not in [-1, 1].
-        trunk_weights: as in `lpips_fast.LPIPS`.
+        trunk_weights, persistent: as in `lpips_fast.LPIPS`: the network's weights, and whether they are in the
+            state_dict.
         kwargs: `torchmetrics.Metric`'s.
 
     Raises:
@@ -76,6 +77,7 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
         normalize: bool = False,
         *,
         trunk_weights: str | PathLike[str] | Mapping[str, Tensor] | None = None,
+        persistent: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -84,7 +86,7 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
             raise ValueError(f"Argument `reduction` must be one of {_REDUCTIONS}, but got {reduction}")
         if not isinstance(normalize, bool):
             raise ValueError(f"Argument `normalize` should be an bool but got {normalize}")
-        self.net = _network(net_type, trunk_weights)
+        self.net = _network(net_type, trunk_weights, persistent)
         self.reduction = reduction
         self.normalize = normalize
         if self._is_bounded():
@@ -206,8 +208,12 @@ def _kept_network(net_type: str, device: torch.device, dtype: torch.dtype) -> Ne
         return _network(net_type).to(device=device, dtype=dtype)
 
 
-def _network(net_type: str, trunk_weights: str | PathLike[str] | Mapping[str, Tensor] | None = None) -> Network:
-    net = Network(net=net_type, trunk_weights=trunk_weights)
+def _network(
+    net_type: str,
+    trunk_weights: str | PathLike[str] | Mapping[str, Tensor] | None = None,
+    persistent: bool = True,
+) -> Network:
+    net = Network(net=net_type, trunk_weights=trunk_weights, persistent=persistent)
     net._names = ("img1", "img2")
     return net
 
@@ -229,12 +235,13 @@ class Network(LPIPS):
         eval_mode: has no effect. torchmetrics' network also returns to eval mode at the first `.train()`.
         resize: the side in pixels of the square to which images are resized, or None. An image with both sides longer
             is resized by area, any other bilinearly. The two images may then differ in size.
-        backend, precision, cpu_conv, trunk_weights: as in `lpips_fast.LPIPS`.
+        backend, precision, cpu_conv, trunk_weights, persistent: as in `lpips_fast.LPIPS`.
 
     Raises:
         ValueError, RuntimeError: as `lpips_fast.LPIPS`, and a resize below 1.
     """
 
+    _EPS, _EPS_INSIDE_SQRT = 1e-8, True
     _names = ("in0", "in1")  # of the images, as errors tell them
 
     def __init__(
@@ -253,6 +260,7 @@ class Network(LPIPS):
         precision: str = "inherit",
         cpu_conv: str = "auto",
         trunk_weights: str | PathLike[str] | Mapping[str, Tensor] | None = None,
+        persistent: bool = True,
     ) -> None:
         check_flags(eval_mode=eval_mode)
         if resize is not None:
@@ -270,11 +278,14 @@ class Network(LPIPS):
             precision=precision,
             cpu_conv=cpu_conv,
             trunk_weights=trunk_weights,
+            persistent=persistent,
+            check_range=False,
         )
         self.resize = resize
         self.eval()
         for name, buffer in self.scaling_layer.named_buffers():
             self.scaling_layer.register_buffer(name, buffer, persistent=False)
+        self.register_load_state_dict_pre_hook(_without_scaling)
         if self.pnet_type == "squeeze":
             self.register_state_dict_post_hook(_to_their_names)
             self.register_load_state_dict_pre_hook(_from_their_names)
@@ -305,27 +316,23 @@ class Network(LPIPS):
         check_flags(retperlayer=retperlayer, normalize=normalize)
         x0, x1 = (self._checked_image(name, image) for name, image in zip(self._names, (in0, in1), strict=True))
         check_pair(x0, x1, " and ".join(self._names))
-        if x0.requires_grad == x1.requires_grad and x0.dtype == x1.dtype:
-            both = self.features(torch.cat((x0, x1)), normalize).taps
-            taps0, taps1 = zip(*(tap.split((len(x0), len(x1))) for tap in both), strict=True)
+        if self.resize is None or not self.spatial:
+            return super().forward(x0, x1, retPerLayer=retperlayer, normalize=normalize)
+        # The maps are enlarged from the taps' size to the image's own, not to that of `resize`.
+        if self._is_stock():
+            maps = self._maps(*self._taps_of_pair(x0, x1, self._affine(normalize)))
         else:
-            taps0, taps1 = (self.features(x, normalize).taps for x in (x0, x1))
-        weights = self._linear_weights()
-        options: dict[str, Any] = {"eps": 1e-8, "eps_inside_sqrt": True, "backend": self.backend}
-        if self.spatial:
-            parts = [upsample(m, in0.shape[-2:]) for m in lpips_head_maps(taps0, taps1, weights, **options)]
-        else:
-            parts = [d.view(-1, 1, 1, 1) for d in lpips_head(taps0, taps1, weights, **options).unbind(dim=1)]
+            maps = self._maps_by_modules(x0, x1, normalize)
+        parts = [upsample(m, in0.shape[-2:]) for m in maps]
         value = sum(parts[1:], parts[0])
         return (value, parts) if retperlayer else value
 
     def _checked_image(self, name: str, image: Tensor) -> Tensor:
-        """As in LPIPS; before, as in torchmetrics, narrow types are widened to the network's and images resized."""
-        if isinstance(image, Tensor) and image.dtype in FEATURE_DTYPES and image.layout == torch.strided:
-            image = image.to(torch.promote_types(image.dtype, self.scaling_layer.shift.dtype))
-            if image.dim() == 3:
-                image = image[None]
-            if self.resize is not None and image.dim() == 4 and min(image.shape[2:]) > 0:
+        """As in LPIPS, resized before, which torchmetrics does in the wider type of image and network."""
+        if self.resize is not None and isinstance(image, Tensor) and image.layout == torch.strided:
+            image = image[None] if image.dim() == 3 else image
+            if image.dtype in FEATURE_DTYPES and image.dim() == 4 and min(image.shape[2:]) > 0:
+                image = image.to(torch.promote_types(image.dtype, self._own().dtype))
                 image = _resized(image, self.resize)
         return super()._checked_image(name, image)
 
@@ -337,6 +344,16 @@ def _resized(image: Tensor, side: int) -> Tensor:
     if min(image.shape[2:]) > side:
         return nn.functional.interpolate(image, (side, side), mode="area")
     return nn.functional.interpolate(image, (side, side), mode="bilinear", align_corners=False)
+
+
+def _without_scaling(module: Network, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Takes out lpips's scaling, which torchmetrics had before 0.12; other values stay, for an error."""
+    for name, standard in ScalingLayer().state_dict().items():
+        given = state.get(f"{prefix}scaling_layer.{name}")
+        if given is None or given.shape != standard.shape:
+            continue
+        if torch.allclose(given.cpu().float(), standard, rtol=1e-2):  # rounded, in half precision
+            del state[f"{prefix}scaling_layer.{name}"]
 
 
 def _to_their_names(module: Network, state: dict[str, Tensor], prefix: str, _: dict) -> None:

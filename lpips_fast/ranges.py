@@ -71,7 +71,8 @@ class RangeCheck:
     def _warn(self, message: str) -> None:
         self._calls = CALLS
         self._arriving.clear()
-        warnings.warn(f"LPIPS: {message}. check_range=False silences this.", stacklevel=7)  # the line that calls the module
+        calls_of_torch_and_ours = 7
+        warnings.warn(f"LPIPS: {message}. check_range=False silences this.", stacklevel=calls_of_torch_and_ours)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_arriving": []}  # events cannot be copied

@@ -93,6 +93,8 @@ def test_minimum_size(make_ours, net):
         ({"version": 0.1}, ValueError, ("version", "0.1", "'0.1'")),
         ({"backend": "gpu"}, ValueError, ("backend", "'gpu'", "'auto'", "'reference'", "'cpu'", "'cuda'", "'triton'")),
         ({"pnet_tune": True}, ValueError, ("pnet_tune", "eval_mode=False")),
+        ({"network": "alex"}, TypeError, ("'network'",)),
+        ({"model": "net-lin", "use_gpu": True}, TypeError, ("'model'", "2020", "LPIPS(net='alex').to('cuda')")),
     ),
     ids=str,
 )

@@ -110,8 +110,23 @@ def test_tiny_features_show_where_the_eps_is(make):
     (img1, img2), *_ = _batches(False)
     expected = theirs(img1, img2)
     torch.testing.assert_close(ours(img1, img2), expected, **TOLERANCE)
-    outside = super(metric.Network, ours.net).forward(img1, img2).mean()
+    torch.testing.assert_close(ours.net.pairwise(img1, img2).diag().mean(), expected, **TOLERANCE)
+    ours.net._EPS, ours.net._EPS_INSIDE_SQRT = 1e-10, False
+    outside = ours(img1, img2)
     assert abs(outside - expected) > 1e-2 * expected, "the eps must matter here for the test to be one"
+
+
+def test_not_persistent(make):
+    """The network's weights are not in the metric's checkpoint, and one that has them loads."""
+    ours, whole = make(Ours, persistent=False), make(Ours)
+    assert not ours.state_dict()
+    assert not any(ours.load_state_dict({}, strict=True))
+    assert not any(ours.load_state_dict(whole.state_dict(), strict=True))
+    (img1, img2), *_ = _batches(False)
+    assert torch.equal(ours(img1, img2), whole(img1, img2))
+    ours.persistent(True)  # torchmetrics' own, of the states
+    assert sorted(ours.state_dict()) == ["count", "total"]
+    assert not any(ours.load_state_dict(ours.state_dict(), strict=True))
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -225,6 +240,22 @@ def test_state_dicts_load_both_ways(make, net):
     (img1, img2), *_ = _batches(False)
     torch.testing.assert_close(ours(img1, img2), theirs(img1, img2), **TOLERANCE)
     make(Theirs, net_type=net).load_state_dict(ours.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize("net", ("alex", "squeeze"))
+def test_state_dicts_from_before_0_12_load(make, make_theirs, net):
+    """There the network was that of lpips, under the name `net`."""
+    ours = make(Ours, net_type=net)
+    expected = ours.state_dict()
+    old = {f"net.{name}": tensor for name, tensor in make_theirs(net).state_dict().items()}
+    ours.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in expected.items()})
+    torch.nn.ModuleDict({"val": ours}).load_state_dict({f"val.{name}": tensor for name, tensor in old.items()})
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.state_dict().items())
+    assert "net.scaling_layer.shift" in old  # what is given is not changed
+    ours.half().load_state_dict({name: tensor.half() for name, tensor in old.items()}, strict=True)
+    old["net.scaling_layer.shift"] = torch.zeros(1, 3, 1, 1)
+    with pytest.raises(RuntimeError, match=r"net\.scaling_layer\.shift"):
+        ours.load_state_dict(old, strict=True)
 
 
 def test_persistent_state_is_kept(make):
@@ -520,7 +551,7 @@ def test_errors_of_the_network(weights):
         (None, TypeError),
         (x.byte(), TypeError),
         (x.to_sparse(), TypeError),
-        (x[0, 0], ValueError),
+        (x[0, 0, 0], ValueError),
         (x[None], ValueError),
         (x[:, :2], ValueError),
         (x[:, :, :0], ValueError),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import itertools
 import re
@@ -56,7 +57,7 @@ def test_these_are_all_snippets():
         "diffusers": 1,
         "MONAI": 1,
         "Code that cannot be edited": 1,
-        "Weights files": 2,
+        "Weights files": 3,
     }
 
 
@@ -206,8 +207,13 @@ def test_weights_files(make_ours, monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().out.strip() in snippets("Weights files")[0]
     in0, in1 = image(1, 32, 32, seed=1), image(1, 32, 32, seed=2)
     assert torch.equal(found.loss_fn(in0, in1), make_ours("squeeze")(in0, in1))
-    (command,) = snippets("Weights files", "sh")
-    program, *arguments = shlex.split(command)
-    assert program == "lpips-fast"
-    assert CliRunner().invoke(app, arguments).exit_code == 0
+    loss = {f"loss.perceptual_loss.{name}": t for name, t in make_ours("vgg").state_dict().items()}
+    torch.save({"state_dict": loss, "hyper_parameters": argparse.Namespace()}, "last.ckpt")
+    part = run("Weights files", 1).loss_fn
+    assert torch.equal(part(in0, in1), make_ours("vgg")(in0, in1))
+    for command in snippets("Weights files", "sh")[0].splitlines():
+        program, *arguments = shlex.split(command)
+        assert program == "lpips-fast"
+        assert CliRunner().invoke(app, arguments).exit_code == 0
     assert str(lpips_fast.load_any("perceptual.safetensors")) == str(found.found).replace("torchmetrics", "lpips")
+    assert lpips_fast.load_any("vgg.pth").origin == "taming"

@@ -54,7 +54,7 @@ def test_published_weights_are_those_of_lpips_to_the_bit(make_ours, make_theirs,
     for version in ("0.1", "0.0"):
         ours, theirs = make_ours(net, version=version), make_theirs(net, version=version)
         for lin, lin_ref in zip(ours.lins, theirs.lins, strict=True):
-            assert torch.equal(lin.weight, lin_ref.model[1].weight)
+            assert torch.equal(lin.model[1].weight, lin_ref.model[1].weight)
 
 
 def test_without_dropout_weights_load_too(make_ours):
@@ -73,7 +73,7 @@ def test_signatures_begin_as_those_of_lpips():
             theirs = inspect.signature(getattr(getattr(lpips, name), method)).parameters.values()
             ours = inspect.signature(getattr(getattr(lpips_fast, name), method)).parameters.values()
             assert [(p.name, p.default) for p in ours][: len(theirs)] == [(p.name, p.default) for p in theirs]
-            assert all(p.kind == p.KEYWORD_ONLY for p in list(ours)[len(theirs) :])
+            assert all(p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in list(ours)[len(theirs) :])
     for name in ("normalize_tensor", "spatial_average", "upsample", "load_image", "im2tensor", "tensor2im"):
         theirs = inspect.signature(getattr(lpips, name)).parameters.values()
         ours = inspect.signature(getattr(lpips_fast, name)).parameters.values()
@@ -207,6 +207,26 @@ def test_training_mode_has_dropout_and_trains_the_linear_weights(make_ours):
     assert module.train()(in0, in1).requires_grad
 
 
+@pytest.mark.parametrize("net", NETS)
+def test_clamping_as_people_calibrate(make_ours, make_theirs, net):
+    """The loop of lpips' Trainer over all 1x1 convolutions, those of SqueezeNet's trunk among them."""
+    ours, theirs = make_ours(net, eval_mode=False), copy.deepcopy(make_theirs(net, eval_mode=False))
+    in0, in1 = pair(1, 31, 31)
+    ours.eval()(in0, in1)  # the trunk keeps what it makes of its weights
+    clamped = []
+    for module in (ours, theirs):
+        with torch.no_grad():
+            for lin in module.lins:
+                lin.model[-1].weight.sub_(0.01)
+        for m in module.modules():
+            if hasattr(m, "weight") and m.kernel_size == (1, 1):
+                m.weight.data = torch.clamp(m.weight.data, min=0)
+        clamped.append({name: p for name, p in module.named_parameters() if (p >= 0).all()})
+    assert clamped[0].keys() == clamped[1].keys()
+    assert {f"lin{k}.model.1.weight" for k in range(ours.L)} <= clamped[0].keys()
+    assert_close(ours(in0, in1), theirs.eval()(in0, in1).double(), VALUE_TOLERANCE[torch.float32])
+
+
 @pytest.mark.parametrize("spatial", (False, True), ids=("mean", "spatial"))
 def test_dropout_drops_squared_differences(make_ours, make_theirs, spatial):
     """As in lpips: with nothing dropped both agree, and the half that is dropped is made up for on average."""
@@ -242,7 +262,7 @@ def test_gradient_to_the_linear_weights(make_ours, make_theirs, backend):
     ours(in0, in1).sum().backward()
     theirs(in0.double(), in1.double()).sum().backward()
     for lin, lin_ref in zip(ours.lins, theirs.lins):
-        assert_close(lin.weight.grad, lin_ref.model[0].weight.grad, (1e-6, 1e-4))
+        assert_close(lin.model[0].weight.grad, lin_ref.model[0].weight.grad, (1e-6, 1e-4))
 
 
 def test_tuning_the_trunk(make_ours, make_theirs):
@@ -312,7 +332,7 @@ def test_copies(make_ours, duplicate, used_before):
     assert torch.equal(value, module(in0, in1) if expected is None else expected)
     assert not other.train().training
     with torch.no_grad():
-        other.lin0.weight.zero_()
+        other.lin0.model[-1].weight.zero_()
     assert not torch.equal(other(in0, in1), value)
     assert torch.equal(module(in0, in1), value)
 

@@ -105,7 +105,7 @@ class LPIPS(lpips.LPIPS):
             return functional.lpips_head(taps0, taps1, self._linear_weights(), backend=self.backend).sum(dim=1)
         parts = []
         for f0, f1, weight in zip(taps0, taps1, self._linear_weights(), strict=True):
-            a, b = (normalize_channels(f, 1e-10, eps_inside_sqrt=False) for f in (f0, f1))
+            a, b = (normalize_channels(f, self._EPS, self._EPS_INSIDE_SQRT) for f in (f0, f1))
             parts.append((weight * (a - b).abs()).sum(dim=1).mean(dim=(1, 2)))
         return torch.stack(parts).sum(dim=0)
 
