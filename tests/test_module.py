@@ -10,6 +10,7 @@ import warnings
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import nn
 
 import lpips_fast
@@ -377,6 +378,43 @@ def test_compiled_in_one_graph(make_ours, net, backend, options):
     assert_close(value, expected.double(), VALUE_TOLERANCE[torch.float32])
     (grad,), (expected_grad,) = (torch.autograd.grad(v.sum(), in0) for v in (value, expected))
     assert_close(grad, expected_grad.double(), (1e-5, 1e-4))
+
+
+@pytest.mark.parametrize("options", ({}, {"grad_in_forward": True}, {"precision": "bfloat16"}), ids=str)
+def test_compiled_with_images_of_two_types(make_ours, options):
+    """One after the other, and an image without a batch: each is compiled for what it is."""
+    module = make_ours("squeeze", **options)
+    torch._dynamo.reset()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    in0, in1 = pair(1, 35, 35)
+    for types in ((torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)):
+        x0, x1 = (x.to(dtype).requires_grad_() for x, dtype in zip((in0, in1), types))
+        value, expected = compiled(x0, x1), module(x0, x1)
+        assert_close(value, expected.double(), VALUE_TOLERANCE[torch.float32])
+        found, exact = (torch.autograd.grad(v.sum(), (x0, x1)) for v in (value, expected))
+        assert tuple(grad.dtype for grad in found) == types
+        for grad, expected_grad in zip(found, exact):
+            assert (grad - expected_grad).norm() <= 0.02 * expected_grad.norm()
+    assert_close(compiled(in0[0], in1), module(in0, in1).double(), VALUE_TOLERANCE[torch.float32])
+
+
+def test_compiled_where_a_parent_sets_the_flags(make_ours):
+    """The toggle of a GAN: frozen all the same, and compiled twice at most."""
+    module = make_ours("squeeze")
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(module, fullgraph=True, backend=counter)
+    in0, in1 = pair(1, 35, 35)
+    values = []
+    for flag in (False, True, False, True):
+        for p in module.parameters():
+            p.requires_grad = flag
+        value = compiled(in0.requires_grad_(), in1)
+        values.append(value.item())
+        value.sum().backward()
+    assert len(set(values)) == 1
+    assert all(p.grad is None for p in module.parameters())
+    assert counter.frame_count <= 2
 
 
 def test_compiled_by_inductor(make_ours):

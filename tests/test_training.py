@@ -231,6 +231,11 @@ def test_precision(make_ours, precision, grad_in_forward):
     assert_same([value], [expected[0]], rtol=0.03)
     if precision != "float16" or grad_in_forward:  # without, the gradient underflows unless the loss is scaled
         assert F.cosine_similarity(grads[0].flatten(), expected[1][0].flatten(), dim=0) > 0.9
+    half = in0.bfloat16()
+    mixed, by_hand = (gradients(fn, x, in1, (True, True)) for x in (half, half.float()))
+    assert torch.equal(mixed[0], by_hand[0])
+    assert [grad.dtype for grad in mixed[1]] == [torch.bfloat16, torch.float32]
+    assert torch.equal(mixed[1][0], by_hand[1][0].bfloat16())
     taps = fn.features(in0).taps
     assert taps[0].dtype == {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision, torch.float32)
 
