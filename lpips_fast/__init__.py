@@ -11,6 +11,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import functional
     from .checkpoints import load_any
+    from .compat.lpips import (
+        DSSIM,
+        L2,
+        FakeNet,
+        dssim,
+        l2,
+        np2tensor,
+        print_network,
+        psnr,
+        rgb2lab,
+        score_2afc_dataset,
+        score_jnd_dataset,
+        tensor2np,
+        tensor2tensorlab,
+        tensor2vec,
+        tensorlab2tensor,
+        voc_ap,
+    )
     from .extension import backends
     from .images import im2tensor, load_image, tensor2im
     from .lpips import LPIPS, NetLinLayer, ScalingLayer, normalize_tensor, spatial_average, upsample
@@ -20,50 +38,96 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "DSSIM",
+    "L2",
     "LPIPS",
     "BCERankingLoss",
     "Dist2LogitLayer",
+    "FakeNet",
     "NetLinLayer",
     "ScalingLayer",
     "backends",
+    "dssim",
     "functional",
     "im2tensor",
+    "l2",
     "load_any",
     "load_image",
     "normalize_tensor",
+    "np2tensor",
     "patch",
+    "print_network",
+    "psnr",
+    "rgb2lab",
+    "score_2afc_dataset",
+    "score_jnd_dataset",
     "spatial_average",
     "tensor2im",
+    "tensor2np",
+    "tensor2tensorlab",
+    "tensor2vec",
+    "tensorlab2tensor",
     "upsample",
+    "voc_ap",
 ]
 
 _MODULE_OF = {
+    "DSSIM": "compat.lpips",
+    "L2": "compat.lpips",
     "LPIPS": "lpips",
     "BCERankingLoss": "ranking",
     "Dist2LogitLayer": "ranking",
+    "FakeNet": "compat.lpips",
     "NetLinLayer": "lpips",
     "ScalingLayer": "lpips",
     "backends": "extension",
+    "dssim": "compat.lpips",
     "im2tensor": "images",
+    "l2": "compat.lpips",
     "load_any": "checkpoints",
     "load_image": "images",
     "normalize_tensor": "lpips",
+    "np2tensor": "compat.lpips",
     "patch": "patching",
+    "print_network": "compat.lpips",
+    "psnr": "compat.lpips",
+    "rgb2lab": "compat.lpips",
+    "score_2afc_dataset": "compat.lpips",
+    "score_jnd_dataset": "compat.lpips",
     "spatial_average": "lpips",
     "tensor2im": "images",
+    "tensor2np": "compat.lpips",
+    "tensor2tensorlab": "compat.lpips",
+    "tensor2vec": "compat.lpips",
+    "tensorlab2tensor": "compat.lpips",
     "upsample": "lpips",
+    "voc_ap": "compat.lpips",
 }
-_SUBMODULES = ("bapps", "calibration", "compat", "functional", "lpips", "metric", "search")
+_SUBMODULES = ("bapps", "calibration", "compat", "functional", "lpips", "metric", "pretrained_networks", "search")
+_DISTANCE = "LPIPS(net=...).to(device) for model='net-lin', with lpips=False for model='net'"
+_TRAINING = "LPIPS(net=...) for the distance, `lpips-fast train` or lpips_fast.calibration to learn its linear weights"
+_ELSEWHERE = {  # what replaces the names that lpips has, or had before 2020, and this package has not
+    "DistModel": _DISTANCE,
+    "PNetLin": _DISTANCE,
+    "PerceptualLoss": _DISTANCE,
+    "Trainer": _TRAINING,
+    "dist_model": _DISTANCE,
+    "networks_basic": _DISTANCE,
+    "trainer": _TRAINING,
+}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "pn":  # as lpips calls it, too
+        name = "pretrained_networks"
     if name in _SUBMODULES:
         return import_module(f".{name}", __name__)
     if name in _MODULE_OF:
         value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
         globals()[name] = value  # the next time without a detour
         return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    instead = f"; use {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{instead}")
 
 
 def __dir__() -> list[str]:

@@ -4,11 +4,15 @@ Whose a whole model is, is told by its names (k: the slice, from 1; i: the layer
 
     lpips          scaling_layer.*, net.slice{k}.{i}.*, lin{k}.model.1.weight, and these again as lins.{k}.*
     taming         the same without lins.*; VGG16 only
-    torchmetrics   net.net.slice{k}.{i}.* (squeeze: net.net.slices.{k-1}.{i}.*), net.lin{k}.*, net.lins.{k}.*
+    torchmetrics   net.net.slice{k}.{i}.* (squeeze: net.net.slices.{k-1}.{i}.*), net.lin{k}.*, net.lins.{k}.*;
+                   before 0.12 those of lpips, each after `net.`
     piq            model.{i}.*; VGG16 only; its linear weights are in a file of their own, and are those of lpips 0.1
 
-Linear layers trained without dropout are `model.0.weight`. A beginning that all names share, such as
-`loss.perceptual_loss.`, is left out. Files of linear weights alone are alike but for piq's, a list of tensors.
+Linear layers trained without dropout are `model.0.weight`. Files of linear weights alone are alike but for piq's, a
+list of tensors.
+
+In a larger checkpoint the names of LPIPS have a beginning of their own, such as `loss.perceptual_loss.`, and may be in
+a dict inside another, such as 'state_dict'. Everything else, other models, optimizers, settings, is passed over.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
@@ -30,7 +34,13 @@ from .trunk import SPECS, Spec
 
 TARGETS = ("lpips", "taming", "torchmetrics")
 
-_NAME = re.compile(r"((?:.*?\.)??)(?:scaling_layer|net\.slices?\d*|lin\d+\.model|lins\.\d+\.model|model\.\d+)\..+")
+# A prefix, then a name that only LPIPS has, or one of piq's, which other models have, too.
+_NAME = re.compile(
+    r"((?:.*?\.)??)(?:scaling_layer\.(?:shift|scale)|net\.slices?\d*\..+|lin\d+\.model\..+|lins\.\d+\.model\..+)",
+    re.DOTALL,
+)
+_PIQ_NAME = re.compile(r"((?:.*?\.)??)model\.\d+\..+", re.DOTALL)
+_DEPTH = 4  # dicts in dicts are searched so far down
 _LAYER = re.compile(r"lins?\.?(\d{1,2})\.model\.[01]\.weight")
 _TRUNK = re.compile(r"(net\.slice|net\.slices\.|model\.)(\d{1,2})\.(.+)")
 
@@ -99,26 +109,35 @@ class Checkpoint:
         return scaling | trunk | linear | (repeated if target == "lpips" else {})
 
 
-def load_any(path: str | PathLike[str], net: str | None = None) -> Checkpoint:
+def load_any(path: str | PathLike[str], net: str | None = None, prefix: str | None = None) -> Checkpoint:
     """Reads the weights of LPIPS, whole or linear ones alone, as lpips, taming, torchmetrics or piq name them.
+
+    They may be a part of a larger checkpoint, of Lightning, VQGAN or any other, whose other contents are passed over.
 
     Args:
         path: .safetensors, or else a file of torch.save, read without running any code that it may hold.
         net: what they must be for, 'alex', 'vgg' or 'squeeze'; None for whichever they are.
+        prefix: how their names begin, such as 'loss.perceptual_loss', with or without the name of the dict that they
+            are in ('state_dict'); None where there is one LPIPS only.
 
     Returns:
         What it holds and whose it is; `load_any(path).module()` is an LPIPS with it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, a name is missing, unknown or of another shape, or it is for another net.
+        TypeError: path is no path, or prefix no string.
+        ValueError: it cannot be read, has no LPIPS, or several and no prefix that tells which; a name is missing,
+            unknown or of another shape, or it is for another net.
     """
     if net is not None:
         check_choice("net", net, SPECS)
-    content = weights.read_file(path)
-    if isinstance(content, list | tuple):
+    if not isinstance(prefix, str | None):
+        raise TypeError(f"prefix must be a string, how the names begin, or None, got {type(prefix).__name__}")
+    content = weights.read_file(path, stand_ins=True)
+    if isinstance(content, list | tuple) and prefix is None:
         return _from_piq_list(path, content, net)
-    state = _without_prefix(path, weights.checked_state_dict(content, path))
+    part = _find(path, content, prefix)
+    state = weights.checked_state_dict(part.state, path)
     scaling = {name: tensor for name, tensor in state.items() if name.startswith("scaling_layer.")}
     linear = {name: tensor for name, tensor in state.items() if name.startswith("lin")}
     rest = {name: tensor for name, tensor in state.items() if name not in scaling and name not in linear}
@@ -144,6 +163,8 @@ def load_any(path: str | PathLike[str], net: str | None = None) -> Checkpoint:
             raise ValueError(f"{path} has a trunk, but neither scaling_layer.* nor linear weights")
         return _checkpoint("torchmetrics", net, layers, trunk)
     repeated = any(name.startswith("lins.") for name in linear)
+    if repeated and f".{part.prefix}".endswith(".net."):
+        return _checkpoint("torchmetrics", net, layers, trunk)
     return _checkpoint("taming" if net == "vgg" and linear and not repeated else "lpips", net, layers, trunk)
 
 
@@ -173,15 +194,86 @@ def _from_piq_list(path: str | PathLike[str], content: list | tuple, net: str | 
     return _checkpoint("piq", "vgg", weights.linear_weights(state, channels, path), None)
 
 
-def _without_prefix(path: str | PathLike[str], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    found = {name: _NAME.fullmatch(name) for name in state}
-    prefixes = {match[1] for match in found.values() if match}
-    unknown = [name for name, match in found.items() if not match]
-    if unknown or len(prefixes) != 1:
-        what = "names that are none of LPIPS's: " if unknown else "several LPIPS: " if prefixes else "no tensors"
-        raise ValueError(f"{path} has {what}{weights.some(unknown or prefixes)}")
-    (prefix,) = prefixes
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+@dataclass
+class _Part:
+    """The tensors in one of a file's dicts whose names have one prefix and go on as those of LPIPS do."""
+
+    dicts: tuple[str, ...]  # the names of the dicts that it is in, from the outermost
+    prefix: str
+    state: dict[str, object] = field(default_factory=dict)  # by the rest of the names
+    certain: bool = False  # whether one of them is LPIPS's alone
+
+    @property
+    def full_prefix(self) -> str:
+        # Cut, for a dict with a long name can have many parts.
+        return "".join(f"{name:.99}." for name in self.dicts) + self.prefix
+
+    def is_piq(self) -> bool:
+        """Whether all of piq's names are there, with the shapes of VGG16."""
+        given = {name: getattr(value, "shape", None) for name, value in self.state.items()}
+        return all(given.get(f"model.{name}") == shape for name, shape in _trunk_shapes("vgg").items())
+
+
+def _find(path: str | PathLike[str], content: object, prefix: str | None) -> _Part:
+    """The LPIPS in a file, or the one that has this prefix."""
+    if isinstance(content, weights.StandIn):
+        raise ValueError(f"{path} has no tensors by name: {weights.takes_code(content.name)}")
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold tensors by name (a state_dict), got {type(content).__name__}")
+    every, others = _parts(content)
+    parts = every if prefix is None else _with_prefix(every, prefix)
+    found = [part for part in parts if part.certain] or [part for part in parts if part.is_piq()]
+    if not found and len(parts) == 1 and (prefix is not None or not others):
+        found = parts  # for the error that tells what its names lack
+    if len(found) == 1:
+        return found[0]
+    if found:
+        prefixes = weights.some(part.full_prefix for part in found)
+        raise ValueError(f"{path} has several LPIPS: give load_any a prefix, one of {prefixes}")
+    if prefix is not None:
+        prefixes = weights.some(part.full_prefix for part in every) or "none"
+        raise ValueError(f"{path} has no LPIPS with prefix {prefix!r:.99}; prefixes of names like its are: {prefixes}")
+    for name, value in others.items():
+        if isinstance(value, weights.StandIn):
+            raise ValueError(f"{path} has no LPIPS: by the name {name!r:.99} {weights.takes_code(value.name)}")
+    names = [*others, *(part.full_prefix + name for part in every for name in part.state)]
+    if not names:
+        raise ValueError(f"{path} has no tensors by name")
+    raise ValueError(f"{path} has no LPIPS, only names that are none of LPIPS's: {weights.some(names)}")
+
+
+def _with_prefix(parts: list[_Part], prefix: str) -> list[_Part]:
+    """The part with this prefix, or else those whose prefixes begin with it."""
+    begin = f"{prefix.removesuffix('.')}." if prefix else ""
+    exact = [part for part in parts if begin in (part.prefix, part.full_prefix)]
+    return exact or [p for p in parts if p.prefix.startswith(begin) or p.full_prefix.startswith(begin)]
+
+
+def _parts(content: dict) -> tuple[list[_Part], dict[str, object]]:
+    """All that may be an LPIPS in a dict and the dicts inside it, and everything else by its name."""
+    found: list[_Part] = []
+    others: dict[str, object] = {}
+    dicts: list[tuple[tuple[str, ...], dict]] = [((), content)]
+    seen = {id(content)}
+    for within, mapping in dicts:  # which grows
+        parts: dict[str, _Part] = {}
+        for name, value in weights.items(mapping):
+            if not isinstance(name, str):
+                continue
+            if isinstance(value, dict):
+                if id(value) not in seen and len(within) < _DEPTH:  # a dict may be in many, and in itself
+                    seen.add(id(value))
+                    dicts.append(((*within, name), value))
+                continue
+            match = _NAME.fullmatch(name) or _PIQ_NAME.fullmatch(name)
+            if match is None:
+                others.setdefault(name, value)
+                continue
+            part = parts.setdefault(match[1], _Part(within, match[1]))
+            part.state[name.removeprefix(match[1])] = value
+            part.certain = part.certain or match.re is _NAME
+        found += parts.values()
+    return found, others
 
 
 def _trunk_names(

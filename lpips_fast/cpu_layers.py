@@ -72,7 +72,7 @@ def conv_relu(
         if shift is None or scale is None:
             shift, scale = bias.new_zeros(x.shape[1]), bias.new_ones(x.shape[1])
         out = torch.ops.lpips_fast.conv3x3_first_cpu(
-            x,
+            x.to(bias.dtype),
             shift.flatten(),
             scale.flatten(),
             filters.forward(conv),

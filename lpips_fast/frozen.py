@@ -20,7 +20,7 @@ from torch import Tensor
 from .gpu_layers import HeadGradient
 from .layers import conv_backward, conv_relu, max_pool, prepare, tap_backward
 from .plan import Affine, Fire, Pool, Setting, without_autocast
-from .transforms import is_batched, is_differentiated
+from .transforms import in_torch_func, is_batched, is_differentiated
 
 
 @contextlib.contextmanager
@@ -124,17 +124,23 @@ class _FrozenTrunk(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.setting, ctx.n_batches, *tensors = inputs
+        ctx.setting, n_batches, shift, scale, *rest = inputs
+        images, tensors = rest[:n_batches], rest[n_batches:]
         ctx.n_outputs = len(output)
         ctx.mark_non_differentiable(*output[ctx.setting.n_taps :])
-        ctx.save_for_backward(*output, *tensors)
+        # Only a double backward needs the images' values. To save them would make every backward an error once an image
+        # is changed in place, say clamped for a log. torch.func and torch.compile know saved tensors only.
+        ctx.n_saved = n_batches if in_torch_func() or torch.compiler.is_compiling() else 0
+        ctx.images = images[ctx.n_saved :]
+        ctx.versions = [image._version for image in ctx.images if image.requires_grad]
+        ctx.save_for_backward(*output, shift, scale, *images[: ctx.n_saved], *tensors)
 
     @staticmethod
     def backward(ctx, *grads):
-        setting, n_batches = ctx.setting, ctx.n_batches
+        setting = ctx.setting
         saved = ctx.saved_tensors  # once: activation checkpointing recomputes them at each look
-        outputs, inputs = saved[: ctx.n_outputs], saved[ctx.n_outputs :]
-        affine, images, tensors = inputs[:2], inputs[2 : 2 + n_batches], inputs[2 + n_batches :]
+        outputs, affine, rest = saved[: ctx.n_outputs], saved[ctx.n_outputs :][:2], saved[ctx.n_outputs + 2 :]
+        images, tensors = [*ctx.images, *rest[: ctx.n_saved]], rest[ctx.n_saved :]
         taps, signs = outputs[: setting.n_taps], outputs[setting.n_taps :]
         d_taps = grads[: setting.n_taps]
         differentiated = is_differentiated(*images, *d_taps)
@@ -142,6 +148,11 @@ class _FrozenTrunk(torch.autograd.Function):
             setting = setting.plain()
             tensors = [tensors[0][:, : images[0].shape[1]], *tensors[1:]]
         if differentiated:
+            if ctx.versions != [image._version for image in ctx.images if image.requires_grad]:
+                raise RuntimeError(
+                    "an image was changed in place after LPIPS compared it, and to differentiate its gradient "
+                    "(create_graph=True) it is needed as it was: change a copy"
+                )
             taps, _ = run(setting, images, affine, tensors)
             wanted = [image for image in images if image.requires_grad]
             found = iter(torch.autograd.grad(taps, wanted, d_taps, create_graph=True))

@@ -3,8 +3,8 @@
 Schemas and fake implementations of the operators that kernels/trunk.py implements, and how the layers use them.
 Activations y, taps and gradients d are [N, C, H, W], channels-last, all of the trunk's type; signs are as in layers.py.
 
-  * prepare: (x - shift) / scale of images of any type and layout, one batch or two, the second following on the first;
-    shift and scale may be missing; channels of zeros are added up to `channels`.
+  * prepare: (x - shift) / scale of images of any types and layouts, one batch or two, the second following on the
+    first; shift and scale may be missing; channels of zeros are added up to `channels`.
   * bias_relu: y becomes relu(y + bias), dense y; its signs and max_pool2d(y, 2) go into those given.
   * max_pool: the maxima of windows, which may overrun x at the end as in ceil_mode; a NaN is a maximum.
   * mask_by_signs: d becomes d + addend where the signs say so, else 0; dense d.
@@ -115,8 +115,6 @@ class HeadGradient(NamedTuple):
 
 def prepare(setting: Setting, images: Sequence[Tensor], affine: Affine) -> Tensor:
     shift, scale = (None if t is None else t.flatten() for t in affine)
-    if len({image.dtype for image in images}) > 1:
-        images = [image.to(setting.dtype) for image in images]
     channels = _padded_channels(setting.dtype)
     return torch.ops.lpips_fast.prepare_triton(images, shift, scale, channels, setting.dtype)
 

@@ -77,8 +77,10 @@ class _DistanceWithGradient(torch.autograd.Function):
             chunk = max(_CPU_PIXELS // max(x0.shape[2] * x0.shape[3], 1), 1)
         parts = [slice(None)] if chunk is None else [slice(i, i + chunk) for i in range(0, max(n, 1), chunk)]
         values = []
-        d_x0 = torch.empty_like(x0, dtype=torch.promote_types(x0.dtype, torch.float32))
-        d_x1 = torch.empty_like(d_x0 if job.need1 else d_x0[:0])
+        d_x0, d_x1 = (
+            torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+            for x in (x0, others[0] if job.need1 else x0[:0])
+        )
         for part in parts:
             pair = [x0[part], *(t if t.shape[0] == 1 else t[part] for t in others)]
             mask = masks[0][part] if masks else None
@@ -92,7 +94,7 @@ class _DistanceWithGradient(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.job, _, x0, _, _, *rest = inputs
-        ctx.dtype = x0.dtype
+        ctx.dtypes = x0.dtype, rest[0].dtype
         ctx.n_rest = len(rest)
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(*output[1:])
@@ -105,7 +107,7 @@ class _DistanceWithGradient(torch.autograd.Function):
                 "use LPIPS(grad_in_forward=False) for that"
             )
         needed = ctx.saved_tensors[: 1 + ctx.job.need1]
-        d_x0, *d_x1 = ((d * grad.view(-1, 1, 1, 1)).to(ctx.dtype) for d in needed)
+        d_x0, *d_x1 = ((d * grad.view(-1, 1, 1, 1)).to(dtype) for d, dtype in zip(needed, ctx.dtypes))
         return None, None, d_x0, None, None, *(d_x1 or [None]), *(None for _ in range(ctx.n_rest - 1))
 
 

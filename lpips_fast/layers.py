@@ -24,7 +24,10 @@ from .plan import Affine, Conv, Fire, Pool, Setting
 
 
 def prepare(setting: Setting, images: Sequence[Tensor], affine: Affine) -> tuple[Tensor, Affine]:
-    """One or two batches of images as one, and what of `affine` the first convolution has still to do."""
+    """One or two batches of images as one, and what of `affine` the first convolution has still to do.
+
+    Images of two types are promoted to the wider one, and scaled in it or, if that is wider, in that of `affine`.
+    """
     if setting.triton:
         return gpu_layers.prepare(setting, images, affine), (None, None)
     return images[0] if len(images) == 1 else torch.cat(list(images)), affine

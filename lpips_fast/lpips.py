@@ -8,6 +8,7 @@ from human judgements; p: pixels. (Zhang et al., CVPR 2018, arXiv:1801.03924.) D
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from typing import NamedTuple, cast
@@ -20,8 +21,10 @@ from .grad_in_forward import Job, distance_with_gradient
 from .pairwise import Images
 from .pixel_weights import shares, weighted_mean
 from .plan import Affine, Conv, is_autocast_enabled
+from .ranges import RangeCheck
 from .reference import accumulation_dtype, normalize_channels
-from .transforms import in_torch_func, plain_torch_only
+from .stock import Description, describe, is_as_described
+from .transforms import as_plain_tensor, in_torch_func, plain_torch_only
 from .trunk import PRECISIONS, SPECS, Trunk
 from .video import flatten_videos
 
@@ -76,6 +79,14 @@ class LPIPS(nn.Module):
             'direct', or 'auto' for what is faster at their size.
         trunk_weights: the trunk's weights, a file or a state_dict with torchvision's names, instead of torchvision's
             from its cache ($TORCH_HOME) or the internet.
+        persistent: whether the weights are part of the state_dict, as in `lpips`. With False it has none of them, and
+            loading neither misses them nor takes any that are there.
+        check_range: whether to warn, once, where images are plainly in another range than they should be: of 0 to 255,
+            in [0, 1] without `normalize`, in [-1, 1] with it. Only the first calls look (lpips_fast/ranges.py).
+
+    To leave out the last taps, set the attribute `L` to the number of taps to use. Layers that were replaced, hooked or
+    set otherwise after construction, in the trunk, the scaling or the linear layers, are called as `lpips` calls them,
+    in plain torch; docs/training.md says how to take images of other channels so.
 
     Raises:
         ValueError: an unknown net, version, backend, precision or cpu_conv, a chunk_size below 1, options that exclude
@@ -84,6 +95,7 @@ class LPIPS(nn.Module):
     """
 
     _RANGE, _FROM_BYTES = "[-1, 1]", "/ 127.5 - 1"  # of images, as errors tell it
+    _EPS, _EPS_INSIDE_SQRT = 1e-10, False  # of the norm that features are divided by, as in functional.lpips_head
 
     def __init__(
         self,
@@ -105,8 +117,12 @@ class LPIPS(nn.Module):
         chunk_size: int | str | None = None,
         cpu_conv: str = "auto",
         trunk_weights: str | PathLike[str] | Mapping[str, Tensor] | None = None,
+        persistent: bool = True,
+        check_range: bool = True,
+        **unknown: object,
     ) -> None:
         super().__init__()
+        _check_unknown(unknown)
         check_flags(
             pretrained=pretrained,
             lpips=lpips,
@@ -117,6 +133,8 @@ class LPIPS(nn.Module):
             eval_mode=eval_mode,
             verbose=verbose,
             grad_in_forward=grad_in_forward,
+            persistent=persistent,
+            check_range=check_range,
         )
         check_choice("net", net, NETS)
         check_choice("version", version, weights.VERSIONS)
@@ -144,7 +162,7 @@ class LPIPS(nn.Module):
         self.L = len(self.chns)
 
         self.scaling_layer = ScalingLayer()
-        self.net = Trunk(NETS[net], precision, cpu_conv)
+        self.net = Trunk(NETS[net], precision, cpu_conv, trainable=not eval_mode)
         given = None
         if model_path is not None:
             from .checkpoints import load_any  # which makes LPIPS
@@ -165,16 +183,22 @@ class LPIPS(nn.Module):
                 source = "" if trunk_weights is None or isinstance(trunk_weights, Mapping) else f"{trunk_weights}: "
                 raise ValueError(f"{source}{error}") from error
         self.net.requires_grad_(pnet_tune)
+        self._lins_made: list[Description] = []
         if lpips:
             lins = [NetLinLayer(c, use_dropout=use_dropout) for c in self.chns]
             for k, lin in enumerate(lins):
                 self.add_module(f"lin{k}", lin)
             self.lins = nn.ModuleList(lins)
             self.lins.requires_grad_(not eval_mode)
+            self._lins_made = [describe(lin) for lin in lins]
             if given is not None and given.linear is not None:
                 self.set_linear_weights(given.linear)
             elif pretrained:
                 self.set_linear_weights(weights.published_linear_weights(NETS[net], version, self.chns))
+        if not persistent:
+            self.register_state_dict_post_hook(_without_own_keys)
+            self.register_load_state_dict_pre_hook(_with_own_tensors)
+        self._ranges = RangeCheck() if check_range else None
         if eval_mode:
             self.eval()
 
@@ -196,6 +220,13 @@ class LPIPS(nn.Module):
         """As in every module, but without effect in eval_mode: a parent's `.train()` must not make the loss noisy."""
         return super().train(mode and not self.eval_mode)
 
+    def requires_grad_(self, requires_grad: bool = True) -> LPIPS:
+        """As in every module, but in eval_mode the parameters stay frozen: pass eval_mode=False to train them.
+
+        A parent's `requires_grad_` sets the parameters' flags without asking; they have no effect in eval_mode either.
+        """
+        return super().requires_grad_(requires_grad and not self.eval_mode)
+
     def forward(
         self,
         in0: Tensor,
@@ -205,20 +236,25 @@ class LPIPS(nn.Module):
         *,
         weight: Tensor | None = None,
         frames: int | None = None,
+        layout: str | None = None,
         generator: torch.Generator | None = None,
         reduction: str = "none",
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """The distance of each pair of images, or of each pair of frames of two videos.
 
         Args:
-            in0, in1: [N, 3, H, W] in [-1, 1], RGB; a batch of 1 is compared with each of the other's. One channel is
-                taken as grayscale and repeated. Sides of at least 31 (alex), 17 (squeeze) or 16 pixels (vgg). in1 may
-                be what `features` returned. Or videos [B, 3, T, H, W].
+            in0, in1: [N, 3, H, W] in [-1, 1], RGB; a batch of 1 is compared with each of the other's. [3, H, W] is a
+                batch of 1. One channel is taken as grayscale and repeated. Sides of at least 31 (alex), 17 (squeeze)
+                or 16 pixels (vgg). Of any floating type each, also two types: the scaling is done in the wider one of
+                image and module, and each gradient has its image's type; float64 needs a float64 module. in1 may be
+                what `features` returned. Or videos [B, 3, T, H, W].
             retPerLayer: whether to return each layer's part, too.
             normalize: the images are in [0, 1] and are to be mapped to [-1, 1].
             weight: of the pixels in the mean over them, not negative, [N, 1, H, W] (N may be 1; for videos
                 [B, 1, T, H, W]): a mask, or how much each matters. It is averaged down to each tap. All 0 gives 0.
             frames: how many frames of a video to compare, picked at random for each clip, in their order.
+            layout: of videos and their weights, 'BCTHW' or 'BTCHW'. By default BCTHW; but where both axes could be
+                channels, [B, 1, 3, H, W] and [B, 3, 3, H, W], it must be said. [B, 3, 1, H, W] is one RGB frame a clip.
             generator: of random numbers, for `frames`.
             reduction: 'none', or 'mean' or 'sum' over everything.
 
@@ -235,27 +271,33 @@ class LPIPS(nn.Module):
         check_flags(retPerLayer=retPerLayer, normalize=normalize)
         clips = None
         if isinstance(in0, Tensor) and in0.dim() == 5:
-            in0, in1, weight, clips = flatten_videos(in0, in1, weight, frames, generator)
-        elif frames is not None:
-            raise ValueError(f"frames={frames} needs videos [B, C, T, H, W], got in0 {_shape(in0)}")
+            in0, in1, weight, clips = flatten_videos(in0, in1, weight, frames, layout, generator)
+        elif frames is not None or layout is not None:
+            given = f"frames={frames}" if frames is not None else f"layout={layout!r}"
+            raise ValueError(f"{given} needs videos [B, C, T, H, W], got in0 {_shape(in0)}")
         x0 = self._checked_image("in0", in0)
         x1 = self._checked_features(in1, x0) if isinstance(in1, Features) else self._checked_image("in1", in1)
         check_pair(x0, x1)
-        affine = self._affine(normalize)
+        if self._ranges is not None:
+            self._ranges.look((x0, x1) if isinstance(x1, Tensor) else (x0,), normalize)
         if weight is not None:
             if self.spatial:
                 raise ValueError("weight= is for the mean over pixels, which spatial=True does not take")
             weight = _checked_pixel_weight(weight, max(_batch(x0), _batch(x1)), x0)
-            weight = weight.to(accumulation_dtype(self.net.setting(x0.device).dtype))
-        if self._gradient_in_forward(x0, x1, weight, retPerLayer):
-            value, parts = self._value_with_gradient(x0, x1, weight, affine), []
+            weight = weight.to(accumulation_dtype(self._feature_dtype(x0)))
+        stock = self._is_stock()
+        if stock and self._gradient_in_forward(x0, x1, weight, retPerLayer):
+            value, parts = self._value_with_gradient(x0, x1, weight, self._affine(normalize)), []
         else:
             if isinstance(x1, Features) and x1.taps[0].is_inference() and self._keeps_graph(x0, x1, weight):
                 raise ValueError(
                     "in1 holds features made under torch.inference_mode, which no graph can keep: make them under "
                     "torch.no_grad, or use grad_in_forward=True"
                 )
-            parts = self._parts(x0, x1, weight, affine)
+            if stock:
+                parts = self._parts(x0, x1, weight, self._affine(normalize))
+            else:
+                parts = self._reduced(self._maps_by_modules(x0, x1, normalize), weight, x0.shape[2:])
             value = sum(parts[1:], parts[0])
         return _returned(value, parts, retPerLayer, clips, reduction)
 
@@ -266,8 +308,14 @@ class LPIPS(nn.Module):
         x requires a gradient.
         """
         check_flags(normalize=normalize)
-        taps = self.net(self._checked_image("x", x), affine=self._affine(normalize))
-        return Features(tuple(taps), self.net.spec.model, self.version, (x.shape[2], x.shape[3]))
+        x = self._checked_image("x", x)
+        if self._ranges is not None:
+            self._ranges.look((x,), normalize)
+        if self._is_stock():
+            taps = self._taps(x, affine=self._affine(normalize))
+        else:
+            taps = self._taps_by_modules(x, normalize)
+        return Features(taps, NETS[self.pnet_type], self.version, (x.shape[2], x.shape[3]))
 
     def embed(self, x: Images, normalize: bool = False) -> Tensor:
         """Vectors [N, D] of images [N, 3, H, W] whose squared distances are LPIPS; as `lpips_fast.pairwise.embed`."""
@@ -297,49 +345,114 @@ class LPIPS(nn.Module):
             )
         if image.layout != torch.strided:
             raise TypeError(f"{name} must be a dense tensor, got {image.layout}")
-        if image.dim() != 4 or image.shape[1] not in (1, 3):
-            raise ValueError(f"{name} must be [N, 3, H, W], or [N, 1, H, W] grayscale, got {list(image.shape)}")
+        image = as_plain_tensor(image)
+        given = image.shape
+        if image.dim() in (2, 3):
+            image = image[(None,) * (4 - image.dim())]
+        if image.dim() != 4 or (image.shape[1] not in (1, 3) and image.shape[1] != self._channels()):
+            channels = self._channels() or 3
+            gray = ", [N, 1, H, W] grayscale" if channels == 3 else ""
+            raise ValueError(
+                f"{name} must be [N, {channels}, H, W]{gray}, or one image without N, got {list(given)}"
+            )
         if not image.is_floating_point():
             raise TypeError(
                 f"{name} must be floating point, in {self._RANGE}, got {image.dtype}; "
                 f"for 0 to 255: {name} {self._FROM_BYTES}"
             )
-        own = self.scaling_layer.shift
+        own = self._own()
         if image.device != own.device:
             raise ValueError(f"{name} is on {image.device}, LPIPS on {own.device}: move one with .to()")
-        converts = self.net.precision != "inherit" or is_autocast_enabled(image.device)
-        if image.dtype != own.dtype and not converts:
-            raise TypeError(f"{name} is {image.dtype}, LPIPS {own.dtype}: convert one with .to(), or use autocast")
-        smallest = self.net.spec.min_size
-        if min(image.shape[2:]) < smallest:
+        if image.dtype == torch.float64 != own.dtype:
+            converts = getattr(self.net, "precision", "inherit") != "inherit" or is_autocast_enabled(image.device)
+            if not converts:
+                raise TypeError(f"{name} is {image.dtype}, LPIPS {own.dtype}: convert one with .to(), or use autocast")
+        smallest = SPECS[NETS[self.pnet_type]].min_size
+        if min(image.shape[2:]) < smallest and self._is_stock():
             raise ValueError(
                 f"{name} must have sides of at least {smallest} pixels for net {self.pnet_type!r}, "
                 f"got {image.shape[2]} x {image.shape[3]}"
             )
-        return image.expand(-1, 3, -1, -1)
+        return image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image
+
+    def _own(self) -> Tensor:
+        """A tensor on the module's device and of its type."""
+        return next(itertools.chain(self.net.parameters(), self.buffers()))
+
+    def _channels(self) -> int | None:
+        """How many channels of images the trunk's first convolution takes."""
+        return next((m.in_channels for m in self.net.modules() if isinstance(m, nn.Conv2d)), None)
+
+    def _feature_dtype(self, x: Tensor) -> torch.dtype:
+        return self.net.setting(x.device).dtype if isinstance(self.net, Trunk) else torch.float32
+
+    def _is_stock(self) -> bool:
+        """Whether trunk, scaling and linear layers are as the constructor made them, so that none has to be called."""
+        net, lins = self.net, self.lins if self.lpips else ()
+        return (
+            isinstance(net, Trunk)
+            and "forward" not in net.__dict__
+            and net.is_stock()
+            and is_as_described(self.scaling_layer, _SCALING)
+            and len(lins) == len(self._lins_made)
+            and all(map(is_as_described, lins, self._lins_made))
+        )
+
+    # torch.compile takes it for a constant of the call that it traces.
+    _is_stock._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def _checked_features(self, features: Features, x0: Tensor) -> Features:
         for what, theirs, ours in (
-            ("net", features.net, self.net.spec.model),
+            ("net", features.net, NETS[self.pnet_type]),
             ("version", features.version, self.version),
             ("size", features.size, (x0.shape[2], x0.shape[3])),
             ("device", features.taps[0].device, x0.device),
-            ("type", features.taps[0].dtype, self.net.setting(x0.device).dtype),
+            ("type", features.taps[0].dtype, self._feature_dtype(x0)),
         ):
             if theirs != ours:
                 raise ValueError(f"in1 holds features of {what} {theirs}, needed here are those of {what} {ours}")
         return features
 
+    def _taps(self, *images: Tensor, affine: Affine) -> tuple[Tensor, ...]:
+        if not 1 <= self.L <= len(self.chns):
+            raise ValueError(f"L, the number of taps to use, must be from 1 to {len(self.chns)}, got {self.L}")
+        return self.net(*images, affine=affine, n_taps=self.L)
+
     def _taps_of_pair(
         self, x0: Tensor, x1: Tensor | Features, affine: Affine
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         if isinstance(x1, Features):
-            return self.net(x0, affine=affine), x1.taps
+            return self._taps(x0, affine=affine), x1.taps
         if x0.requires_grad != x1.requires_grad:
-            return self.net(x0, affine=affine), self.net(x1, affine=affine)
-        taps = self.net(x0, x1, affine=affine)
+            return self._taps(x0, affine=affine), self._taps(x1, affine=affine)
+        taps = self._taps(x0, x1, affine=affine)
         pairs = [t.split((x0.shape[0], x1.shape[0])) for t in taps]
         return [t0 for t0, _ in pairs], [t1 for _, t1 in pairs]
+
+    def _taps_by_modules(self, x: Tensor, normalize: bool) -> tuple[Tensor, ...]:
+        """The taps of images by calling the modules as `lpips` does, whatever they are now."""
+        if self.eval_mode:
+            super().requires_grad_(False)  # a parent may have set the flags, which the modules themselves heed
+        x = 2 * x - 1 if normalize else x
+        channels = self._channels()
+        if channels is not None and x.shape[1] not in (1, channels):
+            raise ValueError(f"images must be [N, {channels}, H, W] for this trunk, got {list(x.shape)}")
+        taps = self.net(x if self.version == "0.0" else self.scaling_layer(x))
+        return tuple(taps[k] for k in range(self.L))
+
+    def _maps_by_modules(self, x0: Tensor, x1: Tensor | Features, normalize: bool) -> list[Tensor]:
+        """Each layer's map of distances, [N, 1, H_l, W_l], likewise."""
+        taps0 = self._taps_by_modules(x0, normalize)
+        taps1 = x1.taps if isinstance(x1, Features) else self._taps_by_modules(x1, normalize)
+        maps = []
+        for k, (f0, f1) in enumerate(zip(taps0, taps1, strict=True)):
+            a, b = (normalize_channels(f, self._EPS, self._EPS_INSIDE_SQRT) for f in (f0, f1))
+            squares = (a - b) ** 2
+            if self.lpips:
+                lin = cast(nn.Module, self.lins[k])
+                squares = lin(squares.to(next((p.dtype for p in lin.parameters()), squares.dtype))).to(squares.dtype)
+            maps.append(squares if self.lpips else squares.sum(dim=1, keepdim=True))
+        return maps
 
     def _parts(self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None, affine: Affine) -> list[Tensor]:
         """Each layer's part of the value, [N, 1, 1, 1] or, when spatial, [N, 1, H, W]."""
@@ -348,9 +461,9 @@ class LPIPS(nn.Module):
         if chunk is None or n <= chunk:
             return self._parts_of_chunk(x0, x1, weight, affine)
         if _batch(x1) == 1 and isinstance(x1, Tensor):  # one image for all: its taps, once
-            x1 = Features(tuple(self.net(x1, affine=affine)), "", "", (0, 0))
+            x1 = Features(self._taps(x1, affine=affine), "", "", (0, 0))
         elif _batch(x0) == 1 and isinstance(x1, Tensor):
-            x0, x1 = x1, Features(tuple(self.net(x0, affine=affine)), "", "", (0, 0))
+            x0, x1 = x1, Features(self._taps(x0, affine=affine), "", "", (0, 0))
         chunks = []
         for start in range(0, n, chunk):
             rows = slice(start, start + chunk)
@@ -361,25 +474,43 @@ class LPIPS(nn.Module):
     def _parts_of_chunk(self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None, affine: Affine) -> list[Tensor]:
         taps0, taps1 = self._taps_of_pair(x0, x1, affine)
         if self.spatial or weight is not None or self._drops_out():
-            maps = self._maps(taps0, taps1)
-            if self.spatial:
-                return [upsample(m, x0.shape[2:]) for m in maps]
-            if weight is None:
-                return [spatial_average(m) for m in maps]
-            distances = weighted_mean(maps, shares(weight, [(m.shape[2], m.shape[3]) for m in maps]))
-        else:
-            distances = functional.lpips_head(taps0, taps1, self._linear_weights(), backend=self.backend)
+            return self._reduced(self._maps(taps0, taps1), weight, x0.shape[2:])
+        distances = functional.lpips_head(
+            taps0,
+            taps1,
+            self._linear_weights(),
+            eps=self._EPS,
+            eps_inside_sqrt=self._EPS_INSIDE_SQRT,
+            backend=self.backend,
+        )
+        return [d.view(-1, 1, 1, 1) for d in distances.unbind(dim=1)]
+
+    def _reduced(self, maps: Sequence[Tensor], weight: Tensor | None, size: Sequence[int]) -> list[Tensor]:
+        """The maps enlarged to the images' size when spatial, else their means, [N, 1, 1, 1]."""
+        if self.spatial:
+            return [upsample(m, size) for m in maps]
+        if weight is None:
+            return [spatial_average(m) for m in maps]
+        distances = weighted_mean(maps, shares(weight, [(m.shape[2], m.shape[3]) for m in maps]))
         return [d.view(-1, 1, 1, 1) for d in distances.unbind(dim=1)]
 
     def _maps(self, taps0: Sequence[Tensor], taps1: Sequence[Tensor]) -> list[Tensor]:
         """Each layer's map of distances, [N, 1, H_l, W_l]."""
         if not self._drops_out():
-            return functional.lpips_head_maps(taps0, taps1, self._linear_weights(), backend=self.backend)
+            return functional.lpips_head_maps(
+                taps0,
+                taps1,
+                self._linear_weights(),
+                eps=self._EPS,
+                eps_inside_sqrt=self._EPS_INSIDE_SQRT,
+                backend=self.backend,
+            )
         # Dropout falls on the squared differences, which the fused head never has in memory.
         maps = []
-        for f0, f1, lin in zip(taps0, taps1, cast(Iterable[NetLinLayer], self.lins), strict=True):
-            a, b = (normalize_channels(f, 1e-10, eps_inside_sqrt=False) for f in (f0, f1))
-            maps.append((lin.weight.to(a.dtype) * lin.model[0]((a - b) ** 2)).sum(dim=1, keepdim=True))
+        lins = cast(Sequence[NetLinLayer], self.lins)[: self.L]
+        for f0, f1, lin, weight in zip(taps0, taps1, lins, self._linear_weights() or (), strict=True):
+            a, b = (normalize_channels(f, self._EPS, self._EPS_INSIDE_SQRT) for f in (f0, f1))
+            maps.append((weight.to(a.dtype) * lin.model[0]((a - b) ** 2)).sum(dim=1, keepdim=True))
         return maps
 
     def _gradient_in_forward(self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None, retPerLayer: bool) -> bool:
@@ -388,7 +519,7 @@ class LPIPS(nn.Module):
             return False
         if in_torch_func() or plain_torch_only():
             return False
-        others = [*(x1.taps if isinstance(x1, Features) else ()), *self.parameters()]
+        others = [*(x1.taps if isinstance(x1, Features) else ()), *self._trained()]
         if weight is not None:
             others.append(weight)
         images_need = x0.requires_grad or (isinstance(x1, Tensor) and x1.requires_grad)
@@ -400,8 +531,8 @@ class LPIPS(nn.Module):
             x0, x1 = x1, x0  # the distance is symmetric
         n = max(_batch(x0), _batch(x1))
         need1 = isinstance(x1, Tensor) and x1.requires_grad
-        setting = self.net.setting(x0.device)
-        linear = self._linear_weights() or [torch.ones(c, device=x0.device) for c in self.chns]
+        setting = self.net.setting(x0.device, self.L)
+        linear = self._linear_weights() or [torch.ones(c, device=x0.device) for c in self.chns[: self.L]]
         job = Job(setting, extension.choose(self.backend, x0.device), self._pairs_at_a_time(x0, True), need1)
         acc = accumulation_dtype(setting.dtype)
         value = distance_with_gradient(
@@ -416,7 +547,7 @@ class LPIPS(nn.Module):
         return value.view(-1, 1, 1, 1)
 
     def _keeps_graph(self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None) -> bool:
-        tensors = [x0, *(x1.taps if isinstance(x1, Features) else (x1,)), *self.parameters()]
+        tensors = [x0, *(x1.taps if isinstance(x1, Features) else (x1,)), *self._trained()]
         if weight is not None:
             tensors.append(weight)
         return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
@@ -432,8 +563,17 @@ class LPIPS(nn.Module):
             return max(1, _CPU_PIXELS * stride**2 // pixels)
         return None if self.chunk_size is None else max(1, _AUTO_PIXELS // pixels)
 
+    def _trained(self) -> Iterable[Tensor]:
+        """The parameters that may get gradients: none in eval_mode, whatever a parent did to their flags."""
+        return () if self.eval_mode else self.parameters()
+
     def _linear_weights(self) -> list[Tensor] | None:
-        return [cast(NetLinLayer, lin).weight for lin in self.lins] if self.lpips else None
+        if not self.lpips:
+            return None
+        # NetLinLayer has no `weight`, as in lpips: loops over modules that have one then ask for `kernel_size`, too.
+        lins = cast(Iterable[NetLinLayer], self.lins)
+        weights = [cast(Tensor, lin.model[-1].weight) for lin in lins][: self.L]
+        return [w.detach() for w in weights] if self.eval_mode else weights
 
     def _drops_out(self) -> bool:
         return self.lpips and self.training and cast(NetLinLayer, self.lins[0]).use_dropout
@@ -465,6 +605,17 @@ def check_flags(**flags: object) -> None:
             raise TypeError(f"{name} must be True or False, got the string {given!r}")
 
 
+def _check_unknown(arguments: Mapping[str, object]) -> None:
+    """Raises a TypeError for a keyword argument that LPIPS has not; it tells the new call for those of before 2020."""
+    for name in arguments:
+        if name in ("model", "use_gpu", "gpu_ids", "colorspace", "dist"):
+            raise TypeError(
+                f"LPIPS has no argument {name!r}, which lpips had before 2020: PerceptualLoss(model='net-lin', "
+                "net='alex', use_gpu=True) is LPIPS(net='alex').to('cuda'), and model='net' is lpips=False"
+            )
+        raise TypeError(f"LPIPS has no argument {name!r}")
+
+
 def _shape(x: object) -> str:
     return str(list(x.shape)) if isinstance(x, Tensor) else type(x).__name__
 
@@ -484,8 +635,6 @@ def check_pair(in0: Tensor, in1: Tensor | Features, names: str = "in0 and in1") 
     if isinstance(in1, Tensor):
         if in0.shape[2:] != in1.shape[2:]:
             raise ValueError(f"{names} must have one size, got {list(in0.shape[2:])} and {list(in1.shape[2:])}")
-        if in0.dtype != in1.dtype:
-            raise TypeError(f"{names} must be of one type, got {in0.dtype} and {in1.dtype}")
     if _batch(in0) != _batch(in1) and 1 not in (_batch(in0), _batch(in1)):
         raise ValueError(f"{names} must have one batch size, or 1, got {_batch(in0)} and {_batch(in1)}")
 
@@ -500,6 +649,20 @@ def _checked_pixel_weight(weight: Tensor, n: int, x: Tensor) -> Tensor:
     if weight.device != x.device:
         raise ValueError(f"weight is on {weight.device}, the images on {x.device}: move one with .to()")
     return weight.expand(n, -1, -1, -1)
+
+
+def _without_own_keys(module: nn.Module, state: dict[str, Tensor], prefix: str, _: dict) -> None:
+    for name in [name for name in state if name.startswith(prefix)]:
+        del state[name]
+
+
+def _with_own_tensors(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Before loading: what is there for the module is ignored, and nothing of it is missing."""
+    _without_own_keys(module, state, prefix, {})
+    for path, part in module.named_modules(prefix=prefix.removesuffix("."), remove_duplicate=False):
+        for name, tensor in (*part._parameters.items(), *part._buffers.items()):
+            if tensor is not None and name not in part._non_persistent_buffers_set:
+                state[f"{path}.{name}" if path else name] = tensor
 
 
 class ScalingLayer(nn.Module):
@@ -517,6 +680,9 @@ class ScalingLayer(nn.Module):
         return (inp - self.shift) / self.scale
 
 
+_SCALING = describe(ScalingLayer())
+
+
 class NetLinLayer(nn.Module):
     """A 1x1 convolution without bias, with dropout before it if asked for: [N, chn_in, H, W] to [N, chn_out, H, W]."""
 
@@ -525,10 +691,6 @@ class NetLinLayer(nn.Module):
         self.use_dropout = use_dropout
         dropout = [nn.Dropout()] if use_dropout else []
         self.model = nn.Sequential(*dropout, nn.Conv2d(chn_in, chn_out, 1, bias=False))
-
-    @property
-    def weight(self) -> Tensor:
-        return cast(Tensor, self.model[-1].weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)

@@ -11,20 +11,20 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from os import PathLike
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .functional import lpips_head
-from .lpips import LPIPS
-from .pairwise import widest_dtype
+from .functional import FEATURE_DTYPES
+from .lpips import LPIPS, ScalingLayer, check_flags, check_pair, upsample
+from .pairwise import checked_count, widest_dtype
 from .reference import accumulation_dtype
 from .weights import rename
 
 try:
     from torchmetrics import Metric
-    from torchmetrics.utilities import dim_zero_cat
+    from torchmetrics.utilities.data import dim_zero_cat
     from torchmetrics.utilities.distributed import gather_all_tensors
     from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 except ImportError as error:
@@ -47,7 +47,8 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
         net_type: the trunk, 'alex', 'vgg' or 'squeeze'.
         reduction: 'mean' or 'sum' over images, or 'none' or None for one value an image.
         normalize: the images are in [0, 1], not in [-1, 1].
-        trunk_weights: as in `lpips_fast.LPIPS`.
+        trunk_weights, persistent: as in `lpips_fast.LPIPS`: the network's weights, and whether they are in the
+            state_dict.
         kwargs: `torchmetrics.Metric`'s.
 
     Raises:
@@ -62,9 +63,12 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
     plot_upper_bound: float = 1.0
     feature_network: str = "net"
 
-    total: Tensor
-    count: Tensor
-    all_scores: list[Tensor]
+    __jit_ignored_attributes__: ClassVar[list[str]] = ["net"]  # torch.jit.script cannot compile it
+
+    if TYPE_CHECKING:  # torch.jit.script cannot read annotations whose evaluation is postponed
+        total: Tensor
+        count: Tensor
+        all_scores: list[Tensor]
 
     def __init__(
         self,
@@ -73,6 +77,7 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
         normalize: bool = False,
         *,
         trunk_weights: str | PathLike[str] | Mapping[str, Tensor] | None = None,
+        persistent: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -81,7 +86,7 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
             raise ValueError(f"Argument `reduction` must be one of {_REDUCTIONS}, but got {reduction}")
         if not isinstance(normalize, bool):
             raise ValueError(f"Argument `normalize` should be an bool but got {normalize}")
-        self.net = Network(net=net_type, trunk_weights=trunk_weights)
+        self.net = _network(net_type, trunk_weights, persistent)
         self.reduction = reduction
         self.normalize = normalize
         if self._is_bounded():
@@ -93,9 +98,13 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
     def _is_bounded(self) -> bool:
         return self.reduction in ("mean", "sum")
 
+    def _scores_dtype(self) -> torch.dtype:
+        # torchmetrics 1.0 has no Metric.dtype.
+        return accumulation_dtype(next(self.net.parameters()).dtype)
+
     def update(self, img1: Tensor, img2: Tensor) -> None:
         """Takes in a batch of pairs of images."""
-        scores = _scores(self.net, img1, img2, self.normalize)
+        scores = _distances(self.net, img1, img2, self.normalize).squeeze((1, 2, 3))
         if self._is_bounded():
             self.total = self.total + scores.sum(dtype=self.total.dtype)
             self.count = self.count + scores.numel()
@@ -109,8 +118,9 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
         if self._update_count == 0 and self.count == 0:
             raise ValueError("No samples to concatenate")
         value = self.total / self.count if self.reduction == "mean" else self.total
-        return value.to(accumulation_dtype(self.dtype))
+        return value.to(self._scores_dtype())
 
+    @torch.jit.unused
     def forward(self, img1: Tensor, img2: Tensor) -> Tensor:
         """As `update`, and the batch's own value, differentiable."""
         value = super().forward(img1, img2)
@@ -140,7 +150,7 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
             super()._sync_dist(dist_sync_fn, process_group)
             return
         group = process_group or self.process_group
-        empty = torch.zeros(0, dtype=accumulation_dtype(self.dtype), device=self.device)
+        empty = torch.zeros(0, dtype=self._scores_dtype(), device=self.device)
         sizes = torch.tensor([len(scores) for scores in self.all_scores], dtype=torch.int64, device=self.device)
         all_scores = dist_sync_fn(torch.cat([empty, *self.all_scores]), group=group)
         all_sizes = dist_sync_fn(sizes, group=group)
@@ -157,7 +167,7 @@ def learned_perceptual_image_patch_similarity(
 ) -> Tensor:
     """LPIPS of a batch of pairs of images, differentiable in both.
 
-    The network is made at the first call for a net, device and type, and kept.
+    The network is made at the first call for a net, device and type, and kept; of two images' types it has the wider.
 
     Args:
         img1, img2: [N, 3, H, W].
@@ -175,10 +185,11 @@ def learned_perceptual_image_patch_similarity(
     if reduction not in _REDUCTIONS:
         raise ValueError(f"Invalid reduction type: {reduction}; must be one of {_REDUCTIONS}")
 
-    def net(*images: Tensor, normalize: bool) -> Tensor:
-        return _kept_network(net_type, img1.device, img1.dtype)(*images, normalize=normalize)
+    def net(*images: Tensor, normalize: bool) -> Any:
+        dtype = torch.promote_types(img1.dtype, img2.dtype)
+        return _kept_network(net_type, img1.device, dtype)(*images, normalize=normalize)
 
-    scores = _scores(net, img1, img2, normalize)
+    scores = _distances(net, img1, img2, normalize)
     if reduction == "mean":
         return scores.mean()
     return scores.sum() if reduction == "sum" else scores.squeeze()
@@ -194,36 +205,155 @@ def _kept_network(net_type: str, device: torch.device, dtype: torch.dtype) -> Ne
     if not dtype.is_floating_point:
         raise TypeError(f"img1 must be floating point, got {dtype}")
     with torch.inference_mode(False):  # else a first call in inference mode would spoil later ones that need gradients
-        return Network(net=net_type).to(device=device, dtype=dtype)
+        return _network(net_type).to(device=device, dtype=dtype)
+
+
+def _network(
+    net_type: str,
+    trunk_weights: str | PathLike[str] | Mapping[str, Tensor] | None = None,
+    persistent: bool = True,
+) -> Network:
+    net = Network(net=net_type, trunk_weights=trunk_weights, persistent=persistent)
+    net._names = ("img1", "img2")
+    return net
 
 
 class Network(LPIPS):
-    """LPIPS with torchmetrics' norm, and its names in the state_dict."""
+    """LPIPS with the arguments, results, norm and state_dict keys of `_NoTrainLpips`, torchmetrics' inner network.
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    It is always in eval mode, and frozen without pnet_tune.
+
+    Args:
+        pretrained: linear weights learnt from human judgements (else random).
+        net: the trunk, 'alex', 'vgg' (also 'vgg16') or 'squeeze'.
+        spatial: whether to return maps instead of their mean.
+        pnet_rand: a randomly initialised trunk instead of ImageNet's.
+        pnet_tune: whether the trunk's and the linear weights get gradients.
+        use_dropout: whether the linear weights are `lin{k}.model.1` in the state_dict, after a dropout layer, or
+            `lin{k}.model.0`. Dropout is never applied.
+        model_path: a weights file, as in `lpips_fast.LPIPS`.
+        eval_mode: has no effect. torchmetrics' network also returns to eval mode at the first `.train()`.
+        resize: the side in pixels of the square to which images are resized, or None. An image with both sides longer
+            is resized by area, any other bilinearly. The two images may then differ in size.
+        backend, precision, cpu_conv, trunk_weights, persistent: as in `lpips_fast.LPIPS`.
+
+    Raises:
+        ValueError, RuntimeError: as `lpips_fast.LPIPS`, and a resize below 1.
+    """
+
+    _EPS, _EPS_INSIDE_SQRT = 1e-8, True
+    _names = ("in0", "in1")  # of the images, as errors tell them
+
+    def __init__(
+        self,
+        pretrained: bool = True,
+        net: str = "alex",
+        spatial: bool = False,
+        pnet_rand: bool = False,
+        pnet_tune: bool = False,
+        use_dropout: bool = True,
+        model_path: str | PathLike[str] | None = None,
+        eval_mode: bool = True,
+        resize: int | None = None,
+        *,
+        backend: str = "auto",
+        precision: str = "inherit",
+        cpu_conv: str = "auto",
+        trunk_weights: str | PathLike[str] | Mapping[str, Tensor] | None = None,
+        persistent: bool = True,
+    ) -> None:
+        check_flags(eval_mode=eval_mode)
+        if resize is not None:
+            resize = checked_count("resize", resize, "None or a number of pixels")
+        super().__init__(
+            pretrained=pretrained,
+            net=net,
+            spatial=spatial,
+            pnet_rand=pnet_rand,
+            pnet_tune=pnet_tune,
+            use_dropout=use_dropout,
+            model_path=model_path,
+            eval_mode=not pnet_tune,  # in which LPIPS is frozen
+            backend=backend,
+            precision=precision,
+            cpu_conv=cpu_conv,
+            trunk_weights=trunk_weights,
+            persistent=persistent,
+            check_range=False,
+        )
+        self.resize = resize
+        self.eval()
         for name, buffer in self.scaling_layer.named_buffers():
             self.scaling_layer.register_buffer(name, buffer, persistent=False)
+        self.register_load_state_dict_pre_hook(_without_scaling)
         if self.pnet_type == "squeeze":
             self.register_state_dict_post_hook(_to_their_names)
             self.register_load_state_dict_pre_hook(_from_their_names)
 
-    def forward(self, img1: Tensor, img2: Tensor, normalize: bool = False) -> Tensor:  # type: ignore[override]
-        """The distances of N pairs, [N]."""
-        if img1.shape[2:] != img2.shape[2:] or (len(img1) != len(img2) and 1 not in (len(img1), len(img2))):
-            raise ValueError(f"img1 and img2 must have one shape, got {list(img1.shape)} and {list(img2.shape)}")
-        own = self.scaling_layer.shift.dtype
-        # As there, where the scaling promotes them, narrower types than the network's are taken.
-        img1, img2 = (img.to(torch.promote_types(img.dtype, own)) for img in (img1, img2))
-        self._checked_image("img1", img1)
-        self._checked_image("img2", img2)
-        if img1.requires_grad == img2.requires_grad and img1.dtype == img2.dtype:
-            both = self.features(torch.cat((img1, img2)), normalize).taps
-            taps1, taps2 = zip(*(tap.split((len(img1), len(img2))) for tap in both), strict=True)
+    def train(self, mode: bool = True) -> Network:
+        """Without effect: the network stays in eval mode."""
+        super().train(False)
+        return self
+
+    def forward(  # type: ignore[override]
+        self, in0: Tensor, in1: Tensor, retperlayer: bool = False, normalize: bool = False
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
+        """The distance of each pair of images.
+
+        Args:
+            in0, in1: [N, 3, H, W], or one image [3, H, W], in [-1, 1], RGB; a batch of 1 is compared with each of the
+                other's. One channel is taken as grayscale and repeated.
+            retperlayer: whether to return each layer's part, too.
+            normalize: the images are in [0, 1] and are to be mapped to [-1, 1].
+
+        Returns:
+            [N, 1, 1, 1] in float32 (float64 for float64), or [N, 1, H, W] of in0's size when `spatial`. With
+            retperlayer a pair of it and a list of such tensors, one a layer.
+
+        Raises:
+            TypeError, ValueError: as `lpips_fast.LPIPS.forward`.
+        """
+        check_flags(retperlayer=retperlayer, normalize=normalize)
+        x0, x1 = (self._checked_image(name, image) for name, image in zip(self._names, (in0, in1), strict=True))
+        check_pair(x0, x1, " and ".join(self._names))
+        if self.resize is None or not self.spatial:
+            return super().forward(x0, x1, retPerLayer=retperlayer, normalize=normalize)
+        # The maps are enlarged from the taps' size to the image's own, not to that of `resize`.
+        if self._is_stock():
+            maps = self._maps(*self._taps_of_pair(x0, x1, self._affine(normalize)))
         else:
-            taps1, taps2 = (self.features(img, normalize).taps for img in (img1, img2))
-        weights = self._linear_weights()
-        return lpips_head(taps1, taps2, weights, eps=1e-8, eps_inside_sqrt=True, backend=self.backend).sum(dim=1)
+            maps = self._maps_by_modules(x0, x1, normalize)
+        parts = [upsample(m, in0.shape[-2:]) for m in maps]
+        value = sum(parts[1:], parts[0])
+        return (value, parts) if retperlayer else value
+
+    def _checked_image(self, name: str, image: Tensor) -> Tensor:
+        """As in LPIPS, resized before, which torchmetrics does in the wider type of image and network."""
+        if self.resize is not None and isinstance(image, Tensor) and image.layout == torch.strided:
+            image = image[None] if image.dim() == 3 else image
+            if image.dtype in FEATURE_DTYPES and image.dim() == 4 and min(image.shape[2:]) > 0:
+                image = image.to(torch.promote_types(image.dtype, self._own().dtype))
+                image = _resized(image, self.resize)
+        return super()._checked_image(name, image)
+
+
+def _resized(image: Tensor, side: int) -> Tensor:
+    """[N, C, H, W] resized to a square, as torchmetrics does."""
+    if image.shape[2:] == (side, side):
+        return image
+    if min(image.shape[2:]) > side:
+        return nn.functional.interpolate(image, (side, side), mode="area")
+    return nn.functional.interpolate(image, (side, side), mode="bilinear", align_corners=False)
+
+
+def _without_scaling(module: Network, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Takes out lpips's scaling, which torchmetrics had before 0.12; other values stay, for an error."""
+    for name, standard in ScalingLayer().state_dict().items():
+        given = state.get(f"{prefix}scaling_layer.{name}")
+        if given is None or given.shape != standard.shape:
+            continue
+        if torch.allclose(given.cpu().float(), standard, rtol=1e-2):  # rounded, in half precision
+            del state[f"{prefix}scaling_layer.{name}"]
 
 
 def _to_their_names(module: Network, state: dict[str, Tensor], prefix: str, _: dict) -> None:
@@ -236,8 +366,8 @@ def _from_their_names(module: Network, state: dict[str, Tensor], prefix: str, *_
         rename(state, f"{prefix}net.slices.{k}.", f"{prefix}net.slice{k + 1}.")
 
 
-def _scores(net: Callable[..., Tensor], img1: Tensor, img2: Tensor, normalize: bool) -> Tensor:
-    """The checked images' distances, [N]."""
+def _distances(net: Callable[..., Tensor], img1: Tensor, img2: Tensor, normalize: bool) -> Tensor:
+    """The distances of the checked images, as the network gives them."""
     for name, img in (("img1", img1), ("img2", img2)):
         if not isinstance(img, Tensor):
             raise TypeError(f"{name} must be a tensor [N, 3, H, W], got {type(img).__name__}")

@@ -92,7 +92,7 @@ def pairwise(
         TypeError, ValueError: as `LPIPS.forward`, or a block below 1, or a linear weight is negative.
     """
     tiles = pairwise_tiles(fn, x, y, block=block, normalize=normalize)  # which checks the arguments
-    own = fn.scaling_layer.shift
+    own = fn._own()
     distances = torch.zeros(len(x), len(x if y is None else y), dtype=accumulation_dtype(own.dtype), device=own.device)
     for rows, columns, tile in tiles:
         distances[rows, columns] = tile
@@ -178,7 +178,7 @@ def _size(name: str, x: Images) -> torch.Size:
 
 def _default_block(fn: LPIPS, pixels: int) -> int:
     values = _VALUES_PER_PIXEL[fn.net.spec.model] * pixels
-    return max(1, _BLOCK_BYTES // max(1, values * accumulation_dtype(fn.scaling_layer.shift.dtype).itemsize))
+    return max(1, _BLOCK_BYTES // max(1, values * accumulation_dtype(fn._own().dtype).itemsize))
 
 
 def squared_distances(e: Tensor, f: Tensor) -> Tensor:
@@ -236,18 +236,20 @@ def embed_rows(fn: LPIPS, name: str, x: Images, rows: slice, size: torch.Size, n
         images = images_at(name, x, slice(start, stop))
         if images.shape[2:] != size:
             raise ValueError(f"{name} must be of one size, got {list(size)} and {list(images.shape[2:])}")
-        images = fn._checked_image(name, images.to(fn.scaling_layer.shift.device))
+        images = fn._checked_image(name, images.to(fn._own().device))
         taps = fn.features(images, normalize).taps
         if embeddings is None:
             length = sum(f.shape[1:].numel() for f in taps)
             dtype = accumulation_dtype(taps[0].dtype)
             embeddings = torch.empty(rows.stop - rows.start, length, dtype=dtype, device=taps[0].device)
-        _write(embeddings[start - rows.start : stop - rows.start], taps, weights)
+        _write(embeddings[start - rows.start : stop - rows.start], taps, weights, fn._EPS, fn._EPS_INSIDE_SQRT)
     assert embeddings is not None  # the loop runs at least once, for the number of columns
     return embeddings
 
 
-def _write(embeddings: Tensor, taps: Sequence[Tensor], weights: Sequence[Tensor] | None) -> None:
+def _write(
+    embeddings: Tensor, taps: Sequence[Tensor], weights: Sequence[Tensor] | None, eps: float, eps_inside_sqrt: bool
+) -> None:
     """Turns taps into embeddings [N, D], layer by layer."""
     at = 0
     for layer, f in enumerate(taps):
@@ -255,7 +257,7 @@ def _write(embeddings: Tensor, taps: Sequence[Tensor], weights: Sequence[Tensor]
         scale = (weight.to(embeddings.dtype) / f.shape[2:].numel()).sqrt()
         size = f.shape[1:].numel()
         part = embeddings[:, at : at + size].unflatten(1, f.shape[1:])
-        torch.mul(normalize_channels(f, 1e-10, False), scale.view(-1, 1, 1), out=part)
+        torch.mul(normalize_channels(f, eps, eps_inside_sqrt), scale.view(-1, 1, 1), out=part)
         at += size
 
 

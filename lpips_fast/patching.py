@@ -29,12 +29,12 @@ class Patch:
 
 
 def patch() -> Patch:
-    """From now on `lpips.LPIPS(...)` gives a `lpips_fast.LPIPS`, and torchmetrics' LPIPS uses this package's network.
+    """Makes `lpips.LPIPS(...)` give a `lpips_fast.LPIPS`, and torchmetrics' network a `lpips_fast.metric.Network`.
 
     For code that cannot be edited; in other code, import this package instead. It works whatever has imported these
-    classes already, and by whichever name; their own subclasses, and what was made before, are left alone. What is
-    made is no instance of `lpips.LPIPS`. Of torchmetrics, the metric and its functional are meant, not the perceptual
-    path length. A second call, before the first is undone, replaces nothing.
+    classes already, and by whichever name; their own subclasses, and what was made before, are left alone. The new
+    objects are no instances of the classes they replace. In torchmetrics LPIPS and the perceptual path length use that
+    network. A second call, before the first is undone, replaces nothing.
 
     Returns:
         An object whose `undo()` puts the originals back; or use it in `with lpips_fast.patch():`.
@@ -50,11 +50,11 @@ def patch() -> Patch:
 
         undoings.append(_construct_instead(lpips.LPIPS, LPIPS))
     if find_spec("torchmetrics") is not None:
-        from torchmetrics.functional.image.lpips import _NoTrainLpips
+        from torchmetrics.functional.image.lpips import _LPIPS, _NoTrainLpips
 
         from .metric import Network
 
-        undoings.append(_construct_instead(_NoTrainLpips, Network))
+        undoings += [_construct_instead(original, Network) for original in (_LPIPS, _NoTrainLpips)]
     if not undoings:
         raise ImportError("patch() replaces classes of lpips and torchmetrics, of which neither is installed")
     return Patch(undoings)

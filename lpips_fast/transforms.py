@@ -46,3 +46,14 @@ def is_differentiated(*tensors: Tensor) -> bool:
     """
     level = _functorch.maybe_get_level
     return torch.is_grad_enabled() and any(t.requires_grad and level(t) != -2 for t in tensors)
+
+
+def as_plain_tensor(tensor: Tensor) -> Tensor:
+    """The tensor, in its graph, without what a subclass such as MONAI's MetaTensor or torchvision's tv_tensors adds.
+
+    Subclasses with a `__torch_dispatch__` of their own (DTensor, FakeTensor) are left as they are.
+    """
+    kind = type(tensor)
+    if kind in (Tensor, torch.nn.Parameter) or kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return tensor
+    return tensor.as_subclass(Tensor)

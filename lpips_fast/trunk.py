@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from . import cpu_layers, gpu_layers, weights, winograd
-from .frozen import frozen_trunk, run
+from .frozen import frozen_trunk, run, tf32_as
 from .networks import LAYERS
-from .plan import Affine, Conv, Fire, Plan, Pool, Setting, is_autocast_enabled
+from .plan import Affine, Conv, Fire, Plan, Pool, Setting, is_autocast_enabled, without_autocast
+from .stock import describe, is_as_described
 from .transforms import plain_torch_only
 
 AlexnetOutputs = namedtuple("AlexnetOutputs", ["relu1", "relu2", "relu3", "relu4", "relu5"])
@@ -72,20 +74,24 @@ PRECISIONS = {
 class Trunk(nn.Module):
     """The convolutional part of an ImageNet classifier, cut at its taps.
 
-    Parameters are named as in `lpips`: `slice{k}.{i}.*`, k from 1, i torchvision's index. Its layers are only where
-    they live; `frozen.run` goes through them.
+    Parameters are named as in `lpips`: `slice{k}.{i}.*`, k from 1, i torchvision's index. `frozen.run` computes what
+    the layers would, without calling them, as long as they are the stock ones; changed layers are called.
 
     Args:
         net: a key of SPECS.
         precision: a key of PRECISIONS.
         cpu_conv: how the CPU does 3x3 convolutions in float32: 'winograd', 'direct', or 'auto' for what is faster.
+        trainable: whether the parameters' `requires_grad` counts; without it they never get a gradient.
     """
 
-    def __init__(self, net: str, precision: str = "inherit", cpu_conv: str = "auto") -> None:
+    def __init__(
+        self, net: str, precision: str = "inherit", cpu_conv: str = "auto", *, trainable: bool = True
+    ) -> None:
         super().__init__()
         self.spec = SPECS[net]
         self.precision = precision
         self.cpu_conv = cpu_conv
+        self.trainable = trainable
         features = _random_features(self.spec)
         self.N_slices = len(self.spec.channels)
         for k in range(self.N_slices):
@@ -93,6 +99,7 @@ class Trunk(nn.Module):
             slice_ = nn.Sequential(OrderedDict((str(i), features[i]) for i in layers))
             self.add_module(f"slice{k + 1}", slice_)
         self.plan = _plan(self.slices)
+        self._made = tuple(describe(slice_) for slice_ in self.slices)
         self._kept: dict[object, tuple[object, Any]] = {}  # made from the parameters: see _once
 
     @property
@@ -125,62 +132,110 @@ class Trunk(nn.Module):
             for name, parameter in taken.items():
                 parameter.copy_(state[name])
 
-    def forward(self, *images: Tensor, affine: Affine = (None, None)) -> tuple[Tensor, ...]:
-        """The taps, a namedtuple of [N, C_k, H_k, W_k], of images x [N, 3, H, W], or of (x - shift) / scale.
+    def forward(
+        self, *images: Tensor, affine: Affine = (None, None), n_taps: int | None = None
+    ) -> tuple[Tensor, ...]:
+        """The taps of images x [N, C, H, W], or of (x - shift) / scale.
 
         Two batches of images go through as one, the second after the first.
+
+        Args:
+            affine: shift and scale.
+            n_taps: how many of the first taps to compute.
+
+        Returns:
+            A namedtuple of [N, C_k, H_k, W_k], or, of fewer than all taps, a tuple.
         """
-        setting = self.setting(images[0].device)
-        if setting.frozen:
-            taps = frozen_trunk(setting, images, affine, self.tensors(setting))
+        if not self.is_stock():
+            taps = self._by_layers(images, affine, n_taps)
         else:
-            taps, _ = run(setting, images, affine, _converted(self._parameters_in_order(), setting))
-        return self.spec.outputs(*taps)
+            setting = self.setting(images[0].device, n_taps)
+            if setting.frozen:
+                taps = frozen_trunk(setting, images, affine, self.tensors(setting))
+            else:
+                taps, _ = run(setting, images, affine, _converted(self._parameters_in_order(), setting))
+        return self.spec.outputs(*taps) if len(taps) == self.N_slices else tuple(taps)
+
+    def is_stock(self) -> bool:
+        """Whether the layers are those of the constructor, as they were, without hooks."""
+        return all(map(is_as_described, self.slices, self._made))
+
+    # torch.compile takes it for a constant of the call that it traces.
+    is_stock._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+    def _by_layers(self, images: Sequence[Tensor], affine: Affine, n_taps: int | None) -> list[Tensor]:
+        """The taps by calling the slices, whatever is in them, with autograd's memory."""
+        shift, scale = affine
+        x = images[0] if len(images) == 1 else torch.cat(list(images))
+        if shift is not None and scale is not None:
+            x = (x - shift) / scale
+        dtype, tf32 = PRECISIONS[self.precision]
+        own = next((p.dtype for p in self.parameters()), x.dtype)
+        if dtype is None:
+            precision: contextlib.AbstractContextManager = contextlib.nullcontext()
+        elif dtype == torch.float32:
+            precision = without_autocast(x.device)
+        else:
+            precision = torch.autocast(x.device.type, dtype)
+        taps = []
+        with precision, tf32_as(tf32, x.device):
+            x = x.to(own)
+            for slice_ in self.slices[:n_taps]:
+                x = slice_(x)
+                taps.append(x)
+        return taps
 
     def is_frozen(self) -> bool:
-        return not any(p.requires_grad for p in self._parameters_in_order())
+        return not self.trainable or not any(p.requires_grad for p in self._parameters_in_order())
 
-    def setting(self, device: torch.device) -> Setting:
+    def setting(self, device: torch.device, n_taps: int | None = None) -> Setting:
         """How to compute: as `precision` says; the inherited type is autocast's, or else the parameters'."""
+        parameters = self._parameters_in_order()
+        own = parameters[0].dtype
         dtype, tf32 = PRECISIONS[self.precision]
         if dtype is None:
-            autocast = is_autocast_enabled(device)
-            dtype = torch.get_autocast_dtype(device.type) if autocast else self._parameters_in_order()[0].dtype
+            dtype = torch.get_autocast_dtype(device.type) if is_autocast_enabled(device) else own
+        plan = self.plan if n_taps is None or n_taps == self.N_slices else _until_tap(self.plan, n_taps)
         # Channels-last is faster but for float64 on the CPU and CUDA's convolutions in full float32.
         contiguous = dtype == torch.float64 or (device.type == "cuda" and tf32 is False)
         layout = torch.contiguous_format if contiguous else torch.channels_last
         if plain_torch_only():
-            return Setting(self.plan, dtype, torch.contiguous_format, tf32)  # vmap knows no other layout
-        setting = Setting(self.plan, dtype, layout, tf32, self.is_frozen())
-        if not setting.frozen:
+            return Setting(plan, dtype, torch.contiguous_format, tf32)  # vmap knows no other layout
+        frozen = not self.trainable or not any(p.requires_grad for p in parameters)
+        setting = Setting(plan, dtype, layout, tf32, frozen)
+        if not frozen:
             return setting
         if device.type == "cuda":
             return setting._replace(triton=layout == torch.channels_last and gpu_layers.available())
-        own = not torch.compiler.is_compiling() and device.type == "cpu"
-        own = own and dtype == torch.float32 == self._parameters_in_order()[0].dtype
-        if own and self.cpu_conv != "direct" and winograd.available():
+        own_kernels = device.type == "cpu" and dtype == torch.float32 == own and not torch.compiler.is_compiling()
+        if own_kernels and self.cpu_conv != "direct" and winograd.available():
             always = self.cpu_conv == "winograd"
-            filters = self._once("filters", lambda: cpu_layers.Filters(self._parameters_in_order(), always))
+            filters = self._once("filters", parameters, lambda: cpu_layers.Filters(_detached(parameters), always))
             return setting._replace(filters=filters)
         return setting
 
     def tensors(self, setting: Setting) -> list[Tensor]:
         """The frozen trunk's tensors as the setting has them, made at the first call and kept."""
+        parameters = self._parameters_in_order()
         if torch.compiler.is_compiling():
-            return _converted(self._parameters_in_order(), setting)
+            return _converted(_detached(parameters), setting)
         if setting.filters is not None:
-            return self._parameters_in_order()
+            return _detached(parameters)
         key = setting.dtype, setting.layout, setting.triton
-        return self._once(key, lambda: _converted(self._parameters_in_order(), setting))
+        return self._once(key, parameters, lambda: _converted(_detached(parameters), setting))
 
     def _parameters_in_order(self) -> list[Tensor]:
         # Looked up each time: a replica of nn.DataParallel has layers of its own.
-        convolutions = (layer for layer in self.modules() if isinstance(layer, nn.Conv2d))
-        return [p for conv in convolutions for p in (conv.weight, conv.bias) if p is not None]
+        tensors = []
+        for slice_ in self.slices:
+            for layer in slice_._modules.values():
+                for conv in (layer, *layer._modules.values()):  # a Fire has three
+                    if isinstance(conv, nn.Conv2d):
+                        tensors += [p for p in (conv.weight, conv.bias) if p is not None]
+        return tensors
 
-    def _once(self, key: object, make: Callable[[], Any]) -> Any:
+    def _once(self, key: object, parameters: Sequence[Tensor], make: Callable[[], Any]) -> Any:
         """What `make` gives, kept until a parameter changes; a change in place through `.data` leaves no trace."""
-        parameters = self._parameters_in_order()
         state = [(id(p), p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
         kept = self._kept.get(key)
         if kept is None or kept[0] != state:
@@ -200,6 +255,11 @@ class Trunk(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": {}}
+
+
+def _detached(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Without the graph that `requires_grad` would begin, though somebody set it: the trunk is frozen."""
+    return [p.detach() if p.requires_grad else p for p in parameters]
 
 
 def _converted(parameters: Iterable[Tensor], setting: Setting) -> list[Tensor]:
@@ -240,6 +300,12 @@ def _plan(slices: Sequence[nn.Sequential]) -> Plan:
                     Fire(conv(layer.squeeze, False), conv(layer.expand1x1, False), conv(layer.expand3x3, False), tap)
                 )
     return tuple(steps)
+
+
+def _until_tap(plan: Plan, n_taps: int) -> Plan:
+    """The steps up to the n-th tap."""
+    ends = [number for number, step in enumerate(plan) if not isinstance(step, Pool) and step.tap]
+    return plan[: ends[n_taps - 1] + 1]
 
 
 def _after(name: str, cut: int) -> bool:

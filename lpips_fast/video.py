@@ -2,28 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+LAYOUTS = ("BCTHW", "BTCHW")
+
 
 def flatten_videos(
-    in0: Tensor, in1: object, weight: Tensor | None, frames: int | None, generator: torch.Generator | None
+    in0: Tensor,
+    in1: object,
+    weight: Tensor | None,
+    frames: int | None,
+    layout: str | None,
+    generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, tuple[int, int]]:
     """Videos [B, C, T, H, W] as frames [B * T, C, H, W], with weights alike, and (B, T).
 
     With `frames`, that many frames of each clip, picked at random without repetition, the same of both videos and of
-    their weights, in their order.
+    their weights, in their order. With layout 'BTCHW' all come as [B, T, C, H, W]. Without a layout, videos that could
+    be meant either way are refused: a wrong guess would give a wrong number in silence.
     """
-    if in0.shape[1] not in (1, 3):
-        raise ValueError(f"in0 must be videos [B, 3, T, H, W], or [B, 1, T, H, W] grayscale, got {list(in0.shape)}")
-    if not isinstance(in1, Tensor) or in1.dim() != 5 or in1.shape[0] != in0.shape[0] or in1.shape[2:] != in0.shape[2:]:
+    if layout not in (None, *LAYOUTS):
+        raise ValueError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}, got {layout!r}")
+    shape = list(in0.shape)
+    if layout is None and shape[1] in (1, 3) and shape[2] == 3:
+        raise ValueError(
+            f"in0 {shape} can be {shape[2]} frames of {shape[1]} channels or {shape[1]} frames of 3: "
+            "pass layout='BCTHW' or layout='BTCHW'"
+        )
+    channels = 2 if layout == "BTCHW" else 1
+    if shape[channels] not in (1, 3):
+        raise ValueError(
+            "in0 must be videos [B, 3, T, H, W], or [B, 1, T, H, W] grayscale, or with layout='BTCHW' "
+            f"[B, T, 3, H, W] or [B, T, 1, H, W], got {shape}{'' if layout is None else f' with {layout=}'}"
+        )
+    if not isinstance(in1, Tensor) or in1.dim() != 5 or _without(channels, in1.shape) != _without(channels, shape):
         given = list(in1.shape) if isinstance(in1, Tensor) else type(in1).__name__
-        raise ValueError(f"in1 must be videos as in0 is, {list(in0.shape)}, got {given}")
-    clips, _, length, height, width = in0.shape
-    if weight is not None and (not isinstance(weight, Tensor) or weight.shape != (clips, 1, length, height, width)):
+        raise ValueError(f"in1 must be videos as in0 is, {shape}, got {given}")
+    expected = [1 if i == channels else side for i, side in enumerate(shape)]
+    if weight is not None and (not isinstance(weight, Tensor) or list(weight.shape) != expected):
         given = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
-        raise ValueError(f"weight must be {[clips, 1, length, height, width]}, got {given}")
-    videos = [in0, in1] if weight is None else [in0, in1, weight]
+        raise ValueError(f"weight must be {expected}, got {given}")
+    clips, length = shape[0], shape[3 - channels]
+    videos = [v.movedim(channels, 2) for v in ((in0, in1) if weight is None else (in0, in1, weight))]  # [B, T, C, H, W]
     if frames is not None:
         if type(frames) is not int or not 1 <= frames <= length:  # True is an int, too
             raise ValueError(f"frames must be a whole number from 1 to the videos' length, {length}, got {frames!r}")
@@ -33,7 +56,11 @@ def flatten_videos(
         order = torch.rand(clips, length, device=device, generator=generator).argsort(dim=1)
         picked = order[:, :frames].sort(dim=1).values.to(in0.device, non_blocking=True)
         clip = torch.arange(clips, device=in0.device)[:, None]
-        videos = [v.movedim(2, 1)[clip, picked].movedim(1, 2) for v in videos]
+        videos = [v[clip, picked] for v in videos]
         length = frames
-    flat = [v.movedim(2, 1).flatten(0, 1) for v in videos]
+    flat = [v.flatten(0, 1) for v in videos]
     return flat[0], flat[1], flat[2] if weight is not None else None, (clips, length)
+
+
+def _without(axis: int, shape: Sequence[int]) -> list[int]:
+    return [side for i, side in enumerate(shape) if i != axis]

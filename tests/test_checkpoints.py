@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,7 @@ def test_own_linear_weights(load, trunk_states, suffix, index, names):
     assert (found.net, found.version, found.trunk) == ("squeeze", None, None)
     module = found.module(trunk_weights=trunk_states["squeeze"])
     for own, weight in zip(module.lins, lin.values(), strict=True):
-        assert torch.equal(own.weight, weight)
+        assert torch.equal(own.model[-1].weight, weight)
     assert not module.training
     assert not any(p.requires_grad for p in module.parameters())
 
@@ -136,6 +137,114 @@ def test_a_beginning_that_all_names_share(load, theirs, origin, net):
     assert load(state).origin == origin
 
 
+def prefixed(state, prefix):
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+# A discriminator's and a classifier's names, of which some are piq's, too.
+OTHER_MODELS = {
+    "encoder.conv_in.weight": torch.zeros(8, 3, 3, 3),
+    "model.0.weight": torch.zeros(64, 3, 4, 4),
+    "loss.discriminator.model.0.weight": torch.zeros(64, 3, 3, 3),
+    "loss.discriminator.model.2.weight": torch.zeros(128, 64, 4, 4),
+    "num_updates": torch.tensor(3),
+}
+AROUND = {
+    "flat": lambda state: prefixed(state, "loss.") | OTHER_MODELS,
+    "Lightning": lambda state: {
+        "epoch": 1,
+        "pytorch-lightning_version": "2.6.6",
+        "state_dict": OrderedDict(OTHER_MODELS | prefixed(state, "loss.perceptual_loss.")),
+        "loops": {"fit_loop": {"state_dict": {}, "epoch_progress": {"total": {"ready": 1}}}},
+        "callbacks": {"ModelCheckpoint{'monitor': 'l'}": {"best_model_score": torch.tensor(0.5)}},
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(8, 3, 3, 3)}}, "param_groups": [{"lr": 0.1}]}],
+        "hyper_parameters": {"lr": 0.1, "net": None},
+    },
+    "model and step": lambda state: {"step": 3, "model": state, "optimizer": {"state": {}}},
+    "two dicts deep": lambda state: {"checkpoint": {"generator": OTHER_MODELS, "criterion": prefixed(state, "0.")}},
+}
+
+
+@pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)
+@pytest.mark.parametrize(
+    "origin,net", (("lpips", "squeeze"), ("torchmetrics", "alex"), ("taming", "vgg"), ("piq", "vgg"))
+)
+def test_a_part_of_a_larger_checkpoint(tmp_path, theirs, make_ours, around, origin, net):
+    torch.save(around(theirs[origin](net).state_dict()), tmp_path / "last.ckpt")
+    found = lpips_fast.load_any(tmp_path / "last.ckpt")
+    assert (found.origin, found.net, found.version) == (origin, net, "0.1")
+    in0, in1 = pair(1, 35, 35)
+    assert torch.equal(found.module()(in0, in1), make_ours(net)(in0, in1))
+    module = lpips_fast.LPIPS(net=net, model_path=tmp_path / "last.ckpt") if origin != "piq" else found.module()
+    assert torch.equal(module(in0, in1), make_ours(net)(in0, in1))
+
+
+def test_a_part_of_safetensors(load):
+    state = prefixed(linear_state("squeeze"), "lpips.") | OTHER_MODELS
+    assert load(state, ".safetensors").net == "squeeze"
+
+
+def test_several(tmp_path):
+    """The prefix tells which: a whole one before a beginning, with or without the dict's name."""
+    states = {"loss.": linear_state(), "loss.old.": linear_state(), "metric.": linear_state(), "ema": linear_state()}
+    ema = states.pop("ema")
+    state = {name: t for prefix, linear in states.items() for name, t in prefixed(linear, prefix).items()}
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": state | OTHER_MODELS, "ema": prefixed(ema, "metric.")}, path)
+    with raises(
+        ValueError,
+        str(path),
+        "several LPIPS",
+        "'ema.metric.', 'state_dict.loss.', 'state_dict.loss.old.', 'state_dict.metric.'",
+    ):
+        lpips_fast.load_any(path)
+    for prefix, expected in {
+        "loss": states["loss."],
+        "loss.": states["loss."],
+        "state_dict.loss.": states["loss."],
+        "loss.old": states["loss.old."],
+        "state_dict.metric": states["metric."],
+        "ema.metric": ema,
+        "ema": ema,
+    }.items():
+        found = lpips_fast.load_any(path, prefix=prefix)
+        assert all(torch.equal(a, b) for a, b in zip(found.linear, expected.values(), strict=True)), prefix
+    with raises(ValueError, "several LPIPS", "'ema.metric.', 'state_dict.metric.'"):
+        lpips_fast.load_any(path, prefix="metric")
+    for prefix in ("los", "state_dict.loss.new"):
+        with raises(ValueError, str(path), f"no LPIPS with prefix {prefix!r}", "'state_dict.loss.old.'"):
+            lpips_fast.load_any(path, prefix=prefix)
+    with raises(TypeError, "prefix", "string", "int"):
+        lpips_fast.load_any(path, prefix=1)
+
+
+def test_prefix_of_another_model(tmp_path):
+    """The error tells what its names are not."""
+    torch.save(prefixed(linear_state(), "lpips.") | OTHER_MODELS, tmp_path / "last.ckpt")
+    with raises(ValueError, "last.ckpt", "lacks", "'0.bias'"):
+        lpips_fast.load_any(tmp_path / "last.ckpt", prefix="loss.discriminator")
+    with raises(ValueError, "last.ckpt", "no LPIPS with prefix 'l'", "'lpips.'"):
+        lpips_fast.load_any(tmp_path / "last.ckpt", prefix="l")
+    torch.save(prefixed(OTHER_MODELS, "gan.") | OTHER_MODELS, tmp_path / "gan.ckpt")
+    with raises(ValueError, "gan.ckpt", "no LPIPS with prefix 'gan.loss.disc'"):
+        lpips_fast.load_any(tmp_path / "gan.ckpt", prefix="gan.loss.disc")
+    torch.save(OTHER_MODELS, tmp_path / "last.ckpt")
+    with raises(ValueError, "last.ckpt", "none of LPIPS's", "'encoder.conv_in.weight'"):
+        lpips_fast.load_any(tmp_path / "last.ckpt")
+    with raises(ValueError, "last.ckpt", "no LPIPS with prefix 'lpips'", "'loss.discriminator.'"):
+        lpips_fast.load_any(tmp_path / "last.ckpt", prefix="lpips")
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_torchmetrics_before_0_12(load, theirs, net):
+    """Its network was lpips's, as `net` of the metric: now written with the names of today."""
+    state = prefixed(theirs["lpips"](net).state_dict(), "net.")
+    for prefix in ("", "val_lpips."):
+        found = load(prefixed(state, prefix))
+        assert (found.origin, found.net, found.version) == ("torchmetrics", net, "0.1")
+    theirs["torchmetrics"](net).load_state_dict(found.state_dict("torchmetrics"), strict=True)
+
+
 def without_all(*parts):
     return lambda state: {name: tensor for name, tensor in state.items() if not any(part in name for part in parts)}
 
@@ -147,8 +256,7 @@ def plus(name, *shape, dtype=torch.float32):
 BAD = {
     "empty": (lambda s: {}, ("no tensors",)),
     "another model": (lambda s: {"encoder.weight": torch.zeros(1)}, ("none of LPIPS's", "'encoder.weight'")),
-    "inside a larger model": (plus("encoder.weight", 1), ("none of LPIPS's", "'encoder.weight'")),
-    "two": (lambda s: {**s, **{f"other.{name}": t for name, t in s.items()}}, ("several", "'other.'")),
+    "two": (lambda s: {**s, **prefixed(s, "other.")}, ("several", "prefix, one of '', 'other.'")),
     "missing": (lambda s: without(s, "net.slice2.3.bias"), ("lacks", "'3.bias'", "alex")),
     "extra": (plus("net.slice2.4.bias", 3), ("'4.bias'", "alex")),
     "shape": (plus("net.slice2.3.bias", 3), ("'3.bias'", "[192]", "[3]")),

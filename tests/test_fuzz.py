@@ -335,7 +335,7 @@ def test_metric(metrics, batches, reduction, normalize, bad, seed):
                 ours.update(spoiled, y)
         ours.update(x, y)
         with torch.no_grad():
-            expected.append(oracle(x.double(), y.double(), normalize=normalize))
+            expected.append(oracle(x.double(), y.double(), normalize=normalize).flatten())
     reduced = {"mean": torch.mean, "sum": torch.sum, "none": lambda t: t}[reduction](torch.cat(expected))
     found = ours.compute().reshape(reduced.shape)  # torchmetrics leaves one value without a dimension
     assert_close(found, reduced, VALUE_TOLERANCE[torch.float32])

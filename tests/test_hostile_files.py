@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import copyreg
 import io
 import json
 import os
 import struct
 import zipfile
+from collections import Counter, OrderedDict, defaultdict, deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
+from torch import nn
 from typer.testing import CliRunner
 
 import lpips_fast
@@ -78,6 +84,43 @@ class Raises:
         return self.call[0], self.call[1:]
 
 
+def with_pickle(code: bytes) -> bytes:
+    """An archive of torch.save with this pickle in it."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(saved({}))) as source, zipfile.ZipFile(buffer, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, code if name.endswith("data.pkl") else source.read(name))
+    return buffer.getvalue()
+
+
+def nested(depth: int, in_itself: bool = False) -> dict:
+    """Dicts in dicts, each twice in the one around it: 2^depth ways to the innermost, which may hold the outermost."""
+    outermost: dict = {}
+    innermost = outermost
+    for _ in range(depth):
+        inner: dict = {}
+        innermost.update(a=inner, b=inner)
+        innermost = inner
+    if in_itself:
+        innermost["outermost"] = outermost
+    return outermost
+
+
+class DictWithAttributes:
+    """Unpickled, it is a dict with attributes in place of its methods."""
+
+    def __reduce__(self):
+        return OrderedDict, (), {"items": 1, "keys": 1, "values": 1}, None, iter([("x", torch.zeros(1))])
+
+
+class TensorWithAttributes:
+    """Unpickled, it is a parameter with attributes in place of its methods."""
+
+    def __reduce__(self):
+        attributes = {"numel": 1, "dim": 1, "element_size": 1, "untyped_storage": 1, "float": 1, "flatten": 1}
+        return torch._utils._rebuild_parameter_with_state, (torch.zeros(2), False, OrderedDict(), attributes)
+
+
 # Of opcodes that no pickler writes: an empty stack, a reference to nothing, an opcode that is none, nested a hundred
 # thousand deep, and a string of 2^63 bytes.
 PICKLES = [b"\x80\x02.", b"\x80\x02h\x07.", b"\x80\x02\xff.", b"\x80\x02" + b"(" * 10**5 + b"t" * 10**5 + b"."]
@@ -101,7 +144,16 @@ WEIGHTS = {
     "odd error.pth": saved({"x": Raises(getattr, 1)}),
     "not names.pth": saved({1: torch.zeros(1)}),
     "not tensors.pth": saved({"lin0.model.1.weight": [1.0]}),
-    "state in a state.pth": saved({"state_dict": linear_state()}),
+    "blocked.pth": saved({"x": Raises(os.system, "false")}),
+    "state of code.pth": saved({"state_dict": Raises(eval, "{}")}),
+    "code for a weight.pth": with_layer(Raises(eval, "1")),
+    "kinds.pth": with_pickle(b"\x80\x02}X\x01\x00\x00\x00x(" + b"".join(b"cm\nk%d\n" % i for i in range(101)) + b"ts."),
+    "in itself.pth": saved(nested(100, in_itself=True)),
+    "deep.pth": saved(nested(100)),
+    "long paths.pth": saved({"x" * 10**6: {"y" * 10**6: {f"{i}": {f"net.slice1.{i}.weight": 0} for i in range(999)}}}),
+    "methods of a dict.pth": saved(DictWithAttributes()),
+    "methods of a tensor.pth": with_layer(TensorWithAttributes()),
+    "dots.pth": saved({"net.slice1." * 10**5 + "\n": torch.zeros(1), "lin0.model." * 10**5: 0}),
     "sparse.pth": with_layer(torch.zeros(1, 256, 1, 1).to_sparse()),
     "meta.pth": with_layer(torch.zeros(1, 256, 1, 1, device="meta")),
     "integers.pth": with_layer(torch.zeros(1, 256, 1, 1, dtype=torch.int32)),
@@ -166,18 +218,113 @@ def test_weights(folder, reader, name):
 
 
 def test_what_else_people_save(tmp_path):
-    """A checkpoint around the weights, a whole module: the error tells what is there, and what to save."""
+    """A whole module, or a trunk in a checkpoint: the error tells what is there, and what to save."""
     module = lpips_fast.LPIPS(pnet_rand=True)
-    torch.save({"epoch": 3, "model": module.state_dict()}, tmp_path / "checkpoint.pth")
-    torch.save({"model": module.state_dict(), "epoch": 3}, tmp_path / "nested.pth")
     torch.save(module, tmp_path / "module.pth")
+    torch.save({"epoch": 3, "model": module}, tmp_path / "nested.pth")
     for name, words in {
-        "checkpoint.pth": ("state_dict", "int", "'epoch'"),
-        "nested.pth": ("state_dict", "OrderedDict", "'model'", "a file of its own"),
         "module.pth": ("it holds lpips_fast.lpips.LPIPS", "state_dict"),
+        "nested.pth": ("'model'", "it holds lpips_fast.lpips.LPIPS", "state_dict"),
     }.items():
         with raises(ValueError, name, *words):
             lpips_fast.load_any(tmp_path / name)
+    torch.save({"epoch": 3, "model": module.net.state_dict()}, tmp_path / "epoch.pth")
+    torch.save({"model": module.net.state_dict(), "epoch": 3}, tmp_path / "model.pth")
+    for name, words in {
+        "epoch.pth": ("state_dict", "int", "'epoch'"),
+        "model.pth": ("state_dict", "OrderedDict", "'model'", "a file of its own"),
+    }.items():
+        with raises(ValueError, name, *words):
+            lpips_fast.LPIPS(trunk_weights=tmp_path / name)
+
+
+class Touches:
+    """An object that makes a file in each way in which unpickling can call it."""
+
+    def __new__(cls, path):
+        Path(path).touch()
+        return super().__new__(cls)
+
+    def __reduce__(self):
+        return copyreg.__newobj__, (Touches, self.path), self.path
+
+    def __setstate__(self, path):
+        Path(path).touch()
+
+    @classmethod
+    def pickled(cls, path):
+        made = object.__new__(cls)
+        made.path = path
+        return made
+
+
+class Settings(dict):
+    """A dict as packages for configuration have it: with code of its own for each item, and attributes."""
+
+    def __setitem__(self, name, value):
+        if name == "path":
+            Path(value).touch()
+        super().__setitem__(name, value)
+
+
+class Slots:
+    __slots__ = ("value",)
+
+    def __init__(self):
+        self.value = 1
+
+
+def codes(path: str) -> dict[str, object]:
+    """What people have in checkpoints beside tensors, and attacks; most make a file, if unpickling runs them."""
+    settings = Settings()
+    dict.update(settings, path=path, nested=Settings())
+    settings.attribute = 1
+    return {
+        "function": Raises(exec, f"open({path!r}, 'w')"),
+        "function of this package": Raises(replacing_nothing, path),
+        "object": Touches.pickled(path),
+        "settings": settings,
+        "namespace": argparse.Namespace(path=Path(path), act=nn.ReLU(), call=print),
+        "class for a key": {Touches: {"best": torch.tensor(1.0)}},
+        "numbers": [np.float64(1.5), np.arange(3), np.dtype("f4")],
+        "containers": {"d": defaultdict(list, {"a": [1]}), "q": deque([1, 2], maxlen=3), "c": Counter("aab")},
+        "numbers and settings": [np.arange(3), Settings(a=1), deque([1])],
+        "slots": Slots(),
+    }
+
+
+def replacing_nothing(path):
+    Path(path).touch()
+
+
+@pytest.mark.parametrize("name", codes(""))
+def test_code_beside_the_weights_is_passed_over_and_not_run(tmp_path, name):
+    trap, path = tmp_path / "executed", tmp_path / "last.ckpt"
+    state = linear_state()
+    loss = {f"loss.{name}": tensor for name, tensor in state.items()}
+    torch.save({"hyper_parameters": codes(str(trap))[name], "state_dict": loss}, path)
+    allowed = set(torch.serialization.get_safe_globals())
+    found = lpips_fast.load_any(path)
+    assert all(torch.equal(a, b) for a, b in zip(found.linear, state.values(), strict=True))
+    lpips_fast.LPIPS(pnet_rand=True, model_path=path)
+    assert not trap.exists()
+    assert set(torch.serialization.get_safe_globals()) == allowed
+    torch.load(path, weights_only=False)
+    harmless = ("namespace", "class for a key", "numbers", "containers", "numbers and settings", "slots")
+    assert trap.exists() == (name not in harmless)  # it would have been
+
+
+def test_files_with_code_in_threads(tmp_path):
+    """torch has one list of what may be read for the process."""
+    states = [linear_state() for _ in range(8)]
+    for i, state in enumerate(states):
+        torch.save({"hyper_parameters": [argparse.Namespace(), Slots()][i % 2], "model": state}, tmp_path / f"{i}.ckpt")
+    allowed = set(torch.serialization.get_safe_globals())
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lpips_fast.load_any, [tmp_path / f"{i}.ckpt" for i in range(8)]))
+    for checkpoint, state in zip(found, states, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(checkpoint.linear, state.values(), strict=True))
+    assert set(torch.serialization.get_safe_globals()) == allowed
 
 
 @pytest.mark.parametrize("name,size", (("deflated zeros.pth", "1678"), ("listed many times.pth", "16")))
@@ -260,6 +407,18 @@ def test_damaged_weights(tmp_path_factory, name, data):
         assert str(path) in str(found)
     else:
         assert all(isinstance(name, str) and tensor.sum().numel() for name, tensor in found.items())
+
+
+CHECKPOINT = {"args": argparse.Namespace(lr=[0.1]), "log": defaultdict(list, {"a": [1]}), "lin0.model.1.weight": 0}
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@given(data=st.data())
+def test_damaged_checkpoints(tmp_path_factory, data):
+    """The error names the file, whatever stands in for what."""
+    path = tmp_path_factory.getbasetemp() / "last.ckpt"
+    path.write_bytes(data.draw(damaged(saved(CHECKPOINT))))
+    assert str(path) in str(outcome(lpips_fast.load_any, path, ValueError))
 
 
 def picture(kind: str) -> bytes:

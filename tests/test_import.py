@@ -71,6 +71,22 @@ def test_names_are_there():
     assert pickle.loads(pickle.dumps(lpips_fast.LPIPS)) is lpips_fast.LPIPS
 
 
+@pytest.mark.parametrize("name", ("PerceptualLoss", "DistModel", "dist_model", "Trainer", "trainer"))
+def test_names_of_lpips_that_are_elsewhere(name):
+    """As of before 2020: the error tells what to call."""
+    with pytest.raises(AttributeError, match=rf"no attribute '{name}'; use LPIPS\(net=\.\.\.\)"):
+        getattr(lpips_fast, name)
+    assert not hasattr(lpips_fast, name)
+
+
+def test_every_name_of_lpips():
+    """All that it defines is here, or its error tells what is instead; modules that it imports are not meant."""
+    lpips = pytest.importorskip("lpips")
+    defined = {name for name, value in vars(lpips).items() if getattr(value, "__module__", "").startswith("lpips")}
+    defined |= {"pn", "pretrained_networks", "lpips", "trainer"}
+    assert {name for name in defined if not hasattr(lpips_fast, name)} == {"Trainer", "trainer"}
+
+
 def test_type_checkers_see_the_names_where_they_are():
     """They do not run the package's `__getattr__`, but read its imports for them."""
     tree = ast.parse(Path(lpips_fast.__file__).read_text())

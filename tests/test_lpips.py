@@ -145,7 +145,7 @@ def test_low_precision(ours, oracle, net, dtype):
     value, _, grads = run(module, in0, in1)
     assert value.dtype == torch.float32
     feats0, feats1 = ([f.double() for f in module.net(module.scaling_layer(x))] for x in (in0, in1))
-    weights = [lin.weight.double() for lin in module.lins]
+    weights = [weight.double() for weight in module._linear_weights()]
     assert_close(value, exact_head(feats0, feats1, weights), VALUE_TOLERANCE[torch.float32])
     expected, _, expected_grads = run(oracle(net), in0.double(), in1.double())
     loose = 0.05 if dtype == torch.bfloat16 else 0.01
@@ -169,14 +169,98 @@ def exact_head(feats0, feats1, weights):
     return sum(parts)
 
 
+# The types that a decoder under autocast and its target have, either way round, and others that meet.
+MIXED = (
+    (torch.bfloat16, torch.float32),
+    (torch.float32, torch.float16),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.float16, torch.bfloat16),
+)
+
+
+@pytest.mark.parametrize("types", MIXED, ids=str)
+@pytest.mark.parametrize("options", ({}, {"grad_in_forward": True}, {"version": "0.0"}), ids=str)
 @pytest.mark.parametrize("net", NETS)
-def test_autocast(ours, oracle, net):
-    in0, in1 = pair(2, *SIZE[net])
+def test_images_of_two_types(ours, oracle, net, options, types):
+    """A float32 module takes them as lpips does, promoted; each gradient is lpips's, rounded to its image's type."""
+    in0, in1 = (x.to(dtype) for x, dtype in zip(pair(2, *SIZE[net]), types))
+    theirs = {"version": "0.0"} if "version" in options else {}
+    expected, _, expected_grads = run(oracle(net, **theirs), in0.double(), in1.double())
+    in0, in1 = in0.requires_grad_(), in1.requires_grad_()
+    value = ours(net, **options)(in0, in1)
+    assert_close(value, expected, VALUE_TOLERANCE[torch.float32])
+    gen = torch.Generator().manual_seed(3)
+    factors = torch.rand(value.shape, generator=gen, dtype=torch.float64).to(value)
+    grads = torch.autograd.grad((factors * value).sum(), (in0, in1))
+    assert tuple(grad.dtype for grad in grads) == types
+    for grad, exact in zip(grads, expected_grads):
+        # float16 has no small numbers: its gradients are compared where they are not rounded to nothing.
+        least = torch.finfo(grad.dtype).tiny if grad.dtype == torch.float16 else 0.0
+        error = (grad.double() - exact).abs() * (exact.abs() > least)
+        rounding = torch.finfo(grad.dtype).eps / 2
+        assert (error.flatten(1).norm(dim=1) <= (rounding + 1e-4) * exact.flatten(1).norm(dim=1)).any()
+        assert error.norm() <= (rounding + 0.1) * exact.norm()  # where a ReLU flips, as in images.py
+
+
+def test_images_of_two_types_are_promoted_as_by_lpips(ours, make_theirs):
+    """lpips's own number in float32: which types run there run here."""
+    in0, in1 = pair(2, *SIZE["alex"])
+    for types in MIXED:
+        images = [x.to(dtype) for x, dtype in zip((in0, in1), types)]
+        expected = make_theirs("alex")(*images)
+        assert_close(ours("alex")(*images), expected.double(), VALUE_TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+def test_wider_images_than_the_module(make_ours, oracle, dtype):
+    """Parameters in half precision, as sharding makes them, and images or buffers in float32."""
+    in0, in1 = pair(2, *SIZE["alex"])
+    expected = oracle("alex")(in0.double(), in1.double())
+    fn = make_ours("alex").to(dtype)
+    assert_close(fn(in0, in1), expected, (0, 0.05))
+    fn.scaling_layer.float()
+    for x0, x1 in ((in0, in1), (in0.to(dtype), in1), (in0.to(dtype), in1.to(dtype))):
+        x0 = x0.detach().requires_grad_()
+        value = fn(x0, x1)
+        assert_close(value, expected, (0, 0.05))
+        value.sum().backward()
+        assert x0.grad.dtype == x0.dtype
+
+
+@pytest.mark.parametrize("types", ((torch.float32, torch.float32), *MIXED), ids=str)
+@pytest.mark.parametrize("grad_in_forward", (False, True))
+@pytest.mark.parametrize("net", NETS)
+def test_autocast(ours, oracle, net, grad_in_forward, types):
+    """With the types that a decoder under autocast gives beside its target's."""
+    in0, in1 = (x.to(dtype).requires_grad_() for x, dtype in zip(pair(2, *SIZE[net]), types))
+    fn = ours(net, grad_in_forward=grad_in_forward)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value, _, grads = run(ours(net), in0, in1)
+        value = fn(in0, in1)
+        by_hand = fn(in0.float(), in1.float())
     assert value.dtype == torch.float32
-    assert_close(value, run(oracle(net), in0.double(), in1.double())[0], (0, 0.05))
-    assert all(grad.dtype == torch.float32 and grad.isfinite().all() for grad in grads)
+    assert torch.equal(value, by_hand)
+    assert_close(value, oracle(net)(in0.double(), in1.double()), (0, 0.05))
+    value.sum().backward()
+    assert (in0.grad.dtype, in1.grad.dtype) == types
+    assert in0.grad.isfinite().all()
+    assert in1.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("shapes", (((3,), (3,)), ((1,), (3,)), ((3,), (2, 3)), ((2, 3), (1,)), ((), (3,))), ids=str)
+@pytest.mark.parametrize("options", ({}, {"spatial": True}), ids=str)
+def test_images_without_a_batch(ours, make_theirs, options, shapes):
+    """As in lpips, where the scaling gives them one (but for maps, whose size it takes from the wrong axes)."""
+    size = SIZE["alex"]
+    gen = torch.Generator().manual_seed(0)
+    in0, in1 = (torch.rand(*shape, *size, generator=gen) * 2 - 1 for shape in shapes)
+    in0.requires_grad_()
+    value = ours("alex", **options)(in0, in1)
+    batched = in0[(None,) * (4 - in0.dim())] if options else in0
+    expected = make_theirs("alex", **options)(batched, in1)
+    assert_close(value, expected.double(), VALUE_TOLERANCE[torch.float32])
+    found, exact = (torch.autograd.grad(v.sum(), in0)[0] for v in (value, expected))
+    assert found.shape == in0.shape
+    assert (found - exact).norm() <= 1e-3 * exact.norm()
 
 
 @pytest.mark.parametrize("needs", ((False, True), (True, False), (False, False)), ids=str)

@@ -26,6 +26,7 @@ from .conftest import NETS
 
 REDUCTIONS = ("mean", "sum", "none", None)
 TOLERANCE = {"atol": 2e-7, "rtol": 2e-5}
+SHORT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def _batches(normalize, n_batches=2, n=2, size=33):
@@ -109,8 +110,23 @@ def test_tiny_features_show_where_the_eps_is(make):
     (img1, img2), *_ = _batches(False)
     expected = theirs(img1, img2)
     torch.testing.assert_close(ours(img1, img2), expected, **TOLERANCE)
-    outside = super(metric.Network, ours.net).forward(img1, img2).mean()
+    torch.testing.assert_close(ours.net.pairwise(img1, img2).diag().mean(), expected, **TOLERANCE)
+    ours.net._EPS, ours.net._EPS_INSIDE_SQRT = 1e-10, False
+    outside = ours(img1, img2)
     assert abs(outside - expected) > 1e-2 * expected, "the eps must matter here for the test to be one"
+
+
+def test_not_persistent(make):
+    """The network's weights are not in the metric's checkpoint, and one that has them loads."""
+    ours, whole = make(Ours, persistent=False), make(Ours)
+    assert not ours.state_dict()
+    assert not any(ours.load_state_dict({}, strict=True))
+    assert not any(ours.load_state_dict(whole.state_dict(), strict=True))
+    (img1, img2), *_ = _batches(False)
+    assert torch.equal(ours(img1, img2), whole(img1, img2))
+    ours.persistent(True)  # torchmetrics' own, of the states
+    assert sorted(ours.state_dict()) == ["count", "total"]
+    assert not any(ours.load_state_dict(ours.state_dict(), strict=True))
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -142,6 +158,13 @@ def test_used_as_a_loss_no_state_keeps_a_graph(make, reduction):
     assert not ours.compute().requires_grad
     ours.update(torch.zeros(1, 3, 33, 33, requires_grad=True), img2[:1])
     assert not ours.compute().requires_grad
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated", "ignore:This property will be removed")
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_part_of_a_scripted_module(make, reduction):
+    """As torchmetrics' tests demand of every metric."""
+    torch.jit.script(make(Ours, reduction=reduction))
 
 
 @pytest.mark.parametrize("reduction", ("mean", "sum"))
@@ -176,6 +199,17 @@ def test_other_types(make, dtype):
         torch.testing.assert_close(found, expected, atol=0, rtol=1e-3)
 
 
+@pytest.mark.parametrize("dtype1", SHORT_DTYPES)
+@pytest.mark.parametrize("dtype2", SHORT_DTYPES)
+def test_two_types(make, dtype1, dtype2):
+    """The distance is that of the two images' values, in the wider type."""
+    img1, img2 = (img.to(dtype) for img, dtype in zip(_batches(False)[0], (dtype1, dtype2), strict=True))
+    expected = make(Theirs)(img1.float(), img2.float())
+    torch.testing.assert_close(make(Ours)(img1, img2), expected, **TOLERANCE)
+    if torch.promote_types(dtype1, dtype2) == torch.float32:
+        torch.testing.assert_close(ours_functional(img1, img2), expected, **TOLERANCE)
+
+
 def test_counts_beyond_half_precision(make):
     ours = make(Ours).set_dtype(torch.float16)
     ours.total, ours.count = ours.total + 30_000.0, ours.count + 100_001
@@ -206,6 +240,22 @@ def test_state_dicts_load_both_ways(make, net):
     (img1, img2), *_ = _batches(False)
     torch.testing.assert_close(ours(img1, img2), theirs(img1, img2), **TOLERANCE)
     make(Theirs, net_type=net).load_state_dict(ours.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize("net", ("alex", "squeeze"))
+def test_state_dicts_from_before_0_12_load(make, make_theirs, net):
+    """There the network was that of lpips, under the name `net`."""
+    ours = make(Ours, net_type=net)
+    expected = ours.state_dict()
+    old = {f"net.{name}": tensor for name, tensor in make_theirs(net).state_dict().items()}
+    ours.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in expected.items()})
+    torch.nn.ModuleDict({"val": ours}).load_state_dict({f"val.{name}": tensor for name, tensor in old.items()})
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.state_dict().items())
+    assert "net.scaling_layer.shift" in old  # what is given is not changed
+    ours.half().load_state_dict({name: tensor.half() for name, tensor in old.items()}, strict=True)
+    old["net.scaling_layer.shift"] = torch.zeros(1, 3, 1, 1)
+    with pytest.raises(RuntimeError, match=r"net\.scaling_layer\.shift"):
+        ours.load_state_dict(old, strict=True)
 
 
 def test_persistent_state_is_kept(make):
@@ -360,6 +410,165 @@ def test_functional_makes_its_network_once(weights):
     assert metric._kept_network.cache_info().misses == 2
 
 
+def _networks(**arguments):
+    """Both packages' networks, in float64."""
+    return tuple(kind(**arguments).double() for kind in (metric.Network, theirs_functional._NoTrainLpips))
+
+
+def _images(*shapes):
+    gen = torch.Generator().manual_seed(0)
+    return tuple(torch.rand(shape, generator=gen, dtype=torch.float64) for shape in shapes)
+
+
+@pytest.mark.parametrize("resizes", (False, True))
+@pytest.mark.parametrize("spatial", (False, True))
+@pytest.mark.parametrize("net", NETS)
+def test_network_is_torchmetrics(weights, net, spatial, resizes):
+    side = 16 if net == "vgg" else 32
+    h, w = side + 1, side + 9
+    cases = [((2, 3, h, w), (2, 3, h, w)), ((1, 3, h, w), (2, 1, h, w)), ((2, 1, h, w), (1, 3, h, w))]
+    cases.append(((0, 3, h, w), (0, 3, h, w)))
+    if not spatial:
+        cases.append(((3, h, w), (2, 3, h, w)))
+    if resizes:  # by area, bilinearly to more and to less, not at all; of two sizes
+        cases += [((1, 3, h, w), (2, 3, 9, 20)), ((1, 3, 9, w), (1, 3, side + 4, side + 4))]
+    ours, theirs = _networks(net=net, spatial=spatial, resize=side + 4 if resizes else None)
+    for shapes in cases:
+        in0, in1 = _images(*shapes)
+        for normalize in (False, True):
+            found, expected = (net(in0, in1, retperlayer=True, normalize=normalize) for net in (ours, theirs))
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(ours(in0, in1, True, True), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(ours(in0, in1, normalize=True), expected[0], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("resize", (None, 40))
+@pytest.mark.parametrize("spatial", (False, True))
+def test_gradients_through_the_network_are_torchmetrics(weights, spatial, resize):
+    gradients = []
+    for net in _networks(net="squeeze", spatial=spatial, resize=resize):
+        images = [x.requires_grad_() for x in _images((2, 3, 36, 50), (1, 1, 36, 50))]
+        value, parts = net(*images, retperlayer=True, normalize=True)
+        (value.square().sum() + parts[2].sum()).backward()
+        gradients.append([x.grad for x in images])
+    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-12)
+
+
+def test_the_network_takes_torchmetrics_positions_and_has_its_attributes(weights, tmp_path):
+    file = tmp_path / "linear.pth"
+    torch.save({f"lin{k}.model.1.weight": torch.rand(1, c, 1, 1) for k, c in enumerate((64, 192, 384, 256, 256))}, file)
+    arguments = True, "alex", True, False, False, True, str(file), True, 40
+    ours, theirs = metric.Network(*arguments), theirs_functional._NoTrainLpips(*arguments)
+    names = "pnet_type", "pnet_tune", "pnet_rand", "spatial", "resize", "chns", "L", "training"
+    for name in names:
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert {name.split(".")[0] for name, _ in ours.named_modules()} == {
+        name.split(".")[0] for name, _ in theirs.named_modules()
+    }
+    in0, in1 = (x.float() for x in _images((1, 3, 64, 64), (1, 3, 64, 64)))
+    torch.testing.assert_close(ours(in0, in1), theirs(in0, in1), **TOLERANCE)
+    scaled = ours.scaling_layer(in0)
+    assert torch.equal(scaled, theirs.scaling_layer(in0))
+    for name in ("relu1", "relu5"):
+        torch.testing.assert_close(getattr(ours.net(scaled), name), getattr(theirs.net(scaled), name))
+    for net in (ours, theirs):  # as people change them, once they are made
+        net.spatial, net.resize = False, None
+    torch.testing.assert_close(ours(in0, in1), theirs(in0, in1), **TOLERANCE)
+
+
+def test_a_random_network(weights):
+    """As torchmetrics', without files; and the linear weights are random, too."""
+    one, other = (metric.Network(False, "squeeze", pnet_rand=True) for _ in range(2))
+    for name in ("net.slice1.0.weight", "lin0.model.1.weight"):
+        assert not torch.equal(one.get_parameter(name), other.get_parameter(name))
+
+
+@pytest.mark.parametrize("use_dropout", (False, True))
+def test_the_network_never_drops_out(weights, use_dropout):
+    """Nor does torchmetrics', after its first `.train()`."""
+    ours = metric.Network(net="squeeze", eval_mode=False, use_dropout=use_dropout)
+    theirs = theirs_functional._NoTrainLpips(net="squeeze", use_dropout=use_dropout)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    in0, in1 = (x.float() for x in _images((1, 3, 40, 40), (1, 3, 40, 40)))
+    for net in (ours, ours.train(), torch.nn.Sequential(ours).train()[0]):
+        assert not net.training
+        torch.testing.assert_close(net(in0, in1), theirs(in0, in1), **TOLERANCE)
+    assert not any(p.requires_grad for p in ours.parameters())
+
+
+def test_a_network_to_tune(weights):
+    gradients = []
+    for net in _networks(net="squeeze", pnet_tune=True):
+        net.train(True)
+        net(*_images((2, 3, 40, 40), (2, 3, 40, 40))).sum().backward()
+        gradients.append({name.replace("slices.0.", "slice1."): p.grad for name, p in net.named_parameters()})
+    ours, theirs = gradients
+    for name in ("net.slice1.0.weight", "net.slice1.0.bias", *(f"lin{k}.model.1.weight" for k in range(7))):
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-8, atol=1e-12)
+    assert all(gradient is not None for gradient in ours.values())
+
+
+@pytest.mark.parametrize("dtype0", SHORT_DTYPES)
+@pytest.mark.parametrize("dtype1", SHORT_DTYPES)
+def test_the_network_promotes_images(weights, dtype0, dtype1):
+    ours, theirs = metric.Network(net="squeeze"), theirs_functional._NoTrainLpips(net="squeeze")
+    images = [x.to(d) for x, d in zip(_images((2, 3, 40, 40), (2, 3, 40, 40)), (dtype0, dtype1), strict=True)]
+    found, expected = [], []
+    for net, values in ((ours, found), (theirs, expected)):
+        leaves = [x.clone().requires_grad_() for x in images]
+        value = net(*leaves)
+        value.sum().backward()
+        values += [value, *(leaf.grad for leaf in leaves)]
+    torch.testing.assert_close(found[0], expected[0], **TOLERANCE)
+    for ours_grad, theirs_grad, dtype in zip(found[1:], expected[1:], (dtype0, dtype1), strict=True):
+        assert ours_grad.dtype == dtype
+        assert (ours_grad.float() - theirs_grad.float()).norm() <= 5e-3 * theirs_grad.float().norm()
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_metric_of_maps(make, reduction):
+    """Its network can be told to give maps, and then they are what is reduced."""
+    ours, theirs = make(Ours, reduction=reduction), make(Theirs, reduction=reduction)
+    ours.net.spatial = theirs.net.spatial = True
+    (img1, img2), *_ = _batches(False)
+    torch.testing.assert_close(ours(img1, img2), theirs(img1, img2), **TOLERANCE)
+    torch.testing.assert_close(ours.compute(), theirs.compute(), **TOLERANCE)
+
+
+@pytest.mark.parametrize("resize", (0, -1, True, 64.0, "64"))
+def test_bad_resize(weights, resize):
+    with pytest.raises(ValueError, match=r"resize must be None or a number of pixels from 1, got "):
+        metric.Network(resize=resize)
+
+
+def test_errors_of_the_network(weights):
+    ours, x = metric.Network(net="alex", resize=40), torch.zeros(1, 3, 40, 40)
+    with pytest.raises(TypeError, match=r"retperlayer must be True or False, got the string 'no'"):
+        ours(x, x, retperlayer="no")
+    with pytest.raises(TypeError, match="eval_mode must be True or False"):
+        metric.Network(eval_mode="no")
+    for bad, kind in (
+        (None, TypeError),
+        (x.byte(), TypeError),
+        (x.to_sparse(), TypeError),
+        (x[0, 0, 0], ValueError),
+        (x[None], ValueError),
+        (x[:, :2], ValueError),
+        (x[:, :, :0], ValueError),
+    ):
+        for images, name in (((bad, x), "in0"), ((x, bad), "in1")):
+            with pytest.raises(kind, match=f"^{name} "):
+                ours(*images)
+    ours.resize = 30
+    with pytest.raises(ValueError, match="in0 must have sides of at least 31 pixels for net 'alex', got 30 x 30"):
+        ours(x, x)
+    ours.resize = None
+    with pytest.raises(ValueError, match=r"in0 and in1 must have one size, got \[40, 40\] and \[40, 39\]"):
+        ours(x, x[..., :39])
+    with pytest.raises(ValueError, match=r"in0 and in1 must have one batch size, or 1, got 2 and 3"):
+        ours(x.expand(2, -1, -1, -1), x.expand(3, -1, -1, -1))
+
+
 def _worker(rank, folder, states):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
@@ -382,7 +591,7 @@ def _worker(rank, folder, states):
             ours.update(*batches[0])
         ours._update_count = 1  # as torchmetrics' warning would be noise here
         found[reduction, "none on rank 1"] = ours.compute()
-    found["expected"] = torch.stack([net(*batch) for batch in batches])
+    found["expected"] = torch.stack([net(*batch).flatten() for batch in batches])
     torch.save(found, f"{folder}/rank{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -420,6 +629,12 @@ def test_range_check_on_a_gpu_does_not_wait(make):
     with pytest.raises(ValueError, match="Expected both input arguments"):
         ours.update(img1 - 2, img2)
     assert ours.count == 6
+
+
+def test_what_torchmetrics_has_only_of_late_is_not_needed(make, monkeypatch):
+    monkeypatch.delattr(torchmetrics.Metric, "dtype")
+    for reduction in REDUCTIONS:
+        make(Ours, reduction=reduction)(*_batches(False)[0])
 
 
 def test_supported_torchmetrics():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import argparse
 import itertools
 import re
 import shlex
@@ -24,6 +24,9 @@ from .images import image
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "migration.md"
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL))
 CLOSE = {"rtol": 1e-4, "atol": 1e-6}
+ROUGH = {"rtol": 0.05, "atol": 1e-3}  # in bfloat16
+
+MIXED = pytest.mark.parametrize("mixed", (False, True), ids=("float32", "mixed precision"))
 
 
 def snippets(section, language="python"):
@@ -36,10 +39,16 @@ def _trunks(monkeypatch, cached_trunk):
     monkeypatch.setattr("lpips_fast.weights._torchvision_file", cached_trunk)
 
 
-def run(section, which=0, **names):
-    """The names that a snippet leaves, run after `names`."""
-    exec(snippets(section)[which], names)
+def run(section, which=0, *, mixed=False, **names):
+    """The names that a snippet leaves, run after `names`, in mixed precision under autocast as trainers do."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        exec(snippets(section)[which], names)
     return types.SimpleNamespace(**names)
+
+
+def prediction(x, mixed):
+    """What a decoder gives for x: under autocast, bfloat16."""
+    return x.to(torch.bfloat16 if mixed else x.dtype)
 
 
 def pair01(n=2, size=40):
@@ -54,16 +63,18 @@ def test_these_are_all_snippets():
         "taming-transformers and CogVideo": 2,
         "gaussian-splatting": 1,
         "diffusers": 1,
+        "DistributedDataParallel": 1,
         "MONAI": 1,
         "Code that cannot be edited": 1,
-        "Weights files": 2,
+        "Weights files": 3,
     }
 
 
-def test_lpips(make_theirs):
-    pred, target = image(2, 40, 40, seed=1).requires_grad_(), image(2, 40, 40, seed=2)
-    found = run("lpips", pred=pred, target=target, device="cpu")
-    torch.testing.assert_close(found.loss, make_theirs("vgg")(pred, target).mean(), **CLOSE)
+@MIXED
+def test_lpips(make_theirs, mixed):
+    pred, target = prediction(image(2, 40, 40, seed=1), mixed).requires_grad_(), image(2, 40, 40, seed=2)
+    found = run("lpips", pred=pred, target=target, device="cpu", mixed=mixed)
+    torch.testing.assert_close(found.loss, make_theirs("vgg")(pred, target).mean(), **ROUGH if mixed else CLOSE)
     found.loss.backward()
     assert pred.grad.abs().max() > 0
     found.loss_fn.load_state_dict(make_theirs("vgg").state_dict(), strict=True)
@@ -79,85 +90,100 @@ def test_torchmetrics(monkeypatch, torchvision_features):
     torch.testing.assert_close(found.score, theirs, **CLOSE)
 
 
-def test_piq(make_theirs):
+@MIXED
+def test_piq(make_theirs, mixed):
     pred, target = pair01()
-    found = run("piq", pred=pred, target=target)
+    found = run("piq", pred=prediction(pred, mixed), target=target, mixed=mixed)
     assert found.loss.shape == (2,)
-    torch.testing.assert_close(found.loss, make_theirs("vgg")(pred, target, normalize=True).flatten(), **CLOSE)
+    expected = make_theirs("vgg")(pred, target, normalize=True).flatten()
+    torch.testing.assert_close(found.loss, expected, **ROUGH if mixed else CLOSE)
 
 
-def test_taming_and_cogvideo(make_theirs):
+@MIXED
+def test_taming_and_cogvideo(make_theirs, mixed):
     inputs, decoder = image(2, 32, 32, seed=1), nn.Conv2d(3, 3, 1)
-    reconstructions = decoder(image(2, 32, 32, seed=2))
     found = run("taming-transformers and CogVideo", nn=nn, torch=torch)
-    loss = found.ReconstructionLoss().train()(inputs, reconstructions)
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        reconstructions = decoder(image(2, 32, 32, seed=2))
+        assert reconstructions.dtype == (torch.bfloat16 if mixed else torch.float32)
+        loss = found.ReconstructionLoss().train()(inputs, reconstructions)
     expected = (inputs - reconstructions).abs() + make_theirs("vgg")(inputs, reconstructions)
-    torch.testing.assert_close(loss, expected.mean(), **CLOSE)
+    torch.testing.assert_close(loss, expected.mean(), **ROUGH if mixed else CLOSE)
     (early,) = torch.autograd.grad(loss, decoder.weight, retain_graph=True)  # for the weight of the discriminator
     loss.backward()
     assert torch.equal(early, decoder.weight.grad)
 
 
-def test_videos(make_theirs):
-    videos, reconstructions = (image(6, 32, 32, seed=seed).view(2, 3, 3, 32, 32).movedim(1, 2) for seed in (1, 2))
+@MIXED
+def test_videos(make_theirs, mixed):
+    videos, reconstructions = (image(8, 32, 32, seed=seed).view(2, 4, 3, 32, 32).movedim(1, 2) for seed in (1, 2))
     source = snippets("taming-transformers and CogVideo")[1].split("\n")
-    names = {"videos": videos, "reconstructions": reconstructions}
-    exec("\n".join(source[:-2]), names)
+    names = {"videos": videos, "reconstructions": prediction(reconstructions, mixed)}
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        exec("\n".join(source[:-2]), names)
     frames = (v.movedim(2, 1).flatten(0, 1) for v in (videos, reconstructions))
-    torch.testing.assert_close(names["p_loss"], make_theirs("vgg")(*frames).view(2, 3), **CLOSE)
-    found = run("taming-transformers and CogVideo", 1, videos=videos, reconstructions=reconstructions)
+    torch.testing.assert_close(names["p_loss"], make_theirs("vgg")(*frames).view(2, 4), **ROUGH if mixed else CLOSE)
+    found = run("taming-transformers and CogVideo", 1, **{name: names[name] for name in ("videos", "reconstructions")})
     assert found.p_loss.shape == (2, 1)
     for clip, value in zip(names["p_loss"], found.p_loss, strict=True):
-        assert (clip - value).abs().min() < 1e-5
+        assert (clip - value).abs().min() < (0.05 * value if mixed else 1e-5)
 
 
 def test_gaussian_splatting(make_theirs):
-    renders, gts = (list(x.split(1)) for x in pair01())
+    renders, gts = (list(x) for x in pair01())  # [3, H, W]
     lpipss = []
     run("gaussian-splatting", renders=renders, gts=gts, lpipss=lpipss)
     expected = [make_theirs("vgg")(render, gt).detach() for render, gt in zip(renders, gts)]  # in [0, 1], not rescaled
     torch.testing.assert_close(torch.tensor(lpipss).mean(), torch.tensor(expected).mean(), **CLOSE)
 
 
-class Accelerator:
-    """What the snippet uses of accelerate's."""
+class DecoderOutput(dict):
+    """A mapping whose items are attributes, as diffusers' models return."""
 
-    device = "cpu"
-
-    @contextlib.contextmanager
-    def accumulate(self, model):
-        yield
-
-    def backward(self, loss):
-        loss.backward()
+    __getattr__ = dict.__getitem__
 
 
 class Autoencoder(nn.Conv2d):
     """What the snippet uses of an AutoencoderKL."""
 
     def forward(self, x):
-        return types.SimpleNamespace(sample=torch.tanh(super().forward(x)))
+        return DecoderOutput(sample=torch.tanh(super().forward(x)))
 
 
-@pytest.mark.parametrize("weight_dtype", (torch.float32, torch.bfloat16), ids=str)
-def test_diffusers(weight_dtype):
-    vae = Autoencoder(3, 3, 3, padding=1).to(weight_dtype)
-    batch = {"pixel_values": image(2, 32, 32, seed=1)}
+@MIXED
+def test_diffusers(mixed):
+    """With accelerate, which runs the model under autocast and gives its results back in float32."""
+    accelerate = pytest.importorskip("accelerate")
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16" if mixed else "no")
+    model = Autoencoder(3, 3, 3, padding=1)
+    vae, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.5))
     found = run(
         "diffusers",
         torch=torch,
         F=F,
         vae=vae,
-        accelerator=Accelerator(),
-        weight_dtype=weight_dtype,
-        train_dataloader=itertools.repeat(batch, 4),
+        accelerator=accelerator,
+        weight_dtype=torch.bfloat16 if mixed else torch.float32,
+        train_dataloader=itertools.repeat({"pixel_values": image(2, 32, 32, seed=1)}, 4),
         perceptual_scale=0.5,
-        optimizer=torch.optim.SGD(vae.parameters(), lr=0.5),
+        optimizer=optimizer,
     )
-    first = found.perceptual_loss(Autoencoder.forward(vae, found.targets).sample, found.targets)
+    assert found.reconstructions.dtype == torch.float32
+    assert found.targets.dtype == found.weight_dtype
     assert found.p_loss.shape == (2, 1, 1, 1)
     assert found.p_loss.requires_grad
-    assert first.mean() < found.p_loss.mean()  # it was trained
+    last = found.perceptual_loss(vae(found.targets).sample, found.targets)
+    assert last.mean() < found.p_loss.mean()  # it is trained
+
+
+def test_distributed_data_parallel():
+    from torch.nn.parallel import DistributedDataParallel
+
+    found = run("DistributedDataParallel", LPIPS=lpips_fast.LPIPS, device="cpu")
+    assert torch.equal(found.perceptual_loss(*pair01()), lpips_fast.LPIPS(net="vgg")(*pair01()))
+    with pytest.raises(RuntimeError, match="any parameter that requires a gradient"):
+        DistributedDataParallel(found.perceptual_loss, process_group=object())
 
 
 class PerceptualLoss(nn.Module):
@@ -180,11 +206,12 @@ class PerceptualLoss(nn.Module):
         return sum(losses)
 
 
-def test_monai(monkeypatch):
+@MIXED
+def test_monai(monkeypatch, mixed):
     monkeypatch.setitem(sys.modules, "monai", types.ModuleType("monai"))
     monkeypatch.setitem(sys.modules, "monai.losses", types.SimpleNamespace(PerceptualLoss=PerceptualLoss))
     volumes, others = torch.rand(2, 1, 1, 20, 20, 20).requires_grad_()
-    found = run("MONAI", volumes=volumes, others=others)
+    found = run("MONAI", volumes=prediction(volumes, mixed), others=others, mixed=mixed)
     assert type(found.loss_fn.perceptual_function) is lpips_fast.LPIPS
     assert found.loss.isfinite()
     assert found.loss > 0
@@ -206,8 +233,13 @@ def test_weights_files(make_ours, monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().out.strip() in snippets("Weights files")[0]
     in0, in1 = image(1, 32, 32, seed=1), image(1, 32, 32, seed=2)
     assert torch.equal(found.loss_fn(in0, in1), make_ours("squeeze")(in0, in1))
-    (command,) = snippets("Weights files", "sh")
-    program, *arguments = shlex.split(command)
-    assert program == "lpips-fast"
-    assert CliRunner().invoke(app, arguments).exit_code == 0
+    loss = {f"loss.perceptual_loss.{name}": t for name, t in make_ours("vgg").state_dict().items()}
+    torch.save({"state_dict": loss, "hyper_parameters": argparse.Namespace()}, "last.ckpt")
+    part = run("Weights files", 1).loss_fn
+    assert torch.equal(part(in0, in1), make_ours("vgg")(in0, in1))
+    for command in snippets("Weights files", "sh")[0].splitlines():
+        program, *arguments = shlex.split(command)
+        assert program == "lpips-fast"
+        assert CliRunner().invoke(app, arguments).exit_code == 0
     assert str(lpips_fast.load_any("perceptual.safetensors")) == str(found.found).replace("torchmetrics", "lpips")
+    assert lpips_fast.load_any("vgg.pth").origin == "taming"

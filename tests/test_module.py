@@ -10,6 +10,7 @@ import warnings
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import nn
 
 import lpips_fast
@@ -54,7 +55,7 @@ def test_published_weights_are_those_of_lpips_to_the_bit(make_ours, make_theirs,
     for version in ("0.1", "0.0"):
         ours, theirs = make_ours(net, version=version), make_theirs(net, version=version)
         for lin, lin_ref in zip(ours.lins, theirs.lins, strict=True):
-            assert torch.equal(lin.weight, lin_ref.model[1].weight)
+            assert torch.equal(lin.model[1].weight, lin_ref.model[1].weight)
 
 
 def test_without_dropout_weights_load_too(make_ours):
@@ -73,7 +74,7 @@ def test_signatures_begin_as_those_of_lpips():
             theirs = inspect.signature(getattr(getattr(lpips, name), method)).parameters.values()
             ours = inspect.signature(getattr(getattr(lpips_fast, name), method)).parameters.values()
             assert [(p.name, p.default) for p in ours][: len(theirs)] == [(p.name, p.default) for p in theirs]
-            assert all(p.kind == p.KEYWORD_ONLY for p in list(ours)[len(theirs) :])
+            assert all(p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in list(ours)[len(theirs) :])
     for name in ("normalize_tensor", "spatial_average", "upsample", "load_image", "im2tensor", "tensor2im"):
         theirs = inspect.signature(getattr(lpips, name)).parameters.values()
         ours = inspect.signature(getattr(lpips_fast, name)).parameters.values()
@@ -124,16 +125,67 @@ def test_normalize_tensor_has_no_nan_gradient_at_zero():
     assert torch.equal(feats.grad, torch.zeros_like(feats))
 
 
-def test_frozen_and_in_eval_whatever_the_parent_does(make_ours):
-    loss = Loss(make_ours()).train().requires_grad_(True)
-    loss.perceptual_loss.requires_grad_(False)
+@pytest.mark.parametrize("unfreeze", ("requires_grad_", "flags", "own"))
+@pytest.mark.parametrize("options", ({}, {"grad_in_forward": True}, {"spatial": True}, {"lpips": False}), ids=str)
+def test_frozen_and_in_eval_whatever_the_parent_does(make_ours, options, unfreeze):
+    """The toggle of a GAN, "unfreeze all", and an optimizer with all parameters: nothing changes."""
+    loss = Loss(make_ours(**options)).train()
     module = loss.perceptual_loss
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    if unfreeze == "requires_grad_":
+        loss.requires_grad_(True)
+    elif unfreeze == "flags":
+        for p in loss.parameters():
+            p.requires_grad = True
+    else:
+        assert not any(p.requires_grad for p in module.requires_grad_(True).parameters())
+    optimizer = torch.optim.AdamW(loss.parameters(), lr=1.0, weight_decay=0.1)
     in0, in1 = pair(1, 31, 31)
-    values = {module(in0, in1).item() for _ in range(3)}
+    values = set()
+    for _ in range(3):
+        assert not module(in0, in1).requires_grad
+        value = module(in0.requires_grad_(), in1).mean()
+        values.add(value.item())
+        (value + loss.log_variance).backward()
+        optimizer.step()
+        in0 = in0.detach()
     assert len(values) == 1
+    assert loss.log_variance != 0
     assert loss.training
     assert not any(m.training for m in module.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     assert make_ours().train().train(True).training is False
+
+
+def test_frozen_where_layers_are_called_too(make_ours):
+    loss = Loss(make_ours()).requires_grad_(True)
+    loss.perceptual_loss.net.slice2[0] = nn.AvgPool2d(3, 2)
+    in0, in1 = pair(1, 40, 40)
+    assert not loss.perceptual_loss(in0, in1).requires_grad
+    loss.perceptual_loss(in0.requires_grad_(), in1).sum().backward()
+    assert all(p.grad is None for p in loss.perceptual_loss.parameters())
+
+
+@pytest.mark.parametrize("prefix", ("", "perceptual_loss."))
+def test_not_persistent(make_ours, make_theirs, prefix):
+    """No weights in the checkpoint; none missing from one without them; those of one with them are ignored."""
+    module = make_ours(persistent=False)
+    holder = Loss(module) if prefix else module
+    before = {name: p.clone() for name, p in module.named_parameters()}
+    state = holder.state_dict()
+    assert list(state) == (["log_variance"] if prefix else [])
+    others = {f"{prefix}{name}": tensor + 1 for name, tensor in make_theirs().state_dict().items()}
+    for given in (state, {**state, **others}):
+        assert not any(holder.load_state_dict(given, strict=True))
+        assert not any(holder.load_state_dict(given, strict=True, assign=True))
+        assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
+    assert not any(p.requires_grad for p in module.parameters())
+    if prefix:
+        wrong = {**state, "other": torch.zeros(1)}
+        assert holder.load_state_dict(wrong, strict=False).unexpected_keys == ["other"]
+    assert len(copy.deepcopy(holder).state_dict()) == len(state)
+    in0, in1 = pair(1, 31, 31)
+    assert torch.equal(module(in0, in1), make_ours()(in0, in1))
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -154,6 +206,26 @@ def test_training_mode_has_dropout_and_trains_the_linear_weights(make_ours):
     assert names == {f"lin{k}.model.1.weight" for k in range(5)}
     assert torch.equal(module.eval()(in0, in1), make_ours()(in0, in1))
     assert module.train()(in0, in1).requires_grad
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_clamping_as_people_calibrate(make_ours, make_theirs, net):
+    """The loop of lpips' Trainer over all 1x1 convolutions, those of SqueezeNet's trunk among them."""
+    ours, theirs = make_ours(net, eval_mode=False), copy.deepcopy(make_theirs(net, eval_mode=False))
+    in0, in1 = pair(1, 31, 31)
+    ours.eval()(in0, in1)  # the trunk keeps what it makes of its weights
+    clamped = []
+    for module in (ours, theirs):
+        with torch.no_grad():
+            for lin in module.lins:
+                lin.model[-1].weight.sub_(0.01)
+        for m in module.modules():
+            if hasattr(m, "weight") and m.kernel_size == (1, 1):
+                m.weight.data = torch.clamp(m.weight.data, min=0)
+        clamped.append({name: p for name, p in module.named_parameters() if (p >= 0).all()})
+    assert clamped[0].keys() == clamped[1].keys()
+    assert {f"lin{k}.model.1.weight" for k in range(ours.L)} <= clamped[0].keys()
+    assert_close(ours(in0, in1), theirs.eval()(in0, in1).double(), VALUE_TOLERANCE[torch.float32])
 
 
 @pytest.mark.parametrize("spatial", (False, True), ids=("mean", "spatial"))
@@ -191,7 +263,7 @@ def test_gradient_to_the_linear_weights(make_ours, make_theirs, backend):
     ours(in0, in1).sum().backward()
     theirs(in0.double(), in1.double()).sum().backward()
     for lin, lin_ref in zip(ours.lins, theirs.lins):
-        assert_close(lin.weight.grad, lin_ref.model[0].weight.grad, (1e-6, 1e-4))
+        assert_close(lin.model[0].weight.grad, lin_ref.model[0].weight.grad, (1e-6, 1e-4))
 
 
 def test_tuning_the_trunk(make_ours, make_theirs):
@@ -261,7 +333,7 @@ def test_copies(make_ours, duplicate, used_before):
     assert torch.equal(value, module(in0, in1) if expected is None else expected)
     assert not other.train().training
     with torch.no_grad():
-        other.lin0.weight.zero_()
+        other.lin0.model[-1].weight.zero_()
     assert not torch.equal(other(in0, in1), value)
     assert torch.equal(module(in0, in1), value)
 
@@ -306,6 +378,43 @@ def test_compiled_in_one_graph(make_ours, net, backend, options):
     assert_close(value, expected.double(), VALUE_TOLERANCE[torch.float32])
     (grad,), (expected_grad,) = (torch.autograd.grad(v.sum(), in0) for v in (value, expected))
     assert_close(grad, expected_grad.double(), (1e-5, 1e-4))
+
+
+@pytest.mark.parametrize("options", ({}, {"grad_in_forward": True}, {"precision": "bfloat16"}), ids=str)
+def test_compiled_with_images_of_two_types(make_ours, options):
+    """One after the other, and an image without a batch: each is compiled for what it is."""
+    module = make_ours("squeeze", **options)
+    torch._dynamo.reset()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    in0, in1 = pair(1, 35, 35)
+    for types in ((torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)):
+        x0, x1 = (x.to(dtype).requires_grad_() for x, dtype in zip((in0, in1), types))
+        value, expected = compiled(x0, x1), module(x0, x1)
+        assert_close(value, expected.double(), VALUE_TOLERANCE[torch.float32])
+        found, exact = (torch.autograd.grad(v.sum(), (x0, x1)) for v in (value, expected))
+        assert tuple(grad.dtype for grad in found) == types
+        for grad, expected_grad in zip(found, exact):
+            assert (grad - expected_grad).norm() <= 0.02 * expected_grad.norm()
+    assert_close(compiled(in0[0], in1), module(in0, in1).double(), VALUE_TOLERANCE[torch.float32])
+
+
+def test_compiled_where_a_parent_sets_the_flags(make_ours):
+    """The toggle of a GAN: frozen all the same, and compiled twice at most."""
+    module = make_ours("squeeze")
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(module, fullgraph=True, backend=counter)
+    in0, in1 = pair(1, 35, 35)
+    values = []
+    for flag in (False, True, False, True):
+        for p in module.parameters():
+            p.requires_grad = flag
+        value = compiled(in0.requires_grad_(), in1)
+        values.append(value.item())
+        value.sum().backward()
+    assert len(set(values)) == 1
+    assert all(p.grad is None for p in module.parameters())
+    assert counter.frame_count <= 2
 
 
 def test_compiled_by_inductor(make_ours):

@@ -274,7 +274,7 @@ def test_errors(make_ours):
         fn.pairwise(x, x.double())
     fn = make_ours(eval_mode=False)
     with torch.no_grad():
-        fn.lin2.weight[0, 5] = -0.25
+        fn.lin2.model[-1].weight[0, 5] = -0.25
     for call in (fn.pairwise, fn.embed):
         with pytest.raises(ValueError, match=r"layer 2's linear weights have negative values \(down to -0.25\)"):
             call(x)

@@ -76,11 +76,94 @@ def test_torchmetrics(monkeypatch, cached_trunk, net):
     assert theirs.state_dict().keys() == ours.state_dict().keys()
 
 
+@pytest.fixture
+def theirs_lpips(monkeypatch, cached_trunk, torchvision_features):
+    """torchmetrics' module of LPIPS; both packages' trunks get one random trunk in place of ImageNet's."""
+    module = pytest.importorskip("torchmetrics.functional.image.lpips")
+    monkeypatch.setattr(module, "_get_tv_model_features", torchvision_features)
+    monkeypatch.setattr("lpips_fast.weights._torchvision_file", cached_trunk)
+    return module
+
+
+@pytest.mark.parametrize("name", ("_LPIPS", "_NoTrainLpips"))
+@pytest.mark.parametrize(
+    "arguments, options",
+    (
+        ((), {"net": "squeeze"}),
+        ((True, "squeeze", True), {}),
+        ((True, "squeeze", True, False, False, True, None, True, 48), {}),
+        ((), {"net": "squeeze", "pnet_tune": True, "use_dropout": False}),
+    ),
+)
+def test_the_network_inside_torchmetrics(theirs_lpips, name, arguments, options):
+    """For code that makes it itself, with its arguments, calls and results."""
+    kind = getattr(theirs_lpips, name)
+    theirs = kind(*arguments, **options)
+    with lpips_fast.patch():
+        ours = kind(*arguments, **options)
+    assert type(ours) is metric.Network
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    in0, in1 = ((x + 1) / 2 for x in pair(2, 40, 50))
+    for call in ({}, {"retperlayer": True}, {"normalize": True}):
+        torch.testing.assert_close(ours(in0, in1, **call), theirs(in0, in1, **call), rtol=2e-5, atol=1e-6)
+
+
+def test_subclasses_of_the_network_inside_torchmetrics(theirs_lpips):
+    class Subclass(theirs_lpips._NoTrainLpips):
+        pass
+
+    with lpips_fast.patch():
+        module = Subclass(net="squeeze")
+    assert isinstance(module, theirs_lpips._NoTrainLpips)
+    assert module(*pair(1, 40, 40)).shape == (1, 1, 1, 1)
+
+
+class Generator(torch.nn.Module):
+    """Images of 40 x 50 pixels in [0, 255], as the perceptual path length wants them."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = torch.nn.Sequential(torch.nn.Linear(4, 3 * 40 * 50), torch.nn.Sigmoid())
+
+    def forward(self, z):
+        return 255 * self.model(z).view(-1, 3, 40, 50)
+
+    def sample(self, num_samples):
+        return torch.randn(num_samples, 4)
+
+
+@pytest.mark.parametrize("resize", (64, None))
+def test_perceptual_path_length(theirs_lpips, resize):
+    from torchmetrics.functional.image import perceptual_path_length
+    from torchmetrics.image import PerceptualPathLength
+
+    generator = Generator()
+
+    def lengths(sim_net="squeeze"):
+        made = PerceptualPathLength(num_samples=6, epsilon=0.5, resize=resize, sim_net=sim_net)
+        made.update(generator)
+        torch.manual_seed(0)
+        by_metric = made.compute()
+        torch.manual_seed(0)
+        by_function = perceptual_path_length(generator, 6, epsilon=0.5, resize=resize, sim_net=sim_net)
+        return made.net, (by_metric, by_function)
+
+    theirs, expected = lengths()
+    with lpips_fast.patch():
+        patched, found = lengths()
+    assert not isinstance(theirs, metric.Network)
+    assert type(patched) is metric.Network
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+    _, given = lengths(metric.Network(net="squeeze", resize=resize))
+    torch.testing.assert_close(given, expected, rtol=1e-4, atol=0)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torchvision's, in lpips
 def test_undone():
-    from torchmetrics.functional.image.lpips import _NoTrainLpips
+    from torchmetrics.functional.image.lpips import _LPIPS, _NoTrainLpips
 
-    before = dict(vars(lpips.LPIPS)), dict(vars(_NoTrainLpips))
+    originals = lpips.LPIPS, _LPIPS, _NoTrainLpips
+    before = [dict(vars(original)) for original in originals]
     patch = lpips_fast.patch()
     made = lpips.LPIPS(net="squeeze", pnet_rand=True)
     with lpips_fast.patch():  # within the other, which goes on
@@ -88,7 +171,7 @@ def test_undone():
     assert type(lpips.LPIPS(net="squeeze", pnet_rand=True)) is lpips_fast.LPIPS
     patch.undo()
     patch.undo()
-    assert (dict(vars(lpips.LPIPS)), dict(vars(_NoTrainLpips))) == before
+    assert [dict(vars(original)) for original in originals] == before
     module = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False)
     assert type(module) is Imported
     in0, in1 = pair(1, 40, 40)

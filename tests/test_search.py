@@ -308,7 +308,7 @@ def test_refuses_another_distance(fn, make_ours, images, tmp_path):
     Index.build(fn, images).save(path)
     other_linear, other_trunk = make_ours(), make_ours()
     with torch.no_grad():
-        other_linear.lin3.weight[0, 0] += 0.5
+        other_linear.lin3.model[-1].weight[0, 0] += 0.5
         next(other_trunk.net.parameters())[0, 0, 0, 0] += 0.5
     for other, message in (
         (make_ours("squeeze"), "net alexnet, this LPIPS has squeezenet1_1"),

@@ -182,7 +182,7 @@ def test_per_layer_parts_and_trainable_weights_take_the_ordinary_path(make_ours)
 
     trainable = make_ours("alex", grad_in_forward=True, eval_mode=False, use_dropout=False)
     trainable(in0, in1).sum().backward()
-    assert all(lin.weight.grad is not None for lin in trainable.lins)
+    assert all(weight.grad is not None for weight in trainable._linear_weights())
 
 
 @pytest.mark.parametrize("grad_in_forward", (False, True))
@@ -231,6 +231,11 @@ def test_precision(make_ours, precision, grad_in_forward):
     assert_same([value], [expected[0]], rtol=0.03)
     if precision != "float16" or grad_in_forward:  # without, the gradient underflows unless the loss is scaled
         assert F.cosine_similarity(grads[0].flatten(), expected[1][0].flatten(), dim=0) > 0.9
+    half = in0.bfloat16()
+    mixed, by_hand = (gradients(fn, x, in1, (True, True)) for x in (half, half.float()))
+    assert torch.equal(mixed[0], by_hand[0])
+    assert [grad.dtype for grad in mixed[1]] == [torch.bfloat16, torch.float32]
+    assert torch.equal(mixed[1][0], by_hand[1][0].bfloat16())
     taps = fn.features(in0).taps
     assert taps[0].dtype == {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision, torch.float32)
 
@@ -370,6 +375,26 @@ class TestVideo:
             assert grad[:, :, 1].abs().max() > 0
             assert (grad[:, :, [0, 2, 3]] == 0).all()
 
+    @pytest.mark.parametrize("length", (1, 3, 4))
+    @pytest.mark.parametrize("options", ({}, {"spatial": True}), ids=str)
+    def test_frames_before_channels(self, make_ours, options, length):
+        """[B, T, C, H, W], masks and picked frames too; gives what [B, C, T, H, W] does."""
+        v0, v1 = (v[:, :, :length] for v in self.videos())
+        fn = make_ours("alex", **options)
+        weight = {} if options else {"weight": torch.rand(2, 1, length, SIZE, SIZE)}
+        turned = {name: mask.transpose(1, 2) for name, mask in weight.items()}
+        for frames in (None, 1):
+            calls = [
+                ((v0, v1), {**weight, "layout": "BCTHW"}),
+                ((v0.transpose(1, 2), v1.transpose(1, 2)), {**turned, "layout": "BTCHW"}),
+            ]
+            found = [
+                fn(*videos, frames=frames, generator=frames and torch.Generator().manual_seed(0), **arguments)
+                for videos, arguments in calls
+            ]
+            assert torch.equal(*found)
+            assert found[0].shape[:2] == (2, frames or length)
+
     def test_bad_videos(self, make_ours):
         v0, v1 = self.videos()
         fn = make_ours("alex")
@@ -384,6 +409,67 @@ class TestVideo:
             fn(v0, v1[:, :, :3])
         with pytest.raises(ValueError, match="weight"):
             fn(v0, v1, weight=torch.ones(2, 1, SIZE, SIZE))
+
+
+class Carrier(torch.Tensor):
+    """A tensor that carries more with it, as MONAI's MetaTensor does."""
+
+
+def tv_image(x):
+    return pytest.importorskip("torchvision.tv_tensors").Image(x)
+
+
+@pytest.mark.parametrize("wrap", (lambda x: x.as_subclass(Carrier), tv_image), ids=("carrier", "tv_tensors"))
+@pytest.mark.parametrize("options", ({}, {"grad_in_forward": True}, {"spatial": True}), ids=str)
+def test_tensor_subclasses(make_ours, wrap, options):
+    """As images, target, mask and video; the gradient reaches what they were made of."""
+    in0, in1 = images(2)
+    fn = make_ours("squeeze", **options)
+    expected = gradients(fn, in0, in1, (True, False))
+    for target in (in1, wrap(in1), fn.features(wrap(in1))):
+        leaf = in0.clone().requires_grad_()
+        value = fn(wrap(leaf), target)
+        torch.testing.assert_close(torch.Tensor(value), expected[0], rtol=1e-6, atol=0)
+        (grad,) = torch.autograd.grad((value * torch.linspace(0.5, 2, value.numel()).view_as(value)).sum(), leaf)
+        assert_same([grad], expected[1])
+    if not options.get("spatial"):
+        mask = torch.rand(2, 1, SIZE, SIZE)
+        leaf = in0.clone().requires_grad_()
+        torch.testing.assert_close(fn(wrap(leaf), in1, weight=wrap(mask)), fn(in0, in1, weight=mask))
+        clip = in0.transpose(0, 1)[None]
+        torch.testing.assert_close(fn(wrap(clip), wrap(clip) * 0.5), fn(clip, clip * 0.5))
+
+
+@pytest.mark.parametrize("grad_in_forward", (False, True))
+@pytest.mark.parametrize("needs", ((True, False), (True, True)))
+def test_images_changed_in_place_before_the_backward(make_ours, needs, grad_in_forward):
+    """Clamped for a log, say: nothing of them is needed any more."""
+    in0, in1 = images(2)
+    fn = make_ours("squeeze", grad_in_forward=grad_in_forward)
+    (_, expected), scale = gradients(fn, in0, in1, needs), torch.ones((), requires_grad=True)
+    pair = [x.clone().requires_grad_(need) for x, need in zip((in0, in1), needs)]
+    decoded = [x * scale if need else x for x, need in zip(pair, needs)]
+    value = fn(*decoded)
+    for x in decoded:
+        x.detach().clamp_(0, 1)
+        x.mul_(0)
+    wanted = [x for x in pair if x.requires_grad]
+    found = torch.autograd.grad((value * torch.linspace(0.5, 2, 2).view_as(value)).sum(), wanted)
+    assert_same(found, expected)
+
+
+def test_double_backward_needs_images_as_they_were(make_ours):
+    in0, in1 = images(1)
+    fn = make_ours("squeeze")
+    leaf = in0.clone().requires_grad_()
+    x = leaf * 1
+    value = fn(x, in1).sum()
+    (grad,) = torch.autograd.grad(value, leaf, create_graph=True)
+    assert grad.requires_grad
+    value = fn(x, in1).sum()
+    x.mul_(2)
+    with pytest.raises(RuntimeError, match="changed in place after LPIPS compared it"):
+        torch.autograd.grad(value, leaf, create_graph=True)
 
 
 def test_activation_checkpointing_around_it(make_ours):

@@ -57,7 +57,7 @@ def test_prepare(dtype, scaled):
     x1 = torch.rand(3, 9, 7, 3, device=DEVICE).permute(0, 3, 1, 2)  # another layout
     gray = torch.rand(1, 1, 9, 7, device=DEVICE).expand(2, 3, 9, 7)
     shift, scale = torch.rand(3, device=DEVICE), torch.rand(3, device=DEVICE) + 1
-    for images in ([x0], [x0, x1], [gray, x0]):
+    for images in ([x0], [x0, x1], [gray, x0], [x0.bfloat16(), x1], [x0, x1.half()], [x0.half(), x1.bfloat16()]):
         found = ops.prepare_triton(images, *((shift, scale) if scaled else (None, None)), 8, dtype)
         expected = torch.cat(images).double()
         if scaled:

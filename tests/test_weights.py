@@ -71,7 +71,7 @@ def test_model_path(make_ours, tmp_path, suffix, index, duplicated, use_dropout)
         state |= {name.replace("lin", "lins.", 1): tensor.clone() for name, tensor in state.items()}
     module = make_ours(model_path=saved(state, tmp_path / f"lin{suffix}"), use_dropout=use_dropout)
     for k, lin in enumerate(module.lins):
-        assert torch.equal(lin.weight, state[f"lin{k}.model.{index}.weight"])
+        assert torch.equal(lin.model[-1].weight, state[f"lin{k}.model.{index}.weight"])
 
 
 def without(state, name):

@@ -28,8 +28,13 @@ def score_2afc(d0: ArrayLike, d1: ArrayLike, judge: ArrayLike) -> float:
         d0, d1: distances to the reference, [N].
         judge: the shares of people who took the second for the nearer one, [N].
     """
+    return float(np.mean(agreement(d0, d1, judge)))
+
+
+def agreement(d0: ArrayLike, d1: ArrayLike, judge: ArrayLike) -> np.ndarray:
+    """Each sample's part of `score_2afc`: the share of people with whom its distances agree, [N]."""
     d0, d1, judge = _vectors(d0=d0, d1=d1, judge=judge)
-    return float(np.mean((d0 < d1) * (1 - judge) + (d1 < d0) * judge + (d0 == d1) * 0.5))
+    return (d0 < d1) * (1 - judge) + (d1 < d0) * judge + (d0 == d1) * 0.5
 
 
 def score_jnd(d: ArrayLike, same: ArrayLike) -> float:
@@ -44,8 +49,13 @@ def score_jnd(d: ArrayLike, same: ArrayLike) -> float:
         raise ValueError("same is 0 throughout: with nobody who took a pair for the same there is no precision")
     true = np.cumsum(same[np.argsort(d, kind="stable")])
     precision = true / np.arange(1, len(d) + 1)
+    return average_precision(true / true[-1], precision)
+
+
+def average_precision(recall: np.ndarray, precision: np.ndarray) -> float:
+    """The area under the precision's envelope, over recalls [N] in ascending order."""
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(np.sum(np.diff(true / true[-1], prepend=0) * envelope))
+    return float(np.sum(np.diff(recall, prepend=0) * envelope))
 
 
 def evaluate(

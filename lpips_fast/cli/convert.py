@@ -14,7 +14,8 @@ In = Annotated[
     Path,
     typer.Argument(
         metavar="IN",
-        help="The weights, a whole model's or linear ones alone, as lpips, taming, torchmetrics or piq have them.",
+        help="The weights, a whole model's or linear ones alone, as lpips, taming, torchmetrics or piq have them, "
+        "by themselves or in a larger checkpoint.",
         show_default=False,
     ),
 ]
@@ -30,9 +31,13 @@ To = Annotated[
     Literal["lpips", "taming", "torchmetrics", "safetensors"],
     typer.Option(help="Whose names to give them; safetensors: those of lpips, in such a file.", show_default=False),
 ]
+Prefix = Annotated[
+    str | None,
+    typer.Option(help="How the names of LPIPS begin in a checkpoint that has several.", show_default=False),
+]
 
 
-def convert(source: In, out: Out, *, to: To) -> None:
+def convert(source: In, out: Out, *, to: To, prefix: Prefix = None) -> None:
     """Weights of LPIPS under the names that another package loads."""
     from ..checkpoints import load_any
     from ..weights import save_state_dict
@@ -40,7 +45,7 @@ def convert(source: In, out: Out, *, to: To) -> None:
     if to == "safetensors" and out.suffix != ".safetensors":
         raise UsageError(f"--to safetensors writes a file with that suffix, got {out}")
     try:
-        checkpoint = load_any(source)
+        checkpoint = load_any(source, prefix=prefix)
         state = checkpoint.state_dict("lpips" if to == "safetensors" else to)
     except (ValueError, FileNotFoundError) as error:
         raise UsageError(str(error)) from error
@@ -56,5 +61,6 @@ def register(app: typer.Typer) -> None:
         [
             "lpips-fast convert metric.pth lpips.pth --to lpips",
             "lpips-fast convert vgg.pth vgg.safetensors --to safetensors",
+            "lpips-fast convert last.ckpt vgg.pth --to taming --prefix loss.perceptual_loss",
         ],
     )

@@ -27,6 +27,7 @@ def make_lpips(settings: Settings, **options: Any) -> LPIPS:
             model_path=settings.weights,
             trunk_weights=settings.trunk_weights,
             precision=settings.precision,
+            check_range=False,  # pixels are bytes, scaled here; --no-normalize leaves [0, 1] on purpose
             **options,
         )
     except (ValueError, TypeError, FileNotFoundError) as error:

@@ -7,6 +7,7 @@ of images in [0, 1], with the features a of VGG16 divided by their norm over cha
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class LPIPS(lpips.LPIPS):
     """LPIPS with VGG16 of images in [0, 1]: piq's signature, its numbers and the 26 keys of its state_dict.
 
-    As in piq the module follows the images to their device and type.
+    As in piq the module follows the images to their device and type; images in half precision are promoted to its own.
 
     Args:
         replace_pooling: average pooling in place of VGG16's maximum. Slower: it does not take the frozen trunk's path.
@@ -74,7 +75,7 @@ class LPIPS(lpips.LPIPS):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
         """The distance of images [N, 3, H, W] in [0, 1]: a number, or [N] with reduction 'none'."""
-        self._follow(x)
+        self._follow(x, y)
         x, y = self._checked_image("x", x), self._checked_image("y", y)
         lpips.check_pair(x, y, "x and y")
         if self.replace_pooling or self.distance == "mae":
@@ -83,11 +84,20 @@ class LPIPS(lpips.LPIPS):
             value = super().forward(x, y, normalize=True).flatten()  # type: ignore[union-attr]  # no pair
         return value if self.reduction == "none" else getattr(value, self.reduction)()
 
-    def _follow(self, x: Tensor) -> None:
-        own = self.scaling_layer.shift
-        if isinstance(x, Tensor) and x.is_floating_point() and (x.device, x.dtype) != (own.device, own.dtype):
+    def _follow(self, *images: Tensor) -> None:
+        """Goes to the images' device and the wider one of their types, but never to half precision by itself.
+
+        A prediction under autocast is in half precision, and weights that were rounded to that would stay so.
+        """
+        given = [image for image in images if isinstance(image, Tensor) and image.is_floating_point()]
+        if not given:
+            return  # which the checks to come refuse
+        own = self._own()
+        dtype = functools.reduce(torch.promote_types, (image.dtype for image in given))
+        dtype = dtype if dtype in (torch.float32, torch.float64) else own.dtype
+        if (given[0].device, dtype) != (own.device, own.dtype):
             with torch.inference_mode(False):  # else training could not use what is made here
-                self.to(device=x.device, dtype=x.dtype)
+                self.to(device=given[0].device, dtype=dtype)
 
     def _plain(self, x: Tensor, y: Tensor) -> Tensor:
         taps0, taps1 = (self._averaged(t) if self.replace_pooling else self.features(t, True).taps for t in (x, y))
@@ -95,7 +105,7 @@ class LPIPS(lpips.LPIPS):
             return functional.lpips_head(taps0, taps1, self._linear_weights(), backend=self.backend).sum(dim=1)
         parts = []
         for f0, f1, weight in zip(taps0, taps1, self._linear_weights(), strict=True):
-            a, b = (normalize_channels(f, 1e-10, eps_inside_sqrt=False) for f in (f0, f1))
+            a, b = (normalize_channels(f, self._EPS, self._EPS_INSIDE_SQRT) for f in (f0, f1))
             parts.append((weight * (a - b).abs()).sum(dim=1).mean(dim=(1, 2)))
         return torch.stack(parts).sum(dim=0)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+
 import torch
 from safetensors.torch import load_file
 
 import lpips_fast
-from lpips_fast.weights import save_state_dict
+from lpips_fast.weights import linear_state_dict, save_state_dict
 
 
 def test_whole_model(run, tmp_path, fn):
@@ -20,7 +22,7 @@ def test_whole_model(run, tmp_path, fn):
 
 
 def test_linear_weights_to_safetensors(call, tmp_path, fn):
-    lins = [lin.weight.detach() for lin in fn.lins]
+    lins = [weight.detach() for weight in fn._linear_weights()]
     torch.save({f"lins.{k}.model.0.weight": weight for k, weight in enumerate(lins)}, tmp_path / "own.pth")
     assert "linear weights as lpips has them, net squeeze" in call(
         "convert", "own.pth", "own.safetensors", "--to", "safetensors"
@@ -28,6 +30,16 @@ def test_linear_weights_to_safetensors(call, tmp_path, fn):
     state = load_file(tmp_path / "own.safetensors")
     assert list(state) == [f"lin{k}.model.1.weight" for k in range(7)]
     assert all(torch.equal(a, b) for a, b in zip(state.values(), lins, strict=True))
+
+
+def test_part_of_a_checkpoint(run, mistake, tmp_path, fn):
+    loss = {f"loss.{name}": tensor for name, tensor in fn.state_dict().items()}
+    linear = {f"old.{name}": tensor for name, tensor in linear_state_dict(fn._linear_weights()).items()}
+    torch.save({"state_dict": loss | linear, "hyper_parameters": argparse.Namespace(lr=0.1)}, tmp_path / "last.ckpt")
+    assert "'state_dict.loss.', 'state_dict.old.'" in mistake("convert", "last.ckpt", "out.pth", "--to", "lpips")
+    assert "a whole model" in run("convert", "last.ckpt", "out.pth", "--to", "lpips", "--prefix", "loss").stdout
+    assert torch.load(tmp_path / "out.pth", weights_only=True).keys() == fn.state_dict().keys()
+    assert "linear weights" in run("convert", "last.ckpt", "out.pth", "--to", "lpips", "--prefix", "old.").stdout
 
 
 def test_mistakes(mistake, tmp_path, fn):

@@ -214,6 +214,12 @@ def many(tmp_path):
     return tmp_path
 
 
+def test_pixels_left_in_0_to_1_give_no_warning(call, many, trunk, recwarn):
+    told = call("dirs", "a", "b", "--no-normalize", "--batch-size", 1, *trunk)
+    assert "images should be in" not in told
+    assert not [str(w.message) for w in recwarn if "images should be in" in str(w.message)]
+
+
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_resume(run_and_stop, call, many, trunk, sent):
     arguments = ("dirs", "a", "b", "--batch-size", 2, *trunk, "--csv", "out.csv", "--json", "out.json")

@@ -64,8 +64,28 @@ def test_follows_the_images_to_their_type(trunk_states):
         value = fn(x, y)
     assert value.dtype == torch.float64
     x = x.float().requires_grad_()
-    fn(x, y.float()).backward()
+    value = fn(x, y.float())
+    value.backward()
+    assert value.dtype == torch.float32
     assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("options", ({}, {"distance": "mae"}, {"grad_in_forward": True}), ids=str)
+def test_images_of_two_types(trunk_states, options):
+    """A prediction under autocast, and its target: weights stay in float32, and the gradient has the image's type."""
+    fn = LPIPS(trunk_weights=trunk_states["vgg"], **options)
+    x, y = torch.rand(2, 2, 3, 32, 32)
+    x = x.bfloat16().requires_grad_()
+    exact = fn(x.detach().float(), y)
+    value = fn(x, y)
+    assert torch.equal(value, exact)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = fn(x, y)
+    torch.testing.assert_close(value, exact, rtol=0.03, atol=0)
+    value.backward()
+    assert x.grad.dtype == torch.bfloat16
+    assert x.grad.isfinite().all()
+    assert {p.dtype for p in fn.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize(
@@ -99,8 +119,8 @@ def test_bad_options(options, words):
 @pytest.mark.parametrize("options", ({}, {"distance": "mae"}), ids=str)
 def test_bad_images(options):
     fn = LPIPS(**options, pnet_rand=True)
-    with raises(ValueError, "x must be [N, 3, H, W]", "[3, 32, 32]"):
-        fn(torch.rand(3, 32, 32), torch.rand(3, 32, 32))
+    with raises(ValueError, "x must be [N, 3, H, W]", "[2, 32, 32]"):
+        fn(torch.rand(2, 32, 32), torch.rand(2, 32, 32))
     with raises(ValueError, "x and y", "one size", "[32, 32]", "[32, 40]"):
         fn(torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 40))
     with raises(TypeError, "x must be floating point, in [0, 1], got torch.uint8", "x / 255"):

@@ -78,7 +78,7 @@ def test_copies(ours, duplicate):
     in0, in1 = (image(1, 32, 32, seed=seed) for seed in (1, 2))
     other = duplicate(ours)
     with torch.no_grad():
-        other.lin0.weight.mul_(2)
+        other.lin0.model[-1].weight.mul_(2)
     assert not torch.equal(other(in0, in1), ours(in0, in1))  # its own linear weights, and in use
 
 

@@ -1,0 +1,52 @@
+"""The trunks by themselves, as `lpips.pretrained_networks` has them: images to a namedtuple of features.
+
+    from lpips_fast.pretrained_networks import vgg16
+
+`lpips` has a `resnet` there, too, which its LPIPS does not use, and which is not here.
+"""
+
+from __future__ import annotations
+
+from . import weights
+from .trunk import Trunk
+
+
+class _Pretrained(Trunk):
+    """A trunk with the signature of `lpips`; see `vgg16`."""
+
+    _NET: str
+
+    def __init__(self, requires_grad: bool = False, pretrained: bool = True) -> None:
+        super().__init__(self._NET)
+        if pretrained:
+            self.load_features(weights.trunk_weights(self._NET, None, progress=True))
+        self.requires_grad_(requires_grad)
+
+
+class vgg16(_Pretrained):
+    """VGG16's convolutions, from images [N, 3, H, W] to the features that LPIPS compares.
+
+    The result is a namedtuple, relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3. The images are those that
+    `ScalingLayer` gives. Parameters are named `slice{k}.{i}.weight` and `.bias`, i torchvision's index.
+
+    Args:
+        requires_grad: whether its parameters are to be trained.
+        pretrained: ImageNet's weights, torchvision's, from its cache ($TORCH_HOME) or the internet; else random ones.
+
+    Raises:
+        RuntimeError: the weights are neither cached nor reachable.
+    """
+
+    _NET = "vgg"
+
+
+class alexnet(_Pretrained):
+    """As `vgg16`, AlexNet's: relu1 to relu5."""
+
+    _NET = "alex"
+
+
+class squeezenet(_Pretrained):
+    """As `vgg16`, SqueezeNet 1.1's: relu1 to relu7."""
+
+    _NET = "squeeze"

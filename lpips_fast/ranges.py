@@ -1,0 +1,87 @@
+"""A warning, once, where images are plainly in another range than LPIPS was told.
+
+The commonest mistake with LPIPS gives no error: images in [0, 1] or of 0 to 255 where [-1, 1] is meant. A single batch
+in [0, 1] proves nothing, since bright images in [-1, 1] look so; many batches do.
+
+Looking costs a pass over the images, so that only the first calls do it. On a GPU the extremes are copied to the host
+behind the work, and read at a later call, when they have arrived: nothing waits.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .transforms import in_torch_func, plain_torch_only
+
+CALLS = 64  # that are looked at
+MANY = 32  # after as many, images that were all in [0, 1] are taken to be meant so
+_FAR = 10.0  # decoders overshoot [-1, 1], but not so far
+_BELOW = -0.5  # as far do decoders of [0, 1] not undershoot
+
+
+class RangeCheck:
+    """The extremes of the images so far, and whether there was a warning."""
+
+    def __init__(self) -> None:
+        self._calls = 0
+        self._low, self._high = math.inf, -math.inf
+        self._arriving: list[tuple[Tensor, torch.cuda.Event, bool]] = []
+
+    def look(self, images: Sequence[Tensor], normalize: bool) -> None:
+        """Takes in the images of a call, told to be in [0, 1] with `normalize`, else in [-1, 1]."""
+        if self._calls >= CALLS or torch.compiler.is_compiling():
+            return
+        if not all(_can_be_read(image) for image in images):
+            return
+        self._calls += 1
+        extremes = torch.stack([e.float() for image in images for e in image.detach().aminmax()])
+        if not extremes.is_cuda:
+            self._take(extremes, normalize)
+            return
+        arrived = [(e, n) for e, event, n in self._arriving if event.query()]
+        del self._arriving[: len(arrived)]  # in order, for they are on their way on one stream
+        host = extremes.to("cpu", non_blocking=True)
+        self._arriving.append((host, torch.cuda.current_stream(extremes.device).record_event(), normalize))
+        for e, n in arrived:
+            self._take(e, n)
+
+    def _take(self, extremes: Tensor, normalize: bool) -> None:
+        values = [value for value in extremes.tolist() if math.isfinite(value)]
+        if not values:
+            return
+        self._low, self._high = min([self._low, *values]), max([self._high, *values])
+        told = "[0, 1] (normalize=True)" if normalize else "[-1, 1]"
+        found = f"from {self._low:.3g} to {self._high:.3g}"
+        if max(abs(self._low), abs(self._high)) > _FAR:
+            self._warn(f"images should be in {told} and have values {found}; for 0 to 255: x / 127.5 - 1")
+        elif normalize and self._low < _BELOW:
+            self._warn(f"images should be in {told} and have values {found}; for [-1, 1] leave out normalize=True")
+        elif not normalize and self._calls >= MANY and 0 <= self._low and 0.5 < self._high <= 1:
+            self._warn(
+                f"images should be in {told}, and in {self._calls} calls all values were {found}; for [0, 1] pass "
+                "normalize=True"
+            )
+
+    def _warn(self, message: str) -> None:
+        self._calls = CALLS
+        self._arriving.clear()
+        calls_of_torch_and_ours = 7
+        warnings.warn(f"LPIPS: {message}. check_range=False silences this.", stacklevel=calls_of_torch_and_ours)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_arriving": []}  # events cannot be copied
+
+
+def _can_be_read(image: Tensor) -> bool:
+    """Whether an image has values now, and looking at them disturbs nothing."""
+    if not image.numel() or image.is_meta or type(image) not in (Tensor, torch.nn.Parameter):
+        return False
+    if in_torch_func() or plain_torch_only():
+        return False
+    return not (image.is_cuda and torch.cuda.is_current_stream_capturing())

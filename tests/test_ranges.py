@@ -1,0 +1,103 @@
+"""A warning, once, where images are plainly in another range."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+
+from lpips_fast.ranges import CALLS, MANY
+
+from .images import pair
+
+
+@pytest.fixture
+def calls(make_ours):
+    """The warnings of so many calls with images times `factor` plus `offset`, given a module's options."""
+
+    def calls(count, factor, offset, *, normalize=False, which=(0, 1), backward=False, **options):
+        fn = make_ours("squeeze", **options)
+        images = list(pair(1, 17, 17))
+        for i in which:
+            images[i] = images[i] / images[i].abs().max() * factor + offset
+        images[0].requires_grad_(backward)
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            for _ in range(count):
+                fn(*images, normalize=normalize)
+        return found
+
+    return calls
+
+
+def test_images_of_0_to_255(calls):
+    for which in ((0, 1), (0,), (1,)):
+        (found,) = calls(3, 127.5, 127.5, which=which)
+        assert all(words in str(found.message) for words in ("[-1, 1]", "x / 127.5 - 1", "check_range=False"))
+        assert found.filename == __file__  # the line that calls
+    assert len(calls(3, 127.5, 127.5, normalize=True)) == 1
+    assert len(calls(3, 127.5, 127.5, backward=True)) == 1
+
+
+def test_images_of_0_to_1_in_many_calls(calls):
+    assert not calls(MANY - 1, 0.5, 0.5)
+    (found,) = calls(MANY + 3, 0.5, 0.5)
+    assert all(words in str(found.message) for words in ("[-1, 1]", "normalize=True", f"{MANY} calls"))
+    assert not calls(CALLS + 3, 0.5, 0.5, which=(0,))  # the other is in [-1, 1]
+
+
+def test_images_of_minus_1_to_1_told_to_be_0_to_1(calls):
+    (found,) = calls(3, 1, 0, normalize=True)
+    assert "leave out normalize=True" in str(found.message)
+
+
+def test_no_warning_where_all_is_well(calls):
+    assert not calls(CALLS + 3, 1, 0)
+    assert not calls(CALLS + 3, 1.4, 0)  # a decoder overshoots
+    assert not calls(CALLS + 3, 0.7, 0.5, normalize=True)
+    assert not calls(MANY + 3, 0.1, 0.2)  # dark images
+
+
+def test_switched_off(calls):
+    assert not calls(3, 127.5, 127.5, check_range=False)
+
+
+def test_only_the_first_calls_look(make_ours, monkeypatch):
+    fn, (in0, in1) = make_ours("squeeze"), pair(1, 17, 17)
+    looked = []
+    monkeypatch.setattr(torch.Tensor, "aminmax", lambda x, **_: looked.append(1) or (x.min(), x.max()))
+    for _ in range(CALLS + 5):
+        fn(in0, in1)
+    assert len(looked) == 2 * CALLS
+
+
+def test_features_and_copies(make_ours):
+    fn = make_ours("squeeze")
+    in0, in1 = pair(1, 17, 17)
+    with pytest.warns(UserWarning, match="0 to 255"):
+        fn.features(in0 * 255)
+    for other in (copy.deepcopy(fn), pickle.loads(pickle.dumps(fn))):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            other(in0 * 255, in1)  # it had its warning
+
+
+def test_images_that_cannot_be_looked_at(make_ours):
+    """Nothing is read of images that are compiled, traced, transformed or have no values."""
+    fn, (in0, in1) = make_ours("squeeze"), pair(1, 17, 17)
+    in0 = in0 * 255
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="LPIPS")
+        torch._dynamo.reset()
+        torch.compile(fn, backend="aot_eager", fullgraph=True)(in0, in1)
+        torch.func.vmap(lambda x: fn(x, in1[0]))(in0)
+        torch.func.grad(lambda x: fn(x, in1).sum())(in0)
+        make_ours("squeeze").to("meta")(in0.to("meta"), in1.to("meta"))
+        fn(in0[:0], in1[:0])
+
+
+def test_not_finite(calls):
+    assert not calls(3, float("nan"), 0)

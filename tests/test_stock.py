@@ -1,0 +1,278 @@
+"""Layers that were changed after construction are called, with lpips's number; all else stays fused."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from .conftest import NETS
+from .images import SIZE, VALUE_TOLERANCE, assert_close, pair
+
+
+def average_pools(fn):
+    for slice_ in fn.net.children():
+        for name, layer in slice_.named_children():
+            if isinstance(layer, nn.MaxPool2d):
+                slice_[int(list(slice_._modules).index(name))] = nn.AvgPool2d(layer.kernel_size, layer.stride)
+
+
+def circular_padding(fn):
+    for layer in fn.net.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.padding_mode = "circular"
+            layer._reversed_padding_repeated_twice = [layer.padding[1]] * 2 + [layer.padding[0]] * 2
+
+
+def dilated(fn):
+    fn.net.slice3[-2].dilation = (2, 2)
+
+
+def without_bias(fn):
+    fn.net.slice1[0].bias = None
+
+
+def first_taps(fn):
+    fn.L = 3
+
+
+def no_scaling(fn):
+    fn.scaling_layer = nn.Identity()
+
+
+def other_scaling(fn):
+    fn.scaling_layer.forward = lambda x: 2 * x
+
+
+def hook_on_the_scaling(fn):
+    fn.scaling_layer.register_forward_hook(lambda module, args, out: out * 0.5)
+
+
+def hook_on_a_linear_layer(fn):
+    fn.lins[2].register_forward_hook(lambda module, args, out: out * 3)
+
+
+def hook_within_a_linear_layer(fn):
+    fn.lin1.model[-1].register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+
+
+def another_linear_layer(fn):
+    fn.lins[0] = nn.Sequential(nn.Conv2d(64, 1, 1), nn.Softplus())
+    nn.init.constant_(fn.lins[0][0].weight, 0.1)
+    nn.init.constant_(fn.lins[0][0].bias, 0.1)
+
+
+def hook_in_the_trunk(fn):
+    fn.net.slice2[-2].register_forward_hook(lambda module, args, out: out + 0.1)
+
+
+def backward_hook_in_the_trunk(fn):
+    for relu in (m for m in fn.net.modules() if isinstance(m, nn.ReLU)):
+        relu.inplace = False  # torch refuses such a hook before a change in place
+    fn.net.slice2[-2].register_full_backward_hook(lambda module, grad_in, grad_out: (grad_in[0] * 2,))
+
+
+def other_activation(fn):
+    for slice_ in fn.net.children():
+        if isinstance(slice_[-1], nn.ReLU):
+            slice_[-1] = nn.ELU()
+
+
+def parametrized(fn):
+    nn.utils.parametrizations.weight_norm(fn.net.slice1[0])
+    with torch.no_grad():
+        fn.net.slice1[0].parametrizations.weight.original0.mul_(2)
+
+
+def other_forward(fn):
+    forward = fn.net.forward
+    fn.net.forward = lambda x: [0.5 * tap + 0.1 for tap in forward(x)]
+
+
+class Features(nn.Module):
+    """A trunk of somebody's own."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.first = net.slice1
+
+    def forward(self, x):
+        return [self.first(x).repeat(1, n, 1, 1) for n in (1, 3, 6, 4, 4)]
+
+
+def other_trunk(fn):
+    fn.net = Features(fn.net)
+
+
+CHANGES = (
+    average_pools,
+    circular_padding,
+    without_bias,
+    first_taps,
+    no_scaling,
+    other_scaling,
+    hook_on_the_scaling,
+    hook_on_a_linear_layer,
+    hook_within_a_linear_layer,
+    another_linear_layer,
+    hook_in_the_trunk,
+    backward_hook_in_the_trunk,
+    other_activation,
+    parametrized,
+    other_forward,
+)
+
+
+def run(fn, in0, in1, **arguments):
+    in0, in1 = in0.detach().requires_grad_(), in1.detach().requires_grad_()
+    value, parts = fn(in0, in1, retPerLayer=True, **arguments)
+    return [value, *parts], torch.autograd.grad(value.sum(), (in0, in1))
+
+
+def assert_as_lpips(ours, theirs, change, in0, in1, **arguments):
+    for fn in (ours, theirs):
+        change(fn)
+    values, grads = run(ours, in0, in1, **arguments)
+    expected, expected_grads = run(theirs, in0, in1, **arguments)
+    for found, exact in zip(values, expected, strict=True):
+        assert_close(found, exact.double(), VALUE_TOLERANCE[torch.float32])
+    for found, exact in zip(grads, expected_grads, strict=True):
+        assert (found - exact).norm() <= 1e-3 * exact.norm()
+    assert not torch.allclose(values[0], expected[0] * 0)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_changes_have_the_effect_they_have_in_lpips(make_ours, make_theirs, change):
+    in0, in1 = pair(2, 48, 52)
+    for options in ({}, {"spatial": True}):
+        theirs = copy.deepcopy(make_theirs(**options))
+        unchanged = run(theirs, in0, in1)
+        assert_as_lpips(make_ours(**options), theirs, change, in0, in1)
+        value, grad = run(theirs, in0, in1)
+        pairs = ((value[0], unchanged[0][0]), (grad[0], unchanged[1][0]))
+        assert not all(torch.allclose(*pair, rtol=1e-4) for pair in pairs), "this test changes nothing"
+
+
+@pytest.mark.parametrize("net", ("vgg", "squeeze"))
+@pytest.mark.parametrize("change", (average_pools, first_taps, hook_in_the_trunk), ids=lambda change: change.__name__)
+def test_changes_to_the_other_nets(make_ours, make_theirs, net, change):
+    assert_as_lpips(make_ours(net), copy.deepcopy(make_theirs(net)), change, *pair(1, *SIZE[net]))
+
+
+def test_another_trunk(make_ours, make_theirs):
+    assert_as_lpips(make_ours(), copy.deepcopy(make_theirs()), other_trunk, *pair(2, 48, 52), normalize=False)
+
+
+def test_a_fire_module_that_is_hooked(make_ours, make_theirs):
+    def hook(fn):
+        fn.net.slice3[-1].expand3x3.register_forward_hook(lambda module, args, out: out * 0.5)
+
+    assert_as_lpips(make_ours("squeeze"), copy.deepcopy(make_theirs("squeeze")), hook, *pair(1, *SIZE["squeeze"]))
+
+
+@pytest.mark.parametrize("change", (average_pools, first_taps, no_scaling, hook_on_a_linear_layer, other_forward))
+def test_with_everything_else(make_ours, change):
+    """grad_in_forward, chunks, masks, features, half precision, normalize, one against many: as without the option."""
+    in0, in1 = pair(3, 48, 52)
+    plain, fn = make_ours(), make_ours(grad_in_forward=True, chunk_size=1)
+    for module in (plain, fn):
+        change(module)
+    (value, *_), grads = run(plain, in0, in1)
+    x = in0.clone().requires_grad_()
+    found = fn(x, in1)
+    (grad,) = torch.autograd.grad(found.sum(), x)
+    assert_close(found, value.double(), VALUE_TOLERANCE[torch.float32])
+    assert (grad - grads[0]).norm() <= 1e-3 * grads[0].norm()
+    assert_close(fn(in0, fn.features(in1)), value.double(), VALUE_TOLERANCE[torch.float32])
+    assert_close(fn(in0, in1, weight=torch.ones(1, 1, 48, 52)), value.double(), VALUE_TOLERANCE[torch.float32])
+    assert_close(fn((in0 + 1) / 2, (in1 + 1) / 2, normalize=True), value.double(), (1e-4, 1e-4))
+    assert_close(fn(in0[:1], in1)[1:2], fn(in0[0], in1[1]).double(), VALUE_TOLERANCE[torch.float32])
+    assert_close(fn(in0.bfloat16(), in1), value.double(), (0, 0.1))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_close(fn(in0, in1), value.double(), (0, 0.1))
+    assert_close(make_changed(make_ours, change, precision="bfloat16")(in0, in1), value.double(), (0, 0.1))
+    assert_close(make_changed(make_ours, change, precision="float32")(in0, in1), value.double(), (1e-6, 1e-5))
+
+
+def make_changed(make_ours, change, **options):
+    fn = make_ours(**options)
+    change(fn)
+    return fn
+
+
+def test_images_of_five_channels(make_ours, make_theirs):
+    """As docs/training.md says."""
+
+    def five(fn):
+        torch.manual_seed(0)
+        fn.scaling_layer = nn.Identity()
+        fn.net.slice1[0] = nn.Conv2d(5, 64, 11, stride=4, padding=2)
+
+    in0, in1 = pair(2, 48, 52, channels=5)
+    ours = make_ours()
+    assert_as_lpips(ours, copy.deepcopy(make_theirs()), five, in0, in1)
+    assert ours(in0[0], in1).shape == (2, 1, 1, 1)
+    with pytest.raises(ValueError, match=r"in0 must be \[N, 5, H, W\]"):
+        ours(in0[:, :4], in1[:, :4])
+    with pytest.raises(ValueError, match=r"must be \[N, 5, H, W\]"):
+        ours(in0[:, :3], in1[:, :3])
+
+
+def test_leaving_out_taps_leaves_out_their_layers(make_ours):
+    fn = make_ours()
+    in0, in1 = pair(2, 48, 52)
+    _, parts = fn(in0, in1, retPerLayer=True)
+    fn.L = 2
+    found, few = fn(in0, in1, retPerLayer=True)
+    assert torch.equal(found, parts[0] + parts[1])
+    assert len(few) == 2
+    assert len(fn.features(in0).taps) == 2
+    with torch.no_grad():
+        for slice_ in (fn.net.slice3, fn.net.slice4, fn.net.slice5):
+            slice_[-2].weight.fill_(torch.nan)  # not computed: 0 * NaN would show
+    assert torch.equal(fn(in0, in1), found)
+    fast = make_ours(grad_in_forward=True)
+    fast.L = 2
+    in0.requires_grad_()
+    expected, grad = (torch.autograd.grad(module(in0, in1).sum(), in0)[0] for module in (fn, fast))
+    torch.testing.assert_close(grad, expected)
+    assert fn.embed(in0).shape == (2, sum(tap[0].numel() for tap in fn.features(in0).taps))
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_ordinary_use_leaves_modules_stock(make_ours, net):
+    """What costs no change of layers must not cost the fused path."""
+    fn = make_ours(net)
+    for used in (
+        fn,
+        copy.deepcopy(fn),
+        pickle.loads(pickle.dumps(fn)),
+        make_ours(net).double().float().train().eval(),
+        make_ours(net).requires_grad_(True),
+        make_ours(net, use_dropout=False),
+        make_ours(net, eval_mode=False),
+        make_ours(net, lpips=False),
+        make_ours(net).to(memory_format=torch.channels_last),
+    ):
+        assert used._is_stock()
+    fn.load_state_dict(fn.state_dict(), assign=True)
+    fn(*pair(1, *SIZE[net]))
+    for relu in (m for m in fn.modules() if isinstance(m, nn.ReLU)):
+        relu.inplace = False
+    assert fn._is_stock()
+    handle = fn.net.slice1[0].register_forward_hook(lambda *_: None)
+    assert not fn._is_stock()
+    handle.remove()
+    assert fn._is_stock()
+
+
+def test_compiled(make_ours):
+    fn = make_ours()
+    average_pools(fn)
+    in0, in1 = pair(1, 48, 52)
+    torch._dynamo.reset()
+    compiled = torch.compile(fn, backend="aot_eager")
+    assert_close(compiled(in0, in1), fn(in0, in1).double(), VALUE_TOLERANCE[torch.float32])
