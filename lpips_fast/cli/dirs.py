@@ -219,7 +219,7 @@ def register(app: typer.Typer) -> None:
             "lpips-fast dirs originals/ outputs/ --csv scores.csv --resume",
             "lpips-fast dirs originals/ outputs/ --resize --net vgg --report report.html",
             'lpips-fast dirs high_resolution/ outputs/ --pattern "{name}_x4" --crop --crop-border 4',
-            "lpips-fast dirs ground_truth/ renderings/ --mask alpha",
+            "lpips-fast dirs ground_truth/ renderings/ --mask alpha --background black",
             "torchrun --nproc-per-node 4 -m lpips_fast dirs originals/ outputs/ --csv scores.csv",
         ],
         sharded=True,

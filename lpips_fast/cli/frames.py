@@ -42,8 +42,7 @@ def open_frames(path: Path, reading: Reading, weights_of: WeightsOf | None = Non
         weights_of: makes masks of the frames instead, without regard to `reading`.
 
     Raises:
-        ReadError: the file is not there or cannot be read, or is a video without the alpha channel that `weights_of`
-            takes; one that breaks off ends with a frame that says so.
+        ReadError: the file is not there or cannot be read; one that breaks off ends with a frame that says so.
         UsageError: it is a video, and PyAV is not installed, or a range of values is asked for.
     """
     convert = weights_of or functools.partial(
@@ -83,9 +82,15 @@ def frame_pairs(
 
 
 def _open_masks(path: Path, reading: Reading, weights_of: WeightsOf) -> Iterator[Frame]:
-    """The masks of the frames; a single one is for all."""
+    """The masks of the frames; a single one is for all.
+
+    Raises:
+        ReadError: it is a file that begins without the alpha channel that `weights_of` takes.
+    """
     masks = open_frames(path, reading, weights_of)
     first = [*itertools.islice(masks, 2)]
+    if path.is_file() and first and first[0].image is None:  # in a folder others may have one
+        raise ReadError(no_alpha(str(path)))
     return itertools.repeat(first[0]) if len(first) == 1 else itertools.chain(iter(first), masks)
 
 
@@ -212,8 +217,6 @@ def _video(path: Path, convert: Callable[[Image.Image], Any], rgb: bool) -> Iter
                 alpha = any(component.is_alpha for component in frame.format.components)
                 pixels = frame.to_ndarray(format="rgba" if alpha else "rgb24")
                 image = Picture(pixels, False, None) if rgb and not alpha else convert(Image.fromarray(pixels))
-                if image is None:
-                    raise ReadError(no_alpha(str(path)))
                 yield Frame(frame.time, image)
                 n += 1
         except (av.FFmpegError, OSError) as error:

@@ -53,8 +53,9 @@ def map_(
 ) -> None:
     """A picture of where two images differ, beside them.
 
-    Its mean is (up to the enlarging of each layer's map) the distance of the pair. With --mask the map is multiplied by
-    the mask, and its mean is the weighted one.
+    Its mean is (up to the enlarging of each layer's map) the distance of the pair.
+
+    With --mask it is multiplied by the mask, and its mean is the weighted one.
     """
     from ..pictures import Panel, arrange, colorize
     from .loading import load_pair
@@ -112,5 +113,6 @@ def register(app: typer.Typer) -> None:
         [
             "lpips-fast map reference.png distorted.png -o map.png",
             "lpips-fast map reference.png distorted.png -o map.png --layers --net vgg",
+            "lpips-fast map reference.png distorted.png -o map.png --mask mask.png",
         ],
     )

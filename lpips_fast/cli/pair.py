@@ -55,6 +55,6 @@ def register(app: typer.Typer) -> None:
         [
             "lpips-fast pair reference.png distorted.png",
             "lpips-fast pair a.jpg b.webp --net vgg --resize --json -",
-            "lpips-fast pair ground_truth.png rendering.png --mask alpha",
+            "lpips-fast pair ground_truth.png rendering.png --mask alpha --background black",
         ],
     )

@@ -186,10 +186,15 @@ def test_a_range_is_not_for_the_masks(call, trunk, tmp_path):
     assert json.loads((tmp_path / "out.json").read_text())["summary"]["max"] == 0
 
 
-def test_a_video_without_alpha_has_no_mask_of_it(call, trunk, tmp_path):
-    save_video(tmp_path / "a.mkv", "gray", masks(5))
-    told = call("video", "a.mkv", "a.mkv", "--mask", "alpha", "--json", "out.json", *trunk, status=1)
-    assert told.endswith("a.mkv has no alpha channel, and --mask alpha takes that of A, the reference"), "once"
+@pytest.mark.parametrize("name", ["a.mkv", "a.webp", "a.gif"])
+def test_a_video_without_alpha_has_no_mask_of_it(call, trunk, tmp_path, name):
+    if name == "a.mkv":
+        save_video(tmp_path / name, "gray", masks(5))
+    else:
+        first, *more = frames(5, 0)
+        first.save(tmp_path / name, save_all=True, append_images=more)
+    told = call("video", name, name, "--mask", "alpha", "--json", "out.json", *trunk, status=1)
+    assert told.endswith(f"{name} has no alpha channel, and --mask alpha takes that of A, the reference"), "once"
     assert not (tmp_path / "out.json").exists()
 
 
