@@ -21,7 +21,7 @@ from .pairwise import Images
 from .pixel_weights import shares, weighted_mean
 from .plan import Affine, Conv, is_autocast_enabled
 from .reference import accumulation_dtype, normalize_channels
-from .transforms import in_torch_func, plain_torch_only
+from .transforms import in_torch_func, is_recorded, plain_torch_only
 from .trunk import PRECISIONS, SPECS, Trunk
 from .video import flatten_videos
 
@@ -311,7 +311,7 @@ class LPIPS(nn.Module):
         if image.dtype != own.dtype and not converts:
             raise TypeError(f"{name} is {image.dtype}, LPIPS {own.dtype}: convert one with .to(), or use autocast")
         smallest = self.net.spec.min_size
-        if min(image.shape[2:]) < smallest:
+        if any(side < smallest for side in image.shape[2:]):  # not min(), which torch.export takes for H <= W
             raise ValueError(
                 f"{name} must have sides of at least {smallest} pixels for net {self.pnet_type!r}, "
                 f"got {image.shape[2]} x {image.shape[3]}"
@@ -422,7 +422,7 @@ class LPIPS(nn.Module):
         return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
     def _pairs_at_a_time(self, x: Tensor, keeps_graph: bool) -> int | None:
-        if torch.jit.is_tracing():
+        if is_recorded():
             return None  # the loop would be recorded for this batch size alone
         if isinstance(self.chunk_size, int):
             return self.chunk_size

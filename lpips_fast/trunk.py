@@ -13,6 +13,7 @@ from . import cpu_layers, gpu_layers, weights, winograd
 from .frozen import frozen_trunk, run
 from .networks import LAYERS
 from .plan import Affine, Conv, Fire, Plan, Pool, Setting, is_autocast_enabled
+from .reference import to_dtype
 from .transforms import plain_torch_only
 
 AlexnetOutputs = namedtuple("AlexnetOutputs", ["relu1", "relu2", "relu3", "relu4", "relu5"])
@@ -203,7 +204,7 @@ class Trunk(nn.Module):
 
 
 def _converted(parameters: Iterable[Tensor], setting: Setting) -> list[Tensor]:
-    tensors = [p.to(setting.dtype) for p in parameters]
+    tensors = [to_dtype(p, setting.dtype) for p in parameters]
     if setting.triton:
         tensors[0] = gpu_layers.padded(tensors[0])
     return [_in_layout(t, setting.layout) if t.dim() == 4 else t for t in tensors]
