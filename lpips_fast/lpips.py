@@ -202,8 +202,7 @@ class LPIPS(nn.Module):
         in1: Tensor | Features,
         retPerLayer: bool = False,
         normalize: bool = False,
-        *,
-        weight: Tensor | None = None,
+        weight: Tensor | None = None,  # not by keyword only: torch.onnx.export(dynamo=False) gives defaults by position
         frames: int | None = None,
         generator: torch.Generator | None = None,
         reduction: str = "none",
@@ -499,7 +498,7 @@ def _checked_pixel_weight(weight: Tensor, n: int, x: Tensor) -> Tensor:
         raise TypeError(f"weight must be a dense tensor of real numbers, got {weight.dtype}, {weight.layout}")
     if weight.device != x.device:
         raise ValueError(f"weight is on {weight.device}, the images on {x.device}: move one with .to()")
-    return weight.expand(n, -1, -1, -1)
+    return weight if weight.shape[0] == n else weight.expand(n, -1, -1, -1)
 
 
 class ScalingLayer(nn.Module):
