@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch._C import _functorch
 from torch.autograd import forward_ad
+from torch.utils import _python_dispatch
 
 
 def is_recorded() -> bool:
@@ -27,6 +31,16 @@ def plain_torch_only() -> bool:
 def in_torch_func() -> bool:
     """Whether a transformation of torch.func is at work, one or several."""
     return bool(_functorch.get_interpreter_stack())
+
+
+@contextlib.contextmanager
+def unobserved() -> Iterator[None]:
+    """Hides operators from the modes that watch them, such as FlopCounterMode, but not from torch's own FakeTensorMode."""
+    modes = _python_dispatch._get_current_dispatch_mode_stack()
+    with contextlib.ExitStack() as stack:
+        for _ in (mode for mode in modes if not mode.is_infra_mode()):  # torch's own would be popped last
+            stack.enter_context(_python_dispatch._pop_mode_temporarily())
+        yield
 
 
 # Constants to torch.compile, which compiles anew under other transformations.
