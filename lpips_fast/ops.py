@@ -87,7 +87,7 @@ def _head_bwd_flops(
     return head_flops(feats0) * ((need_feats0 or need_feats1) + need_weights)
 
 
-_FLOPS = {"head_fwd": head_flops, "head_maps_fwd": head_flops, "head_bwd": _head_bwd_flops}
+_FLOPS: dict[str, flops.Formula] = {"head_fwd": head_flops, "head_maps_fwd": head_flops, "head_bwd": _head_bwd_flops}
 flops.register({f"{name}_{backend}": _FLOPS[name] for name in _FLOPS for backend in COMPILED_BACKENDS})
 
 

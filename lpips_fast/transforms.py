@@ -35,7 +35,7 @@ def in_torch_func() -> bool:
 
 @contextlib.contextmanager
 def unobserved() -> Iterator[None]:
-    """Hides operators from the modes that watch them, such as FlopCounterMode, but not from torch's own FakeTensorMode."""
+    """Hides operators from the modes that watch them, such as FlopCounterMode. FakeTensorMode, torch's own, stays."""
     modes = _python_dispatch._get_current_dispatch_mode_stack()
     with contextlib.ExitStack() as stack:
         for _ in (mode for mode in modes if not mode.is_infra_mode()):  # torch's own would be popped last

@@ -43,7 +43,8 @@ def test_counts_as_lpips(make_ours, make_theirs, images, net, options):
     fn = make_ours(net, **options)
     expected = count(theirs, *images)
     assert count(fn, *images) == count(fn, *images) == expected
-    assert expected[0] > 0 and (expected[1] > expected[0]) == images[0].requires_grad
+    assert expected[0] > 0
+    assert (expected[1] > expected[0]) == images[0].requires_grad
 
 
 def test_gradient_in_forward(make_ours, images):

@@ -161,7 +161,8 @@ class TestExport:
         assert_close(program.module()(in0, in1[:1]), value64(module, in0, in1[:1]), VALUE_TOLERANCE[torch.float32])
 
     def test_runs_where_the_package_is_not(self, module, tmp_path):
-        torch.export.save(torch.export.export(module, pair(2, 40, 48), dynamic_shapes=ANY_BATCH), tmp_path / "lpips.pt2")
+        program = torch.export.export(module, pair(2, 40, 48), dynamic_shapes=ANY_BATCH)
+        torch.export.save(program, tmp_path / "lpips.pt2")
         images = pair(3, 40, 48)
         torch.save(images, tmp_path / "images.pt")
         script = """
@@ -258,7 +259,7 @@ class TestTrace:
     def test_an_image_too_small_is_an_error(self, make_ours, net):
         """torch's, for the trace has none of the checks."""
         traced = torch.jit.trace(make_ours(net), pair(2, 40, 40))
-        with pytest.raises(RuntimeError, match="small|size"):
+        with pytest.raises(RuntimeError, match=r"small|size"):
             traced(*pair(2, MIN_SIZE[net] - 1, 40))
 
 
