@@ -16,8 +16,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 import torch
@@ -45,16 +44,13 @@ def _add(counter: ModuleType, formulas: Mapping[str, Formula]) -> None:
         counter.register_flop_formula(getattr(torch.ops.lpips_fast, name))(formula)
 
 
-class _WhenImported(MetaPathFinder):
-    """Finds the counter as Python does, and adds what waits for it to the end of its import."""
+class _AtImport(MetaPathFinder):
+    """Finds the counter where Python does, and adds the formulas at the end of its import."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != _COUNTER:
-            return None
-        sys.meta_path.remove(self)
-        spec = find_spec(fullname)
+        spec = PathFinder.find_spec(fullname, path) if fullname == _COUNTER else None
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
@@ -67,4 +63,4 @@ class _WhenImported(MetaPathFinder):
 
 
 if _COUNTER not in sys.modules:
-    sys.meta_path.insert(0, _WhenImported())
+    sys.meta_path.insert(0, _AtImport())
