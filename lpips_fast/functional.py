@@ -86,7 +86,7 @@ def _checked(
     pairs0, pairs1, flat_weights = [], [], []
     for layer, (f0, f1) in enumerate(zip(feats0, feats1, strict=True)):
         _check_pair(layer, f0, f1, like)
-        f0, f1 = torch.broadcast_tensors(f0, f1)  # torch.jit.trace would record an expand of the one that it is now
+        f0, f1 = torch.broadcast_tensors(f0, f1)  # an expand would fix, in a trace, which of the two is expanded
         pairs0.append(f0)
         pairs1.append(f1)
         if weights is None:

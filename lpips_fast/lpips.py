@@ -202,7 +202,7 @@ class LPIPS(nn.Module):
         in1: Tensor | Features,
         retPerLayer: bool = False,
         normalize: bool = False,
-        weight: Tensor | None = None,  # not by keyword only: torch.onnx.export(dynamo=False) gives defaults by position
+        weight: Tensor | None = None,  # not keyword-only: torch.onnx.export(dynamo=False) gives defaults by position
         frames: int | None = None,
         generator: torch.Generator | None = None,
         reduction: str = "none",
@@ -310,7 +310,7 @@ class LPIPS(nn.Module):
         if image.dtype != own.dtype and not converts:
             raise TypeError(f"{name} is {image.dtype}, LPIPS {own.dtype}: convert one with .to(), or use autocast")
         smallest = self.net.spec.min_size
-        if any(side < smallest for side in image.shape[2:]):  # not min(), which torch.export takes for H <= W
+        if any(side < smallest for side in image.shape[2:]):  # min() would fix, in an export, which is shorter
             raise ValueError(
                 f"{name} must have sides of at least {smallest} pixels for net {self.pnet_type!r}, "
                 f"got {image.shape[2]} x {image.shape[3]}"

@@ -77,13 +77,14 @@ for _backend in COMPILED_BACKENDS:
 
 
 def head_flops(feats0: Sequence[Sequence[int]], *_: Any, **__: Any) -> int:
+    """FLOPs of the 1x1 convolutions that the head counts as (flops.py), of the features' shapes."""
     return sum(2 * prod(shape) for shape in feats0)
 
 
 def _head_bwd_flops(
     grads, feats0, feats1, weights, eps, eps_inside_sqrt, mean, need_feats0, need_feats1, need_weights, **_
 ):
-    # One convolution's gradient to its input, the squared differences, and one to its weights.
+    # The convolution's gradient to its input, the squared differences, and the one to its weights cost the same.
     return head_flops(feats0) * ((need_feats0 or need_feats1) + need_weights)
 
 

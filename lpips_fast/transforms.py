@@ -38,7 +38,7 @@ def unobserved() -> Iterator[None]:
     """Hides operators from the modes that watch them, such as FlopCounterMode. FakeTensorMode, torch's own, stays."""
     modes = _python_dispatch._get_current_dispatch_mode_stack()
     with contextlib.ExitStack() as stack:
-        for _ in (mode for mode in modes if not mode.is_infra_mode()):  # torch's own would be popped last
+        for _ in (mode for mode in modes if not mode.is_infra_mode()):  # torch pops its own ones last
             stack.enter_context(_python_dispatch._pop_mode_temporarily())
         yield
 
