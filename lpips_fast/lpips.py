@@ -310,7 +310,7 @@ class LPIPS(nn.Module):
         if image.dtype != own.dtype and not converts:
             raise TypeError(f"{name} is {image.dtype}, LPIPS {own.dtype}: convert one with .to(), or use autocast")
         smallest = self.net.spec.min_size
-        if any(side < smallest for side in image.shape[2:]):  # min() would fix, in an export, which is shorter
+        if min(image.shape[2:]) < smallest:
             raise ValueError(
                 f"{name} must have sides of at least {smallest} pixels for net {self.pnet_type!r}, "
                 f"got {image.shape[2]} x {image.shape[3]}"

@@ -80,6 +80,16 @@ def test_head(backend, maps):
         assert found == (once, once * (1 + any(needs[:2]) + needs[2])), needs
 
 
+def test_head_on_the_way_back_through_a_tap():
+    """As its backward alone; of the operator's shapes, for it runs on a GPU."""
+    f0, f1, grad, weight = (
+        torch.empty(shape, device="meta") for shape in ((2, 8, 3, 5), (1, 8, 3, 5), (2, 1, 3, 5), 8)
+    )
+    arguments = grad, f0, f1.expand_as(f0), weight, 1e-10, 15
+    for both in (False, True):
+        assert count(torch.ops.lpips_fast.head_tap_bwd_triton, *arguments, both, None, 0, 1)[0] == 2 * 2 * 8 * 3 * 5
+
+
 @pytest.mark.parametrize("counter_first", (False, True))
 def test_whichever_is_imported_first(counter_first):
     """The counter, which takes long to import, is not imported by the package."""
