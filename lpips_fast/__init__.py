@@ -1,8 +1,7 @@
 """LPIPS for PyTorch at the speed of its convolutions: a drop-in for `lpips`, as a loss and as a metric.
 
 Names are imported when they are first used, so that `lpips-fast --help` need not wait for torch. What is registered
-with torch, the operators, is there from the first name on: before `torch.export.load` of a program with LPIPS in it,
-`from lpips_fast import LPIPS`.
+with torch, the operators, is there from the first name on.
 """
 
 from importlib import import_module

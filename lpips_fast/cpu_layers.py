@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import winograd
 from .plan import Affine, Conv, Pool, Setting
+from .transforms import unobserved
 
 CHOICES = ("auto", "winograd", "direct")
 
@@ -45,7 +46,7 @@ class Filters:
         key = use, conv.at
         if key not in self._made:
             # Not inference tensors, though this call may be under inference_mode: the next may be a training step.
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad(), unobserved():
                 self._made[key] = make(self._tensors[conv.at].detach())
         return self._made[key]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import extension, ops
-from .reference import accumulation_dtype
+from .reference import accumulation_dtype, to_dtype
 
 FEATURE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -86,9 +86,9 @@ def _checked(
     pairs0, pairs1, flat_weights = [], [], []
     for layer, (f0, f1) in enumerate(zip(feats0, feats1, strict=True)):
         _check_pair(layer, f0, f1, like)
-        n = f1.shape[0] if f0.shape[0] == 1 else f0.shape[0]
-        pairs0.append(f0.expand(n, -1, -1, -1))
-        pairs1.append(f1.expand(n, -1, -1, -1))
+        f0, f1 = torch.broadcast_tensors(f0, f1)  # an expand would fix, in a trace, which of the two is expanded
+        pairs0.append(f0)
+        pairs1.append(f1)
         if weights is None:
             flat_weights.append(torch.ones(f0.shape[1], dtype=acc, device=f0.device))
         else:
@@ -134,4 +134,4 @@ def _checked_weight(layer: int, weight: Tensor, feats: Tensor, acc: torch.dtype)
         )
     if weight.device != feats.device:
         raise ValueError(f"weights[{layer}] is on {weight.device}, the features on {feats.device}")
-    return weight.reshape(-1).to(acc).contiguous()
+    return to_dtype(weight.reshape(-1), acc).contiguous()

@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import extension
-from .ops import library
+from . import extension, flops
+from .ops import head_flops, library
 from .plan import Affine, Conv, Pool, Setting
 
 
@@ -78,6 +78,8 @@ _OPERATORS: dict[str, tuple[str, Callable[..., Any]]] = {
 for _name, (_schema, _fake) in _OPERATORS.items():
     library.define(f"{_name}_triton{_schema}")
     torch.library.register_fake(f"lpips_fast::{_name}_triton", _fake, lib=library)
+
+flops.register({"head_tap_bwd_triton": lambda grad, f0, *_, **__: head_flops([f0])})
 
 
 def available() -> bool:

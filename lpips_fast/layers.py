@@ -21,6 +21,7 @@ from torch.nn.grad import conv2d_input
 from . import cpu_layers, gpu_layers
 from .gpu_layers import HeadGradient
 from .plan import Affine, Conv, Fire, Pool, Setting
+from .reference import to_dtype
 
 
 def prepare(setting: Setting, images: Sequence[Tensor], affine: Affine) -> tuple[Tensor, Affine]:
@@ -60,7 +61,7 @@ def conv_relu(
         x = (x - shift) / scale
     if setting.filters is not None:
         weight = setting.filters.direct(conv)
-    x = x.to(setting.dtype).contiguous(memory_format=setting.layout)
+    x = to_dtype(x, setting.dtype).contiguous(memory_format=setting.layout)
     y = F.conv2d(x, weight, bias, conv.stride, conv.padding).relu_()
     return y, [pack_signs(setting, y)] if keep_signs else [], None
 

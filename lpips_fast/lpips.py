@@ -22,9 +22,9 @@ from .pairwise import Images
 from .pixel_weights import shares, weighted_mean
 from .plan import Affine, Conv, is_autocast_enabled
 from .ranges import RangeCheck
-from .reference import accumulation_dtype, normalize_channels
+from .reference import accumulation_dtype, normalize_channels, to_dtype
 from .stock import Description, describe, is_as_described
-from .transforms import as_plain_tensor, in_torch_func, plain_torch_only
+from .transforms import as_plain_tensor, in_torch_func, is_recorded, plain_torch_only
 from .trunk import PRECISIONS, SPECS, Trunk
 from .video import flatten_videos
 
@@ -233,8 +233,7 @@ class LPIPS(nn.Module):
         in1: Tensor | Features,
         retPerLayer: bool = False,
         normalize: bool = False,
-        *,
-        weight: Tensor | None = None,
+        weight: Tensor | None = None,  # not keyword-only: torch.onnx.export(dynamo=False) gives defaults by position
         frames: int | None = None,
         layout: str | None = None,
         generator: torch.Generator | None = None,
@@ -278,7 +277,7 @@ class LPIPS(nn.Module):
         x0 = self._checked_image("in0", in0)
         x1 = self._checked_features(in1, x0) if isinstance(in1, Features) else self._checked_image("in1", in1)
         check_pair(x0, x1)
-        if self._ranges is not None:
+        if self._ranges is not None and not torch.compiler.is_compiling():
             self._ranges.look((x0, x1) if isinstance(x1, Tensor) else (x0,), normalize)
         if weight is not None:
             if self.spatial:
@@ -309,7 +308,7 @@ class LPIPS(nn.Module):
         """
         check_flags(normalize=normalize)
         x = self._checked_image("x", x)
-        if self._ranges is not None:
+        if self._ranges is not None and not torch.compiler.is_compiling():
             self._ranges.look((x,), normalize)
         if self._is_stock():
             taps = self._taps(x, affine=self._affine(normalize))
@@ -409,6 +408,8 @@ class LPIPS(nn.Module):
             ("device", features.taps[0].device, x0.device),
             ("type", features.taps[0].dtype, self._feature_dtype(x0)),
         ):
+            if what == "type" and not self._is_stock():
+                continue  # layers that are called give what they give
             if theirs != ours:
                 raise ValueError(f"in1 holds features of {what} {theirs}, needed here are those of {what} {ours}")
         return features
@@ -450,7 +451,8 @@ class LPIPS(nn.Module):
             squares = (a - b) ** 2
             if self.lpips:
                 lin = cast(nn.Module, self.lins[k])
-                squares = lin(squares.to(next((p.dtype for p in lin.parameters()), squares.dtype))).to(squares.dtype)
+                weighted = lin(to_dtype(squares, next((p.dtype for p in lin.parameters()), squares.dtype)))
+                squares = to_dtype(weighted, squares.dtype)
             maps.append(squares if self.lpips else squares.sum(dim=1, keepdim=True))
         return maps
 
@@ -553,7 +555,7 @@ class LPIPS(nn.Module):
         return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
     def _pairs_at_a_time(self, x: Tensor, keeps_graph: bool) -> int | None:
-        if torch.jit.is_tracing():
+        if is_recorded():
             return None  # the loop would be recorded for this batch size alone
         if isinstance(self.chunk_size, int):
             return self.chunk_size
@@ -648,7 +650,7 @@ def _checked_pixel_weight(weight: Tensor, n: int, x: Tensor) -> Tensor:
         raise TypeError(f"weight must be a dense tensor of real numbers, got {weight.dtype}, {weight.layout}")
     if weight.device != x.device:
         raise ValueError(f"weight is on {weight.device}, the images on {x.device}: move one with .to()")
-    return weight.expand(n, -1, -1, -1)
+    return weight if weight.shape[0] == n else weight.expand(n, -1, -1, -1)
 
 
 def _without_own_keys(module: nn.Module, state: dict[str, Tensor], prefix: str, _: dict) -> None:

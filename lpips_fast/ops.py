@@ -16,12 +16,14 @@ Contract of an implementation:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import flops
 from .reference import accumulation_dtype, head_bwd_ref, head_maps_ref, head_ref
 from .transforms import is_batched, is_differentiated, plain_torch_only
 
@@ -72,6 +74,22 @@ for _backend in COMPILED_BACKENDS:
     for _name, _schema in _SCHEMAS.items():
         library.define(f"{_name}_{_backend}{_schema}")
         torch.library.register_fake(f"lpips_fast::{_name}_{_backend}", _FAKES[_name], lib=library)
+
+
+def head_flops(feats0: Sequence[Sequence[int]], *_: Any, **__: Any) -> int:
+    """FLOPs of the 1x1 convolutions that the head counts as (flops.py), of the features' shapes."""
+    return sum(2 * prod(shape) for shape in feats0)
+
+
+def _head_bwd_flops(
+    grads, feats0, feats1, weights, eps, eps_inside_sqrt, mean, need_feats0, need_feats1, need_weights, **_
+):
+    # The convolution's gradient to its input, the squared differences, and the one to its weights cost the same.
+    return head_flops(feats0) * ((need_feats0 or need_feats1) + need_weights)
+
+
+_FLOPS: dict[str, flops.Formula] = {"head_fwd": head_flops, "head_maps_fwd": head_flops, "head_bwd": _head_bwd_flops}
+flops.register({f"{name}_{backend}": _FLOPS[name] for name in _FLOPS for backend in COMPILED_BACKENDS})
 
 
 def _forward_op(backend: str, maps: bool) -> Callable[..., Any]:

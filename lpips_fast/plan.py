@@ -71,5 +71,5 @@ def is_autocast_enabled(device: torch.device) -> bool:
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
-    """Switches autocast off on a device, where it has it."""
-    return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+    """Switches autocast off on a device where it is on. (torch.export would record the switch, device and all.)"""
+    return torch.autocast(device.type, enabled=False) if is_autocast_enabled(device) else contextlib.nullcontext()

@@ -35,9 +35,7 @@ class RangeCheck:
 
     def look(self, images: Sequence[Tensor], normalize: bool) -> None:
         """Takes in the images of a call, told to be in [0, 1] with `normalize`, else in [-1, 1]."""
-        if self._calls >= CALLS or torch.compiler.is_compiling():
-            return
-        if not all(_can_be_read(image) for image in images):
+        if self._calls >= CALLS or not all(map(_can_be_read, images)):
             return
         self._calls += 1
         extremes = torch.stack([e.float() for image in images for e in image.detach().aminmax()])

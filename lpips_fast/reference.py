@@ -26,9 +26,14 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def to_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x.to(dtype). torch.export records that with a check of the device, even where x has this type already."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 def normalize_channels(feats: Tensor, eps: float, eps_inside_sqrt: bool) -> Tensor:
     """Divides features [N, C, H, W] by their norm over channels; 0, with zero gradient, where the norm is 0."""
-    feats = feats.to(accumulation_dtype(feats.dtype))
+    feats = to_dtype(feats, accumulation_dtype(feats.dtype))
     radicand = (feats * feats).sum(dim=1, keepdim=True)
     if eps_inside_sqrt:
         radicand = radicand + eps

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch._C import _functorch
 from torch.autograd import forward_ad
+from torch.utils import _python_dispatch
+
+
+def is_recorded() -> bool:
+    """Whether torch.export, torch.jit.trace or torch.onnx.export records the call as a program that runs elsewhere."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
 
 
 def plain_torch_only() -> bool:
     """Whether the trunk is to be computed by torch's own operators, and the head by the reference.
 
     No others take part in torch.func.vmap and forward-mode differentiation (torch.func.jvp, torch.autograd.forward_ad),
-    and there are no others for what is recorded to run elsewhere, by ONNX's export and torch.jit.trace.
+    and a recorded program runs where there are no others.
     """
-    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or forward_ad._current_level >= 0:
+    if is_recorded() or forward_ad._current_level >= 0:
         return True
     return any(i.key() == _functorch.TransformType.Vmap for i in _functorch.get_interpreter_stack() or ())
 
@@ -24,8 +33,18 @@ def in_torch_func() -> bool:
     return bool(_functorch.get_interpreter_stack())
 
 
+@contextlib.contextmanager
+def unobserved() -> Iterator[None]:
+    """Hides operators from the modes that watch them, such as FlopCounterMode. FakeTensorMode, torch's own, stays."""
+    modes = _python_dispatch._get_current_dispatch_mode_stack()
+    with contextlib.ExitStack() as stack:
+        for _ in (mode for mode in modes if not mode.is_infra_mode()):  # torch pops its own ones last
+            stack.enter_context(_python_dispatch._pop_mode_temporarily())
+        yield
+
+
 # Constants to torch.compile, which compiles anew under other transformations.
-for _function in (plain_torch_only, in_torch_func):
+for _function in (is_recorded, plain_torch_only, in_torch_func):
     _function._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

@@ -14,6 +14,7 @@ from . import cpu_layers, gpu_layers, weights, winograd
 from .frozen import frozen_trunk, run, tf32_as
 from .networks import LAYERS
 from .plan import Affine, Conv, Fire, Plan, Pool, Setting, is_autocast_enabled, without_autocast
+from .reference import to_dtype
 from .stock import describe, is_as_described
 from .transforms import plain_torch_only
 
@@ -153,7 +154,10 @@ class Trunk(nn.Module):
             if setting.frozen:
                 taps = frozen_trunk(setting, images, affine, self.tensors(setting))
             else:
-                taps, _ = run(setting, images, affine, _converted(self._parameters_in_order(), setting))
+                parameters = self._parameters_in_order()
+                if not self.trainable:
+                    parameters = _detached(parameters)
+                taps, _ = run(setting, images, affine, _converted(parameters, setting))
         return self.spec.outputs(*taps) if len(taps) == self.N_slices else tuple(taps)
 
     def is_stock(self) -> bool:
@@ -179,7 +183,7 @@ class Trunk(nn.Module):
             precision = torch.autocast(x.device.type, dtype)
         taps = []
         with precision, tf32_as(tf32, x.device):
-            x = x.to(own)
+            x = to_dtype(x, own)
             for slice_ in self.slices[:n_taps]:
                 x = slice_(x)
                 taps.append(x)
@@ -263,7 +267,7 @@ def _detached(parameters: Iterable[Tensor]) -> list[Tensor]:
 
 
 def _converted(parameters: Iterable[Tensor], setting: Setting) -> list[Tensor]:
-    tensors = [p.to(setting.dtype) for p in parameters]
+    tensors = [to_dtype(p, setting.dtype) for p in parameters]
     if setting.triton:
         tensors[0] = gpu_layers.padded(tensors[0])
     return [_in_layout(t, setting.layout) if t.dim() == 4 else t for t in tensors]

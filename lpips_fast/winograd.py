@@ -6,11 +6,13 @@ csrc/winograd.cpp implements the operators; activations are float32 and channels
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import flops
 from .ops import library
 
 TILE = 4  # outputs of a tile in each direction
@@ -140,6 +142,15 @@ _OPERATORS: dict[str, tuple[str, Callable[..., Any]]] = {
 for _name, (_schema, _fake) in _OPERATORS.items():
     library.define(_name + _schema)
     torch.library.register_fake(f"lpips_fast::{_name}", _fake, lib=library)
+
+# The shapes of x (or d_y) and bias, and the channels of the result: 3 x 3 of a convolution's own multiplications.
+flops.register(
+    {
+        "conv3x3_fwd_cpu": lambda x, filters, bias, *_, **__: 2 * 9 * prod(x) * bias[0],
+        "conv3x3_bwd_cpu": lambda d_y, filters, channels, *_, **__: 2 * 9 * prod(d_y) * channels,
+        "conv3x3_first_cpu": lambda x, shift, scale, filters, bias, channels, *_, **__: 2 * 9 * prod(x) * channels,
+    }
+)
 
 
 def available() -> bool:

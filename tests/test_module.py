@@ -74,7 +74,10 @@ def test_signatures_begin_as_those_of_lpips():
             theirs = inspect.signature(getattr(getattr(lpips, name), method)).parameters.values()
             ours = inspect.signature(getattr(getattr(lpips_fast, name), method)).parameters.values()
             assert [(p.name, p.default) for p in ours][: len(theirs)] == [(p.name, p.default) for p in theirs]
-            assert all(p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD) for p in list(ours)[len(theirs) :])
+            # Not keyword-only in forward: torch.onnx.export(dynamo=False) gives all defaults by position.
+            for p in list(ours)[len(theirs) :]:
+                assert p.kind == p.VAR_KEYWORD or p.default is not p.empty
+                assert (p.kind == p.POSITIONAL_OR_KEYWORD) == (method == "forward")
     for name in ("normalize_tensor", "spatial_average", "upsample", "load_image", "im2tensor", "tensor2im"):
         theirs = inspect.signature(getattr(lpips, name)).parameters.values()
         ours = inspect.signature(getattr(lpips_fast, name)).parameters.values()
@@ -155,6 +158,15 @@ def test_frozen_and_in_eval_whatever_the_parent_does(make_ours, options, unfreez
     assert not any(m.training for m in module.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     assert make_ours().train().train(True).training is False
+
+
+def test_frozen_in_plain_torch_too(make_ours):
+    """Where torch.func's transformations take the place of the kernels."""
+    module = make_ours()
+    for p in module.parameters():
+        p.requires_grad = True
+    in0, in1 = pair(2, 31, 31)
+    assert not torch.func.vmap(lambda x: module(x, in1[0]))(in0).requires_grad
 
 
 def test_frozen_where_layers_are_called_too(make_ours):

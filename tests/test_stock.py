@@ -163,7 +163,15 @@ def test_changes_to_the_other_nets(make_ours, make_theirs, net, change):
 
 
 def test_another_trunk(make_ours, make_theirs):
-    assert_as_lpips(make_ours(), copy.deepcopy(make_theirs()), other_trunk, *pair(2, 48, 52), normalize=False)
+    in0, in1 = pair(2, 48, 52)
+    ours = make_ours()
+    assert_as_lpips(ours, copy.deepcopy(make_theirs()), other_trunk, in0, in1, normalize=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = ours.features(in1)
+        assert features.taps[0].dtype == torch.bfloat16
+        assert_close(ours(in0, features), ours(in0, in1).double(), (1e-3, 1e-3))
+    ours.double()
+    assert ours(in0.double(), in1.double(), weight=torch.ones(1, 1, 48, 52)).dtype == torch.float64
 
 
 def test_a_fire_module_that_is_hooked(make_ours, make_theirs):
