@@ -351,9 +351,7 @@ class LPIPS(nn.Module):
         if image.dim() != 4 or (image.shape[1] not in (1, 3) and image.shape[1] != self._channels()):
             channels = self._channels() or 3
             gray = ", [N, 1, H, W] grayscale" if channels == 3 else ""
-            raise ValueError(
-                f"{name} must be [N, {channels}, H, W]{gray}, or one image without N, got {list(given)}"
-            )
+            raise ValueError(f"{name} must be [N, {channels}, H, W]{gray}, or one image without N, got {list(given)}")
         if not image.is_floating_point():
             raise TypeError(
                 f"{name} must be floating point, in {self._RANGE}, got {image.dtype}; "

@@ -85,9 +85,7 @@ class Trunk(nn.Module):
         trainable: whether the parameters' `requires_grad` counts; without it they never get a gradient.
     """
 
-    def __init__(
-        self, net: str, precision: str = "inherit", cpu_conv: str = "auto", *, trainable: bool = True
-    ) -> None:
+    def __init__(self, net: str, precision: str = "inherit", cpu_conv: str = "auto", *, trainable: bool = True) -> None:
         super().__init__()
         self.spec = SPECS[net]
         self.precision = precision
@@ -133,9 +131,7 @@ class Trunk(nn.Module):
             for name, parameter in taken.items():
                 parameter.copy_(state[name])
 
-    def forward(
-        self, *images: Tensor, affine: Affine = (None, None), n_taps: int | None = None
-    ) -> tuple[Tensor, ...]:
+    def forward(self, *images: Tensor, affine: Affine = (None, None), n_taps: int | None = None) -> tuple[Tensor, ...]:
         """The taps of images x [N, C, H, W], or of (x - shift) / scale.
 
         Two batches of images go through as one, the second after the first.
