@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from .transforms import in_torch_func, plain_torch_only
 
@@ -78,8 +79,8 @@ class RangeCheck:
 
 def _can_be_read(image: Tensor) -> bool:
     """Whether an image has values now, and looking at them disturbs nothing."""
-    if not image.numel() or image.is_meta or type(image) not in (Tensor, torch.nn.Parameter):
+    if not image.numel() or image.device.type not in ("cpu", "cuda") or type(image) not in (Tensor, torch.nn.Parameter):
         return False
-    if in_torch_func() or plain_torch_only():
+    if in_torch_func() or plain_torch_only() or _get_current_dispatch_mode_stack():
         return False
     return not (image.is_cuda and torch.cuda.is_current_stream_capturing())

@@ -236,6 +236,8 @@ class Trunk(nn.Module):
 
     def _once(self, key: object, parameters: Sequence[Tensor], make: Callable[[], Any]) -> Any:
         """What `make` gives, kept until a parameter changes; a change in place through `.data` leaves no trace."""
+        if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
+            return make()  # of tensors without values, for this call alone
         state = [(id(p), p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
         kept = self._kept.get(key)
         if kept is None or kept[0] != state:

@@ -16,9 +16,11 @@ import threading
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.export.passes import move_to_device_pass
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import lpips_fast
 
@@ -472,6 +474,27 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("net", ("alex", "vgg"))
+def test_fake_tensors_leave_nothing_behind(make_ours, net):
+    """A real module called under FakeTensorMode, as tools that look at shapes do: later calls are real ones."""
+    fn = make_ours(net)
+    in0, in1 = images(1)
+    for _ in range(2):
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            assert isinstance(fn(in0, in1), FakeTensor)
+            assert isinstance(fn(in0.requires_grad_(), in1), FakeTensor)
+        value = fn(in0.detach(), in1)
+        assert type(value) is torch.Tensor
+        assert torch.equal(value, make_ours(net)(in0.detach(), in1))
+        in0 = in0.detach()
+
+
+def test_traced_by_make_fx(module):
+    in0, in1 = images(1)
+    traced = make_fx(module)(in0, in1)
+    assert torch.equal(traced(in0, in1), module(in0, in1))
 
 
 class Loss(nn.Module):
