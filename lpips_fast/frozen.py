@@ -20,7 +20,7 @@ from torch import Tensor
 from .gpu_layers import HeadGradient
 from .layers import conv_backward, conv_relu, max_pool, prepare, tap_backward
 from .plan import Affine, Fire, Pool, Setting, without_autocast
-from .transforms import in_torch_func, is_batched, is_differentiated
+from .transforms import has_saved_tensor_hooks, in_torch_func, is_batched, is_differentiated, keeps_graph
 
 
 @contextlib.contextmanager
@@ -129,10 +129,14 @@ class _FrozenTrunk(torch.autograd.Function):
         ctx.n_outputs = len(output)
         ctx.mark_non_differentiable(*output[ctx.setting.n_taps :])
         # Only a double backward needs the images' values. To save them would make every backward an error once an image
-        # is changed in place, say clamped for a log. torch.func and torch.compile know saved tensors only.
-        ctx.n_saved = n_batches if in_torch_func() or torch.compiler.is_compiling() else 0
+        # is changed in place, say clamped for a log. torch.func and torch.compile know saved tensors only; and hooks on
+        # saved tensors (activation checkpointing, offloading) are to have them, for which torch does not ask whether
+        # they were changed.
+        saves = in_torch_func() or torch.compiler.is_compiling() or has_saved_tensor_hooks()
+        ctx.n_saved = n_batches if saves else 0
         ctx.images = images[ctx.n_saved :]
         ctx.versions = [image._version for image in ctx.images if image.requires_grad]
+        ctx.like = [(image.shape, image.dtype) for image in ctx.images]  # their memory may be gone by the backward
         ctx.save_for_backward(*output, shift, scale, *images[: ctx.n_saved], *tensors)
 
     @staticmethod
@@ -141,12 +145,14 @@ class _FrozenTrunk(torch.autograd.Function):
         saved = ctx.saved_tensors  # once: activation checkpointing recomputes them at each look
         outputs, affine, rest = saved[: ctx.n_outputs], saved[ctx.n_outputs :][:2], saved[ctx.n_outputs + 2 :]
         images, tensors = [*ctx.images, *rest[: ctx.n_saved]], rest[ctx.n_saved :]
+        like = [*ctx.like, *((image.shape, image.dtype) for image in rest[: ctx.n_saved])]
+        (_, *size), _ = like[0]
         taps, signs = outputs[: setting.n_taps], outputs[setting.n_taps :]
         d_taps = grads[: setting.n_taps]
         differentiated = is_differentiated(*images, *d_taps)
         if differentiated or is_batched(*d_taps):
             setting = setting.plain()
-            tensors = [tensors[0][:, : images[0].shape[1]], *tensors[1:]]
+            tensors = [tensors[0][:, : size[0]], *tensors[1:]]
         if differentiated:
             if ctx.versions != [image._version for image in ctx.images if image.requires_grad]:
                 raise RuntimeError(
@@ -158,8 +164,11 @@ class _FrozenTrunk(torch.autograd.Function):
             found = iter(torch.autograd.grad(taps, wanted, d_taps, create_graph=True))
             d_images = [next(found) if image.requires_grad else None for image in images]
         else:
-            d_x = run_backward(setting, images[0].shape[1:], affine, tensors, taps, signs, d_taps)
-            d_images = [d.to(i.dtype) for d, i in zip(d_x.split([len(i) for i in images]), images, strict=True)]
+            d_x = run_backward(setting, size, affine, tensors, taps, signs, d_taps)
+            parts = d_x.split([shape[0] for shape, _ in like])
+            d_images = [part.to(dtype) for part, (_, dtype) in zip(parts, like, strict=True)]
+        if not keeps_graph():
+            ctx.images = []  # given up with the saved tensors, though the graph may live on
         return None, None, None, None, *d_images, *(None for _ in tensors)
 
 

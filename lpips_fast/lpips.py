@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from .pixel_weights import shares, weighted_mean
 from .plan import Affine, Conv, is_autocast_enabled
 from .ranges import RangeCheck
 from .reference import accumulation_dtype, normalize_channels, to_dtype
-from .stock import Description, describe, is_as_described
+from .stock import Description, call_frozen, describe, is_as_described
 from .transforms import as_plain_tensor, in_torch_func, is_recorded, plain_torch_only
 from .trunk import PRECISIONS, SPECS, Trunk
 from .video import flatten_videos
@@ -249,7 +249,7 @@ class LPIPS(nn.Module):
                 what `features` returned. Or videos [B, 3, T, H, W].
             retPerLayer: whether to return each layer's part, too.
             normalize: the images are in [0, 1] and are to be mapped to [-1, 1].
-            weight: of the pixels in the mean over them, not negative, [N, 1, H, W] (N may be 1; for videos
+            weight: of the pixels in the mean over them, not negative, [N, 1, H, W] (N may be 1 or left out; for videos
                 [B, 1, T, H, W]): a mask, or how much each matters. It is averaged down to each tap. All 0 gives 0.
             frames: how many frames of a video to compare, picked at random for each clip, in their order.
             layout: of videos and their weights, 'BCTHW' or 'BTCHW'. By default BCTHW; but where both axes could be
@@ -270,7 +270,8 @@ class LPIPS(nn.Module):
         check_flags(retPerLayer=retPerLayer, normalize=normalize)
         clips = None
         if isinstance(in0, Tensor) and in0.dim() == 5:
-            in0, in1, weight, clips = flatten_videos(in0, in1, weight, frames, layout, generator)
+            channels = (1, 3) if self._is_stock() else None
+            in0, in1, weight, clips = flatten_videos(in0, in1, weight, frames, layout, generator, channels)
         elif frames is not None or layout is not None:
             given = f"frames={frames}" if frames is not None else f"layout={layout!r}"
             raise ValueError(f"{given} needs videos [B, C, T, H, W], got in0 {_shape(in0)}")
@@ -348,10 +349,10 @@ class LPIPS(nn.Module):
         given = image.shape
         if image.dim() in (2, 3):
             image = image[(None,) * (4 - image.dim())]
-        if image.dim() != 4 or (image.shape[1] not in (1, 3) and image.shape[1] != self._channels()):
-            channels = self._channels() or 3
-            gray = ", [N, 1, H, W] grayscale" if channels == 3 else ""
-            raise ValueError(f"{name} must be [N, {channels}, H, W]{gray}, or one image without N, got {list(given)}")
+        if image.dim() != 4 or (image.shape[1] not in (1, 3) and self._is_stock()):
+            raise ValueError(
+                f"{name} must be [N, 3, H, W], [N, 1, H, W] grayscale, or one image without N, got {list(given)}"
+            )
         if not image.is_floating_point():
             raise TypeError(
                 f"{name} must be floating point, in {self._RANGE}, got {image.dtype}; "
@@ -370,37 +371,38 @@ class LPIPS(nn.Module):
                 f"{name} must have sides of at least {smallest} pixels for net {self.pnet_type!r}, "
                 f"got {image.shape[2]} x {image.shape[3]}"
             )
-        return image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image
+        # Layers that are called take what they take; lpips's scaling makes three channels of gray.
+        return image.expand(-1, 3, -1, -1) if image.shape[1] == 1 and self._is_stock() else image
 
     def _own(self) -> Tensor:
         """A tensor on the module's device and of its type."""
         return next(itertools.chain(self.net.parameters(), self.buffers()))
-
-    def _channels(self) -> int | None:
-        """How many channels of images the trunk's first convolution takes."""
-        return next((m.in_channels for m in self.net.modules() if isinstance(m, nn.Conv2d)), None)
 
     def _feature_dtype(self, x: Tensor) -> torch.dtype:
         return self.net.setting(x.device).dtype if isinstance(self.net, Trunk) else torch.float32
 
     def _is_stock(self) -> bool:
         """Whether trunk, scaling and linear layers are as the constructor made them, so that none has to be called."""
-        net, lins = self.net, self.lins if self.lpips else ()
+        net = self.net
         return (
             isinstance(net, Trunk)
             and "forward" not in net.__dict__
             and net.is_stock()
             and is_as_described(self.scaling_layer, _SCALING)
-            and len(lins) == len(self._lins_made)
-            and all(map(is_as_described, lins, self._lins_made))
+            and self._has_stock_lins()
         )
 
     # torch.compile takes it for a constant of the call that it traces.
     _is_stock._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
+    def _has_stock_lins(self) -> bool:
+        lins = self.lins if self.lpips else ()
+        return len(lins) == len(self._lins_made) and all(map(is_as_described, lins, self._lins_made))
+
     def _checked_features(self, features: Features, x0: Tensor) -> Features:
         for what, theirs, ours in (
             ("net", features.net, NETS[self.pnet_type]),
+            ("taps", f"1 to {len(features.taps)}", f"1 to {self.L}"),
             ("version", features.version, self.version),
             ("size", features.size, (x0.shape[2], x0.shape[3])),
             ("device", features.taps[0].device, x0.device),
@@ -415,7 +417,7 @@ class LPIPS(nn.Module):
     def _taps(self, *images: Tensor, affine: Affine) -> tuple[Tensor, ...]:
         if not 1 <= self.L <= len(self.chns):
             raise ValueError(f"L, the number of taps to use, must be from 1 to {len(self.chns)}, got {self.L}")
-        return self.net(*images, affine=affine, n_taps=self.L)
+        return self.net(*images, affine=affine, n_taps=self.L, stock=True)
 
     def _taps_of_pair(
         self, x0: Tensor, x1: Tensor | Features, affine: Affine
@@ -430,28 +432,30 @@ class LPIPS(nn.Module):
 
     def _taps_by_modules(self, x: Tensor, normalize: bool) -> tuple[Tensor, ...]:
         """The taps of images by calling the modules as `lpips` does, whatever they are now."""
-        if self.eval_mode:
-            super().requires_grad_(False)  # a parent may have set the flags, which the modules themselves heed
         x = 2 * x - 1 if normalize else x
-        channels = self._channels()
-        if channels is not None and x.shape[1] not in (1, channels):
-            raise ValueError(f"images must be [N, {channels}, H, W] for this trunk, got {list(x.shape)}")
-        taps = self.net(x if self.version == "0.0" else self.scaling_layer(x))
+        taps = self._called(self.net, x if self.version == "0.0" else self._called(self.scaling_layer, x))
         return tuple(taps[k] for k in range(self.L))
+
+    def _called(self, module: nn.Module, x: Tensor) -> Any:
+        return call_frozen(module, x) if self.eval_mode else module(x)
 
     def _maps_by_modules(self, x0: Tensor, x1: Tensor | Features, normalize: bool) -> list[Tensor]:
         """Each layer's map of distances, [N, 1, H_l, W_l], likewise."""
         taps0 = self._taps_by_modules(x0, normalize)
         taps1 = x1.taps if isinstance(x1, Features) else self._taps_by_modules(x1, normalize)
+        weights = None if self.lpips else self._linear_weights()  # piq's are buffers
         maps = []
         for k, (f0, f1) in enumerate(zip(taps0, taps1, strict=True)):
             a, b = (normalize_channels(f, self._EPS, self._EPS_INSIDE_SQRT) for f in (f0, f1))
             squares = (a - b) ** 2
             if self.lpips:
                 lin = cast(nn.Module, self.lins[k])
-                weighted = lin(to_dtype(squares, next((p.dtype for p in lin.parameters()), squares.dtype)))
-                squares = to_dtype(weighted, squares.dtype)
-            maps.append(squares if self.lpips else squares.sum(dim=1, keepdim=True))
+                own = next((p.dtype for p in lin.parameters()), squares.dtype)
+                maps.append(to_dtype(self._called(lin, to_dtype(squares, own)), squares.dtype))
+            else:
+                if weights is not None:
+                    squares = weights[k].to(squares.dtype) * squares
+                maps.append(squares.sum(dim=1, keepdim=True))
         return maps
 
     def _parts(self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None, affine: Affine) -> list[Tensor]:
@@ -642,6 +646,9 @@ def check_pair(in0: Tensor, in1: Tensor | Features, names: str = "in0 and in1") 
 def _checked_pixel_weight(weight: Tensor, n: int, x: Tensor) -> Tensor:
     """The weights of pixels as [n, 1, H, W]."""
     height, width = x.shape[2:]
+    if isinstance(weight, Tensor):
+        weight = as_plain_tensor(weight)
+        weight = weight[(None,) * (4 - weight.dim())] if weight.dim() in (2, 3) else weight
     if not isinstance(weight, Tensor) or weight.shape not in ((n, 1, height, width), (1, 1, height, width)):
         raise ValueError(f"weight must be {[n, 1, height, width]}, one number a pixel, got {_shape(weight)}")
     if weight.layout != torch.strided or weight.is_complex():

@@ -47,8 +47,8 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
         net_type: the trunk, 'alex', 'vgg' or 'squeeze'.
         reduction: 'mean' or 'sum' over images, or 'none' or None for one value an image.
         normalize: the images are in [0, 1], not in [-1, 1].
-        trunk_weights, persistent: as in `lpips_fast.LPIPS`: the network's weights, and whether they are in the
-            state_dict.
+        trunk_weights, persistent, check_range: as in `lpips_fast.LPIPS`: the network's weights, whether they are in the
+            state_dict, and whether to warn, once, where images are plainly in another range.
         kwargs: `torchmetrics.Metric`'s.
 
     Raises:
@@ -78,6 +78,7 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
         *,
         trunk_weights: str | PathLike[str] | Mapping[str, Tensor] | None = None,
         persistent: bool = True,
+        check_range: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -86,7 +87,7 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
             raise ValueError(f"Argument `reduction` must be one of {_REDUCTIONS}, but got {reduction}")
         if not isinstance(normalize, bool):
             raise ValueError(f"Argument `normalize` should be an bool but got {normalize}")
-        self.net = _network(net_type, trunk_weights, persistent)
+        self.net = _network(net_type, trunk_weights=trunk_weights, persistent=persistent, check_range=check_range)
         self.reduction = reduction
         self.normalize = normalize
         if self._is_bounded():
@@ -208,12 +209,8 @@ def _kept_network(net_type: str, device: torch.device, dtype: torch.dtype) -> Ne
         return _network(net_type).to(device=device, dtype=dtype)
 
 
-def _network(
-    net_type: str,
-    trunk_weights: str | PathLike[str] | Mapping[str, Tensor] | None = None,
-    persistent: bool = True,
-) -> Network:
-    net = Network(net=net_type, trunk_weights=trunk_weights, persistent=persistent)
+def _network(net_type: str, **options: Any) -> Network:
+    net = Network(net=net_type, **options)
     net._names = ("img1", "img2")
     return net
 
@@ -235,7 +232,7 @@ class Network(LPIPS):
         eval_mode: has no effect. torchmetrics' network also returns to eval mode at the first `.train()`.
         resize: the side in pixels of the square to which images are resized, or None. An image with both sides longer
             is resized by area, any other bilinearly. The two images may then differ in size.
-        backend, precision, cpu_conv, trunk_weights, persistent: as in `lpips_fast.LPIPS`.
+        backend, precision, cpu_conv, trunk_weights, persistent, check_range: as in `lpips_fast.LPIPS`.
 
     Raises:
         ValueError, RuntimeError: as `lpips_fast.LPIPS`, and a resize below 1.
@@ -261,6 +258,7 @@ class Network(LPIPS):
         cpu_conv: str = "auto",
         trunk_weights: str | PathLike[str] | Mapping[str, Tensor] | None = None,
         persistent: bool = True,
+        check_range: bool = True,
     ) -> None:
         check_flags(eval_mode=eval_mode)
         if resize is not None:
@@ -279,7 +277,7 @@ class Network(LPIPS):
             cpu_conv=cpu_conv,
             trunk_weights=trunk_weights,
             persistent=persistent,
-            check_range=False,
+            check_range=check_range,
         )
         self.resize = resize
         self.eval()
@@ -357,12 +355,12 @@ def _without_scaling(module: Network, state: dict[str, Tensor], prefix: str, *_:
 
 
 def _to_their_names(module: Network, state: dict[str, Tensor], prefix: str, _: dict) -> None:
-    for k in range(module.L):
+    for k in range(module.net.N_slices):
         rename(state, f"{prefix}net.slice{k + 1}.", f"{prefix}net.slices.{k}.")
 
 
 def _from_their_names(module: Network, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    for k in range(module.L):
+    for k in range(module.net.N_slices):
         rename(state, f"{prefix}net.slices.{k}.", f"{prefix}net.slice{k + 1}.")
 
 

@@ -33,7 +33,7 @@ NEAR = 1e-3  # below, a distance is computed from the difference
 _BLOCK_BYTES = 2**29  # of the embeddings of a block, where the caller leaves its size open
 _PART = 8192  # values of an embedding in one matrix product
 _BATCH_PIXELS = 2**19  # of the images that go through the trunk at once
-_VALUES_PER_PIXEL = {"alexnet": 11, "squeezenet1_1": 36, "vgg16": 122}  # of an embedding, no fewer than it has
+_VALUES_PER_PIXEL = {"alex": 11, "squeeze": 36, "vgg": 122, "vgg16": 122}  # of an embedding, no fewer than it has
 
 
 class Images(Protocol):
@@ -177,7 +177,7 @@ def _size(name: str, x: Images) -> torch.Size:
 
 
 def _default_block(fn: LPIPS, pixels: int) -> int:
-    values = _VALUES_PER_PIXEL[fn.net.spec.model] * pixels
+    values = _VALUES_PER_PIXEL[fn.pnet_type] * pixels
     return max(1, _BLOCK_BYTES // max(1, values * accumulation_dtype(fn._own().dtype).itemsize))
 
 
@@ -222,6 +222,11 @@ def _parts(e: Tensor) -> Iterator[slice]:
 
 def embed_rows(fn: LPIPS, name: str, x: Images, rows: slice, size: torch.Size, normalize: bool) -> Tensor:
     """e(x[rows]), of images of that height and width; errors name x so."""
+    if not fn._has_stock_lins():
+        raise ValueError(
+            "linear layers were changed or hooked, so that distances need be no squared distances of vectors: compare "
+            "the images by pairs, with forward"
+        )
     weights = fn._linear_weights()
     for layer, weight in enumerate(weights or []):
         if (weight < 0).any():

@@ -10,8 +10,10 @@ behind the work, and read at a later call, when they have arrived: nothing waits
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,13 +28,25 @@ _FAR = 10.0  # decoders overshoot [-1, 1], but not so far
 _BELOW = -0.5  # as far do decoders of [0, 1] not undershoot
 
 
+_Arriving = tuple[Tensor, torch.cuda.Event, bool]  # extremes on their way to the host, when they are there, `normalize`
+
+
+@dataclass
+class _Seen:
+    """The extremes of the images of some calls."""
+
+    calls: int = 0
+    low: float = math.inf
+    high: float = -math.inf
+
+
 class RangeCheck:
     """The extremes of the images so far, and whether there was a warning."""
 
     def __init__(self) -> None:
         self._calls = 0
-        self._low, self._high = math.inf, -math.inf
-        self._arriving: list[tuple[Tensor, torch.cuda.Event, bool]] = []
+        self._seen = {False: _Seen(), True: _Seen()}  # of calls without and with `normalize`
+        self._arriving: list[_Arriving] = []
 
     def look(self, images: Sequence[Tensor], normalize: bool) -> None:
         """Takes in the images of a call, told to be in [0, 1] with `normalize`, else in [-1, 1]."""
@@ -43,35 +57,42 @@ class RangeCheck:
         if not extremes.is_cuda:
             self._take(extremes, normalize)
             return
-        arrived = [(e, n) for e, event, n in self._arriving if event.query()]
-        del self._arriving[: len(arrived)]  # in order, for they are on their way on one stream
+        arrived: list[_Arriving] = []
+        waiting: list[_Arriving] = []
+        for entry in self._arriving:
+            (arrived if entry[1].query() else waiting).append(entry)
+        self._arriving = waiting
         host = extremes.to("cpu", non_blocking=True)
         self._arriving.append((host, torch.cuda.current_stream(extremes.device).record_event(), normalize))
-        for e, n in arrived:
+        for e, _, n in arrived:
             self._take(e, n)
 
     def _take(self, extremes: Tensor, normalize: bool) -> None:
         values = [value for value in extremes.tolist() if math.isfinite(value)]
         if not values:
             return
-        self._low, self._high = min([self._low, *values]), max([self._high, *values])
+        seen = self._seen[bool(normalize)]
+        seen.calls += 1
+        seen.low, seen.high = min([seen.low, *values]), max([seen.high, *values])
         told = "[0, 1] (normalize=True)" if normalize else "[-1, 1]"
-        found = f"from {self._low:.3g} to {self._high:.3g}"
-        if max(abs(self._low), abs(self._high)) > _FAR:
+        found = f"from {seen.low:.3g} to {seen.high:.3g}"
+        if max(abs(seen.low), abs(seen.high)) > _FAR:
             self._warn(f"images should be in {told} and have values {found}; for 0 to 255: x / 127.5 - 1")
-        elif normalize and self._low < _BELOW:
+        elif normalize and seen.low < _BELOW:
             self._warn(f"images should be in {told} and have values {found}; for [-1, 1] leave out normalize=True")
-        elif not normalize and self._calls >= MANY and 0 <= self._low and 0.5 < self._high <= 1:
+        elif not normalize and seen.calls >= MANY and 0 <= seen.low and 0.5 < seen.high <= 1:
             self._warn(
-                f"images should be in {told}, and in {self._calls} calls all values were {found}; for [0, 1] pass "
+                f"images should be in {told}, and in {seen.calls} calls all values were {found}; for [0, 1] pass "
                 "normalize=True"
             )
 
     def _warn(self, message: str) -> None:
         self._calls = CALLS
         self._arriving.clear()
-        calls_of_torch_and_ours = 7
-        warnings.warn(f"LPIPS: {message}. check_range=False silences this.", stacklevel=calls_of_torch_and_ours)
+        frame, level = sys._getframe(), 1
+        while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("lpips_fast.", "torch.")):
+            frame, level = frame.f_back, level + 1
+        warnings.warn(f"LPIPS: {message}. check_range=False silences this.", stacklevel=level)  # the caller's line
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_arriving": []}  # events cannot be copied

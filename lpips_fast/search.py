@@ -25,6 +25,7 @@ from .frozen import run
 from .lpips import check_flags
 from .pairwise import Images, checked_count, direct_distances, embed_rows, images_at, squared_distances
 from .plan import Setting
+from .trunk import Spec
 from .weights import fingerprint
 
 if TYPE_CHECKING:
@@ -327,9 +328,17 @@ def _header(
     raw: bool | None,
     reading: dict[str, Any] | None,
 ) -> Header:
+    spec = _spec(fn)
     linear = fingerprint(fn._linear_weights() or [])
     trunk = fingerprint(fn.net.parameters())
-    return Header(fn.net.spec.model, fn.version, fn.lpips, size, resized, normalize, raw, reading, linear, trunk)
+    return Header(spec.model, fn.version, fn.lpips, size, resized, normalize, raw, reading, linear, trunk)
+
+
+def _spec(fn: LPIPS) -> Spec:
+    """The trunk's, which is that of the constructor."""
+    if not fn._is_stock():
+        raise ValueError("fn must have the layers that it was made with, for an index does not know them from others")
+    return fn.net.spec
 
 
 def _checked_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -340,7 +349,7 @@ def _checked_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _checked_size(fn: LPIPS, size: Sequence[int]) -> tuple[int, int]:
     sides = tuple(size) if isinstance(size, Iterable) else ()
-    smallest = fn.net.spec.min_size
+    smallest = _spec(fn).min_size
     if len(sides) != 2 or not all(isinstance(side, Integral) and side >= smallest for side in sides):
         raise ValueError(
             f"size must be height and width, two whole numbers of at least {smallest} pixels for net "

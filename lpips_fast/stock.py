@@ -1,4 +1,4 @@
-"""Whether modules are still as their classes made them.
+"""Whether modules are still as their classes made them, and how those that are not are called.
 
 Fused code computes what a module's layers would, without calling them. It does so only while the layers are the stock
 ones: a layer that was replaced, set otherwise, hooked or given another `forward` must be called.
@@ -48,14 +48,30 @@ def is_as_described(module: nn.Module, made: Description) -> bool:
         return False
     if "forward" in own:
         return False
-    if type(module) is not made.kind and not (torch.compiler.is_exporting() and isinstance(module, made.kind)):
-        return False  # torch.export looks at modules through proxies, whose class is a subclass of theirs
+    if type(module) is not made.kind and not _is_proxy(module, made.kind):
+        return False
     if made.settings is not None:
         if _SETTINGS[made.kind](own) != made.settings:
             return False
-        if (own["_parameters"].get("bias") is not None) != made.has_bias:
+        if (getattr(module, "bias", None) is not None) != made.has_bias:  # of a replica it is no parameter
             return False
     parts = own["_modules"]
     if len(parts) != len(made.parts):
         return False
     return all(map(is_as_described, parts.values(), made.parts))
+
+
+def _is_proxy(module: nn.Module, kind: type) -> bool:
+    """Whether it is a module of this kind that torch.export looks at through a proxy, whose class is a subclass."""
+    if not torch.compiler.is_exporting():
+        return False
+    theirs, ours = type(module), kind
+    return isinstance(module, kind) and all(
+        getattr(theirs, name, None) is getattr(ours, name, None) for name in ("forward", "_conv_forward")
+    )
+
+
+def call_frozen(module: nn.Module, x: Any) -> Any:
+    """What a module gives for x, without a graph to its parameters, whatever their `requires_grad` says."""
+    trained = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+    return torch.func.functional_call(module, trained, (x,)) if trained else module(x)

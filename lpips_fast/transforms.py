@@ -67,6 +67,16 @@ def is_differentiated(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad and level(t) != -2 for t in tensors)
 
 
+def has_saved_tensor_hooks() -> bool:
+    """Whether something takes the tensors that are saved for the backward now, as activation checkpointing does."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
+def keeps_graph() -> bool:
+    """Whether the backward that goes on may come again (retain_graph=True)."""
+    return torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph()
+
+
 def as_plain_tensor(tensor: Tensor) -> Tensor:
     """The tensor, in its graph, without what a subclass such as MONAI's MetaTensor or torchvision's tv_tensors adds.
 

@@ -15,7 +15,7 @@ from .frozen import frozen_trunk, run, tf32_as
 from .networks import LAYERS
 from .plan import Affine, Conv, Fire, Plan, Pool, Setting, is_autocast_enabled, without_autocast
 from .reference import to_dtype
-from .stock import describe, is_as_described
+from .stock import call_frozen, describe, is_as_described
 from .transforms import plain_torch_only
 
 AlexnetOutputs = namedtuple("AlexnetOutputs", ["relu1", "relu2", "relu3", "relu4", "relu5"])
@@ -131,7 +131,9 @@ class Trunk(nn.Module):
             for name, parameter in taken.items():
                 parameter.copy_(state[name])
 
-    def forward(self, *images: Tensor, affine: Affine = (None, None), n_taps: int | None = None) -> tuple[Tensor, ...]:
+    def forward(
+        self, *images: Tensor, affine: Affine = (None, None), n_taps: int | None = None, stock: bool | None = None
+    ) -> tuple[Tensor, ...]:
         """The taps of images x [N, C, H, W], or of (x - shift) / scale.
 
         Two batches of images go through as one, the second after the first.
@@ -139,11 +141,12 @@ class Trunk(nn.Module):
         Args:
             affine: shift and scale.
             n_taps: how many of the first taps to compute.
+            stock: what `is_stock` says, where the caller has asked.
 
         Returns:
             A namedtuple of [N, C_k, H_k, W_k], or, of fewer than all taps, a tuple.
         """
-        if not self.is_stock():
+        if not (self.is_stock() if stock is None else stock):
             taps = self._by_layers(images, affine, n_taps)
         else:
             setting = self.setting(images[0].device, n_taps)
@@ -181,7 +184,7 @@ class Trunk(nn.Module):
         with precision, tf32_as(tf32, x.device):
             x = to_dtype(x, own)
             for slice_ in self.slices[:n_taps]:
-                x = slice_(x)
+                x = slice_(x) if self.trainable else call_frozen(slice_, x)
                 taps.append(x)
         return taps
 

@@ -17,23 +17,25 @@ def flatten_videos(
     frames: int | None,
     layout: str | None,
     generator: torch.Generator | None,
+    accepted: Sequence[int] | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, tuple[int, int]]:
     """Videos [B, C, T, H, W] as frames [B * T, C, H, W], with weights alike, and (B, T).
 
     With `frames`, that many frames of each clip, picked at random without repetition, the same of both videos and of
     their weights, in their order. With layout 'BTCHW' all come as [B, T, C, H, W]. Without a layout, videos that could
-    be meant either way are refused: a wrong guess would give a wrong number in silence.
+    be meant either way are refused: a wrong guess would give a wrong number in silence. `accepted` are the numbers of
+    channels that in0 may have; None: any.
     """
     if layout not in (None, *LAYOUTS):
         raise ValueError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}, got {layout!r}")
     shape = list(in0.shape)
     if layout is None and shape[1] in (1, 3) and shape[2] == 3:
         raise ValueError(
-            f"in0 {shape} can be {shape[2]} frames of {shape[1]} channels or {shape[1]} frames of 3: "
-            "pass layout='BCTHW' or layout='BTCHW'"
+            f"in0 {shape} is ambiguous: layout='BCTHW' reads channels={shape[1]}, frames={shape[2]}; "
+            f"layout='BTCHW' reads frames={shape[1]}, channels={shape[2]}"
         )
     channels = 2 if layout == "BTCHW" else 1
-    if shape[channels] not in (1, 3):
+    if accepted is not None and shape[channels] not in accepted:
         raise ValueError(
             "in0 must be videos [B, 3, T, H, W], or [B, 1, T, H, W] grayscale, or with layout='BTCHW' "
             f"[B, T, 3, H, W] or [B, T, 1, H, W], got {shape}{'' if layout is None else f' with {layout=}'}"

@@ -235,13 +235,13 @@ def _load_with_stand_ins(path: Path) -> object:
 
     torch's own reader of weights does it, which calls only what is on its lists; there a stand-in has their names. It
     fills dicts and lists of the exact types only, so where objects turn out to be dicts or lists, a second attempt has
-    one for each. numpy's stay stand-ins then, whose state is no dict's.
+    one for each. numpy's and functools' stay stand-ins then, whose state is no dict's.
     """
 
     def container(name: str) -> type[StandIn]:
         if name == "collections.deque":
             return _ListStandIn
-        return StandIn if name.startswith("numpy.") else _DictStandIn
+        return StandIn if name.startswith(("numpy.", "functools.")) else _DictStandIn
 
     def load(kinds: Mapping[str, type[StandIn]]) -> object:
         made: list[Any] = [(type("StandIn", (kind,), {"name": name}), name) for name, kind in kinds.items()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copyreg
+import functools
 import io
 import json
 import os
@@ -287,7 +288,12 @@ def codes(path: str) -> dict[str, object]:
         "namespace": argparse.Namespace(path=Path(path), act=nn.ReLU(), call=print),
         "class for a key": {Touches: {"best": torch.tensor(1.0)}},
         "numbers": [np.float64(1.5), np.arange(3), np.dtype("f4")],
-        "containers": {"d": defaultdict(list, {"a": [1]}), "q": deque([1, 2], maxlen=3), "c": Counter("aab")},
+        "containers": {
+            "d": defaultdict(list, {"a": [1]}),
+            "q": deque([1, 2], maxlen=3),
+            "c": Counter("aab"),
+            "p": functools.partial(print, 1),
+        },
         "numbers and settings": [np.arange(3), Settings(a=1), deque([1])],
         "slots": Slots(),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import pickle
+import warnings
 import weakref
 
 import pytest
@@ -114,6 +115,24 @@ def test_tiny_features_show_where_the_eps_is(make):
     ours.net._EPS, ours.net._EPS_INSIDE_SQRT = 1e-10, False
     outside = ours(img1, img2)
     assert abs(outside - expected) > 1e-2 * expected, "the eps must matter here for the test to be one"
+
+
+def test_images_in_another_range(make):
+    """torchmetrics' check sees only the lower end of [-1, 1]."""
+    (img1, img2), *_ = _batches(False)
+    with pytest.warns(UserWarning, match="0 to 255"):
+        make(Ours).update(img1.abs() * 255, img2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(Ours, check_range=False).update(img1.abs() * 255, img2)
+
+
+def test_keys_do_not_depend_on_the_taps_in_use(make):
+    ours = make(Ours, net_type="squeeze")
+    keys = list(ours.net.state_dict())
+    ours.net.L = 3
+    assert list(ours.net.state_dict()) == keys
+    ours.net.load_state_dict(ours.net.state_dict(), strict=True)
 
 
 def test_not_persistent(make):

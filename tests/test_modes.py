@@ -524,19 +524,25 @@ def _fsdp_worker(rank, world, state, folder, dtype):
     grad = model.generator.weight.grad.full_tensor()
     if rank == 0:
         torch.save(grad, folder / "grad.pt")
+    torch.distributed.barrier()  # none leaves while another still needs it
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("dtype,tolerance", ((None, 1e-4), (torch.bfloat16, 0.5)), ids=str)
+@pytest.mark.parametrize("dtype,tolerance", ((None, 1e-4), (torch.bfloat16, 0.02)), ids=str)
 def test_fsdp2(module, tmp_path, dtype, tolerance):
     """Sharded with the model around it: the gradients are those of one process.
 
-    In bfloat16 parameters and images are cast, and buffers are not; a random trunk's gradient is that sensitive to it.
+    In bfloat16 parameters and images are cast, and buffers are not.
     """
     state = module.state_dict()
     torch.manual_seed(0)
     model = Loss(state)
-    model(*images(2)).backward()
+    if dtype is not None:
+        for p in model.parameters():
+            p.data = p.data.to(dtype)
+    in0, in1 = (x.to(dtype or x.dtype) for x in images(2))
+    for i in range(2):  # the order of a convolution's sums depends on its batch
+        (model(in0[i : i + 1], in1[i : i + 1]) / 2).backward()
     torch.multiprocessing.spawn(_fsdp_worker, (2, state, tmp_path, dtype), nprocs=2)
     found = torch.load(tmp_path / "grad.pt")
     assert (found - model.generator.weight.grad).norm() <= tolerance * found.norm()

@@ -81,7 +81,8 @@ def test_signatures_begin_as_those_of_lpips():
     for name in ("normalize_tensor", "spatial_average", "upsample", "load_image", "im2tensor", "tensor2im"):
         theirs = inspect.signature(getattr(lpips, name)).parameters.values()
         ours = inspect.signature(getattr(lpips_fast, name)).parameters.values()
-        assert [(p.name, p.default) for p in ours] == [(p.name, p.default) for p in theirs]
+        assert [(p.name, p.default) for p in ours][: len(theirs)] == [(p.name, p.default) for p in theirs]
+        assert all(p.default is not p.empty for p in list(ours)[len(theirs) :])
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -170,12 +171,41 @@ def test_frozen_in_plain_torch_too(make_ours):
 
 
 def test_frozen_where_layers_are_called_too(make_ours):
-    loss = Loss(make_ours()).requires_grad_(True)
-    loss.perceptual_loss.net.slice2[0] = nn.AvgPool2d(3, 2)
+    loss = Loss(make_ours())
+    module = loss.perceptual_loss
+    module.net.slice2[0] = nn.AvgPool2d(3, 2)
+    module.scaling_layer = nn.Conv2d(3, 3, 1)
+    module.lins[0].register_forward_hook(lambda *_: None)
+    loss.requires_grad_(True)
     in0, in1 = pair(1, 40, 40)
-    assert not loss.perceptual_loss(in0, in1).requires_grad
-    loss.perceptual_loss(in0.requires_grad_(), in1).sum().backward()
-    assert all(p.grad is None for p in loss.perceptual_loss.parameters())
+    assert not module(in0, in1).requires_grad
+    assert not module.net(in0)[0].requires_grad
+    in0.requires_grad_()
+    torch._dynamo.reset()
+    for call in (module, torch.compile(module, fullgraph=True, backend="aot_eager")):
+        call(in0, in1).sum().backward()
+        assert all(p.grad is None for p in module.parameters())
+        assert in0.grad.abs().max() > 0
+    assert all(p.requires_grad for p in module.parameters())  # they are somebody else's to set
+
+
+def test_a_trunk_of_somebodys_own_is_not_touched(make_ours):
+    """It may be in training elsewhere."""
+    module = make_ours()
+    encoder = module.net.slice1.requires_grad_(True)
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = encoder
+
+        def forward(self, x):
+            return [self.encoder(x).repeat(1, n, 1, 1) for n in (1, 3, 6, 4, 4)]
+
+    module.net = Encoder()
+    in0, in1 = pair(1, 40, 40)
+    module(in0.requires_grad_(), in1).sum().backward()
+    assert all(p.requires_grad and p.grad is None for p in encoder.parameters())
 
 
 @pytest.mark.parametrize("prefix", ("", "perceptual_loss."))
@@ -325,6 +355,26 @@ def test_a_layer_that_is_replaced(make_ours, make_theirs):
     assert not torch.allclose(value, before, rtol=0.01)
     replica = ours.net._replicate_for_data_parallel()
     assert replica._kept is not ours.net._kept
+
+
+def replicated(module):
+    """A replica as nn.DataParallel makes it: parameters are tensors in plain attributes."""
+    replica = module._replicate_for_data_parallel()
+    for name, child in module.named_children():
+        setattr(replica, name, replicated(child))
+    for name, p in module.named_parameters(recurse=False):
+        setattr(replica, name, p.detach().clone())
+    for name, buffer in module.named_buffers(recurse=False):
+        setattr(replica, name, buffer.clone())
+    return replica
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_replicas_stay_fused(make_ours, net):
+    module, (in0, in1) = make_ours(net), pair(1, 40, 40)
+    replica = replicated(module)
+    assert replica._is_stock()
+    assert torch.equal(replica(in0, in1), module(in0, in1))
 
 
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float64))

@@ -61,6 +61,22 @@ def test_no_warning_where_all_is_well(calls):
     assert not calls(MANY + 3, 0.1, 0.2)  # dark images
 
 
+def test_ranges_with_and_without_normalize_are_told_apart(make_ours):
+    """Trained in [-1, 1], say, and validated in [0, 1]."""
+    fn, (in0, in1) = make_ours("squeeze"), pair(1, 17, 17)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(CALLS // 2):
+            fn((in0 + 1) / 2, (in1 + 1) / 2, normalize=True)
+            fn(in0, in1)
+    bright = make_ours("squeeze")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(MANY + 2):
+            bright((in0 + 1) / 2, (in1 + 1) / 2, normalize=True)
+        bright((in0 + 1) / 2, (in1 + 1) / 2)
+
+
 def test_switched_off(calls):
     assert not calls(3, 127.5, 127.5, check_range=False)
 
@@ -77,6 +93,10 @@ def test_only_the_first_calls_look(make_ours, monkeypatch):
 def test_features_and_copies(make_ours):
     fn = make_ours("squeeze")
     in0, in1 = pair(1, 17, 17)
+    for call in (lambda fn: fn.features(in0 * 255), lambda fn: fn.pairwise(in0 * 255), lambda fn: fn(in0 * 255, in1)):
+        with pytest.warns(UserWarning, match="0 to 255") as found:
+            call(copy.deepcopy(fn))
+        assert found[0].filename == __file__
     with pytest.warns(UserWarning, match="0 to 255"):
         fn.features(in0 * 255)
     for other in (copy.deepcopy(fn), pickle.loads(pickle.dumps(fn))):

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from lpips_fast.search import Index
+
 from .conftest import NETS
 from .images import SIZE, VALUE_TOLERANCE, assert_close, pair
 
@@ -223,10 +225,42 @@ def test_images_of_five_channels(make_ours, make_theirs):
     ours = make_ours()
     assert_as_lpips(ours, copy.deepcopy(make_theirs()), five, in0, in1)
     assert ours(in0[0], in1).shape == (2, 1, 1, 1)
-    with pytest.raises(ValueError, match=r"in0 must be \[N, 5, H, W\]"):
-        ours(in0[:, :4], in1[:, :4])
-    with pytest.raises(ValueError, match=r"must be \[N, 5, H, W\]"):
+    assert_close(ours(in0[None], in1[None], layout="BTCHW"), ours(in0, in1).view(1, 2).double(), (1e-5, 1e-5))
+    with pytest.raises(RuntimeError, match="5 channels"):
         ours(in0[:, :3], in1[:, :3])
+
+
+def gray_trunk(fn):
+    torch.manual_seed(0)
+    fn.scaling_layer = nn.Identity()
+    fn.net.slice1[0] = nn.Conv2d(1, 64, 11, stride=4, padding=2)
+
+
+def learnt_scaling(fn):
+    torch.manual_seed(0)
+    fn.scaling_layer = nn.Conv2d(5, 3, 1)
+
+
+class ToGray(nn.Module):
+    def forward(self, x):
+        return x.mean(dim=1, keepdim=True)
+
+
+def gray_trunk_of_colour(fn):
+    gray_trunk(fn)
+    fn.scaling_layer = ToGray()
+
+
+def gray_of_another_pool(fn):
+    average_pools(fn)  # the scaling makes three channels of gray
+
+
+@pytest.mark.parametrize(
+    "change,channels",
+    ((gray_trunk, 1), (learnt_scaling, 5), (gray_trunk_of_colour, 3), (gray_of_another_pool, 1)),
+)
+def test_images_of_other_channels(make_ours, make_theirs, change, channels):
+    assert_as_lpips(make_ours(), copy.deepcopy(make_theirs()), change, *pair(2, 48, 52, channels=channels))
 
 
 def test_leaving_out_taps_leaves_out_their_layers(make_ours):
@@ -247,6 +281,8 @@ def test_leaving_out_taps_leaves_out_their_layers(make_ours):
     in0.requires_grad_()
     expected, grad = (torch.autograd.grad(module(in0, in1).sum(), in0)[0] for module in (fn, fast))
     torch.testing.assert_close(grad, expected)
+    with pytest.raises(ValueError, match="features of taps 1 to 2, needed here are those of taps 1 to 5"):
+        make_ours()(in0, fn.features(in1))
     assert fn.embed(in0).shape == (2, sum(tap[0].numel() for tap in fn.features(in0).taps))
 
 
@@ -275,6 +311,59 @@ def test_ordinary_use_leaves_modules_stock(make_ours, net):
     assert not fn._is_stock()
     handle.remove()
     assert fn._is_stock()
+
+
+@pytest.mark.parametrize("change", (hook_on_a_linear_layer, another_linear_layer))
+def test_vectors_need_the_stock_linear_layers(make_ours, change):
+    """Their distances would be other ones than those of forward."""
+    fn = make_ours()
+    change(fn)
+    in0, in1 = pair(2, 48, 52)
+    for call in (lambda: fn.embed(in0), lambda: fn.pairwise(in0, in1), lambda: Index.build(fn, in0)):
+        with pytest.raises(ValueError, match=r"linear layers were changed|layers that it was made with"):
+            call()
+
+
+@pytest.mark.parametrize("change", (average_pools, hook_in_the_trunk, other_trunk, no_scaling))
+def test_pairwise_with_changed_layers(make_ours, change):
+    fn = make_ours()
+    change(fn)
+    in0, in1 = pair(2, 48, 52)
+    assert_close(fn.pairwise(in0, in1)[0], fn(in0[:1], in1).flatten().double(), (1e-4, 1e-4))
+    with pytest.raises(ValueError, match="layers that it was made with"):
+        Index.build(fn, in0)
+
+
+class Doubled(nn.MaxPool2d):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+class Scaled(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight * 2, bias)
+
+
+def subclassed(fn):
+    fn.net.slice2[0] = Doubled(3, 2)
+
+
+def subclassed_within(fn):
+    conv = fn.net.slice1[0]
+    fn.net.slice1[0] = Scaled(3, 64, 11, stride=4, padding=2)
+    fn.net.slice1[0].load_state_dict(conv.state_dict())
+
+
+@pytest.mark.parametrize("strict", (False, True))
+@pytest.mark.parametrize("change", (average_pools, subclassed, subclassed_within, hook_on_the_scaling))
+def test_exported(make_ours, change, strict):
+    fn = make_ours()
+    in0, in1 = pair(1, 48, 52)
+    stock = fn(in0, in1)
+    change(fn)
+    program = torch.export.export(fn, (in0, in1), strict=strict).module()
+    assert_close(program(in0, in1), fn(in0, in1).double(), VALUE_TOLERANCE[torch.float32])
+    assert not torch.allclose(fn(in0, in1), stock, rtol=1e-3)
 
 
 def test_compiled(make_ours):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import weakref
 
 import pytest
 import torch
@@ -412,7 +413,10 @@ class TestVideo:
 
 
 class Carrier(torch.Tensor):
-    """A tensor that carries more with it, as MONAI's MetaTensor does."""
+    """A tensor that carries more with it, and has a `new_empty` of its own, as MONAI's MetaTensor."""
+
+    def new_empty(self, size, **options):
+        return super().new_empty(tuple(size), **options).as_subclass(Carrier)
 
 
 def tv_image(x):
@@ -435,7 +439,11 @@ def test_tensor_subclasses(make_ours, wrap, options):
     if not options.get("spatial"):
         mask = torch.rand(2, 1, SIZE, SIZE)
         leaf = in0.clone().requires_grad_()
-        torch.testing.assert_close(fn(wrap(leaf), in1, weight=wrap(mask)), fn(in0, in1, weight=mask))
+        value = fn(wrap(leaf), in1, weight=wrap(mask))
+        assert type(value) is torch.Tensor
+        torch.testing.assert_close(value, fn(in0, in1, weight=mask))
+        value.sum().backward()
+        assert leaf.grad.abs().max() > 0
         clip = in0.transpose(0, 1)[None]
         torch.testing.assert_close(fn(wrap(clip), wrap(clip) * 0.5), fn(clip, clip * 0.5))
 
@@ -456,6 +464,55 @@ def test_images_changed_in_place_before_the_backward(make_ours, needs, grad_in_f
     wanted = [x for x in pair if x.requires_grad]
     found = torch.autograd.grad((value * torch.linspace(0.5, 2, 2).view_as(value)).sum(), wanted)
     assert_same(found, expected)
+
+
+def test_images_are_given_up_with_the_graph(make_ours):
+    """After the backward, though the loss lives on; with retain_graph they stay, for a double backward may come."""
+    fn = make_ours("squeeze")
+    in0, in1 = images(1)
+    scale = torch.ones((), requires_grad=True)
+    for retain in (False, True):
+        image = in0 * scale
+        alive = weakref.ref(image)
+        loss = fn(image, in1).sum()
+        loss.backward(retain_graph=retain)
+        del image
+        assert (alive() is not None) == retain
+    loss.backward()
+    assert alive() is None
+
+
+def test_hooks_on_saved_tensors_have_the_images(make_ours):
+    """Checkpointing and offloading take them, too: nothing of an image stays behind."""
+    fn = make_ours("squeeze")
+    in0, in1 = images(1)
+    scale = torch.ones((), requires_grad=True)
+    seen = []
+
+    def region(x):
+        image = torch.tanh(x * scale)
+        seen.append(weakref.ref(image))
+        return fn(image, in1).sum()
+
+    value = checkpoint(region, in0, use_reentrant=False)
+    assert seen[0]() is None
+    (found,) = torch.autograd.grad(value, scale)
+    (expected,) = torch.autograd.grad(region(in0), scale)
+    torch.testing.assert_close(found, expected)
+
+
+def test_memory_of_an_image_may_be_gone_before_the_backward(make_ours):
+    """As pipelines free what they have sent on."""
+    fn = make_ours("squeeze")
+    in0, in1 = images(1)
+    scale = torch.ones((), requires_grad=True)
+    (expected,) = torch.autograd.grad(fn(in0 * scale, in1).sum(), scale)
+    image = in0 + 0 * scale
+    value = fn(image, in1).sum()
+    image.data = torch.zeros(1)
+    gradient = torch.autograd.grad(value, scale, allow_unused=True)
+    assert gradient[0] is not None
+    assert expected.isfinite()
 
 
 def test_double_backward_needs_images_as_they_were(make_ours):
@@ -594,6 +651,7 @@ def _ddp_worker(rank, world, port, path):
     model(in0[share], in1[share]).backward()
     if rank == 0:
         torch.save(model.module.generator.weight.grad, path)
+    torch.distributed.barrier()  # none leaves while another still needs it
     torch.distributed.destroy_process_group()
 
 

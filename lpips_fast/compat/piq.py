@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import functional, lpips, weights
+from .. import lpips, weights
 from ..reference import normalize_channels
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -57,6 +57,8 @@ class LPIPS(lpips.LPIPS):
                 raise ValueError(f"{name} must be three numbers, one a channel, got {channels}")
         if not min(std) > 0:
             raise ValueError(f"std must be above 0, got {std}")
+        if (tuple(mean), tuple(std)) != (IMAGENET_MEAN, IMAGENET_STD):
+            options.setdefault("check_range", False)  # images may be in any
         super().__init__(net="vgg", lpips=False, **options)  # the linear weights are no parameters in piq
         self.replace_pooling = replace_pooling
         self.distance = distance
@@ -78,8 +80,8 @@ class LPIPS(lpips.LPIPS):
         self._follow(x, y)
         x, y = self._checked_image("x", x), self._checked_image("y", y)
         lpips.check_pair(x, y, "x and y")
-        if self.replace_pooling or self.distance == "mae":
-            value = self._plain(x, y)
+        if self.distance == "mae":
+            value = self._absolute(x, y)
         else:
             value = super().forward(x, y, normalize=True).flatten()  # type: ignore[union-attr]  # no pair
         return value if self.reduction == "none" else getattr(value, self.reduction)()
@@ -99,24 +101,13 @@ class LPIPS(lpips.LPIPS):
             with torch.inference_mode(False):  # else training could not use what is made here
                 self.to(device=given[0].device, dtype=dtype)
 
-    def _plain(self, x: Tensor, y: Tensor) -> Tensor:
-        taps0, taps1 = (self._averaged(t) if self.replace_pooling else self.features(t, True).taps for t in (x, y))
-        if self.distance == "mse":
-            return functional.lpips_head(taps0, taps1, self._linear_weights(), backend=self.backend).sum(dim=1)
+    def _absolute(self, x: Tensor, y: Tensor) -> Tensor:
+        taps0, taps1 = (self.features(t, normalize=True).taps for t in (x, y))
         parts = []
         for f0, f1, weight in zip(taps0, taps1, self._linear_weights(), strict=True):
             a, b = (normalize_channels(f, self._EPS, self._EPS_INSIDE_SQRT) for f in (f0, f1))
             parts.append((weight * (a - b).abs()).sum(dim=1).mean(dim=(1, 2)))
         return torch.stack(parts).sum(dim=0)
-
-    def _averaged(self, x: Tensor) -> list[Tensor]:
-        shift, scale = self._affine(normalize=True)
-        x = (x - shift) / scale  # type: ignore[operator]  # None in version 0.0 only
-        taps = []
-        for slice_ in self.net.slices:
-            x = slice_(x)
-            taps.append(x)
-        return taps
 
     def _linear_weights(self) -> list[Tensor]:
         return [self.get_buffer(f"weight{k}") for k in range(self.L)]

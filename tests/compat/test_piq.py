@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -46,6 +47,33 @@ def test_numbers_and_gradients(trunk_states, make_theirs, options):
     assert_close(value, expected, (1e-6, 1e-6))  # its mean and std are float32's
     (grad,), (expected_grad,) = (torch.autograd.grad(v.sum(), x) for v in (value, expected))
     assert (grad - expected_grad).norm() < 1e-5 * expected_grad.norm()
+
+
+def test_changed_layers(trunk_states):
+    """Called, with piq's linear weights still."""
+    x, y = torch.rand(2, 1, 3, 32, 32)
+    fn, averaged = (LPIPS(trunk_weights=trunk_states["vgg"], replace_pooling=replace) for replace in (False, True))
+    value = fn(x, y)
+    fn.net.slice2[1].register_forward_hook(lambda *_: None)
+    torch.testing.assert_close(fn(x, y), value)
+    for slice_ in fn.net.slices[1:]:
+        slice_[0] = torch.nn.AvgPool2d(2)
+    torch.testing.assert_close(fn(x, y), averaged(x, y))
+
+
+def test_frozen_whatever_the_parent_does(trunk_states):
+    fn = LPIPS(trunk_weights=trunk_states["vgg"], replace_pooling=True)
+    torch.nn.ModuleList([fn]).requires_grad_(True)
+    x, y = torch.rand(2, 1, 3, 32, 32)
+    fn(x.requires_grad_(), y).backward()
+    assert all(p.grad is None for p in fn.parameters())
+
+
+def test_ranges_of_standardised_images_are_not_checked(trunk_states):
+    fn = LPIPS(trunk_weights=trunk_states["vgg"], mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fn(torch.randn(1, 3, 32, 32) * 4, torch.randn(1, 3, 32, 32))
 
 
 def test_keys_strictly_both_ways(trunk_states, make_theirs):
