@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -214,8 +216,6 @@ def make_changed(make_ours, change, **options):
 
 
 def test_images_of_five_channels(make_ours, make_theirs):
-    """As docs/training.md says."""
-
     def five(fn):
         torch.manual_seed(0)
         fn.scaling_layer = nn.Identity()
@@ -228,6 +228,19 @@ def test_images_of_five_channels(make_ours, make_theirs):
     assert_close(ours(in0[None], in1[None], layout="BTCHW"), ours(in0, in1).view(1, 2).double(), (1e-5, 1e-5))
     with pytest.raises(RuntimeError, match="5 channels"):
         ours(in0[:, :3], in1[:, :3])
+
+
+def test_snippets_of_docs_training(make_ours):
+    text = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    section = text[text.index("## Other trunks, fewer taps, other channels") :]
+    snippets = re.findall(r"^```python\n(.*?)^```", section[: section.index("\n## ", 3)], re.MULTILINE | re.DOTALL)
+    assert len(snippets) == 3
+    for snippet in snippets:
+        names = {"LPIPS": make_ours, "nn": nn}
+        exec(snippet, names)
+        images = pair(1, 48, 52, channels=5 if "N, 5, H, W" in snippet else 3)
+        assert names["fn"](*images) > 0
+        assert not names["fn"]._is_stock() or names["fn"].L == 3
 
 
 def gray_trunk(fn):
