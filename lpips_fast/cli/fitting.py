@@ -32,7 +32,7 @@ MaskSource = Path | Literal["alpha"] | None  # where the mask of an image is
 def parse_mask(text: str) -> str:
     """The text of --mask: ALPHA as it is, else a path, which for a folder of that name is ./alpha."""
     path = str(Path(text))
-    return f"./{path}" if path == ALPHA != text else path
+    return f"./{path}" if path == ALPHA and text != ALPHA else path
 
 
 def mask_option(help: str) -> Any:

@@ -143,7 +143,7 @@ def _option(key: str, value: Any) -> str:
     if value is None:
         return f"no --{key}"
     if isinstance(value, list):
-        return f"--{key} {':'.join(str(end).removesuffix('.0') for end in value):.99}"
+        return f"--{key} {':'.join(repr(end).removesuffix('.0') for end in value):.99}"
     return f"--{key} {value!r:.99}"
 
 
