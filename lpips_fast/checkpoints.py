@@ -45,6 +45,14 @@ _LAYER = re.compile(r"lins?\.?(\d{1,2})\.model\.[01]\.weight")
 _TRUNK = re.compile(r"(net\.slice|net\.slices\.|model\.)(\d{1,2})\.(.+)")
 
 
+class SeveralError(ValueError):
+    """A file has several LPIPS, and no prefix tells which; `prefixes` are theirs."""
+
+    def __init__(self, path: str | PathLike[str], prefixes: list[str]) -> None:
+        super().__init__(f"{path} has several LPIPS: give load_any a prefix, one of {weights.some(prefixes)}")
+        self.prefixes = prefixes
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Weights of LPIPS, as `load_any` found them.
@@ -228,8 +236,7 @@ def _find(path: str | PathLike[str], content: object, prefix: str | None) -> _Pa
     if len(found) == 1:
         return found[0]
     if found:
-        prefixes = weights.some(part.full_prefix for part in found)
-        raise ValueError(f"{path} has several LPIPS: give load_any a prefix, one of {prefixes}")
+        raise SeveralError(path, [part.full_prefix for part in found])
     if prefix is not None:
         prefixes = weights.some(part.full_prefix for part in every) or "none"
         raise ValueError(f"{path} has no LPIPS with prefix {prefix!r:.99}; prefixes of names like its are: {prefixes}")

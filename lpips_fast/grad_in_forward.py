@@ -77,10 +77,9 @@ class _DistanceWithGradient(torch.autograd.Function):
             chunk = max(_CPU_PIXELS // max(x0.shape[2] * x0.shape[3], 1), 1)
         parts = [slice(None)] if chunk is None else [slice(i, i + chunk) for i in range(0, max(n, 1), chunk)]
         values = []
-        d_x0, d_x1 = (
-            torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
-            for x in (x0, others[0] if job.need1 else x0[:0])
-        )
+        d_x0 = torch.empty_like(x0, dtype=torch.promote_types(x0.dtype, torch.float32))
+        x1 = others[0] if job.need1 else x0[:0]
+        d_x1 = torch.empty_like(x1, dtype=torch.promote_types(x1.dtype, torch.float32))
         for part in parts:
             pair = [x0[part], *(t if t.shape[0] == 1 else t[part] for t in others)]
             mask = masks[0][part] if masks else None

@@ -125,8 +125,7 @@ def open_image(path: str | PathLike[str]) -> Iterator[Image.Image]:
 
 def to_picture(image: Image.Image, background: str, value_range: tuple[float, float] | None) -> Picture:
     """An open Pillow image, as `read_image` gives it."""
-    # Pillow scales the values of a 16-bit PGM to 65535.
-    sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    sixteen_bits = has_sixteen_bits(image)
     narrow = None
     image = ImageOps.exif_transpose(image)
     if value_range is not None:
@@ -134,7 +133,11 @@ def to_picture(image: Image.Image, background: str, value_range: tuple[float, fl
     elif sixteen_bits:
         values = np.asarray(image)
         levels = (values >> 8).astype(np.uint8)
-        narrow = _narrow(values, levels)
+        if "transparency" in image.info and background != "drop":
+            seen = _opaque(image)
+            narrow = _narrow(values[seen], levels[seen])
+        else:
+            narrow = _narrow(values, levels)
         image = _gray(image, levels)
     elif image.mode in ("I", "F"):
         raise ValueError(
@@ -148,6 +151,12 @@ def to_picture(image: Image.Image, background: str, value_range: tuple[float, fl
         if composited:
             image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return Picture(np.array(image.convert("RGB")), composited, narrow)
+
+
+def has_sixteen_bits(image: Image.Image) -> bool:
+    """Whether an image as Pillow has opened it is gray of 16 bits."""
+    # Pillow gives 16-bit PGM, whose values it scales to 65535, and some PNG as 32-bit integers.
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 
 def alpha_of(image: Image.Image) -> np.ndarray | None:
@@ -165,7 +174,7 @@ def _stretched(image: Image.Image, value_range: tuple[float, float]) -> Image.Im
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         raise ValueError(
             "a range of values is for gray of 16 bits, 32-bit integers or floats, not for pixels of mode "
-            f"{image.mode!r}, 8 bits a channel (to which Pillow reduces colour of 16 bits)"
+            f"{image.mode!r}, 8 bits a channel (to which Pillow reduces 16 bits of colour, or of gray with alpha)"
         )
     values = np.asarray(image)
     if np.isnan(values).any():
@@ -177,13 +186,19 @@ def _gray(deep: Image.Image, levels: np.ndarray) -> Image.Image:
     """Levels [H, W] of 8 bits as an image, transparent where the deep image has its colour for that."""
     image = Image.fromarray(levels)
     if "transparency" in deep.info:
-        opaque = np.asarray(deep) != deep.info["transparency"]
-        image.putalpha(Image.fromarray(opaque.astype(np.uint8) * 255))
+        image.putalpha(Image.fromarray(_opaque(deep).astype(np.uint8) * 255))
     return image
+
+
+def _opaque(deep: Image.Image) -> np.ndarray:
+    """Where [H, W] a deep image has not its colour for transparent pixels."""
+    return np.asarray(deep) != deep.info["transparency"]
 
 
 def _narrow(values: np.ndarray, levels: np.ndarray) -> tuple[int, int] | None:
     """The least and largest of 16-bit values, where their high bytes, the levels, are few, and several share one."""
+    if not values.size:  # all are transparent
+        return None
     count = np.count_nonzero(Image.fromarray(levels).histogram())  # faster than NumPy's
     if count >= _FEW_LEVELS or count == np.count_nonzero(np.bincount(values.ravel())):
         return None

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from . import weights
 from .trunk import Trunk
 
@@ -50,3 +52,8 @@ class squeezenet(_Pretrained):
     """As `vgg16`, SqueezeNet 1.1's: relu1 to relu7."""
 
     _NET = "squeeze"
+
+
+def __getattr__(name: str) -> NoReturn:
+    instead = "; lpips_fast.functional.lpips_head takes the features of any network" if name == "resnet" else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{instead}")

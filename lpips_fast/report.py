@@ -90,6 +90,7 @@ def report_page(
     summary: Mapping[str, Any],
     distances: Sequence[tuple[Pair, float]],
     errors: Sequence[tuple[Pair, str]],
+    unmatched: tuple[Sequence[str], Sequence[str]],
     examples: Mapping[str, Sequence[Example]],
     place: Path | None,
 ) -> str:
@@ -101,6 +102,7 @@ def report_page(
         summary: their statistics.
         distances: each pair and its distance, finite. The histogram and the table hold them all.
         errors: each pair that has no distance, and why.
+        unmatched: the images of each folder that have no counterpart in the other, as paths within it.
         examples: the pairs to show with their maps, in groups by heading. All maps have one scale.
         place: the folder of the page, where links to the images start. None makes them absolute.
     """
@@ -115,15 +117,19 @@ def report_page(
     ]
     if examples:
         top = max(float(np.nanmax(example.map)) for group in examples.values() for example in group)
-        scale = f'<p class="scale">Scale of all maps: 0 {_picture("", colorize(_RAMP, 1.0))} {top:.3g}</p>'
+        ramp = f'<span class="ramp">0 {_picture("", colorize(_RAMP, 1.0))} {top:.3g}</span>'
+        scale = f'<p class="scale">Scale of all maps: {ramp}</p>' if top > 0 else ""
         for heading, group in examples.items():
             figures = "".join(_figure(example, top, place) for example in group)
             parts.append(_section(heading, f'{scale}<div class="figures">{figures}</div>'))
             scale = ""
-    if errors:
-        rows = [_row(_links(pair, place), _shown(pair.name), _shown(why)) for pair, why in errors]
+    rows = [_row(_links(pair, place), _shown(pair.name), _shown(why)) for pair, why in errors]
+    for label, folder, other, names in zip("AB", folders, reversed(folders), unmatched, strict=True):
+        why = _shown(f"no counterpart in {other}")
+        rows += [_row(_link(label, str(Path(folder, name)), place), _shown(name), why) for name in names]
+    if rows:
         head = '<th class="files">files</th><th>image</th><th>reason</th>'
-        parts.append(_section(f"Not compared ({len(errors)})", _table("errors", head, rows)))
+        parts.append(_section(f"Not compared ({len(rows)})", _table("errors", head, rows)))
     rows = [_row(f"{distance:.6f}", _links(pair, place), _shown(pair.name)) for pair, distance in _ranked(distances)]
     parts.append(_section(f"All distances ({len(distances)})", _FILTER + _table("distances", _HEAD, rows)))
     return _PAGE.substitute(
@@ -198,7 +204,11 @@ def _row(*cells: str) -> str:
 
 
 def _links(pair: Pair, place: Path | None) -> str:
-    return f'<a href="{_url(pair.a, place)}">A</a> <a href="{_url(pair.b, place)}">B</a>'
+    return f"{_link('A', pair.a, place)} {_link('B', pair.b, place)}"
+
+
+def _link(label: str, file: str, place: Path | None) -> str:
+    return f'<a href="{_url(file, place)}">{label}</a>'
 
 
 def _url(file: str, place: Path | None) -> str:
@@ -380,6 +390,7 @@ th, td { border-bottom: 1px solid var(--line); padding: .2rem 1.2rem .2rem 0; te
 td { overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 th { color: var(--muted); font-weight: 500; }
 .scale { color: var(--muted); }
+.ramp { white-space: nowrap; }
 .scale img { height: .8em; width: 10em; vertical-align: baseline; margin: 0 .3em; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); gap: 1.75rem 2rem; }
 figure { margin: 0; min-width: 0; }

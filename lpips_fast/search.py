@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 _FORMAT = "lpips_fast.Index"
 _FORMAT_VERSION = "1"
-_LATER = ("normalize", "raw", "reading")  # fields of the header that the first files of this format do not have
+# Fields of the header that the first files of this format do not have.
+_LATER = ("normalize", "raw", "reading", "transparent", "opaque")
 _BLOCK_BYTES = 2**28  # of stored vectors, in float32, that are compared with at once
 
 
@@ -48,6 +49,8 @@ class Header(NamedTuple):
     normalize: bool | None  # as `build` was given it, and so `search` must be; None: unknown
     raw: bool | None  # whether the trunk saw [0, 1] instead of [-1, 1], by the command line's --no-normalize
     reading: dict[str, Any] | None  # how the command line read the image files, by option; None: unknown
+    transparent: bool | None  # whether one of these files was transparent; None: unknown
+    opaque: bool | None  # whether one was not
     linear_sha256: str
     trunk_sha256: str
 
@@ -110,7 +113,7 @@ class Index:
             raise ValueError("images must be at least one, got none")
         names = _checked_names(names, len(images))
         shape = _resized(fn, "images", first, size).shape[2:]
-        header = _header(fn, (shape[0], shape[1]), size is not None, bool(normalize), raw=False, reading=None)
+        header = _header(fn, (shape[0], shape[1]), size is not None, bool(normalize), raw=False)
         vectors = torch.empty(0)
         for start in range(0, len(images), batch):
             part = _resized(fn, "images", images_at("images", images, slice(start, start + batch)), size)
@@ -154,7 +157,7 @@ class Index:
         stored = (embeddings * math.sqrt(size[0] * size[1])).to(dtype)
         vectors = stored.cpu()
         _check_finite("embeddings", stored)
-        return cls(fn, _header(fn, size, resized=False, normalize=None, raw=None, reading=None), vectors, names)
+        return cls(fn, _header(fn, size, resized=False, normalize=None, raw=None), vectors, names)
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -289,13 +292,14 @@ def _read(file: Any, fn: LPIPS) -> tuple[Header, Tensor, list[str] | None]:
         given = f"{fields!r:.99}" if not isinstance(fields, dict) else ", ".join(fields)
         raise ValueError(f"its header must have {', '.join(Header._fields)}, got {given:.199}")
     header = Header(**{**unknown, **fields})
-    own = _header(fn, header.size, header.resized, header.normalize, header.raw, header.reading)
+    own = _header(fn, header.size, header.resized, header.normalize, header.raw)
+    own = own._replace(reading=header.reading, transparent=header.transparent, opaque=header.opaque)
     for what, made_with, needed in zip(Header._fields, header, own, strict=True):
         if made_with != needed:
             raise ValueError(f"it was made with {what} {made_with!s:.99}, this LPIPS has {needed}: build it again")
     if not isinstance(header.reading, dict | None):
         raise ValueError(f"its reading must be options by name, got {header.reading!r:.99}")
-    for what in ("resized", "normalize", "raw"):
+    for what in ("resized", "normalize", "raw", "transparent", "opaque"):
         if not isinstance(flag := getattr(header, what), bool) and (flag is not None or what == "resized"):
             raise ValueError(f"its {what} must be true or false, got {flag!r:.99}")
     size = _checked_size(fn, header.size)
@@ -320,18 +324,12 @@ def _from_json(metadata: Mapping[str, str], key: str) -> Any:
         raise ValueError(f"its {key} must be JSON: {error}") from error
 
 
-def _header(
-    fn: LPIPS,
-    size: tuple[int, int],
-    resized: bool,
-    normalize: bool | None,
-    raw: bool | None,
-    reading: dict[str, Any] | None,
-) -> Header:
-    spec = _spec(fn)
+def _header(fn: LPIPS, size: tuple[int, int], resized: bool, normalize: bool | None, raw: bool | None) -> Header:
+    """What an index of images is made with; nothing is known of files that they were read from."""
+    model = _spec(fn).model
     linear = fingerprint(fn._linear_weights() or [])
     trunk = fingerprint(fn.net.parameters())
-    return Header(spec.model, fn.version, fn.lpips, size, resized, normalize, raw, reading, linear, trunk)
+    return Header(model, fn.version, fn.lpips, size, resized, normalize, raw, None, None, None, linear, trunk)
 
 
 def _spec(fn: LPIPS) -> Spec:

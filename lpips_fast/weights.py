@@ -339,6 +339,6 @@ def _torchvision_file(net: str, progress: bool) -> Path:
             f"the ImageNet weights of the {net!r} trunk are neither in {path.parent} nor can they be downloaded "
             f"({error}). Three ways to provide them: (1) connect to the internet once, and they are downloaded on "
             f"first use; (2) put {name} (from {url}) into $TORCH_HOME/hub/checkpoints; "
-            f"(3) pass trunk_weights=, a file or a state_dict with torchvision's names."
+            f"(3) pass trunk_weights= (--trunk-weights), a file or a state_dict with torchvision's names."
         ) from error
     return path

@@ -210,7 +210,16 @@ def test_a_range_is_not_for_color_of_sixteen_bits(tmp_path):
     """Pillow has only its high bytes."""
     values = np.zeros((5, 7, 3), ">u2")
     (tmp_path / "deep.png").write_bytes(_png(7, 5, depth=16, color=2, rows=[b"\0" + row.tobytes() for row in values]))
-    with pytest.raises(OSError, match=r"not for pixels of mode 'RGB'.*Pillow reduces colour of 16 bits"):
+    with pytest.raises(OSError, match=r"not for pixels of mode 'RGB'.*Pillow reduces 16 bits of colour"):
+        load_image(tmp_path / "deep.png", value_range=(0, 100))
+
+
+def test_gray_with_alpha_of_sixteen_bits_is_its_high_byte(tmp_path):
+    row = b"\0" + np.array([[0x1280, 0xFFFF], [0xFEFF, 0x0000]], ">u2").tobytes()
+    (tmp_path / "deep.png").write_bytes(_png(2, 1, depth=16, color=4, rows=[row]))
+    assert load_image(tmp_path / "deep.png", "drop").tolist() == [[[0x12] * 3, [0xFE] * 3]]
+    assert load_image(tmp_path / "deep.png", "black").tolist() == [[[0x12] * 3, [0] * 3]]
+    with pytest.raises(OSError, match="Pillow reduces 16 bits of colour, or of gray with alpha"):
         load_image(tmp_path / "deep.png", value_range=(0, 100))
 
 
@@ -251,6 +260,17 @@ def test_sixteen_bits_that_the_high_byte_hardly_tells_apart(tmp_path, suffix):
     assert narrow(values % 2 * 65535) is None  # a mask
     assert narrow(values % 16 * 0x1111) is None  # of 4 bits
     assert narrow(np.full((64, 64), 1234)) is None
+
+
+@pytest.mark.parametrize("background, expected", [("black", (6600, 7539)), ("drop", (0, 7539))])
+def test_values_under_transparency_are_not_seen(tmp_path, background, expected):
+    values = np.arange(6600, 7540).reshape(20, 47).astype(np.uint16)
+    values[:4] = 0  # no data
+    values[4, 0] = 6600
+    Image.fromarray(values).save(tmp_path / "deep.png", transparency=0)
+    assert read_image(tmp_path / "deep.png", background).narrow == expected
+    Image.fromarray(0 * values).save(tmp_path / "deep.png", transparency=0)
+    assert read_image(tmp_path / "deep.png").narrow is None
 
 
 def test_eight_bits_are_not_narrow(tmp_path):

@@ -444,12 +444,12 @@ def test_compiled_in_one_graph(make_ours, net, backend, options):
 
 @pytest.mark.parametrize("options", ({}, {"grad_in_forward": True}, {"precision": "bfloat16"}), ids=str)
 def test_compiled_with_images_of_two_types(make_ours, options):
-    """One after the other, and an image without a batch: each is compiled for what it is."""
+    """And an image without a batch."""
     module = make_ours("squeeze", **options)
-    torch._dynamo.reset()
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     in0, in1 = pair(1, 35, 35)
     for types in ((torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)):
+        torch._dynamo.reset()
+        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
         x0, x1 = (x.to(dtype).requires_grad_() for x, dtype in zip((in0, in1), types))
         value, expected = compiled(x0, x1), module(x0, x1)
         assert_close(value, expected.double(), VALUE_TOLERANCE[torch.float32])

@@ -35,5 +35,12 @@ def test_random_and_trainable(monkeypatch, name):
     assert all(p.grad is not None for p in ours.parameters())
 
 
+def test_a_resnet_is_not_here():
+    with pytest.raises(AttributeError, match=r"no attribute 'resnet'; lpips_fast\.functional\.lpips_head takes"):
+        _ = pretrained_networks.resnet
+    with pytest.raises(AttributeError, match=r"no attribute 'resnext'$"):
+        _ = pretrained_networks.resnext
+
+
 def test_where_lpips_has_them():
     assert lpips_fast.pn is lpips_fast.pretrained_networks is pretrained_networks

@@ -116,9 +116,10 @@ def test_a_file_that_does_not_tell_the_range(fn, images, tmp_path):
     """Those of `from_embeddings`, and those written before it was kept."""
     path = tmp_path / "images.index"
     Index.from_embeddings(fn, fn.embed(images), (SIZE, SIZE)).save(path)
-    rewrite(path, header=without(read_header(path), "normalize", "raw", "reading"))
+    rewrite(path, header=without(read_header(path), "normalize", "raw", "reading", "transparent", "opaque"))
     index = Index.load(path, fn)
     assert index.header.normalize is index.header.reading is None
+    assert index.header.transparent is index.header.opaque is None
     assert index.search(images[4:5], 1)[1].tolist() == [[4]]
     assert index.search((images[4:5] + 1) / 2, 1, normalize=True)[1].tolist() == [[4]]
 
@@ -197,6 +198,8 @@ def test_damaged_metadata(fn, saved, tmp_path, changes, words):
         ({"resized": "yes"}, ("resized", "yes")),
         ({"normalize": 2}, ("normalize", "2")),
         ({"raw": "no"}, ("raw", "'no'")),
+        ({"transparent": 1}, ("its transparent must be true or false", "1")),
+        ({"opaque": "no"}, ("its opaque must be true or false", "'no'")),
         ({"reading": "white"}, ("reading must be options by name", "'white'")),
         ({"reading": ["white"]}, ("reading must be options by name", "['white']")),
         ({"resized": None}, ("resized", "None")),

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options, output, shards
-from .fitting import Fit, Mask
-from .folders import Match, find_masks, list_folder, match
+from .fitting import Fit, Mask, MaskSource
+from .folders import Match, find_masks, list_folder, match, named_by
 from .journal import Journal
 from .options import ReadError, Reading, Settings, UsageError
 from .results import Results, summarize
@@ -76,10 +76,10 @@ def dirs(
             "b": str(b),
             "pattern": pattern,
             **asdict(fit),
-            "mask": None if mask is None else str(mask),
+            "mask": mask,
         }
 
-        def prepare() -> tuple[Match, list[Path | None], Journal]:
+        def prepare() -> tuple[Match, list[MaskSource], Journal]:
             matched = _matched(a, b, pattern)
             masks = find_masks(mask, [path_a for _, path_a, _ in matched.pairs])
             return matched, masks, Journal(json, csv, described, ["name", "a", "b", "lpips", "error"], resume)
@@ -108,7 +108,7 @@ def dirs(
         if first and not output.to_stdout(json, csv, report):
             _print(results, summary)
         if first and report is not None:
-            _write_report(report, results, model, fit, reading, masks, described, summary)
+            _write_report(report, results, model, fit, reading, masks, described, summary, unmatched)
         notices.tell()
     for i, why in sorted(results.errors.items()):
         output.warn(f"{results.pairs[i][0]}: {why}")
@@ -120,7 +120,11 @@ def _matched(a: Path, b: Path, pattern: str) -> Match:
     paths_a, paths_b = list_folder(a), list_folder(b)
     matched = match(paths_a, paths_b, pattern)
     if not matched.pairs:
-        raise UsageError(f"no image in {a} has a namesake in {b}: e.g. {paths_a[0]} and {paths_b[0]}")
+        first = paths_a[0]
+        raise UsageError(
+            f"no image in {a} has a namesake in {b}: e.g. {first} should be {named_by(pattern, first)}.* in {b}, which "
+            f"has {paths_b[0]}; --pattern says how B's images are named, without suffix, and is {pattern!r}"
+        )
     return matched
 
 
@@ -139,7 +143,7 @@ def _run(
     model: Model,
     fit: Fit,
     reading: Reading,
-    masks: Sequence[Path | None],
+    masks: Sequence[MaskSource],
     journal: Journal,
     notices: Notices,
 ) -> None:
@@ -180,9 +184,10 @@ def _write_report(
     model: Model,
     fit: Fit,
     reading: Reading,
-    masks: Sequence[Path | None],
+    masks: Sequence[MaskSource],
     settings: dict[str, Any],
     summary: dict[str, Any],
+    unmatched: dict[str, list[str]],
 ) -> None:
     from ..report import Pair, choose_examples, report_page
     from . import loading
@@ -203,6 +208,7 @@ def _write_report(
         summary,
         distances,
         [(pairs[i], why) for i, why in sorted(results.errors.items())],
+        (unmatched["a"], unmatched["b"]),
         choose_examples(distances, load, lambda loaded: model.maps(loaded)[0]),
         None if path == output.STDOUT else path.parent,
     )

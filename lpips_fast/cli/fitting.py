@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -24,15 +24,29 @@ CropBorder = Annotated[
     int,
     typer.Option(min=0, help="Leave out this many pixels at each of the four sides, as is usual in super-resolution."),
 ]
+
+ALPHA: Final = "alpha"
+MaskSource = Path | Literal["alpha"] | None  # where the mask of an image is
+
+
+def parse_mask(text: str) -> str:
+    """The text of --mask: ALPHA as it is, else a path, which for a folder of that name is ./alpha."""
+    path = str(Path(text))
+    return f"./{path}" if path == ALPHA and text != ALPHA else path
+
+
+def mask_option(help: str) -> Any:
+    """--mask, of which the commands get the text from `parse_mask`."""
+    return typer.Option(parser=parse_mask, metavar="PATH|alpha", help=help)
+
+
 Mask = Annotated[
-    Path | None,
-    typer.Option(
-        help="The weights of pixels in the mean, white 1, black 0: an image, a folder of images named as A's, or "
-        "alpha, which is A's alpha channel.",
+    str | None,
+    mask_option(
+        "The weights of pixels in the mean, white 1, black 0: an image, a folder of images named as A's, or alpha, "
+        "which is A's alpha channel (./alpha is a folder of that name)."
     ),
 ]
-
-ALPHA = Path("alpha")
 
 
 @dataclass(frozen=True)
@@ -41,7 +55,7 @@ class Fit:
 
     Args:
         resize: each takes the size of the first.
-        crop: each is cut at the bottom and the right to the height and width that all have.
+        crop: each is cut at the bottom and the right to the height and width that the first two, A and B, both have.
         crop_border: the number of pixels that are then cut from each of the four sides.
 
     Raises:
@@ -61,20 +75,27 @@ class Fit:
         return self.resize or self.crop
 
     def __call__(self, *images: tuple[str, np.ndarray]) -> list[np.ndarray]:
-        """Images [H, W, 3] and masks [H, W], given with their names, at one size.
+        """A and B, [H, W, 3], and their mask [H, W] if there is one, given with their names, at one size.
 
         Raises:
-            ReadError: the sizes differ, and this neither resizes nor crops; or nothing is left within the border.
+            ReadError: the sizes differ, and this neither resizes nor crops; the mask is smaller than what A and B are
+                cropped to; or nothing is left within the border.
         """
         from ..images import resize_image
 
         name, first = images[0]
         height, width = first.shape[:2]
         if self.crop:
-            height, width = (min(image.shape[side] for _, image in images) for side in (0, 1))
+            height, width = (min(image.shape[side] for _, image in images[:2]) for side in (0, 1))
+            for mask, image in images[2:]:
+                if image.shape[0] < height or image.shape[1] < width:
+                    raise ReadError(
+                        f"the mask {mask} is {image.shape[1]} x {image.shape[0]}, smaller than the {width} x {height} "
+                        "pixels that A and B are cropped to"
+                    )
         elif not self.resize:
-            for other, image in images[1:]:
-                check_sizes(name, (width, height), other, (image.shape[1], image.shape[0]))
+            for way, (other, image) in zip(("--resize or --crop", "--resize"), images[1:], strict=False):
+                check_sizes(name, (width, height), other, (image.shape[1], image.shape[0]), way)
         n = self.crop_border
         if min(height, width) <= 2 * n:
             raise ReadError(f"--crop-border {n} leaves nothing of {name}, {width} x {height} pixels")
@@ -82,8 +103,10 @@ class Fit:
         return [image[n : height - n, n : width - n] for image in sized]
 
 
-def check_sizes(name0: str, size0: tuple[int, int], name1: str, size1: tuple[int, int]) -> None:
-    """Raises a ReadError, unless two images are of one size (width, height)."""
+def check_sizes(
+    name0: str, size0: tuple[int, int], name1: str, size1: tuple[int, int], way: str = "--resize or --crop"
+) -> None:
+    """Raises a ReadError, which names the way to one size, unless two images are of one size (width, height)."""
     if size0 != size1:
         told0, told1 = (f"{width} x {height}" for width, height in (size0, size1))
-        raise ReadError(f"sizes differ: {name0} is {told0}, {name1} {told1} (--resize or --crop makes them equal)")
+        raise ReadError(f"sizes differ: {name0} is {told0}, {name1} {told1} ({way} makes them equal)")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .fitting import ALPHA
+from .fitting import ALPHA, MaskSource
 from .options import ReadError, UsageError
 
 
@@ -60,7 +60,7 @@ def match(paths_a: Sequence[Path], paths_b: Sequence[Path], pattern: str = "{nam
     if "{name}" not in pattern:
         raise UsageError(f"--pattern must have {{name}} in it, for A's name without suffix, got {pattern!r}")
     in_b = set(paths_b)
-    wanted = {a: a.parent / f"{pattern.replace('{name}', a.stem)}{a.suffix}" for a in paths_a}
+    wanted = {a: Path(f"{named_by(pattern, a)}{a.suffix}") for a in paths_a}
     found = {a: wanted[a] for a in paths_a if wanted[a] in in_b}
     taken = set(found.values())
     stems_a = _by_stem({a: wanted[a] for a in paths_a if a not in found})
@@ -76,6 +76,11 @@ def match(paths_a: Sequence[Path], paths_b: Sequence[Path], pattern: str = "{nam
     )
 
 
+def named_by(pattern: str, a: Path) -> Path:
+    """What a pattern makes of a relative path in the first folder: one in the second, without suffix."""
+    return a.parent / pattern.replace("{name}", a.stem)
+
+
 def _by_stem(names: Mapping[Path, Path]) -> dict[Path, list[Path]]:
     """Paths grouped by their names without suffix."""
     groups: dict[Path, list[Path]] = defaultdict(list)
@@ -84,28 +89,32 @@ def _by_stem(names: Mapping[Path, Path]) -> dict[Path, list[Path]]:
     return groups
 
 
-def find_masks(mask: Path | None, names: Sequence[Path]) -> list[Path | None]:
+def find_masks(mask: str | None, names: Sequence[Path]) -> list[MaskSource]:
     """What --mask gives each image, named by its path in folder A: a mask's path, ALPHA or None.
 
-    In a folder masks are matched by name. An image without one gets the path at which its mask is missing.
+    In a folder masks are matched by name. An image without one gets the path that its mask should have, with the
+    suffix .*, where no file is.
 
     Raises:
         UsageError: it is a folder without images, or none has a name of an image.
         ReadError: it is one mask for all, and cannot be read.
     """
-    if mask is None or mask == ALPHA:
-        return [mask] * len(names)
-    if mask.is_dir():
-        found = {Path(name): path for name, _, path in match(names, list_folder(mask)).pairs}
+    if mask is None:
+        return [None] * len(names)
+    if mask == ALPHA:
+        return [ALPHA] * len(names)
+    path = Path(mask)
+    if path.is_dir():
+        found = {Path(name): of_name for name, _, of_name in match(names, list_folder(path)).pairs}
         if not found:
             raise UsageError(f"--mask {mask} has no mask named as an image in A, e.g. {names[0]}")
-        return [mask / found.get(name, name) for name in names]
+        return [path / found.get(name, name.with_suffix(".*")) for name in names]
     from ..images import open_image
     from .loading import gray_of
 
     try:
-        with open_image(mask) as image:
+        with open_image(path) as image:
             gray_of(image)
     except OSError as error:
         raise ReadError(f"--mask: {error}") from error
-    return [mask] * len(names)
+    return [path] * len(names)

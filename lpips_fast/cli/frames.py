@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from PIL import Image, ImageSequence
 
 from ..images import Picture, open_image, suffixes, to_picture
-from .fitting import Fit
+from .fitting import ALPHA, Fit
 from .folders import list_folder
 from .loading import Pair, WeightsOf, make_pair, mask_source, no_alpha
 from .notices import Notices
@@ -46,7 +46,7 @@ def open_frames(path: Path, reading: Reading, weights_of: WeightsOf | None = Non
         UsageError: it is a video, and PyAV is not installed, or a range of values is asked for.
     """
     convert = weights_of or functools.partial(
-        to_picture, background=reading.background, value_range=reading.value_range
+        to_picture, background=reading.background_color, value_range=reading.value_range
     )
     if path.is_dir():
         paths = sorted((path / p for p in list_folder(path)), key=_natural)
@@ -68,7 +68,7 @@ def frame_pairs(
     a: Path,
     b: Path,
     fit: Fit,
-    mask: Path | None,
+    mask: str | None,
     uneven: Callable[[str], None],
     reading: Reading,
     notices: Notices,
@@ -76,7 +76,7 @@ def frame_pairs(
     """The frames of both with their masks, which `open_frames` opens; ends with the shortest, and tells `uneven`."""
     streams = [(path, open_frames(path, reading)) for path in (a, b)]
     if mask is not None:
-        path, weights_of = mask_source(a, mask)
+        path, weights_of = mask_source(a, ALPHA if mask == ALPHA else Path(mask))
         streams.append((path, _open_masks(path, reading, weights_of)))
     return _pairs(streams, fit, uneven, notices)
 
@@ -87,7 +87,10 @@ def _open_masks(path: Path, reading: Reading, weights_of: WeightsOf) -> Iterator
     Raises:
         ReadError: it is a file that begins without the alpha channel that `weights_of` takes.
     """
-    masks = open_frames(path, reading, weights_of)
+    try:
+        masks = open_frames(path, reading, weights_of)
+    except ReadError as error:
+        raise ReadError(f"--mask: {error}") from error
     first = [*itertools.islice(masks, 2)]
     if path.is_file() and first and first[0].image is None:  # in a folder others may have one
         raise ReadError(no_alpha(str(path)))

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from ..images import Picture, alpha_of, image_size, open_image, read_image, resize_image, to_picture
-from .fitting import ALPHA, Fit, check_sizes
+from ..images import (
+    Picture,
+    alpha_of,
+    has_sixteen_bits,
+    image_size,
+    open_image,
+    read_image,
+    resize_image,
+    to_picture,
+)
+from .fitting import ALPHA, Fit, MaskSource, check_sizes
 from .options import ReadError, Reading
 
 T = TypeVar("T")
@@ -64,7 +73,7 @@ class Pictures(NamedTuple):
 class Pairs(Dataset[Any]):
     """Pairs of image files, each with its mask or None, as `Pictures`; a string says why there is none."""
 
-    def __init__(self, paths: Sequence[tuple[Path, Path, Path | None]], fit: Fit, reading: Reading) -> None:
+    def __init__(self, paths: Sequence[tuple[Path, Path, MaskSource]], fit: Fit, reading: Reading) -> None:
         self.paths = paths
         self.fit = fit
         self.reading = reading
@@ -82,10 +91,10 @@ class Pairs(Dataset[Any]):
 
 def load(path: Path, reading: Reading) -> Picture:
     """An image file as the options ask for it; raises as `read_image` does."""
-    return read_image(path, reading.background, reading.value_range)
+    return read_image(path, reading.background_color, reading.value_range)
 
 
-def load_pair(a: Path, b: Path, fit: Fit, reading: Reading, mask: Path | None = None) -> Pictures:
+def load_pair(a: Path, b: Path, fit: Fit, reading: Reading, mask: MaskSource = None) -> Pictures:
     """Two images, and a mask where one is named, at one size.
 
     Raises:
@@ -98,8 +107,11 @@ def load_pair(a: Path, b: Path, fit: Fit, reading: Reading, mask: Path | None = 
         if mask is None:
             return make_pair(fit, image0, image1)
         path, weights_of = mask_source(a, mask)
-        with open_image(path) as image:
-            weights = weights_of(image)
+        try:
+            with open_image(path) as image:
+                weights = weights_of(image)
+        except FileNotFoundError:
+            raise ReadError(f"no mask {path}, or more than one") from None
     except OSError as error:
         raise ReadError(str(error)) from error
     return make_pair(fit, image0, image1, (str(path), weights))
@@ -134,13 +146,15 @@ def no_alpha(name: str) -> str:
     return f"{name} has no alpha channel, and --mask alpha takes that of A, the reference"
 
 
-def mask_source(a: Path, mask: Path) -> tuple[Path, WeightsOf]:
+def mask_source(a: Path, mask: Path | Literal["alpha"]) -> tuple[Path, WeightsOf]:
     """Where the weights of A's pixels are, and what makes them of the image there."""
     return (a, alpha_of) if mask == ALPHA else (mask, gray_of)
 
 
 def gray_of(image: Image.Image) -> np.ndarray:
     """An open image as weights of pixels, uint8 [H, W]: its gray, 0 where it is transparent."""
+    if image.mode in ("I", "F") and not has_sixteen_bits(image):
+        raise ValueError(f"a mask of 32 bits (mode {image.mode!r}) has no set white: save it with 8 bits")
     return np.asarray(Image.fromarray(to_picture(image, "black", None).pixels).convert("L"))
 
 

@@ -92,7 +92,7 @@ def map_(
             "settings": {
                 **output.describe(settings, reading),
                 **asdict(fit),
-                "mask": None if mask is None else str(mask),
+                "mask": mask,
             },
             "a": str(a),
             "b": str(b),

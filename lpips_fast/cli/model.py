@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..lpips import LPIPS
+from ..checkpoints import Checkpoint, SeveralError, load_any
+from ..lpips import LPIPS, NETS
 from ..pairwise import embed
+from ..weights import some
 from . import shards
 from .loading import Pair, by_size
 from .options import ReadError, Settings, UsageError
@@ -20,19 +23,35 @@ from .options import ReadError, Settings, UsageError
 def make_lpips(settings: Settings, **options: Any) -> LPIPS:
     """LPIPS as the settings ask for it, on its device, with more options of `LPIPS`."""
     device = find_device(settings.device)
+    options |= {
+        "version": settings.version,
+        "precision": settings.precision,
+        "check_range": False,  # pixels are bytes, scaled here; --no-normalize leaves [0, 1] on purpose
+    }
+    if settings.trunk_weights is not None:
+        options["trunk_weights"] = settings.trunk_weights
     try:
-        lpips = LPIPS(
-            net=settings.net,
-            version=settings.version,
-            model_path=settings.weights,
-            trunk_weights=settings.trunk_weights,
-            precision=settings.precision,
-            check_range=False,  # pixels are bytes, scaled here; --no-normalize leaves [0, 1] on purpose
-            **options,
-        )
+        if settings.weights is None:
+            return LPIPS(net=settings.net, **options).to(device)
+        return _checkpoint(settings, settings.weights).module(**options).to(device)
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise UsageError(str(error)) from error
-    return lpips.to(device)
+
+
+def _checkpoint(settings: Settings, path: Path) -> Checkpoint:
+    """The weights in the file of --weights. Its errors name the command line's options, unlike those of `LPIPS`."""
+    try:
+        found = load_any(path, NETS[settings.net])
+    except SeveralError as error:
+        raise UsageError(
+            f"--weights {path} has several LPIPS: convert one first, lpips-fast convert {path} one.pth --to lpips "
+            f"--prefix PREFIX, where PREFIX is one of {some(error.prefixes)}"
+        ) from error
+    if found.linear is None:
+        raise UsageError(f"--weights {path} has no linear weights")
+    if found.trunk is not None and settings.trunk_weights is not None:
+        raise UsageError(f"--weights {path} has a trunk, too: leave out --trunk-weights")
+    return found
 
 
 class Model:

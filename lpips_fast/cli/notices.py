@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,30 @@ from .options import Reading
 Name = Path | str
 
 
+@dataclass
+class _Found:
+    """What one process has found."""
+
+    transparent: set[str] = field(default_factory=set)  # images that show the background
+    opaque: bool = False  # whether these were compared with an image that is not transparent
+    narrow: dict[str, tuple[int, int]] = field(default_factory=dict)  # by image of 16 bits and few levels, its values
+    full_mask: bool = False  # whether a mask was 255 in every pixel
+    other_mask: bool = False  # whether a mask was not
+
+    def add(self, other: _Found) -> None:
+        self.transparent |= other.transparent
+        self.opaque |= other.opaque
+        self.narrow |= other.narrow
+        self.full_mask |= other.full_mask
+        self.other_mask |= other.other_mask
+
+
 class Notices:
     """Takes the images as they are read, by the names that they are to be called by, and hands on their pixels."""
 
     def __init__(self, reading: Reading) -> None:
-        self._background = reading.background
-        self._transparent: set[str] = set()  # that show the background
-        self._opaque = False  # whether these were compared with an image that is not transparent
-        self._narrow: dict[str, tuple[int, int]] = {}  # by image of 16 bits and few levels, its range of values
+        self._reading = reading
+        self._found = _Found()
 
     def image(self, name: Name, image: Picture) -> np.ndarray:
         """The pixels of one among images that are all compared with each other."""
@@ -36,6 +53,10 @@ class Notices:
             if read.image0.composited != read.image1.composited:
                 self._note_transparency(name, image)
             self._note_values(name, image)
+        if read.mask is not None:
+            full = bool(read.mask.min() == 255)
+            self._found.full_mask |= full
+            self._found.other_mask |= not full
         return read.pair()
 
     def pairs(self, names: Iterable[tuple[Name, Name]], pairs: Iterable[Pictures | str]) -> Iterator[Pair | str]:
@@ -43,35 +64,50 @@ class Notices:
         for of_pair, read in zip(names, pairs, strict=True):
             yield read if isinstance(read, str) else self.pair(of_pair, read)
 
-    def tell(self) -> None:
-        """Says what was found, by all processes of the group, which must all call this."""
-        transparent, opaque, narrow = set[str](), False, dict[str, tuple[int, int]]()
-        for of_each_process in shards.gathered([(self._transparent, self._opaque, self._narrow)], shards.count()):
-            for found in of_each_process:
-                transparent |= found[0]
-                opaque |= found[1]
-                narrow |= found[2]
-        if transparent and opaque:
+    def index(self, name: Name, transparent: bool | None, opaque: bool | None) -> None:
+        """Takes what is known of the images in an index, which are compared with all others."""
+        if transparent:
+            self._found.transparent.add(f"an image in {name}")
+        self._found.opaque |= bool(opaque)
+
+    @property
+    def transparency(self) -> tuple[bool, bool]:
+        """Whether an image was transparent, and whether one was not."""
+        return bool(self._found.transparent), self._found.opaque
+
+    def tell(self, relation: str = "compared with an image that is not") -> None:
+        """Says what was found, by all processes of the group, which must all call this.
+
+        Args:
+            relation: of transparent images to those that are not.
+        """
+        found = _Found()
+        for of_each_process in shards.gathered([self._found], shards.count()):
+            for of_process in of_each_process:
+                found.add(of_process)
+        if found.transparent and found.opaque and self._reading.background is None:  # else it was chosen
             output.warn(
-                f"{_some(transparent)}: transparent, and compared with an image that is not; transparent pixels show "
-                f"{self._background} (--background takes another colour)"
+                f"{_some(found.transparent)}: transparent, and {relation}; transparent pixels show "
+                f"{self._reading.background_color} (--background takes another colour)"
             )
-        if narrow:
-            low, high = min(low for low, _ in narrow.values()), max(high for _, high in narrow.values())
+        if found.narrow:
+            low, high = min(low for low, _ in found.narrow.values()), max(high for _, high in found.narrow.values())
             output.warn(
-                f"{_some(narrow)}: only the high byte of the 16 bits is compared, and it takes few levels; values run "
-                f"from {low} to {high} (--range {low}:{high} spreads them over all levels)"
+                f"{_some(found.narrow)}: only the high byte of the 16 bits is compared, and it takes few levels; "
+                f"values run from {low} to {high} (--range {low}:{high} spreads them over all levels)"
             )
+        if found.full_mask and not found.other_mask:
+            output.warn("the mask is full, 255 in every pixel of all images: the distances are those without --mask")
 
     def _note_transparency(self, name: Name, image: Picture) -> None:
         if image.composited:
-            self._transparent.add(str(name))
+            self._found.transparent.add(str(name))
         else:
-            self._opaque = True
+            self._found.opaque = True
 
     def _note_values(self, name: Name, image: Picture) -> None:
         if image.narrow is not None:
-            self._narrow[str(name)] = image.narrow
+            self._found.narrow[str(name)] = image.narrow
 
 
 def _some(names: Collection[str]) -> str:

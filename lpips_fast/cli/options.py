@@ -54,7 +54,11 @@ class Settings:
     ] = "0.1"
     weights: Annotated[
         Path | None,
-        typer.Option(help="A file of linear weights instead of the published ones.", rich_help_panel=MODEL_PANEL),
+        typer.Option(
+            help="A file of linear weights instead of the published ones, or of a whole model, whose trunk is then "
+            "used as well.",
+            rich_help_panel=MODEL_PANEL,
+        ),
     ] = None
     trunk_weights: Annotated[
         Path | None,
@@ -99,7 +103,11 @@ class Settings:
     ] = None
     strict: Annotated[
         bool,
-        typer.Option("--strict", help="End at the first image that cannot be read.", rich_help_panel=RUN_PANEL),
+        typer.Option(
+            "--strict",
+            help="End at the first image that cannot be read or has no counterpart.",
+            rich_help_panel=RUN_PANEL,
+        ),
     ] = False
 
     def reader_count(self) -> int:
@@ -116,13 +124,14 @@ class Reading:
     """
 
     background: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="COLOR",
             help="Under transparent pixels: white, black or #rrggbb; drop ignores transparency, as lpips does.",
+            show_default="white",
             rich_help_panel=IMAGES_PANEL,
         ),
-    ] = "white"
+    ] = None
     range: Annotated[
         str | None,
         typer.Option(
@@ -137,10 +146,14 @@ class Reading:
         from ..images import check_background
 
         try:
-            check_background(self.background)
+            check_background(self.background_color)
         except ValueError as error:
             raise UsageError(f"--{error}") from None
         parse_range(self.range)
+
+    @property
+    def background_color(self) -> str:
+        return "white" if self.background is None else self.background
 
     @property
     def value_range(self) -> tuple[float, float] | None:
@@ -149,7 +162,7 @@ class Reading:
     def described(self) -> dict[str, Any]:
         """The options as results, journals and indexes hold them."""
         ends = self.value_range
-        return {"background": self.background.lower(), "range": None if ends is None else list(ends)}
+        return {"background": self.background_color.lower(), "range": None if ends is None else list(ends)}
 
 
 def parse_range(text: str | None) -> tuple[float, float] | None:

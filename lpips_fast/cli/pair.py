@@ -41,7 +41,7 @@ def pair(
     row = {"a": str(a), "b": str(b), "lpips": value, "layers": layers}
     if not output.to_stdout(json, csv):
         print(f"{value:.3f} ({value:.7g})")
-    described = {**output.describe(settings, reading), **asdict(fit), "mask": None if mask is None else str(mask)}
+    described = {**output.describe(settings, reading), **asdict(fit), "mask": mask}
     output.write_json(json, {"settings": described, **row})
     output.write_csv(csv, [row], ["a", "b", "lpips"])
     notices.tell()

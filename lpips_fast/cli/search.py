@@ -52,9 +52,11 @@ def index(folder: Folder, settings: Settings, reading: Reading, out: Output, siz
 
     notices = Notices(reading)
     built, errors = _build(folder, Model(settings), options.parse_size(size), reading, notices)
+    transparent, opaque = notices.transparency
+    built.header = built.header._replace(transparent=transparent, opaque=opaque)
     built.save(out)
     print(f"{len(built)} images: {out}")
-    notices.tell()
+    notices.tell("other images are not")
     _end(errors)
 
 
@@ -96,6 +98,7 @@ def search(
         except (ValueError, FileNotFoundError) as error:
             raise UsageError(str(error)) from error
         _check_made_likewise(where, found.header, settings, reading)
+        notices.index(where, found.header.transparent, found.header.opaque)
     height, width = found.header.size
     if found.header.resized:
         image = resize_image(image, width, height)
@@ -130,9 +133,18 @@ def _check_made_likewise(where: Path, header: Header, settings: Settings, readin
     for key, value in reading.described().items():
         if made_with.get(key, value) != value:
             raise UsageError(
-                f"{where} was made with --{key} {made_with[key]!r:.99}, the search is with {value!r}: search it "
-                "likewise, or build it again"
+                f"{where} was made with {_option(key, made_with[key])}, the search has {_option(key, value)}: search "
+                "it likewise, or build it again"
             )
+
+
+def _option(key: str, value: Any) -> str:
+    """An option of `Reading` with its value, as a result or an index holds it, as it would be given."""
+    if value is None:
+        return f"no --{key}"
+    if isinstance(value, list):
+        return f"--{key} {':'.join(repr(end).removesuffix('.0') for end in value):.99}"
+    return f"--{key} {value!r:.99}"
 
 
 def _build(

@@ -14,7 +14,7 @@ import typer
 
 from . import options, output
 from .dirs import Resume
-from .fitting import Fit
+from .fitting import Fit, mask_option
 from .journal import Journal, Row
 from .options import ReadError, Reading, Settings
 from .results import summarize
@@ -30,10 +30,10 @@ A = Annotated[
 ]
 B = Annotated[Path, typer.Argument(help="The video to compare with it, likewise.", show_default=False)]
 Mask = Annotated[
-    Path | None,
-    typer.Option(
-        help="The weights of pixels in the mean, white 1, black 0: an image for all frames, a video or folder with a "
-        "mask a frame, or alpha, which is A's alpha channel.",
+    str | None,
+    mask_option(
+        "The weights of pixels in the mean, white 1, black 0: an image for all frames, a video or folder with a mask "
+        "a frame, or alpha, which is A's alpha channel (./alpha is a file or folder of that name)."
     ),
 ]
 Plot = Annotated[
@@ -66,7 +66,7 @@ def video(
         "a": str(a),
         "b": str(b),
         **asdict(fit),
-        "mask": None if mask is None else str(mask),
+        "mask": mask,
     }
     journal = Journal(json, csv, described, ["frame", "seconds", "lpips", "error"], resume, _from_file)
     rows = {row["frame"]: row for row in journal.rows}

@@ -36,7 +36,8 @@ def test_part_of_a_checkpoint(run, mistake, tmp_path, fn):
     loss = {f"loss.{name}": tensor for name, tensor in fn.state_dict().items()}
     linear = {f"old.{name}": tensor for name, tensor in linear_state_dict(fn._linear_weights()).items()}
     torch.save({"state_dict": loss | linear, "hyper_parameters": argparse.Namespace(lr=0.1)}, tmp_path / "last.ckpt")
-    assert "'state_dict.loss.', 'state_dict.old.'" in mistake("convert", "last.ckpt", "out.pth", "--to", "lpips")
+    told = mistake("convert", "last.ckpt", "out.pth", "--to", "lpips")
+    assert "last.ckpt has several LPIPS: give --prefix, one of 'state_dict.loss.', 'state_dict.old.'" in told
     assert "a whole model" in run("convert", "last.ckpt", "out.pth", "--to", "lpips", "--prefix", "loss").stdout
     assert torch.load(tmp_path / "out.pth", weights_only=True).keys() == fn.state_dict().keys()
     assert "linear weights" in run("convert", "last.ckpt", "out.pth", "--to", "lpips", "--prefix", "old.").stdout

@@ -100,7 +100,12 @@ def test_mistakes(mistake, folders, trunk):
     (folders / "empty").mkdir()
     assert "empty has no images (.apng, .avif" in mistake("dirs", "a", "empty", *trunk)
     save_noise(folders / "c" / "other.png", 0)
-    assert "no image in a has a namesake in c" in mistake("dirs", "a", "c", *trunk)
+    told = mistake("dirs", "a", "c", *trunk)
+    assert "no image in a has a namesake in c: e.g. 00.png should be 00.* in c, which has other.png" in told
+    assert "--pattern says how B's images are named, without suffix, and is '{name}'" in told
+    told = mistake("dirs", "a", "b", "--pattern", "sr/{name}_x4.png", *trunk)
+    assert "e.g. 00.png should be sr/00_x4.png.* in b, which has 00.png" in told
+    assert "without suffix, and is 'sr/{name}_x4.png'" in told
     assert "--resume goes on with the results in a file" in mistake("dirs", "a", "b", "--resume", *trunk)
 
 
@@ -140,8 +145,8 @@ def test_masks_by_name(run, masks, trunk, measure):
     document = json.loads((masks / "out.json").read_text())
     rows = {row["name"]: row for row in document["results"]}
     assert document["settings"]["mask"] == "masks"
-    assert "02.png: no image file masks/02.png" in done.stderr
-    assert "no image file masks/02.png" in rows.pop("02.png")["error"]
+    assert "02.png: no mask masks/02.*, or more than one" in done.stderr
+    assert rows.pop("02.png")["error"] == "no mask masks/02.*, or more than one"
     assert rows.pop("sub/05.png")["error"].startswith("masks/sub/05.bmp: the mask is 0 in every pixel compared")
     assert len(rows) == 16
     for row in rows.values():
@@ -244,7 +249,9 @@ def test_resume(run_and_stop, call, many, trunk, sent):
 
     assert "was cut short: go on with --resume" in call(*arguments, status=2)
     assert "resize was False, is True" in call(*arguments, "--resume", "--resize", status=2)
-    assert "column 'run' differs" in call(*arguments[:-2], "--resume", "--no-normalize", status=2)
+    told = call(*arguments[:-2], "--resume", "--no-normalize", status=2)
+    assert "(its column 'run' differs), of which there are net, version, weights, " in told
+    assert "normalize, precision, background, range, a, b, pattern, resize, crop, crop_border, mask" in told
 
     with partial.open("a") as file:
         file.write('{"name": "149.png", "lp')  # as a machine that stops would leave it

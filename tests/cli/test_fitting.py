@@ -58,8 +58,17 @@ def test_sizes_of_images_and_a_mask():
     assert [image.shape[:2] for image in Fit(resize=True, crop_border=2)(*named)] == [(46, 56)] * 3
     with pytest.raises(ReadError, match=r"sizes differ: a is 60 x 50, b 56 x 53 \(--resize or --crop makes them equal"):
         Fit()(*named)
-    with pytest.raises(ReadError, match="sizes differ: a is 60 x 50, mask 58 x 52"):
+    with pytest.raises(ReadError, match=r"sizes differ: a is 60 x 50, mask 58 x 52 \(--resize makes them equal"):
         Fit()(("a", a), ("b", a), ("mask", mask))
+
+
+@pytest.mark.parametrize("height, width", [(49, 60), (53, 55), (40, 40)])
+def test_a_mask_smaller_than_the_images_crops_nothing(height, width):
+    a, b, mask = np.zeros((50, 60, 3), np.uint8), np.zeros((53, 56, 3), np.uint8), np.zeros((height, width), np.uint8)
+    told = f"the mask m.png is {width} x {height}, smaller than the 56 x 50 pixels that A and B are cropped to"
+    with pytest.raises(ReadError, match=told):
+        Fit(crop=True, crop_border=2)(("a", a), ("b", b), ("m.png", mask))
+    assert Fit(resize=True)(("a", a), ("b", b), ("m.png", mask))[2].shape == (50, 60)
 
 
 @pytest.mark.parametrize("border, left", [(24, 2), (25, 0), (10**30, 0)])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lpips_fast.cli.fitting import ALPHA
+from lpips_fast.cli.fitting import ALPHA, parse_mask
 from lpips_fast.cli.folders import find_masks, match
 from lpips_fast.cli.options import ReadError, UsageError
 
@@ -61,12 +61,28 @@ def test_masks(tmp_path):
     names = [Path("1.png"), Path("sub/2.png"), Path("3.png")]
     assert find_masks(None, names) == [None] * 3
     assert find_masks(ALPHA, names) == [ALPHA] * 3
-    assert find_masks(masks / "1.png", names) == [masks / "1.png"] * 3
-    assert find_masks(masks, names) == [masks / "1.png", masks / "sub" / "2.bmp", masks / "3.png"]
+    assert find_masks(f"{masks}/1.png", names) == [masks / "1.png"] * 3
+    assert find_masks(str(masks), names) == [masks / "1.png", masks / "sub" / "2.bmp", masks / "3.*"]
     with pytest.raises(UsageError, match=r"masks has no mask named as an image in A, e\.g\. 3\.png"):
-        find_masks(masks, names[2:])
+        find_masks(str(masks), names[2:])
     with pytest.raises(ReadError, match=r"--mask: no image file .*nowhere"):
-        find_masks(tmp_path / "nowhere", names)
+        find_masks(f"{tmp_path}/nowhere", names)
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(ReadError, match=r"--mask: .*text\.png cannot be read"):
-        find_masks(tmp_path / "text.png", names)
+        find_masks(f"{tmp_path}/text.png", names)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("alpha", "alpha"),
+        ("./alpha", "./alpha"),
+        ("alpha/", "./alpha"),
+        ("masks/", "masks"),
+        ("./masks//x.png", "masks/x.png"),
+        ("alpha/x.png", "alpha/x.png"),
+    ],
+)
+def test_text_of_a_mask(text, expected):
+    """One folder has one text, so that a run is resumed however it was written, and no folder has the channel's."""
+    assert parse_mask(text) == expected

@@ -13,6 +13,7 @@ from PIL import ExifTags, Image
 import lpips_fast
 from lpips_fast.cli import loading
 from lpips_fast.images import resize_image
+from lpips_fast.weights import linear_state_dict
 
 from .conftest import save_noise, soft_disc
 
@@ -50,6 +51,22 @@ def test_json_csv_and_layers(run, trunk, fn, tmp_path):
     assert (row["a"], row["b"], float(row["lpips"])) == ("a.png", "b.png", found["lpips"])
 
 
+def test_weights_of_a_file(call, trunk, fn, distance, tmp_path):
+    """Linear weights alone, or a whole model, whose trunk is used as well."""
+    save_noise(tmp_path / "a.png", 0)
+    save_noise(tmp_path / "b.png", 1)
+    expected = distance(tmp_path / "a.png", tmp_path / "b.png")
+    torch.save(fn.state_dict(), tmp_path / "whole.pth")
+    torch.save(linear_state_dict(2 * w for w in fn._linear_weights()), tmp_path / "twice.pth")
+    for options, factor in (
+        (("--net", "squeeze", "--weights", "whole.pth"), 1),
+        ((*trunk, "--weights", "twice.pth"), 2),
+    ):
+        call("pair", "a.png", "b.png", *options, "--json", "out.json")
+        found = json.loads((tmp_path / "out.json").read_text())["lpips"]
+        assert found == pytest.approx(factor * expected, rel=1e-5)
+
+
 def test_without_normalization_pixels_stay_in_0_to_1(call, trunk, fn, tmp_path):
     save_noise(tmp_path / "a.png", 0)
     save_noise(tmp_path / "b.png", 1)
@@ -59,7 +76,7 @@ def test_without_normalization_pixels_stay_in_0_to_1(call, trunk, fn, tmp_path):
         assert found == pytest.approx(fn(in0 / 2 + 0.5, in1 / 2 + 0.5).item(), rel=1e-5)
 
 
-def test_mistakes(mistake, trunk, tmp_path):
+def test_mistakes(mistake, trunk, fn, tmp_path):
     save_noise(tmp_path / "a.png", 0)
     save_noise(tmp_path / "wide.png", 1, width=50)
     save_noise(tmp_path / "tiny.png", 1, width=8)
@@ -71,6 +88,17 @@ def test_mistakes(mistake, trunk, tmp_path):
     assert "8 x 32 pixels; net 'squeeze' needs" in mistake("pair", "tiny.png", "a.png", "--resize", *trunk, status=1)
     assert "no weights file" in mistake("pair", "a.png", "a.png", *trunk[:3], "nowhere.pth")
     assert "no weights file" in mistake("pair", "a.png", "a.png", *trunk, "--weights", "nowhere.pth")
+    linear = {f"{loss}.{name}": w for loss in "xy" for name, w in linear_state_dict(fn._linear_weights()).items()}
+    torch.save(linear, tmp_path / "two.ckpt")
+    told = mistake("pair", "a.png", "a.png", *trunk, "--weights", "two.ckpt")
+    assert "--weights two.ckpt has several LPIPS: convert one first, lpips-fast convert two.ckpt one.pth --to" in told
+    assert "--prefix PREFIX, where PREFIX is one of 'x.', 'y.'" in told
+    torch.save(fn.state_dict(), tmp_path / "whole.pth")
+    told = mistake("pair", "a.png", "a.png", *trunk, "--weights", "whole.pth")
+    assert "--weights whole.pth has a trunk, too: leave out --trunk-weights" in told
+    torch.save({name: w for name, w in fn.state_dict().items() if not name.startswith("lin")}, tmp_path / "trunk.pth")
+    told = mistake("pair", "a.png", "a.png", "--net", "squeeze", "--weights", "trunk.pth")
+    assert "--weights trunk.pth has no linear weights" in told
     assert "--device nonsense" in mistake("pair", "a.png", "a.png", *trunk, "--device", "nonsense")
     assert "no format for pictures" in mistake("map", "a.png", "a.png", "-o", "map.xyz", *trunk)
     assert "suffix '.xyz'" in mistake("matrix", ".", "--heatmap", "map.xyz", *trunk)
@@ -149,6 +177,20 @@ def test_mask_is_fitted_as_the_images_are(masked, measure, tmp_path, options):
     assert masked("mask.png", *options) == pytest.approx(measure(*images), rel=1e-5)
 
 
+def test_a_folder_called_alpha(call, masked, measure, mistake, trunk, tmp_path):
+    """`alpha` alone is the channel, which the images do not have."""
+    mask = soft_disc(32, 40)
+    (tmp_path / "alpha").mkdir()
+    Image.fromarray(mask).save(tmp_path / "alpha" / "a.png")
+    expected = pytest.approx(measure(load(tmp_path / "a.png"), load(tmp_path / "b.png"), mask), rel=1e-5)
+    for folder in ("./alpha", "alpha/"):
+        for command in (("pair", "a.png", "b.png"), ("map", "a.png", "b.png", "-o", "map.png")):
+            call(*command, "--mask", folder, "--json", "out.json", *trunk)
+            assert json.loads((tmp_path / "out.json").read_text())["settings"]["mask"] == "./alpha"
+        assert masked("./alpha") == expected
+    assert "a.png has no alpha channel" in mistake("pair", "a.png", "b.png", "--mask", "alpha", *trunk, status=1)
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16"])
 def test_alpha_is_that_of_the_reference(masked, measure, tmp_path, mode):
     alpha = soft_disc(32, 40)
@@ -197,3 +239,32 @@ def test_masks_that_are_none(mistake, trunk, tmp_path):
     assert "border.png: the mask is 0 in every pixel compared, so there is no mean" in told
     (tmp_path / "empty").mkdir()
     assert "empty has no images" in mistake(*pair, "empty")
+    Image.fromarray(np.zeros((32, 40), np.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(np.zeros((32, 40), np.int32)).save(tmp_path / "int.tif")
+    for name, mode in (("float.tif", "F"), ("int.tif", "I")):
+        told = mistake(*pair, name, status=1)
+        assert f"{name} cannot be read as an image: a mask of 32 bits (mode '{mode}') has no set white: save" in told
+    save_noise(tmp_path / "small.png", 1, width=36)
+    told = mistake(*pair, "small.png", "--crop", status=1)
+    assert "the mask small.png is 36 x 32, smaller than the 40 x 32 pixels that A and B are cropped to" in told
+
+
+@pytest.mark.parametrize("depth", ["png", "ppm"])
+def test_masks_of_sixteen_bits(masked, measure, tmp_path, depth):
+    mask = soft_disc(32, 40)
+    Image.fromarray(mask.astype(np.uint16) * 257).save(tmp_path / f"deep.{depth}")
+    expected = measure(load(tmp_path / "a.png"), load(tmp_path / "b.png"), mask)
+    assert masked(f"deep.{depth}") == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_full_mask_is_told(call, trunk, tmp_path):
+    save_noise(tmp_path / "b.png", 1)
+    opaque = Image.open(tmp_path / "b.png").convert("RGBA")
+    opaque.save(tmp_path / "opaque.png")
+    opaque.putpixel((39, 0), (0, 0, 0, 254))
+    opaque.save(tmp_path / "clear.png")
+    full = "the mask is full, 255 in every pixel of all images: the distances are those without --mask"
+    for command, rest in (("pair", ()), ("map", ("-o", "map.png"))):
+        assert full in call(command, "opaque.png", "b.png", *rest, "--mask", "alpha", *trunk)
+        assert "full" not in call(command, "clear.png", "b.png", *rest, "--mask", "alpha", *trunk)
+        assert "full" not in call(command, "opaque.png", "b.png", *rest, *trunk)

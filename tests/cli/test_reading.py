@@ -57,9 +57,11 @@ def test_pair(call, views, trunk):
     assert result(views / "out.json")["lpips"] > 0.05
     assert result(views / "out.json")["settings"]["background"] == "white"
     for background in ("black", "#000000"):
-        assert f"transparent pixels show {background}" in call(*pair, "--background", background)
+        assert "transparent" not in call(*pair, "--background", background), "it was chosen"
         assert result(views / "out.json")["lpips"] == 0
         assert result(views / "out.json")["settings"]["background"] == background
+    assert "transparent" not in call(*pair, "--background", "white"), "it was chosen, too"
+    assert result(views / "out.json")["lpips"] > 0.05
     assert "transparent" not in call("pair", "truth/00.png", "stored/00.png", "--background", "drop", *trunk)
     assert "transparent" not in call("pair", "truth/00.png", "truth/01.png", *trunk)
     assert "transparent" not in call("pair", "rendered/00.png", "rendered/01.png", *trunk)
@@ -109,7 +111,7 @@ def test_processes_speak_once(run, views, trunk):
 
 def test_the_report_shows_what_was_compared(views, trunk, call, monkeypatch):
     shown = []
-    monkeypatch.setattr("lpips_fast.report.report_page", lambda *arguments: shown.append(arguments[5]) or "")
+    monkeypatch.setattr("lpips_fast.report.report_page", lambda *arguments: shown.append(arguments[6]) or "")
     call("dirs", "truth", "rendered", "--background", "#102030", "--report", "out.html", "--workers", 0, *trunk)
     [groups] = shown
     pairs = [pair for group in groups.values() for pair in group]
@@ -147,13 +149,34 @@ def test_index_and_search(call, views, trunk):
     call(*query, "truth.index", "--background", "black")
     assert result(views / "out.json")["results"][0]["lpips"] < 1e-5
     assert result(views / "out.json")["settings"]["background"] == "black"
-    assert "truth.index was made with --background 'black', the search is with 'white'" in call(
+    assert "truth.index was made with --background 'black', the search has --background 'white'" in call(
         *query, "truth.index", status=2
     )
     told = call(*query, "truth.index", "--background", "black", "--range", "0:9", status=1)
     assert "rendered/03.png cannot be read" in told
     save_noise(views / "truth" / "x.png", 0, 48, 40)
-    assert "truth/00.png and 11 more: transparent" in call("index", "truth", "-o", "mixed.index", *trunk)
+    told = call("index", "truth", "-o", "mixed.index", *trunk)
+    assert "truth/00.png and 11 more: transparent, and other images are not; transparent pixels show white" in told
+    assert "transparent" not in call("index", "truth", "-o", "mixed.index", "--background", "black", *trunk)
+
+
+@pytest.mark.parametrize(
+    "folder, query, transparent",
+    [
+        ("truth", "rendered/03.png", "an image in x.index"),
+        ("rendered", "truth/03.png", "truth/03.png"),
+        ("truth", "truth/03.png", None),
+        ("rendered", "rendered/03.png", None),
+    ],
+)
+def test_an_index_knows_whether_its_images_are_transparent(call, views, trunk, folder, query, transparent):
+    call("index", folder, "-o", "x.index", "--workers", 0, *trunk)
+    told = call("search", query, "x.index", *trunk)
+    if transparent:
+        assert f"{transparent}: transparent, and compared with an image that is not; transparent pixels show" in told
+        assert "transparent" not in call("search", query, "x.index", "--background", "white", *trunk)
+    else:
+        assert "transparent" not in told
 
 
 def test_video(call, views, trunk):
@@ -231,7 +254,12 @@ def test_few_levels_in_folders(call, thermal, trunk, workers):
     query = ("search", "b/2.png", "a.index", "-k", 1, *trunk)
     call(*query, "--range", "27000:29000")
     told = call(*query, status=2)
-    assert "a.index was made with --range [27000.0, 29000.0], the search is with None" in told
+    assert "a.index was made with --range 27000:29000, the search has no --range: search it likewise" in told
+    told = call(*query, "--range", "0.5:1e9", status=2)
+    assert "a.index was made with --range 27000:29000, the search has --range 0.5:1000000000: search" in told
+    told = call("index", "a", "-o", "a.index", *trunk)
+    told = call(*query, "--range", "0:9", status=2)
+    assert "a.index was made with no --range, the search has --range 0:9" in told
 
 
 def test_floats_have_the_range_that_they_are_given(call, tmp_path, trunk):

@@ -88,8 +88,9 @@ def paired(*distances: float, names: tuple[str, ...] = ()) -> list[tuple[Pair, f
     return [(Pair(name, f"a/{name}", f"b/{name}"), d) for name, d in zip(names, distances, strict=True)]
 
 
-def page_of(distances, examples=None, errors=(), place: Path | None = Path()) -> str:
-    return report_page(("a", "b"), {"net": "alex"}, {"count": len(distances)}, distances, errors, examples or {}, place)
+def page_of(distances, examples=None, errors=(), place: Path | None = Path(), unmatched=((), ())) -> str:
+    settings, summary = {"net": "alex"}, {"count": len(distances)}
+    return report_page(("a", "b"), settings, summary, distances, errors, unmatched, examples or {}, place)
 
 
 def noise(seed: int, height: int = 8, width: int = 8) -> np.ndarray:
@@ -107,6 +108,7 @@ def test_report_of_dirs_in_a_browser(call, browser, evaluate, trunk, tmp_path):
         save_noise(tmp_path / "b" / f"{i}&<b>.png", i + 100 if i else 0)
     save_noise(tmp_path / "a" / "broken.png", 0)
     (tmp_path / "b" / "broken.png").touch()
+    save_noise(tmp_path / "b" / "only<b>.png", 0)
     call("dirs", "a", "b", "--report", "report.html", *trunk, status=1)
     page = tmp_path / "report.html"
     assert not re.search(r'src="(?!data:)', page.read_text()), "nothing from elsewhere"
@@ -120,7 +122,8 @@ def test_report_of_dirs_in_a_browser(call, browser, evaluate, trunk, tmp_path):
     assert sum(int(n) for n in re.findall(r"<title>[^<]*: (\d+)</title>", shown)) == 12, (
         "every pair is in the histogram"
     )
-    assert "Not compared (1)" in shown
+    assert "Not compared (2)" in shown
+    assert re.search(r"only&lt;b&gt;.png</td><td>no counterpart in a</td>", shown)
 
     places = "['svg', '.figures'].map(s => page.querySelector(s).getBoundingClientRect())"
     height, *boxes = evaluate(page.read_text(), f"[page.documentElement.scrollHeight, ...{places}]")
@@ -166,7 +169,8 @@ def test_no_name_leaves_its_place_in_the_page(place):
     pages = []
     for pairs in (distances, plain):
         shown = {"Largest distances": [example()._replace(pair=pair) for pair, _ in pairs]}
-        pages.append(page_of(pairs, shown, [(pair, pair.name) for pair, _ in pairs], place and Path(place)))
+        errors, only_a = [(pair, pair.name) for pair, _ in pairs], [pair.a for pair, _ in pairs]
+        pages.append(page_of(pairs, shown, errors, place and Path(place), unmatched=(only_a, ())))
     hostile, harmless = (Tags(page).tags for page in pages)
     assert [(tag, list(attributes)) for tag, attributes in hostile] == [(tag, list(a)) for tag, a in harmless]
     assert pages[0].encode("utf-8"), "without surrogates"
@@ -175,11 +179,12 @@ def test_no_name_leaves_its_place_in_the_page(place):
     links = [attributes["href"] for tag, attributes in hostile if tag == "a"]
     files = [os.fsdecode(unquote_to_bytes(urlsplit(urljoin(base, link)).path)) for link in links]
     assert all(urlsplit(link).scheme == ("" if place else "file") for link in links)
-    assert files == [f"/x/{folder}/{name}" for name in NAMES for folder in "ab"] * 3
+    of_pairs = [f"/x/{folder}/{name}" for name in NAMES for folder in "ab"]
+    assert files == [*of_pairs, *of_pairs, *(f"/x/a/{name}" for name in NAMES), *of_pairs]
 
 
 def test_folders_are_named_as_they_are():
-    page = report_page(("$style", "<i>{body}"), {}, {}, [], [], {}, None)
+    page = report_page(("$style", "<i>{body}"), {}, {}, [], [], ((), ()), {}, None)
     assert page.count("LPIPS of $style and &lt;i&gt;{body}") == 2
 
 
@@ -259,7 +264,8 @@ def test_layout(evaluate, width):
     settings = {"weights_sha256": "0" * 64, "b": "folder" * 20}
     distances = paired(0.5, 0.25, names=(long, "0.png"))
     examples = {"Largest distances": [example(long), example("tall", 320, 60), example("wide", 20, 320)]}
-    page = report_page(("a" * 90, "b"), settings, {}, distances, [(distances[0][0], "w" * 99)], examples, Path())
+    errors, unmatched = [(distances[0][0], "w" * 99)], ((), (long,))
+    page = report_page(("a" * 90, "b"), settings, {}, distances, errors, unmatched, examples, Path())
     boxes = "Array.from(page.querySelectorAll('.panels img'), i => i.getBoundingClientRect())"
     scrolled, boxes = evaluate(page, f"[page.documentElement.scrollWidth, {boxes}]", width=width)
     assert scrolled <= width, "nothing overflows"
@@ -351,6 +357,32 @@ def test_the_histogram_labels_its_counts():
     assert [f">{n}<" in page for n in (0, 10, 20, 30, 40)] == [True] * 5
     assert ">LPIPS</text>" in page
     assert ">pairs</text>" in page
+
+
+def test_images_without_a_counterpart_are_listed():
+    """With a link to the one file that there is."""
+    page = page_of([], errors=[(Pair("x", "a/x", "b/x"), "broken")], unmatched=(["1.png", "sub/<2>.png"], ["3.png"]))
+    assert "Not compared (4)" in page
+    rows = re.findall("<td>(<a.*?)</td><td>(.*?)</td><td>(.*?)</td>", page)
+    assert rows[1:] == [
+        ('<a href="a/1.png">A</a>', "1.png", "no counterpart in b"),
+        ('<a href="a/sub/%3C2%3E.png">A</a>', "sub/&lt;2&gt;.png", "no counterpart in b"),
+        ('<a href="b/3.png">B</a>', "3.png", "no counterpart in a"),
+    ]
+    assert "Not compared" not in page_of(paired(0.5))
+
+
+def test_the_scale_is_in_one_line(evaluate):
+    page = page_of(paired(0.5), {"Largest distances": [example()._replace(map=np.full((32, 32), 0.307, np.float32))]})
+    text, lines = "page.querySelector('.scale').textContent", "page.querySelector('.ramp').getClientRects().length"
+    shown = evaluate(page, f"[{text}, {lines}]", width=390)
+    assert shown == ["Scale of all maps: 0  0.307", 1]
+
+
+def test_no_scale_where_all_maps_are_0():
+    same = example()._replace(map=np.zeros((32, 32), np.float32))
+    assert "Scale of all maps" not in page_of(paired(0.0), {"Largest distances": [same]})
+    assert "Scale of all maps" in page_of(paired(0.5), {"Largest distances": [same, example()]})
 
 
 @pytest.mark.parametrize("values", [[], [0.0, 0.0], [0.5]])

@@ -258,8 +258,29 @@ def test_results_stay_where_an_input_cannot_be_opened(call, trunk, tmp_path):
         assert {path.name: path.read_bytes() for path in tmp_path.glob("out.*")} == before
 
 
+def test_a_full_alpha_channel_is_told(call, trunk, tmp_path):
+    """Where no frame has a pixel below 255; an animated WebP may have such a channel."""
+    first, *more = (image.convert("RGBA") for image in frames(3, 0))
+    first.putpixel((0, 0), (9, 9, 9, 254))
+    first.save(tmp_path / "clear.webp", save_all=True, append_images=more, lossless=True)
+    first.putpixel((0, 0), (9, 9, 9, 255))
+    save_frames(tmp_path / "full", [first, *more])
+    told = call("video", "full", "full", "--mask", "alpha", *trunk)
+    assert "the mask is full, 255 in every pixel of all images" in told
+    assert "the mask is full" not in call("video", "clear.webp", "clear.webp", "--mask", "alpha", *trunk)
+
+
+def test_a_folder_of_masks_called_alpha(masked, expected, tmp_path):
+    save_frames(tmp_path / "alpha", map(Image.fromarray, masks(5)))
+    assert [row["lpips"] for row in masked("./alpha")[0]] == expected(masks(5))
+
+
 def test_mistakes(call, trunk, tmp_path):
     save_noise(tmp_path / "a.png", 0)
+    (tmp_path / "a").mkdir()
+    save_noise(tmp_path / "a" / "0.png", 0)
+    told = call("video", "a", "a", "--mask", "nothere", *trunk, status=1)
+    assert "--mask: no video, animation or folder of frames nothere" in told
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     assert "no video, animation or folder of frames nowhere.mp4" in call(
         "video", "nowhere.mp4", "a.png", *trunk, status=1
