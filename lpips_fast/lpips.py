@@ -9,7 +9,7 @@ from human judgements; p: pixels. (Zhang et al., CVPR 2018, arXiv:1801.03924.) D
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any, NamedTuple, cast
 
@@ -268,6 +268,7 @@ class LPIPS(nn.Module):
         """
         check_choice("reduction", reduction, ("none", "mean", "sum"))
         check_flags(retPerLayer=retPerLayer, normalize=normalize)
+        self._check_taps()
         clips = None
         if isinstance(in0, Tensor) and in0.dim() == 5:
             channels = (1, 3) if self._is_stock() else None
@@ -308,6 +309,7 @@ class LPIPS(nn.Module):
         x requires a gradient.
         """
         check_flags(normalize=normalize)
+        self._check_taps()
         x = self._checked_image("x", x)
         if self._ranges is not None and not torch.compiler.is_compiling():
             self._ranges.look((x,), normalize)
@@ -374,6 +376,10 @@ class LPIPS(nn.Module):
         # Layers that are called take what they take; lpips's scaling makes three channels of gray.
         return image.expand(-1, 3, -1, -1) if image.shape[1] == 1 and self._is_stock() else image
 
+    def _check_taps(self) -> None:
+        if not 1 <= self.L <= len(self.chns):
+            raise ValueError(f"L, the number of taps to use, must be from 1 to {len(self.chns)}, got {self.L}")
+
     def _own(self) -> Tensor:
         """A tensor on the module's device and of its type."""
         return next(itertools.chain(self.net.parameters(), self.buffers()))
@@ -415,8 +421,6 @@ class LPIPS(nn.Module):
         return features
 
     def _taps(self, *images: Tensor, affine: Affine) -> tuple[Tensor, ...]:
-        if not 1 <= self.L <= len(self.chns):
-            raise ValueError(f"L, the number of taps to use, must be from 1 to {len(self.chns)}, got {self.L}")
         return self.net(*images, affine=affine, n_taps=self.L, stock=True)
 
     def _taps_of_pair(
@@ -479,14 +483,7 @@ class LPIPS(nn.Module):
         taps0, taps1 = self._taps_of_pair(x0, x1, affine)
         if self.spatial or weight is not None or self._drops_out():
             return self._reduced(self._maps(taps0, taps1), weight, x0.shape[2:])
-        distances = functional.lpips_head(
-            taps0,
-            taps1,
-            self._linear_weights(),
-            eps=self._EPS,
-            eps_inside_sqrt=self._EPS_INSIDE_SQRT,
-            backend=self.backend,
-        )
+        distances = self._head(functional.lpips_head, taps0, taps1)
         return [d.view(-1, 1, 1, 1) for d in distances.unbind(dim=1)]
 
     def _reduced(self, maps: Sequence[Tensor], weight: Tensor | None, size: Sequence[int]) -> list[Tensor]:
@@ -498,17 +495,14 @@ class LPIPS(nn.Module):
         distances = weighted_mean(maps, shares(weight, [(m.shape[2], m.shape[3]) for m in maps]))
         return [d.view(-1, 1, 1, 1) for d in distances.unbind(dim=1)]
 
+    def _head(self, function: Callable[..., Any], taps0: Sequence[Tensor], taps1: Sequence[Tensor]) -> Any:
+        weights, norm = self._linear_weights(), {"eps": self._EPS, "eps_inside_sqrt": self._EPS_INSIDE_SQRT}
+        return function(taps0, taps1, weights, **norm, backend=self.backend)
+
     def _maps(self, taps0: Sequence[Tensor], taps1: Sequence[Tensor]) -> list[Tensor]:
         """Each layer's map of distances, [N, 1, H_l, W_l]."""
         if not self._drops_out():
-            return functional.lpips_head_maps(
-                taps0,
-                taps1,
-                self._linear_weights(),
-                eps=self._EPS,
-                eps_inside_sqrt=self._EPS_INSIDE_SQRT,
-                backend=self.backend,
-            )
+            return self._head(functional.lpips_head_maps, taps0, taps1)
         # Dropout falls on the squared differences, which the fused head never has in memory.
         maps = []
         lins = cast(Sequence[NetLinLayer], self.lins)[: self.L]
@@ -521,7 +515,7 @@ class LPIPS(nn.Module):
         """Whether to take that path: it is asked for, a gradient will be, and nothing but the images needs one."""
         if not self.grad_in_forward or self.spatial or retPerLayer or not torch.is_grad_enabled():
             return False
-        if in_torch_func() or plain_torch_only():
+        if in_torch_func() or plain_torch_only() or self._EPS_INSIDE_SQRT:  # whose gradient that path has not
             return False
         others = [*(x1.taps if isinstance(x1, Features) else ()), *self._trained()]
         if weight is not None:

@@ -174,11 +174,15 @@ def test_layout(module):
 
 
 def test_taps_that_are_not_there(make_ours):
-    fn = make_ours()
-    for taps in (0, 6, -1):
-        fn.L = taps
-        with raises(ValueError, "L", "from 1 to 5", str(taps)):
-            fn(*pair(1, 40, 40))
+    in0, in1 = pair(1, 40, 40)
+    changed = make_ours()
+    changed.net.slice2[0] = torch.nn.AvgPool2d(3, 2)
+    for fn in (make_ours(), make_ours(grad_in_forward=True), changed):
+        for taps in (0, 6, -1):
+            fn.L = taps
+            for call in (lambda fn=fn: fn(in0.requires_grad_(), in1), lambda fn=fn: fn.features(in0)):
+                with raises(ValueError, "L", "from 1 to 5", str(taps)):
+                    call()
 
 
 @pytest.mark.parametrize("change", ("flat", "scalar", "fewer", "numbers"))
