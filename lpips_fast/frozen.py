@@ -135,7 +135,7 @@ class _FrozenTrunk(torch.autograd.Function):
         saves = in_torch_func() or torch.compiler.is_compiling() or has_saved_tensor_hooks()
         ctx.n_saved = n_batches if saves else 0
         ctx.images = images[ctx.n_saved :]
-        ctx.versions = [image._version for image in ctx.images if image.requires_grad]
+        ctx.versions = _versions(ctx.images)
         ctx.like = [(image.shape, image.dtype) for image in ctx.images]  # their memory may be gone by the backward
         ctx.save_for_backward(*output, shift, scale, *images[: ctx.n_saved], *tensors)
 
@@ -154,7 +154,7 @@ class _FrozenTrunk(torch.autograd.Function):
             setting = setting.plain()
             tensors = [tensors[0][:, : size[0]], *tensors[1:]]
         if differentiated:
-            if ctx.versions != [image._version for image in ctx.images if image.requires_grad]:
+            if ctx.versions != _versions(ctx.images):
                 raise RuntimeError(
                     "an image was changed in place after LPIPS compared it, and to differentiate its gradient "
                     "(create_graph=True) it is needed as it was: change a copy"
@@ -170,6 +170,11 @@ class _FrozenTrunk(torch.autograd.Function):
         if not keeps_graph():
             ctx.images = []  # given up with the saved tensors, though the graph may live on
         return None, None, None, None, *d_images, *(None for _ in tensors)
+
+
+def _versions(images: Sequence[Tensor]) -> list[int]:
+    """How often each was changed in place."""
+    return [0 if image.is_inference() else image._version for image in images]
 
 
 def frozen_trunk(setting: Setting, images: Sequence[Tensor], affine: Affine, tensors: Sequence[Tensor]) -> list[Tensor]:

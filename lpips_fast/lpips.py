@@ -9,7 +9,7 @@ from human judgements; p: pixels. (Zhang et al., CVPR 2018, arXiv:1801.03924.) D
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any, NamedTuple, cast
 
@@ -382,7 +382,13 @@ class LPIPS(nn.Module):
 
     def _own(self) -> Tensor:
         """A tensor on the module's device and of its type."""
-        return next(itertools.chain(self.net.parameters(), self.buffers()))
+        tensors = itertools.chain(self.net.parameters(), self.buffers(), self._replicated())
+        return next(tensors)
+
+    def _replicated(self) -> Iterator[Tensor]:
+        """The tensors of a replica of nn.DataParallel, which are neither parameters nor buffers."""
+        for module in self.modules():
+            yield from (value for value in module.__dict__.values() if isinstance(value, Tensor))
 
     def _feature_dtype(self, x: Tensor) -> torch.dtype:
         return self.net.setting(x.device).dtype if isinstance(self.net, Trunk) else torch.float32
@@ -400,6 +406,10 @@ class LPIPS(nn.Module):
 
     # torch.compile takes it for a constant of the call that it traces.
     _is_stock._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+    def _is_squared_distance(self) -> bool:
+        """Whether it is a squared distance of vectors, as `embed` makes them."""
+        return self._has_stock_lins()
 
     def _has_stock_lins(self) -> bool:
         lins = self.lins if self.lpips else ()
@@ -441,7 +451,8 @@ class LPIPS(nn.Module):
         return tuple(taps[k] for k in range(self.L))
 
     def _called(self, module: nn.Module, x: Tensor) -> Any:
-        return call_frozen(module, x) if self.eval_mode else module(x)
+        freezes_itself = isinstance(module, Trunk) and "forward" not in module.__dict__
+        return module(x) if freezes_itself or not self.eval_mode else call_frozen(module, x)
 
     def _maps_by_modules(self, x0: Tensor, x1: Tensor | Features, normalize: bool) -> list[Tensor]:
         """Each layer's map of distances, [N, 1, H_l, W_l], likewise."""

@@ -222,10 +222,10 @@ def _parts(e: Tensor) -> Iterator[slice]:
 
 def embed_rows(fn: LPIPS, name: str, x: Images, rows: slice, size: torch.Size, normalize: bool) -> Tensor:
     """e(x[rows]), of images of that height and width; errors name x so."""
-    if not fn._has_stock_lins():
+    if not fn._is_squared_distance():
         raise ValueError(
-            "linear layers were changed or hooked, so that distances need be no squared distances of vectors: compare "
-            "the images by pairs, with forward"
+            "linear layers were changed or hooked, or distance is 'mae', so that distances are no squared distances of "
+            "vectors: compare the images by pairs, with forward"
         )
     weights = fn._linear_weights()
     for layer, weight in enumerate(weights or []):

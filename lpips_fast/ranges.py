@@ -26,7 +26,7 @@ CALLS = 64  # that are looked at
 MANY = 32  # after as many, images that were all in [0, 1] are taken to be meant so
 _FAR = 10.0  # decoders overshoot [-1, 1], but not so far
 _BELOW = -0.5  # as far do decoders of [0, 1] not undershoot
-
+_INNER = ("lpips_fast.", "torch.", "torchmetrics.")  # modules whose lines are not the caller's
 
 _Arriving = tuple[Tensor, torch.cuda.Event, bool]  # extremes on their way to the host, when they are there, `normalize`
 
@@ -74,12 +74,12 @@ class RangeCheck:
         seen = self._seen[bool(normalize)]
         seen.calls += 1
         seen.low, seen.high = min([seen.low, *values]), max([seen.high, *values])
-        told = "[0, 1] (normalize=True)" if normalize else "[-1, 1]"
+        told, from_bytes = ("[0, 1]", "x / 255") if normalize else ("[-1, 1]", "x / 127.5 - 1")
         found = f"from {seen.low:.3g} to {seen.high:.3g}"
         if max(abs(seen.low), abs(seen.high)) > _FAR:
-            self._warn(f"images should be in {told} and have values {found}; for 0 to 255: x / 127.5 - 1")
+            self._warn(f"images should be in {told} and have values {found}; for 0 to 255: {from_bytes}")
         elif normalize and seen.low < _BELOW:
-            self._warn(f"images should be in {told} and have values {found}; for [-1, 1] leave out normalize=True")
+            self._warn(f"images should be in {told} and have values {found}; for [-1, 1]: (x + 1) / 2")
         elif not normalize and seen.calls >= MANY and 0 <= seen.low and 0.5 < seen.high <= 1:
             self._warn(
                 f"images should be in {told}, and in {seen.calls} calls all values were {found}; for [0, 1] pass "
@@ -90,7 +90,7 @@ class RangeCheck:
         self._calls = CALLS
         self._arriving.clear()
         frame, level = sys._getframe(), 1
-        while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("lpips_fast.", "torch.")):
+        while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_INNER):
             frame, level = frame.f_back, level + 1
         warnings.warn(f"LPIPS: {message}. check_range=False silences this.", stacklevel=level)  # the caller's line
 

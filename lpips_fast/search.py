@@ -188,6 +188,7 @@ class Index:
             ImportError: FAISS is asked for and not installed.
         """
         check_flags(normalize=normalize)
+        _spec(self._fn)  # which refuses layers that were changed since
         if self.header.normalize not in (None, bool(normalize)):
             raise ValueError(
                 f"the index is of images given with normalize={self.header.normalize}, the queries are given with "
@@ -204,6 +205,11 @@ class Index:
             )
         every = slice(0, len(queries))
         found = embed_rows(self._fn, "queries", queries, every, queries.shape[2:], normalize) * self._scale
+        if found.shape[1] != self.vectors.shape[1]:
+            raise ValueError(
+                f"the index has vectors of {self.vectors.shape[1]} values, the queries of {found.shape[1]}: L, the "
+                f"number of taps in use, is {self._fn.L} and was another"
+            )
         _check_finite("queries", found)
         n_candidates = min(2 * k, len(self))
         candidates = self._nearest(found, n_candidates) if faiss is None else self._by_faiss(found, n_candidates, faiss)
@@ -365,7 +371,7 @@ def _vector_length(fn: LPIPS, size: tuple[int, int]) -> int:
         taps, _ = run(setting, (images,), (None, None), parameters)
     except (RuntimeError, TypeError) as error:  # offsets that are no int64
         raise ValueError(f"size must be that of images, got {_by(size)}: {error}") from error
-    return sum(tap.shape[1:].numel() for tap in taps)
+    return sum(tap.shape[1:].numel() for tap in taps[: fn.L])
 
 
 def _checked_names(names: Sequence[str | PathLike[str]] | None, count: int) -> list[str] | None:

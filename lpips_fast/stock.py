@@ -6,12 +6,15 @@ ones: a layer that was replaced, set otherwise, hooked or given another `forward
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+
+from .transforms import in_torch_func
 
 _CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 _POOL = ("kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode")
@@ -71,7 +74,26 @@ def _is_proxy(module: nn.Module, kind: type) -> bool:
     )
 
 
+_flags = threading.RLock()
+
+
 def call_frozen(module: nn.Module, x: Any) -> Any:
-    """What a module gives for x, without a graph to its parameters, whatever their `requires_grad` says."""
-    trained = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-    return torch.func.functional_call(module, trained, (x,)) if trained else module(x)
+    """What a module gives for x, without a graph to its parameters, whatever their `requires_grad` says.
+
+    The flags are off during the call, and are then as they were: the module may be somebody else's, in training
+    elsewhere. Where flags cannot be set, in torch.compile and torch.func, detached parameters take the place.
+    """
+    if torch.compiler.is_compiling() or in_torch_func():
+        detached = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+        return torch.func.functional_call(module, detached, (x,)) if detached else module(x)
+    if not torch.is_grad_enabled():
+        return module(x)
+    with _flags:
+        trained = [p for p in module.parameters() if p.requires_grad and p.is_leaf]
+        for p in trained:
+            p.requires_grad_(False)
+        try:
+            return module(x)
+        finally:
+            for p in trained:
+                p.requires_grad_(True)

@@ -29,6 +29,10 @@ def flatten_videos(
     if layout not in (None, *LAYOUTS):
         raise ValueError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}, got {layout!r}")
     shape = list(in0.shape)
+    if layout is None and accepted is None:
+        raise ValueError(
+            f"layout must be given for a trunk that takes other channels, 'BCTHW' or 'BTCHW', for in0 {shape}"
+        )
     if layout is None and shape[1] in (1, 3) and shape[2] == 3:
         raise ValueError(
             f"in0 {shape} is ambiguous: layout='BCTHW' reads channels={shape[1]}, frames={shape[2]}; "

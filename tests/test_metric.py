@@ -120,8 +120,9 @@ def test_tiny_features_show_where_the_eps_is(make):
 def test_images_in_another_range(make):
     """torchmetrics' check sees only the lower end of [-1, 1]."""
     (img1, img2), *_ = _batches(False)
-    with pytest.warns(UserWarning, match="0 to 255"):
+    with pytest.warns(UserWarning, match="0 to 255") as found:
         make(Ours).update(img1.abs() * 255, img2)
+    assert found[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make(Ours, check_range=False).update(img1.abs() * 255, img2)

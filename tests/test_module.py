@@ -6,6 +6,7 @@ import copy
 import inspect
 import io
 import pickle
+import threading
 import warnings
 
 import pytest
@@ -187,6 +188,40 @@ def test_frozen_where_layers_are_called_too(make_ours):
         assert all(p.grad is None for p in module.parameters())
         assert in0.grad.abs().max() > 0
     assert all(p.requires_grad for p in module.parameters())  # they are somebody else's to set
+    assert not torch.func.vmap(lambda x: module(x, in1[0]))(in0.detach()).requires_grad
+
+
+def test_frozen_in_many_threads(make_ours):
+    """Where layers are called: flags and parameters are as before afterwards."""
+    module = make_ours()
+    module.net.slice2[0] = nn.AvgPool2d(3, 2)
+    for p in module.parameters():
+        p.requires_grad = True
+    in0, in1 = pair(1, 40, 40)
+    in0.requires_grad_()
+    expected, found = module(in0, in1), []
+    threads = [threading.Thread(target=lambda: found.extend(module(in0, in1) for _ in range(10))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 40
+    assert all(torch.equal(value, expected) for value in found)
+    sum(found).sum().backward()
+    assert all(isinstance(p, nn.Parameter) and p.requires_grad and p.grad is None for p in module.parameters())
+
+
+def test_a_stock_trunk_is_converted_once_though_other_layers_are_called(make_ours):
+    module = make_ours()
+    module.lins[0].register_forward_hook(lambda *_: None)
+    for p in module.parameters():
+        p.requires_grad = True
+    in0, in1 = pair(1, 40, 40)
+    module(in0, in1)
+    kept = dict(module.net._kept)
+    assert kept
+    module(in0.requires_grad_(), in1)
+    assert all(module.net._kept[key] is value for key, value in kept.items())
 
 
 def test_a_trunk_of_somebodys_own_is_not_touched(make_ours):

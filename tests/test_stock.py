@@ -225,6 +225,8 @@ def test_images_of_five_channels(make_ours, make_theirs):
     ours = make_ours()
     assert_as_lpips(ours, copy.deepcopy(make_theirs()), five, in0, in1)
     assert ours(in0[0], in1).shape == (2, 1, 1, 1)
+    with pytest.raises(ValueError, match="layout must be given"):
+        ours(in0[None], in1[None])
     assert_close(ours(in0[None], in1[None], layout="BTCHW"), ours(in0, in1).view(1, 2).double(), (1e-5, 1e-5))
     with pytest.raises(RuntimeError, match="5 channels"):
         ours(in0[:, :3], in1[:, :3])
@@ -241,6 +243,45 @@ def test_snippets_of_docs_training(make_ours):
         images = pair(1, 48, 52, channels=5 if "N, 5, H, W" in snippet else 3)
         assert names["fn"](*images) > 0
         assert not names["fn"]._is_stock() or names["fn"].L == 3
+
+
+@pytest.mark.parametrize("wrap", ("trace", "data parallel"))
+def test_modules_of_other_kinds(make_ours, wrap):
+    """Of which torch.func.functional_call would take none."""
+    fn = make_ours()
+    in0, in1 = pair(2, 48, 52)
+    other_trunk(fn)
+    fn.net.requires_grad_(True)
+    expected = fn(in0, in1)
+    fn.net = torch.jit.trace(fn.net, in0) if wrap == "trace" else nn.DataParallel(fn.net)
+    in0.requires_grad_()
+    value = fn(in0, in1)
+    assert_close(value, expected.double(), VALUE_TOLERANCE[torch.float32])
+    value.sum().backward()
+    assert all(p.grad is None for p in fn.parameters())
+
+
+def test_traced_with_a_new_layer(make_ours):
+    """Which requires a gradient, as all new layers do."""
+    fn = make_ours()
+    fn.scaling_layer = nn.Identity()
+    fn.net.slice1[0] = nn.Conv2d(5, 64, 11, stride=4, padding=2)
+    in0, in1 = pair(2, 48, 52, channels=5)
+    traced = torch.jit.trace(fn, (in0, in1), check_trace=False)
+    assert_close(traced(in0, in1), fn(in0, in1).double(), VALUE_TOLERANCE[torch.float32])
+
+
+def test_an_index_does_not_go_on_with_changed_layers(make_ours):
+    fn = make_ours()
+    in0, _ = pair(3, 48, 52)
+    index = Index.build(fn, in0)
+    fn.L = 3
+    with pytest.raises(ValueError, match="L"):
+        index.search(in0, 1)
+    fn.L = 5
+    average_pools(fn)
+    with pytest.raises(ValueError, match="layers that it was made with"):
+        index.search(in0, 1)
 
 
 def gray_trunk(fn):

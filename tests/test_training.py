@@ -523,6 +523,10 @@ def test_double_backward_needs_images_as_they_were(make_ours):
     value = fn(x, in1).sum()
     (grad,) = torch.autograd.grad(value, leaf, create_graph=True)
     assert grad.requires_grad
+    other = in1.clone().requires_grad_() * 1
+    value = fn(leaf, other).sum()
+    other.detach_()  # not changed
+    torch.autograd.grad(value, leaf, create_graph=True)
     value = fn(x, in1).sum()
     x.mul_(2)
     with pytest.raises(RuntimeError, match="changed in place after LPIPS compared it"):

@@ -109,6 +109,9 @@ class LPIPS(lpips.LPIPS):
             parts.append((weight * (a - b).abs()).sum(dim=1).mean(dim=(1, 2)))
         return torch.stack(parts).sum(dim=0)
 
+    def _is_squared_distance(self) -> bool:
+        return self.distance == "mse" and super()._is_squared_distance()
+
     def _linear_weights(self) -> list[Tensor]:
         return [self.get_buffer(f"weight{k}") for k in range(self.L)]
 

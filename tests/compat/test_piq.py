@@ -61,6 +61,12 @@ def test_changed_layers(trunk_states):
     torch.testing.assert_close(fn(x, y), averaged(x, y))
 
 
+def test_vectors_are_those_of_squared_differences(trunk_states):
+    fn = LPIPS(trunk_weights=trunk_states["vgg"], distance="mae")
+    with raises(ValueError, "'mae'", "forward"):
+        fn.pairwise(torch.rand(2, 3, 32, 32), normalize=True)
+
+
 def test_frozen_whatever_the_parent_does(trunk_states):
     fn = LPIPS(trunk_weights=trunk_states["vgg"], replace_pooling=True)
     torch.nn.ModuleList([fn]).requires_grad_(True)
