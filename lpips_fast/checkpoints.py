@@ -49,8 +49,11 @@ class SeveralError(ValueError):
     """A file has several LPIPS, and no prefix tells which; `prefixes` are theirs."""
 
     def __init__(self, path: str | PathLike[str], prefixes: list[str]) -> None:
-        super().__init__(f"{path} has several LPIPS: give load_any a prefix, one of {weights.some(prefixes)}")
-        self.prefixes = prefixes
+        super().__init__(path, prefixes)  # as they are, for an error crosses processes by its arguments
+        self.path, self.prefixes = path, prefixes
+
+    def __str__(self) -> str:
+        return f"{self.path} has several LPIPS: give load_any a prefix, one of {weights.some(self.prefixes)}"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections import OrderedDict
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 import lpips_fast
 from lpips_fast import checkpoints
+from lpips_fast.checkpoints import SeveralError
 from lpips_fast.compat import piq, taming
 from lpips_fast.weights import published_linear_weights, save_state_dict
 
@@ -182,6 +184,13 @@ def test_a_part_of_a_larger_checkpoint(tmp_path, theirs, make_ours, around, orig
 def test_a_part_of_safetensors(load):
     state = prefixed(linear_state("squeeze"), "lpips.") | OTHER_MODELS
     assert load(state, ".safetensors").net == "squeeze"
+
+
+def test_the_error_of_several_crosses_processes():
+    error = SeveralError("two.ckpt", ["a.", "b."])
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.prefixes) == (str(error), ["a.", "b."])
+    assert all(words in str(error) for words in ("two.ckpt", "several LPIPS", "'a.', 'b.'"))
 
 
 def test_several(tmp_path):

@@ -123,7 +123,8 @@ def _matched(a: Path, b: Path, pattern: str) -> Match:
         first = paths_a[0]
         raise UsageError(
             f"no image in {a} has a namesake in {b}: e.g. {first} should be {named_by(pattern, first)}.* in {b}, which "
-            f"has {paths_b[0]}; --pattern says how B's images are named, without suffix, and is {pattern!r}"
+            f"has {paths_b[0]}; --pattern says how B's images are named, without suffix, and is {pattern!r}; a name "
+            "that several images share without suffix pairs none"
         )
     return matched
 

@@ -92,11 +92,11 @@ def _by_stem(names: Mapping[Path, Path]) -> dict[Path, list[Path]]:
 def find_masks(mask: str | None, names: Sequence[Path]) -> list[MaskSource]:
     """What --mask gives each image, named by its path in folder A: a mask's path, ALPHA or None.
 
-    In a folder masks are matched by name. An image without one gets the path that its mask should have, with the
-    suffix .*, where no file is.
+    In a folder a mask is an image's by its name, or by its name without suffix where only one has that. An image
+    without one gets the path that its mask should have, with the suffix .*, where no file is.
 
     Raises:
-        UsageError: it is a folder without images, or none has a name of an image.
+        UsageError: it is a folder without images, or none is an image's.
         ReadError: it is one mask for all, and cannot be read.
     """
     if mask is None:
@@ -105,9 +105,18 @@ def find_masks(mask: str | None, names: Sequence[Path]) -> list[MaskSource]:
         return [ALPHA] * len(names)
     path = Path(mask)
     if path.is_dir():
-        found = {Path(name): of_name for name, _, of_name in match(names, list_folder(path)).pairs}
+        try:
+            masks = list_folder(path)
+        except UsageError as error:
+            raise UsageError(f"--mask {error}") from error
+        of_masks, by_stem = set(masks), _by_stem({m: m for m in masks})
+        found: dict[Path, Path] = {}
+        for name in names:
+            candidates = [name] if name in of_masks else by_stem.get(name.with_suffix(""), [])
+            if len(candidates) == 1:
+                found[name] = candidates[0]
         if not found:
-            raise UsageError(f"--mask {mask} has no mask named as an image in A, e.g. {names[0]}")
+            raise UsageError(f"--mask {mask} has no mask, or more than one, named as an image in A, e.g. {names[0]}")
         return [path / found.get(name, name.with_suffix(".*")) for name in names]
     from ..images import open_image
     from .loading import gray_of

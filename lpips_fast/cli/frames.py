@@ -89,11 +89,14 @@ def _open_masks(path: Path, reading: Reading, weights_of: WeightsOf) -> Iterator
     """
     try:
         masks = open_frames(path, reading, weights_of)
-    except ReadError as error:
-        raise ReadError(f"--mask: {error}") from error
+    except (ReadError, UsageError) as error:
+        raise type(error)(f"--mask: {error}") from error
     first = [*itertools.islice(masks, 2)]
-    if path.is_file() and first and first[0].image is None:  # in a folder others may have one
-        raise ReadError(no_alpha(str(path)))
+    if path.is_file() and first:  # in a folder others may be right
+        if first[0].image is None:
+            raise ReadError(no_alpha(str(path)))
+        if isinstance(first[0].image, str):
+            raise ReadError(f"--mask: {first[0].image}")
     return itertools.repeat(first[0]) if len(first) == 1 else itertools.chain(iter(first), masks)
 
 

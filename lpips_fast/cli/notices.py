@@ -75,11 +75,16 @@ class Notices:
         """Whether an image was transparent, and whether one was not."""
         return bool(self._found.transparent), self._found.opaque
 
-    def tell(self, relation: str = "compared with an image that is not") -> None:
+    def tell(
+        self,
+        relation: str = "compared with an image that is not",
+        remedy: str = "--background takes another colour",
+    ) -> None:
         """Says what was found, by all processes of the group, which must all call this.
 
         Args:
             relation: of transparent images to those that are not.
+            remedy: where transparent pixels should show something else.
         """
         found = _Found()
         for of_each_process in shards.gathered([self._found], shards.count()):
@@ -88,7 +93,7 @@ class Notices:
         if found.transparent and found.opaque and self._reading.background is None:  # else it was chosen
             output.warn(
                 f"{_some(found.transparent)}: transparent, and {relation}; transparent pixels show "
-                f"{self._reading.background_color} (--background takes another colour)"
+                f"{self._reading.background_color} ({remedy})"
             )
         if found.narrow:
             low, high = min(low for low, _ in found.narrow.values()), max(high for _, high in found.narrow.values())
@@ -97,7 +102,7 @@ class Notices:
                 f"values run from {low} to {high} (--range {low}:{high} spreads them over all levels)"
             )
         if found.full_mask and not found.other_mask:
-            output.warn("the mask is full, 255 in every pixel of all images: the distances are those without --mask")
+            output.warn("the mask is full, 255 in every pixel of all images read: it changes no distance of theirs")
 
     def _note_transparency(self, name: Name, image: Picture) -> None:
         if image.composited:

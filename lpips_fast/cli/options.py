@@ -162,7 +162,10 @@ class Reading:
     def described(self) -> dict[str, Any]:
         """The options as results, journals and indexes hold them."""
         ends = self.value_range
-        return {"background": self.background_color.lower(), "range": None if ends is None else list(ends)}
+        color = {"#ffffff": "white", "#000000": "black"}.get(
+            self.background_color.lower(), self.background_color.lower()
+        )
+        return {"background": color, "range": None if ends is None else list(ends)}
 
 
 def parse_range(text: str | None) -> tuple[float, float] | None:

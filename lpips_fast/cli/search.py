@@ -120,7 +120,10 @@ def search(
         {"settings": output.describe(settings, reading), "query": str(query), "searched": str(where), "results": rows},
     )
     output.write_csv(csv, rows, ["rank", "name", "lpips"])
-    notices.tell()
+    if where.is_dir():
+        notices.tell()
+    else:
+        notices.tell(remedy="an index made with --background takes another colour")
     _end(errors)
 
 

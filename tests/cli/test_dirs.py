@@ -140,6 +140,22 @@ def masks(folders):
     return folders
 
 
+def test_one_mask_for_images_of_two_kinds(run, trunk, tmp_path):
+    """a/x.png and a/x.jpg share it, where it is the only one; of two it is that of the image's own suffix."""
+    for side in "ab":
+        (tmp_path / side).mkdir()
+        for suffix in ("png", "bmp"):
+            save_noise(tmp_path / side / f"x.{suffix}", ord(side))
+    (tmp_path / "masks").mkdir()
+    save_noise(tmp_path / "masks" / "x.gif", 3)
+    command = ("dirs", "a", "b", "--mask", "masks", "--csv", "out.csv", *trunk)
+    assert "no mask" not in run(*command).stderr
+    save_noise(tmp_path / "masks" / "x.bmp", 4)
+    assert "x.png: no mask masks/x.*, or more than one" in run(*command, status=1).stderr
+    (tmp_path / "empty").mkdir()
+    assert "--mask empty has no images" in run(*command[:4], "empty", *trunk, status=2).stderr
+
+
 def test_masks_by_name(run, masks, trunk, measure):
     done = run("dirs", "a", "b", "--mask", "masks", "--json", "out.json", "--batch-size", 4, *trunk, status=1)
     document = json.loads((masks / "out.json").read_text())

@@ -63,7 +63,7 @@ def test_masks(tmp_path):
     assert find_masks(ALPHA, names) == [ALPHA] * 3
     assert find_masks(f"{masks}/1.png", names) == [masks / "1.png"] * 3
     assert find_masks(str(masks), names) == [masks / "1.png", masks / "sub" / "2.bmp", masks / "3.*"]
-    with pytest.raises(UsageError, match=r"masks has no mask named as an image in A, e\.g\. 3\.png"):
+    with pytest.raises(UsageError, match=r"masks has no mask, or more than one, named as an image in A, e\.g\. 3\.png"):
         find_masks(str(masks), names[2:])
     with pytest.raises(ReadError, match=r"--mask: no image file .*nowhere"):
         find_masks(f"{tmp_path}/nowhere", names)

@@ -263,7 +263,7 @@ def test_a_full_mask_is_told(call, trunk, tmp_path):
     opaque.save(tmp_path / "opaque.png")
     opaque.putpixel((39, 0), (0, 0, 0, 254))
     opaque.save(tmp_path / "clear.png")
-    full = "the mask is full, 255 in every pixel of all images: the distances are those without --mask"
+    full = "the mask is full, 255 in every pixel of all images read"
     for command, rest in (("pair", ()), ("map", ("-o", "map.png"))):
         assert full in call(command, "opaque.png", "b.png", *rest, "--mask", "alpha", *trunk)
         assert "full" not in call(command, "clear.png", "b.png", *rest, "--mask", "alpha", *trunk)

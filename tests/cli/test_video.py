@@ -258,6 +258,14 @@ def test_results_stay_where_an_input_cannot_be_opened(call, trunk, tmp_path):
         assert {path.name: path.read_bytes() for path in tmp_path.glob("out.*")} == before
 
 
+def test_one_mask_that_is_none_ends_the_run(call, trunk, tmp_path):
+    save_frames(tmp_path / "a", frames(3, 0))
+    Image.fromarray(np.zeros((40, 40), np.float32)).save(tmp_path / "m.tif")
+    told = call("video", "a", "a", "--mask", "m.tif", *trunk, status=1)
+    assert told.count("m.tif") == 1
+    assert "--mask: m.tif" in told
+
+
 def test_a_full_alpha_channel_is_told(call, trunk, tmp_path):
     """Where no frame has a pixel below 255; an animated WebP may have such a channel."""
     first, *more = (image.convert("RGBA") for image in frames(3, 0))
