@@ -7,8 +7,9 @@ convolution's output. So do the formulas of the operators here, and the sum is t
     is computed and not how, and FLOPs a second of different algorithms can be compared.
   * The head counts as the 1x1 convolution by linear weights that `lpips` has in its place, of C channels to one.
 
-Importing torch.utils.flop_counter takes 70 ms where Triton is installed, which it imports. So this module waits for
-others to import it, and adds the formulas right after: a FlopCounterMode has those that are there when it is made.
+torch.utils.flop_counter imports Triton where that is installed, which `import lpips_fast` does without. So this module
+waits for others to import it, and adds the formulas right after: a FlopCounterMode has those that are there when it is
+made.
 """
 
 from __future__ import annotations

@@ -398,6 +398,7 @@ class LPIPS(nn.Module):
         net = self.net
         return (
             isinstance(net, Trunk)
+            and not (net.trainable and self.eval_mode)  # a trunk that was put in, which heeds its flags
             and "forward" not in net.__dict__
             and net.is_stock()
             and is_as_described(self.scaling_layer, _SCALING)
@@ -451,7 +452,7 @@ class LPIPS(nn.Module):
         return tuple(taps[k] for k in range(self.L))
 
     def _called(self, module: nn.Module, x: Tensor) -> Any:
-        freezes_itself = isinstance(module, Trunk) and "forward" not in module.__dict__
+        freezes_itself = isinstance(module, Trunk) and not module.trainable and "forward" not in module.__dict__
         return module(x) if freezes_itself or not self.eval_mode else call_frozen(module, x)
 
     def _maps_by_modules(self, x0: Tensor, x1: Tensor | Features, normalize: bool) -> list[Tensor]:

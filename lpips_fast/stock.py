@@ -44,7 +44,7 @@ def describe(module: nn.Module) -> Description:
 def is_as_described(module: nn.Module, made: Description) -> bool:
     """Whether the module still fits its description and nothing watches or replaces its forward or backward.
 
-    This runs at every call of LPIPS, so it reads the modules' dictionaries: some 0.4 microseconds a module.
+    This runs at every call of LPIPS, so it reads the modules' dictionaries, which is faster than their attributes.
     """
     own = module.__dict__
     if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:

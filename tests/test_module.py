@@ -191,6 +191,18 @@ def test_frozen_where_layers_are_called_too(make_ours):
     assert not torch.func.vmap(lambda x: module(x, in1[0]))(in0.detach()).requires_grad
 
 
+def test_frozen_with_a_trunk_of_ours_put_in(make_ours):
+    module = make_ours()
+    module.net = lpips_fast.pretrained_networks.alexnet(pretrained=False)
+    module.net.load_state_dict(make_ours().net.state_dict())
+    module.net.requires_grad_(True)
+    in0, in1 = pair(1, 40, 40)
+    value = module(in0.requires_grad_(), in1)
+    assert_close(value, make_ours()(in0, in1).double(), VALUE_TOLERANCE[torch.float32])
+    value.sum().backward()
+    assert all(p.grad is None for p in module.parameters())
+
+
 def test_frozen_in_many_threads(make_ours):
     """Where layers are called: flags and parameters are as before afterwards."""
     module = make_ours()
