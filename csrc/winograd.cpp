@@ -1,8 +1,8 @@
 // The CPU trunk's operators: 3x3 convolutions by Winograd's algorithm, the first layer, the pool's gradient, and the
 // signs of other layers' ReLUs.
 //
-// The tiles go through in blocks, and a block through three steps (winograd/transforms.inl): input transform, 36 matrix products,
-// output transform. Where there are blocks enough, each thread takes whole blocks and keeps its own V and M in its
+// The tiles go through in blocks, and a block through three steps (winograd/transforms.inl): input transform, 36 matrix
+// products, output transform. Where there are blocks enough, each thread takes whole blocks and keeps its own V and M in its
 // cache. Where there are few tiles or the filters are large, all threads work on one block, step by step, and the
 // transformed filters pass through the cache once for all of them.
 #include <algorithm>
@@ -22,6 +22,7 @@
 #include <sys/mman.h>
 #endif
 
+#include "winograd/repeats.h"
 #include "winograd/winograd.h"
 
 namespace lpips_fast::winograd {
@@ -33,6 +34,7 @@ using torch::stable::Tensor;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+float maximum(float a, float b) { return a != a ? a : (a > b ? a : b); }  // a NaN stays, as in torch
 
 // The best kernels for this processor, or those that LPIPS_FAST_CPU_ISA names, so that others can be tested.
 const Kernels& kernels() {
@@ -93,11 +95,9 @@ Plan plan(int64_t tiles, int64_t cin, int64_t cout, int64_t rows, int64_t thread
   return {std::min(round_up(ceil_div(tiles, blocks), rows), tiles), true};
 }
 
-void run(Conv& p) {
+// The tiles [0, tiles), or as many of p.chosen.
+void run_tiles(Conv& p, int64_t tiles) {
   const Kernels& k = kernels();
-  p.tiles_h = ceil_div(p.h, kTile), p.tiles_w = ceil_div(p.w, kTile);
-  const int64_t tiles = p.n * p.tiles_h * p.tiles_w;
-  if (tiles == 0) return;
   p.ld_v = round_up(p.cin, kPanel), p.ld_m = round_up(p.cout, kPanel);
   const int64_t patch = kPoints * p.ld_v, panels = p.ld_m / kPanel;
   const int64_t threads = torch::stable::get_num_threads();
@@ -141,6 +141,64 @@ void run(Conv& p) {
       k.transform_output(p, begin + first, begin + last, m + first * p.ld_m);
     });
   }
+}
+
+void set_tiles(Conv& p) { p.tiles_h = ceil_div(p.h, kTile), p.tiles_w = ceil_div(p.w, kTile); }
+
+void run(Conv& p) {
+  set_tiles(p);
+  if (const int64_t tiles = p.n * p.tiles_h * p.tiles_w) run_tiles(p, tiles);
+}
+
+// Outputs that are copies, of images [n h w / 2 rows]: y, its signs, and the pool's windows that hold one.
+void copy_repeats(const Conv& p, const Repeats& repeats) {
+  const int64_t bytes = ceil_div(p.cout, 8), pairs = ceil_div(p.h, 2);
+  for_each_job(p.n * pairs, [&](int64_t, int64_t job) {
+    const int64_t n = job / pairs, top = job % pairs * 2;
+    if (!repeats.has_copies(n)) return;
+    const auto y = [&](int64_t pixel) { return p.y + pixel * p.cout; };
+    std::vector<uint8_t> touched(p.w);  // the columns that hold a copy
+    for (int64_t row = top; row < std::min(top + 2, p.h); ++row) {
+      for (int64_t col = 0; col < p.w; ++col) {
+        const int64_t pixel = (n * p.h + row) * p.w + col, origin = repeats.origin(n, row, col);
+        if (pixel == origin) continue;
+        std::memcpy(y(pixel), y(origin), p.cout * sizeof(float));
+        if (p.signs) std::memcpy(p.signs + pixel * bytes, p.signs + origin * bytes, bytes);
+        touched[col] = 1;
+      }
+    }
+    if (!p.pooled || top + 1 == p.h) return;
+    for (int64_t col = 0; col + 1 < p.w; col += 2) {
+      if (!touched[col] && !touched[col + 1]) continue;
+      const float* const first = y((n * p.h + top) * p.w + col);
+      const float* const below = first + p.w * p.cout;
+      float* const pooled = p.pooled + ((n * (p.h / 2) + top / 2) * (p.w / 2) + col / 2) * p.cout;
+      for (int64_t c = 0; c < p.cout; ++c) {
+        const float above = maximum(first[c], first[p.cout + c]);
+        pooled[c] = maximum(above, maximum(below[c], below[p.cout + c]));
+      }
+    }
+  });
+}
+
+// As run, and outputs of equal inputs are equal (winograd/repeats.h).
+void run_with_repeats(Conv& p) {
+  set_tiles(p);
+  constexpr int64_t some_rows = 16;
+  Repeats repeats(p);
+  const auto for_rows = [&](void (Repeats::*step)(int64_t, int64_t)) {
+    for_each_job(ceil_div(repeats.rows(), some_rows), [&](int64_t, int64_t job) {
+      (repeats.*step)(job * some_rows, std::min((job + 1) * some_rows, repeats.rows()));
+    });
+  };
+  for_rows(&Repeats::make_keys);
+  for_rows(&Repeats::compare_pixels);
+  for_each_job(p.n, [&](int64_t, int64_t n) { repeats.group_outputs(n); });
+  if (!repeats.any()) return run(p);
+  const std::vector<int64_t> tiles = repeats.tiles();
+  p.chosen = tiles.data();
+  run_tiles(p, tiles.size());
+  copy_repeats(p, repeats);
 }
 
 void check_float(const Tensor& t, const char* name) {
@@ -207,7 +265,7 @@ std::vector<Tensor> conv3x3_fwd(Tensor x, const Tensor& filters, const Tensor& b
     out.push_back(empty_signs(x, channels));
     p.signs = out.back().mutable_data_ptr<uint8_t>();
   }
-  run(p);
+  run_with_repeats(p);
   return out;
 }
 

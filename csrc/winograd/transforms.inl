@@ -50,6 +50,7 @@ struct TileAt {
 };
 
 LPIPS_FAST_INLINE TileAt tile_at(const Conv& p, int64_t tile) {
+  if (p.chosen) tile = p.chosen[tile];
   const int64_t per_image = p.tiles_h * p.tiles_w;
   const int64_t in_image = tile % per_image;
   return {tile / per_image, in_image / p.tiles_w * kTile, in_image % p.tiles_w * kTile};

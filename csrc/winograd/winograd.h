@@ -19,6 +19,7 @@ struct Pixels {
 struct Conv {
   int64_t n, h, w, cin, cout;
   int64_t tiles_h, tiles_w;
+  const int64_t* chosen;     // the tiles to compute, of all n tiles_h tiles_w; null: each
   int64_t ld_v, ld_m;        // floats from tile to tile in V and M
   int64_t point_v, point_m;  // floats from point to point in V and M
   const float* x;
