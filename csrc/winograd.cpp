@@ -150,7 +150,7 @@ void run(Conv& p) {
   if (const int64_t tiles = p.n * p.tiles_h * p.tiles_w) run_tiles(p, tiles);
 }
 
-// Outputs that are copies, of images [n h w / 2 rows]: y, its signs, and the pool's windows that hold one.
+// Fills in the outputs that are copies: y, its signs, and the pool's windows that hold one.
 void copy_repeats(const Conv& p, const Repeats& repeats) {
   const int64_t bytes = ceil_div(p.cout, 8), pairs = ceil_div(p.h, 2);
   for_each_job(p.n * pairs, [&](int64_t, int64_t job) {
@@ -181,7 +181,7 @@ void copy_repeats(const Conv& p, const Repeats& repeats) {
   });
 }
 
-// As run, and outputs of equal inputs are equal (winograd/repeats.h).
+// As run, but outputs of equal inputs are equal to the bit (winograd/repeats.h).
 void run_with_repeats(Conv& p) {
   set_tiles(p);
   constexpr int64_t some_rows = 16;
@@ -194,7 +194,7 @@ void run_with_repeats(Conv& p) {
   for_rows(&Repeats::make_keys);
   for_rows(&Repeats::compare_pixels);
   for_each_job(p.n, [&](int64_t, int64_t n) { repeats.group_outputs(n); });
-  if (!repeats.any()) return run(p);
+  if (!repeats.has_copies()) return run(p);
   const std::vector<int64_t> tiles = repeats.tiles();
   p.chosen = tiles.data();
   run_tiles(p, tiles.size());

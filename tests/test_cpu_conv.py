@@ -41,6 +41,37 @@ def test_near_identical_images(make_ours, net, noise):
     torch.testing.assert_close(value, expected, rtol=2e-5, atol=5e-11)
 
 
+def object_on(ground, size):
+    """An object of noise before a flat ground, and another one there."""
+    row, col = torch.linspace(-1, 1, size)[:, None], torch.linspace(-1, 1, size)
+    return [torch.where(row**2 + col**2 < 0.3, torch.rand(1, 3, size, size) * 2 - 1, ground) for _ in range(2)]
+
+
+def lines(size):
+    """Lines, straight and diagonal, and where they have moved to."""
+    drawn = torch.ones(1, 3, size, size)
+    drawn[:, :, size // 4, 10:] = drawn[:, :, 10:, size // 2 : size // 2 + 2] = -1
+    drawn[:, :, range(size), range(size)] = drawn[:, :, range(size), range(size - 1, -1, -1)] = 0.5
+    return drawn, drawn.roll((3, 2), (2, 3))
+
+
+@pytest.mark.parametrize("net", ("alex", "squeeze", "vgg"))
+@pytest.mark.parametrize("pair", ("white", "black", "one colour", "lines"))
+def test_flat_areas(make_ours, make_theirs, net, pair):
+    """Pools tie there, and the first wins: in Winograd's rounding it was anyone, and the cosine as low as 0.2."""
+    in0, in1 = {
+        "white": lambda: object_on(1.0, 128),
+        "black": lambda: object_on(-1.0, 96),
+        "one colour": lambda: (torch.full((1, 3, 96, 96), 0.3), torch.full((1, 3, 96, 96), 0.2)),
+        "lines": lambda: lines(128),
+    }[pair]()
+    expected, expected_grad = value_and_gradient(make_theirs(net), in0, in1)
+    for options in ({}, {"cpu_conv": "winograd"}, {"grad_in_forward": True}):
+        value, grad = value_and_gradient(make_ours(net, **options), in0, in1)
+        torch.testing.assert_close(value.flatten(), expected.flatten(), rtol=2e-5, atol=0)
+        assert F.cosine_similarity(grad.flatten(), expected_grad.flatten(), dim=0) >= 0.9999
+
+
 @pytest.mark.parametrize("net", ("alex", "squeeze"))
 def test_golden_pairs(net, shared, monkeypatch):
     """With ImageNet's weights on real images: value within 2e-5, cosine of the gradient at least 0.99999."""

@@ -227,6 +227,7 @@ def test_any_shape(n, cin, cout, h, w, seed):
 def test_threads_do_not_change_bits(shape):
     x, weight, bias = problem(*shape)
     filters, turned = winograd.winograd_filters(weight), winograd.winograd_filters(weight, turned=True)
+    squares = drawing("squares", shape[0], shape[1], *shape[3:])
     image = torch.rand(shape[0], 3, *shape[3:])
     first = winograd.first_filters(torch.randn(64, 3, 3, 3), torch.randn(64))
 
@@ -234,7 +235,8 @@ def test_threads_do_not_change_bits(shape):
         y, pooled, signs = ops.conv3x3_fwd_cpu(x, filters, bias, True, True)
         d_x = ops.conv3x3_bwd_cpu(y, turned, shape[1], x, x)
         (first_y,) = ops.conv3x3_first_cpu(image, SHIFT, SCALE, *first, 64, False)
-        return y, pooled, signs, d_x, first_y, ops.relu_pool_bwd_cpu(y, y, pooled)
+        drawn = ops.conv3x3_fwd_cpu(squares, filters, bias, True, True)
+        return y, pooled, signs, d_x, first_y, ops.relu_pool_bwd_cpu(y, y, pooled), *drawn
 
     before = torch.get_num_threads()
     try:
@@ -264,6 +266,103 @@ def test_not_a_number_stays_near_and_is_not_lost(bad):
     outside = torch.ones(20, 20, dtype=torch.bool)
     outside[8:12, 8:12] = False
     assert torch.equal(y[..., outside], clean[..., outside])
+
+
+def drawing(pattern, n, channels, h, w):
+    """Images [n, channels, h, w] of a few colours, each a random vector of which one in two values is 0."""
+    row, col = torch.arange(h)[:, None], torch.arange(w)
+    labels = {
+        "flat": 0 * (row + col),
+        "columns": 0 * row + col % 7,
+        "rows": row % 5 + 0 * col,
+        "stripes of 2": 0 * row + col % 2,
+        "diagonals": (row + col) % 6,
+        "other diagonals": (row - col) % 6,
+        "checks": (row + col) % 2,
+        "squares": (row // 6 + col // 6) % 2,
+        "an object": torch.where((row // 4 == 2) & (col // 4 == 1), row * w + col, 0),
+    }[pattern]
+    colours = torch.randn(n, int(labels.max()) + 1, channels).relu()
+    return torch.stack([c[labels] for c in colours]).permute(0, 3, 1, 2)
+
+
+def assert_repeats(x, y):
+    """Outputs up to two rows and columns apart, as a window of a pool has them, are equal where their inputs are."""
+    n, _, h, w = x.shape
+    inputs = F.unfold(x, 3, padding=1).unflatten(2, (h, w))
+    repeats = 0
+    for row in range(3):
+        for col in range(-2 if row else 1, 3):
+            here = (slice(row, None), slice(max(col, 0), w + min(col, 0)))
+            there = (slice(0, h - row), slice(max(-col, 0), w + min(-col, 0)))
+            equal = (inputs[:, :, *here] == inputs[:, :, *there]).all(1)
+            same = (y[:, :, *here] == y[:, :, *there]).all(1)
+            assert bool((same | ~equal).all()), f"{row} rows and {col} columns apart"
+            repeats += int(equal.sum())
+    return repeats
+
+
+PATTERNS = (
+    "flat", "columns", "rows", "stripes of 2", "diagonals", "other diagonals", "checks", "squares", "an object",
+)  # fmt: skip
+
+
+@compiled
+@pytest.mark.parametrize("shape", [(2, 64, 96, 24, 28), (1, 33, 20, 15, 17), (1, 256, 512, 16, 16)], ids=str)
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_outputs_of_equal_inputs_are_equal(pattern, shape):
+    """So are direct convolution's, and pools send their gradient to the first of them."""
+    n, cin, cout, h, w = shape
+    _, weight, bias = problem(*shape)
+    x = drawing(pattern, n, cin, h, w)
+    y, pooled, signs = ops.conv3x3_fwd_cpu(x, winograd.winograd_filters(weight), bias, True, True)
+    assert assert_repeats(x, y) > 0
+    assert_close(y, conv_ref(x, weight, bias))
+    assert torch.equal(pooled, F.max_pool2d(y, 2))
+    assert torch.equal(unpack(signs, cout), y > 0)
+
+
+@compiled
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 3), cin=st.integers(1, 40), cout=st.integers(1, 40), h=st.integers(1, 20), w=st.integers(1, 20),
+    colours=st.integers(1, 3), scale=st.integers(1, 4), seed=st.integers(0, 1000), threads=st.integers(1, 3),
+)  # fmt: skip
+def test_any_drawing(n, cin, cout, h, w, colours, scale, seed, threads):
+    _, weight, bias = problem(n, cin, cout, h, w, seed)
+    labels = torch.randint(colours, (n, 1, -(-h // scale), -(-w // scale)))
+    labels = labels.repeat_interleave(scale, 2).repeat_interleave(scale, 3)[:, 0, :h, :w]
+    x = nhwc(torch.randn(colours, cin).relu()[labels].permute(0, 3, 1, 2))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        y, pooled, signs = ops.conv3x3_fwd_cpu(x, winograd.winograd_filters(weight), bias, True, True)
+    finally:
+        torch.set_num_threads(before)
+    assert_repeats(x, y)
+    assert (y - conv_ref(x, weight, bias)).abs().max() <= 1e-5 * max(1, x.abs().max())
+    assert torch.equal(pooled, F.max_pool2d(y, 2) if h > 1 and w > 1 else y[:, :, : h // 2, : w // 2])
+    assert torch.equal(unpack(signs, cout), y > 0)
+
+
+@compiled
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_not_a_number_stays_near_on_a_flat_ground(bad):
+    _, weight, bias = problem(1, 16, 16, 20, 20)
+    x = drawing("flat", 1, 16, 20, 20).contiguous()
+    x[0, :, 0, 0] = bad
+    y, *_ = ops.conv3x3_fwd_cpu(x, winograd.winograd_filters(weight), bias, False, False)
+    assert y[0, :, :2, :2].isnan().all()
+    assert not y[0, :, 4:].isnan().any() and not y[0, :, :, 4:].isnan().any()
+
+
+@compiled
+def test_first_layer_of_equal_inputs_is_equal():
+    filters = winograd.first_filters(torch.randn(64, 3, 3, 3), torch.randn(64))
+    for pattern in PATTERNS:
+        x = drawing(pattern, 2, 3, 24, 29)
+        (y,) = ops.conv3x3_first_cpu(x, torch.zeros(3), torch.ones(3), *filters, 64, False)
+        assert assert_repeats(x, y) > 0
 
 
 @compiled

@@ -10,17 +10,19 @@ struct Shift {
   int64_t row, col;
 };
 
-// To the pixels before one, in the order of memory, within reach.
-constexpr Shift kShifts[] = {{0, 1}, {1, 0}, {1, 1}, {1, -1}, {0, 2}, {2, 0}, {1, 2}, {1, -2}, {2, 1}, {2, -1}, {2, 2}, {2, -2}};
+// To those up to two rows and columns apart that lie before in memory.
+constexpr Shift kShifts[] = {{0, 1}, {0, 2},                              //
+                             {1, -2}, {1, -1}, {1, 0}, {1, 1}, {1, 2},  //
+                             {2, -2}, {2, -1}, {2, 0}, {2, 1}, {2, 2}};
 constexpr int64_t kKeyChannels = 16;  // a line of the cache
 
-// -0 and 0 count as different, and so may equal values go unnoticed; never the reverse.
+// Equal for pixels that are equal to the bit, and 0 for zeros.
 uint32_t key_of(const float* x, int64_t channels, uint32_t& not_finite) {
   uint32_t key = 0, bad = 0;
   const auto add = [&](int64_t c) {
     uint32_t bits;
     std::memcpy(&bits, x + c, sizeof bits);
-    key += bits * static_cast<uint32_t>(2 * c + 0x9e3779b1);  // odd, so that no bit is lost
+    key += bits * static_cast<uint32_t>(2 * c + 0x9e3779b1);
     bad |= (bits & 0x7f800000) == 0x7f800000;
   };
   if (channels >= kKeyChannels) {
@@ -32,6 +34,7 @@ uint32_t key_of(const float* x, int64_t channels, uint32_t& not_finite) {
   return key;
 }
 
+// The root of i in the forest of groups, on the way to which links are made shorter.
 int64_t first_of_group(std::vector<int64_t>& origins, int64_t i) {
   while (origins[i] != i) i = origins[i] = origins[origins[i]];
   return i;
@@ -43,8 +46,8 @@ Repeats::Repeats(const Conv& p)
     : p_(p),
       keys_(new uint32_t[rows() * (p.w + 2)]),
       equal_(new uint16_t[rows() * (p.w + 2)]),
-      found_(new std::atomic<uint8_t>[p.n]()),
-      bad_(new std::atomic<uint8_t>[p.n]()),
+      has_equal_(new std::atomic<bool>[p.n]()),
+      not_finite_(new std::atomic<bool>[p.n]()),
       origins_(p.n) {}
 
 const float* Repeats::pixel(int64_t n, int64_t row, int64_t col) const {
@@ -64,7 +67,7 @@ void Repeats::make_keys(int64_t begin, int64_t end) {
     keys[0] = keys[width - 1] = 0;
     const float* x = pixel(n, row, 1);
     for (int64_t col = 1; col <= p_.w; ++col, x += p_.x_strides.stride_w) keys[col] = key_of(x, p_.cin, not_finite);
-    if (not_finite) bad_[n].store(1, std::memory_order_relaxed);
+    if (not_finite) not_finite_[n].store(true, std::memory_order_relaxed);
   }
 }
 
@@ -104,16 +107,17 @@ void Repeats::compare_pixels(int64_t begin, int64_t end) {
         bit <<= 1;
       }
     }
-    if (found) found_[n].store(1, std::memory_order_relaxed);
+    if (found) has_equal_[n].store(true, std::memory_order_relaxed);
   }
 }
 
 void Repeats::group_outputs(int64_t n) {
-  // Winograd makes NaN of whole tiles, and a copy would carry it on from there.
-  if (!found_[n] || bad_[n]) return;
+  // What is not finite makes NaN of whole tiles, and copies would carry it on from there.
+  if (!has_equal_[n] || not_finite_[n]) return;
   const int64_t width = p_.w + 2;
   std::vector<int64_t>& origins = origins_[n];
-  std::vector<uint16_t> triple(3 * p_.w);  // equal at three columns, of three rows in turn
+  // An output's inputs are 3x3 pixels: equal_ of three columns and, by turns, three rows.
+  std::vector<uint16_t> triple(3 * p_.w);
   const auto fill = [&](int64_t row) {
     const uint16_t* equal = equal_.get() + (n * (p_.h + 2) + row) * width;
     uint16_t* out = triple.data() + row % 3 * p_.w;
@@ -148,7 +152,7 @@ void Repeats::group_outputs(int64_t n) {
   for (int64_t& origin : origins) origin += image;
 }
 
-bool Repeats::any() const {
+bool Repeats::has_copies() const {
   return std::any_of(origins_.begin(), origins_.end(), [](const auto& origins) { return !origins.empty(); });
 }
 
