@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from lpips_fast.cli import video
+from lpips_fast.cli.frames import FramePair
 
 from .conftest import save_noise, soft_disc
 
@@ -208,7 +209,7 @@ def test_frames_in_memory_are_bounded_by_pixels(side, most):
         nonlocal read
         for _ in range(50):
             read += 1
-            yield None, (image, image)
+            yield FramePair(None, 0, (image, image))
 
     def outcomes(numbered):
         nonlocal taken, largest
