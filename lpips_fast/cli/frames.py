@@ -24,6 +24,9 @@ from .pairing import Frame, PairBy, Pairing, Stream
 # Decoded frames wait for the network until they hold this many pixels, as many as it takes at once.
 _PIXELS_AHEAD = 1 << 22
 
+# Animations of which FFmpeg decodes the first picture alone.
+_NO_VIDEO = (".avif", ".avifs")
+
 
 class FramePair(NamedTuple):
     seconds: float | None  # the time of A's frame, as its file says
@@ -52,7 +55,10 @@ def open_frames(path: Path, reading: Reading, weights_of: WeightsOf | None = Non
         return (_load(p, convert) for p in paths)
     if not path.is_file():
         raise ReadError(f"no video, animation or folder of frames {path}")
-    if path.suffix.lower() in suffixes():
+    suffix = path.suffix.lower()
+    if suffix in _NO_VIDEO and suffix not in suffixes():
+        raise ReadError(f"{path}: the Pillow installed here does not read {suffix}, whose frames PyAV would not find")
+    if suffix in suffixes():
         frames = _animation(path, convert)
     elif weights_of is None and reading.range is not None:
         raise UsageError(
@@ -178,7 +184,8 @@ def _animation(path: Path, convert: Callable[[Image.Image], Any]) -> Iterator[Fr
     try:
         with open_image(path) as image:
             try:
-                for frame in ImageSequence.Iterator(image):
+                still_first = getattr(image, "default_image", False)  # of an APNG, for programs that know no others
+                for frame in itertools.islice(ImageSequence.Iterator(image), int(still_first), None):
                     made = convert(frame)
                     duration = frame.info.get("duration")  # known once the frame is decoded; 0 is a GIF's for none
                     if n == 0 and not duration:

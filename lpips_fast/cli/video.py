@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 A = Annotated[
     Path,
-    typer.Argument(help="The reference: a video, an animated GIF or WebP, a folder of frames.", show_default=False),
+    typer.Argument(
+        help="The reference: a video, an animated GIF, WebP, PNG or AVIF, a folder of frames.", show_default=False
+    ),
 ]
 B = Annotated[Path, typer.Argument(help="The video to compare with it, likewise.", show_default=False)]
 Mask = Annotated[
