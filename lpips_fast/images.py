@@ -135,7 +135,7 @@ def to_picture(image: Image.Image, background: str, value_range: tuple[float, fl
         image = _stretched(image, value_range, unsigned)
     elif sixteen_bits:
         values = np.asarray(image)
-        levels = (values >> bits - 8).astype(np.uint8)
+        levels = (values >> (bits - 8)).astype(np.uint8)
         if "transparency" in image.info and background != "drop":
             seen = _opaque(image)
             narrow = _narrow(values[seen], levels[seen])

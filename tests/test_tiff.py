@@ -143,24 +143,30 @@ def test_twelve_bits(tmp_path, value_range):
     assert np.array_equal(found, gray(values >> 4 if value_range is None else np.rint(values * (255 / 4095))))
 
 
-YCBCR = {
-    "YCbCrSubSampling": (2, 1),
-    "YCbCrCoefficients": (529, "2I", 3, (2126, 10000, 7152, 10000, 722, 10000), True),
-    "ReferenceBlackWhite": (532, "2I", 6, (16, 1, 235, 1, 128, 1, 240, 1, 128, 1, 240, 1), True),
-    "PlanarConfiguration": 2,
-}
+def rationals(code: int, *numerators: int, denominator: int = 1) -> tuple[object, ...]:
+    """A tag as tifffile writes it."""
+    return code, "2I", len(numerators), tuple(n for pair in numerators for n in (pair, denominator)), True
 
 
-@pytest.mark.parametrize("tag", YCBCR)
-def test_uncompressed_ycbcr(tmp_path, tag):
+@pytest.mark.parametrize(
+    "tag, changed, added",
+    [
+        ("PlanarConfiguration", 2, []),
+        ("YCbCrSubSampling", (2, 1), []),
+        ("YCbCrCoefficients", None, [rationals(529, 2126, 7152, 722, denominator=10000)]),
+        ("ReferenceBlackWhite", None, [rationals(532, 16, 235, 128, 240, 128, 240)]),
+    ],
+)
+def test_uncompressed_ycbcr(tmp_path, tag, changed, added):
     rgb = samples("u1", 3)
     ycbcr = np.array(Image.fromarray(rgb).convert("YCbCr"))
-    tifffile.imwrite(tmp_path / "a.tif", ycbcr, photometric="ycbcr")
-    assert np.abs(load_image(tmp_path / "a.tif") - rgb.astype(int)).max() <= 4
-    if isinstance(YCBCR[tag], tuple) and len(YCBCR[tag]) == 5:
-        tifffile.imwrite(tmp_path / "a.tif", ycbcr, photometric="ycbcr", extratags=[YCBCR[tag]])
-    else:
-        retag(tmp_path / "a.tif", b"", **{tag: YCBCR[tag]})
+    usual = [rationals(529, 299, 587, 114, denominator=1000), rationals(532, 0, 255, 128, 255, 128, 255)]
+    for extra in ([], usual):
+        tifffile.imwrite(tmp_path / "a.tif", ycbcr, photometric="ycbcr", extratags=extra)
+        assert np.abs(load_image(tmp_path / "a.tif") - rgb.astype(int)).max() <= 4
+    tifffile.imwrite(tmp_path / "a.tif", ycbcr, photometric="ycbcr", extratags=added)
+    if changed is not None:
+        retag(tmp_path / "a.tif", b"", **{tag: changed})
     with pytest.raises(OSError, match=f"Pillow ignores {tag} of uncompressed YCbCr: save the image as RGB"):
         load_image(tmp_path / "a.tif")
 

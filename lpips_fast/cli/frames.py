@@ -214,9 +214,8 @@ def _video(path: Path, convert: Callable[[Image.Image], Any], rgb: bool) -> Iter
             raise ReadError(f"{path} has no video in it")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        timed = not (
-            container.format.name == "avi" and stream.codec_context.has_b_frames
-        )  # AVI keeps their times wrong
+        # AVI gives frames that are stored out of order the times of others.
+        timed = not (container.format.name == "avi" and stream.codec_context.has_b_frames)
         n = 0
         try:
             for frame in container.decode(stream):

@@ -80,8 +80,9 @@ class Follower:
         self.other_times = 0  # frames of A that are paired by index with another time
         self._strict = strict
         self._moments = stream.moments()
-        self.now = self.first = next(self._moments, None)
+        self.now = next(self._moments, None)
         self.next = next(self._moments, None)
+        self.start = _start(self.now)
         self._used = False
 
     def at(self, a: Moment) -> Moment | None:
@@ -154,21 +155,22 @@ class Pairing:
     def __init__(self, a: Stream, b: Stream, masks: Stream | None, by: PairBy | None, strict: bool) -> None:
         self._a = a.path
         moments = a.moments()
-        self._first = next(moments, None)
-        self._moments = itertools.chain([] if self._first is None else [self._first], moments)
+        first = next(moments, None)
+        self._moments = itertools.chain(iter([] if first is None else [first]), moments)  # a list would keep the frame
+        self._start = _start(first)
         self._by = by
         self._b = Follower(b, strict)
         self._followers = {"b": self._b, **({} if masks is None else {"mask": Follower(masks)})}
         self._count = 0
-        self._untimed: tuple[Path, int] | None = None  # the file and frame from which on all are paired by index
-        firsts = {a.path: self._first, b.path: self._b.first}
-        without = [path for path, moment in firsts.items() if moment is not None and moment.time is None]
+        self._untimed: str | None = None  # why all frames from one on are paired by index
+        begins = ((a.path, first), (b.path, self._b.now))
+        without = [(path, moment) for path, moment in begins if moment is not None and moment.time is None]
         if by == "time" and without:
-            raise ReadError(f"--pair-by time: {without[0]} does not say the times of its frames (--pair-by index)")
-        self._file_without = next((p for p in without if not any(path.is_dir() for path in firsts)), None)
+            raise ReadError(f"--pair-by time: {_untimed(*without[0])} (--pair-by index)")
+        if without and not any(path.is_dir() for path, _ in begins):
+            self._untimed = _untimed(*without[0])
         for follower in self._followers.values():
-            both = (self._first, follower.first)
-            if by != "index" and all(moment is None or moment.time is not None for moment in both):
+            if by != "index" and all(moment and moment.time is not None for moment in (first, follower.now)):
                 follower.by = "time"
 
     def frames(self, uneven: Callable[[str], None]) -> Iterator[list[tuple[Path, Moment]]]:
@@ -193,9 +195,9 @@ class Pairing:
             for path, moment in ((self._a, a), (follower.path, follower.next)):
                 if follower.by == "time" and moment is not None and moment.time is None:
                     if self._by == "time":
-                        raise ReadError(f"--pair-by time: {_untimed(path, moment.number)} (--pair-by index)")
+                        raise ReadError(f"--pair-by time: {_untimed(path, moment)} (--pair-by index)")
                     follower.by, follower.index_from = "index", a.number
-                    self._untimed = self._untimed or (path, moment.number)
+                    self._untimed = self._untimed or _untimed(path, moment)
 
     @property
     def by(self) -> PairBy:
@@ -208,7 +210,7 @@ class Pairing:
             name: {
                 "by": follower.by,
                 "index_from": follower.index_from,
-                "first_seconds": self._starts(follower),
+                "first_seconds": [self._start, follower.start],
                 "other_numbers": follower.other_numbers,
                 "other_times": follower.other_times,
                 "unused": follower.unused,
@@ -218,18 +220,15 @@ class Pairing:
 
     def tell(self) -> None:
         """Says where times are missing, and where pairs by time are not those by index."""
-        if self._file_without is not None and self._count > 1:
-            output.warn(f"{self._file_without} does not say the times of its frames: they are paired by index")
-        if self._untimed is not None:
-            output.warn(f"{_untimed(*self._untimed)}: from there on frames are paired one by one")
+        if self._untimed is not None and self._count > 1:
+            output.warn(f"{self._untimed}: from there on frames are paired by index")
         for follower in self._followers.values():
             between = f"{self._a} and {follower.path}"
             if follower.by == "time":
-                start_a, start = self._starts(follower)
-                if abs(start_a - start) > _EARLY:
-                    output.warn(
-                        f"{between} begin at {start_a:.4g} s and {start:.4g} s: times count from their first frames"
-                    )
+                starts = [start for start in (self._start, follower.start) if start is not None]
+                if max(starts) - min(starts) > _EARLY:
+                    begin = " s and ".join(f"{start:.4g}" for start in starts)
+                    output.warn(f"{between} begin at {begin} s: times count from their first frames")
                 if follower.other_numbers or follower.unused:
                     output.warn(
                         f"{between} are paired by time: {follower.other_numbers} of {self._count} pairs have two "
@@ -242,9 +241,6 @@ class Pairing:
                     "by more than half a frame (--pair-by time pairs by time)"
                 )
 
-    def _starts(self, follower: Follower) -> list[Any]:
-        return [moment and moment.frame.seconds for moment in (self._first, follower.first)]
-
 
 def _counted(frames: Sequence[int]) -> str:
     """How many frames there are, and the first few numbers."""
@@ -254,5 +250,14 @@ def _counted(frames: Sequence[int]) -> str:
     return f"{len(frames)} frame{'s' if len(frames) > 1 else ''} ({some})"
 
 
-def _untimed(path: Path, number: int) -> str:
-    return f"{path} frame {number} has no time, or one that is not after that of the frame before"
+def _start(first: Moment | None) -> float | None:
+    return None if first is None else first.frame.seconds
+
+
+def _untimed(path: Path, moment: Moment) -> str:
+    """Why a frame cannot be paired by time."""
+    if isinstance(moment.frame.image, str):
+        return moment.frame.image
+    return (
+        f"{path} frame {moment.number} has no time{', or none after that of the frame before' if moment.number else ''}"
+    )

@@ -103,6 +103,7 @@ def test_one_ends_early(start):
     assert pairs(rate(3, 30), rate(1, 30))[1] == ["b ends after 1 frames, a goes on"]
     assert pairs([], rate(1, 30))[1] == ["a ends after 0 frames, b goes on"]
     assert pairs(rate(1, 30), [])[1] == ["b ends after 0 frames, a goes on"]
+    assert pairs(rate(1, 30), [])[2]["first_seconds"] == [0.0, None]
 
 
 def test_by_index(capsys):
@@ -119,7 +120,7 @@ def test_without_times():
     for a, b in ((NO_TIMES, rate(5, 30)), (rate(5, 30), NO_TIMES), (NO_TIMES, NO_TIMES)):
         found, told, described = pairs(a, b)
         assert (found, told, described["by"], described["other_times"]) == ([0, 1, 2, 3, 4], [], "index", 0)
-        with pytest.raises(ReadError, match=f"--pair-by time: {'a' if a is NO_TIMES else 'b'} does not say the times"):
+        with pytest.raises(ReadError, match=f"--pair-by time: {'a' if a is NO_TIMES else 'b'} frame 0 has no time "):
             pairs(a, b, "time")
 
 
@@ -133,8 +134,13 @@ def test_times_that_go_missing(bad, capsys):
         assert [m for _, m in paired(pairing)[0]] == expected
         assert pairing.described()["b"]["index_from"] == (5 if a is broken else 6)
         pairing.tell()
-        assert f"{'a' if a is broken else 'b'} frame 5 has no time, or one that is not after" in capsys.readouterr().err
-        with pytest.raises(ReadError, match=r"--pair-by time: . frame 5 has no time, or one that is not after"):
+        assert (
+            f"{'a' if a is broken else 'b'} frame 5 has no time, or none after that of the frame before"
+            in capsys.readouterr().err
+        )
+        with pytest.raises(
+            ReadError, match=r"--pair-by time: . frame 5 has no time, or none after that of the frame before"
+        ):
             pairs(a, b, "time")
 
 
@@ -144,6 +150,18 @@ def test_a_file_that_breaks_off():
     found, told = paired(pairing)
     assert [m for _, m in found] == [0, 0, 1, 1, 2, 2, 3, 3]
     assert told == ["b ends after 4 frames, a goes on"]
+
+
+def test_a_file_that_breaks_off_at_once():
+    """Its frame is paired by index, and by time is no reason to hide what is wrong."""
+    for times, expected in (([], [0]), ([0.0], [0, 1])):
+
+        def pairing(by, times=times):
+            return Pairing(stream("a", rate(5, 30)), stream("b", times, breaks_off=True), None, by, False)
+
+        assert [m for _, m in paired(pairing(None))[0]] == expected
+        with pytest.raises(ReadError, match="--pair-by time: b breaks off"):
+            paired(pairing("time"))
 
 
 def test_masks_follow_a():
@@ -283,9 +301,9 @@ def test_streams_without_times(compare, mistake, trunk, tmp_path):
         document, said = compare("a.mp4", name)
         assert [row["frame_b"] for row in document["results"]] == list(range(12))
         assert document["pairing"]["b"]["by"] == "index"
-        assert f"{name} does not say the times of its frames: they are paired by index" in said
+        assert f"{name} frame 0 has no time: from there on frames are paired by index" in said
         told = mistake("video", "a.mp4", name, "--pair-by", "time", *trunk, status=1)
-        assert f"--pair-by time: {name} does not say the times of its frames" in told
+        assert f"--pair-by time: {name} frame 0 has no time (--pair-by index)" in told
 
 
 def test_folders_and_animations(compare, trunk, mistake, tmp_path):
@@ -297,7 +315,7 @@ def test_folders_and_animations(compare, trunk, mistake, tmp_path):
     assert (document["pairing"]["b"]["by"], document["results"][7]["seconds"]) == ("index", None)
     assert "are paired" not in said
     told = mistake("video", "folder", "folder", "--pair-by", "time", *trunk, status=1)
-    assert "--pair-by time: folder does not say the times of its frames (--pair-by index)" in told
+    assert "--pair-by time: folder frame 0 has no time (--pair-by index)" in told
     images[0].save(tmp_path / "even.webp", save_all=True, append_images=images[1:], duration=40, lossless=True)
     varied = [images[i] for i in (0, 3, 4, 6)]
     for name in ("varied.webp", "varied.gif", "varied.png"):
@@ -310,8 +328,8 @@ def test_folders_and_animations(compare, trunk, mistake, tmp_path):
     for name in ("pages.tif", "hasty.gif"):
         document, said = compare("even.webp", name)
         assert [row["frame_b"] for row in document["results"]] == list(range(8))
-        assert f"{name} does not say the times of its frames" in said
-    assert "times of its frames" not in compare("folder", "pages.tif")[1]
+        assert f"{name} frame 0 has no time" in said
+    assert "has no time" not in compare("folder", "pages.tif")[1]
 
 
 def test_masks_at_another_rate(compare, measure, tmp_path):
