@@ -6,6 +6,7 @@ Every format that Pillow reads (PNG, JPEG, WebP, AVIF, BMP, TIFF, GIF and more) 
 - Transparent pixels are composited over white, so that what cannot be seen cannot count, or over another background.
 - Gray is repeated over the channels, palettes are looked up, CMYK is converted without colour management.
 - 16 bits a channel are reduced to the high byte. Gray of 16 or 32 bits can be given a range of values instead.
+- TIFF files whose pixels Pillow gets wrong without an error are refused (module tiff).
 - Of an animation the first frame is read.
 
 EPS is refused: it is a program, which Pillow would have Ghostscript run.
@@ -28,6 +29,8 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+from . import tiff
 
 _FEW_LEVELS = 32  # high bytes of a 16-bit image: fewer hardly show what it shows
 
@@ -63,8 +66,8 @@ def load_image(
         ValueError: a background or range other than those above.
         FileNotFoundError: there is no such file.
         OSError: it cannot be read: no image, no file (a folder, a device, a pipe), broken, cut short, EPS, a
-            decompression bomb (of more than twice Pillow's Image.MAX_IMAGE_PIXELS, 179 million pixels), 32 bits
-            without a value_range, or another image with one.
+            decompression bomb (of more than twice Pillow's Image.MAX_IMAGE_PIXELS, 179 million pixels), a TIFF file
+            that Pillow gets wrong, 32 bits without a value_range, or another image with one.
     """
     return read_image(path, background, value_range).pixels
 
@@ -125,14 +128,14 @@ def open_image(path: str | PathLike[str]) -> Iterator[Image.Image]:
 
 def to_picture(image: Image.Image, background: str, value_range: tuple[float, float] | None) -> Picture:
     """An open Pillow image, as `read_image` gives it."""
-    sixteen_bits = has_sixteen_bits(image)
+    sixteen_bits, bits, unsigned = has_sixteen_bits(image), tiff.gray_bits(image), tiff.is_unsigned(image)
     narrow = None
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if value_range is not None:
-        image = _stretched(image, value_range)
+        image = _stretched(image, value_range, unsigned)
     elif sixteen_bits:
         values = np.asarray(image)
-        levels = (values >> 8).astype(np.uint8)
+        levels = (values >> (bits - 8)).astype(np.uint8)
         if "transparency" in image.info and background != "drop":
             seen = _opaque(image)
             narrow = _narrow(values[seen], levels[seen])
@@ -161,7 +164,7 @@ def has_sixteen_bits(image: Image.Image) -> bool:
 
 def alpha_of(image: Image.Image) -> np.ndarray | None:
     """The alpha channel of an open Pillow image, uint8 [H, W], turned as `to_picture` turns it, or None without one."""
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if not image.has_transparency_data:
         return None
     if image.mode.startswith("I"):  # converting 16 bits to RGBA would lose which value is transparent
@@ -169,7 +172,15 @@ def alpha_of(image: Image.Image) -> np.ndarray | None:
     return np.asarray(image.convert("RGBA").getchannel("A"))
 
 
-def _stretched(image: Image.Image, value_range: tuple[float, float]) -> Image.Image:
+def _upright(image: Image.Image) -> Image.Image:
+    """An open image turned as its EXIF orientation says, its gray not premultiplied; a ValueError if misread."""
+    if reason := tiff.misread(image):
+        raise ValueError(reason)
+    image = ImageOps.exif_transpose(image)
+    return image.convert("LA") if image.mode == "La" else image  # Pillow converts La to nothing else
+
+
+def _stretched(image: Image.Image, value_range: tuple[float, float], unsigned: bool) -> Image.Image:
     """Gray of 16 or 32 bits as 8 bits, its values mapped linearly from the range."""
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         raise ValueError(
@@ -177,6 +188,8 @@ def _stretched(image: Image.Image, value_range: tuple[float, float]) -> Image.Im
             f"{image.mode!r}, 8 bits a channel (to which Pillow reduces 16 bits of colour, or of gray with alpha)"
         )
     values = np.asarray(image)
+    if unsigned and image.mode == "I":
+        values = values.view(np.uint32)
     if np.isnan(values).any():
         raise ValueError("some of its values are NaN")
     return _gray(image, np.rint(np.interp(values, value_range, (0, 255))).astype(np.uint8))

@@ -103,6 +103,12 @@ class Fit:
         return [image[n : height - n, n : width - n] for image in sized]
 
 
+def same_shape(size0: tuple[int, int], size1: tuple[int, int]) -> bool:
+    """Whether two sizes (width, height) have one aspect ratio; sides may be rounded by less than a pixel."""
+    (width0, height0), (width1, height1) = size0, size1
+    return abs(width0 * height1 - width1 * height0) < max(width0, height0, width1, height1)
+
+
 def check_sizes(
     name0: str, size0: tuple[int, int], name1: str, size1: tuple[int, int], way: str = "--resize or --crop"
 ) -> None:

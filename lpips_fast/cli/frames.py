@@ -19,17 +19,19 @@ from .folders import list_folder
 from .loading import Pair, WeightsOf, make_pair, mask_source, no_alpha
 from .notices import Notices
 from .options import ReadError, Reading, UsageError
-
-# The time of a frame, and the images of two, or why there are none.
-TimedPair = tuple[float | None, Pair | str]
+from .pairing import Frame, PairBy, Pairing, Stream
 
 # Decoded frames wait for the network until they hold this many pixels, as many as it takes at once.
 _PIXELS_AHEAD = 1 << 22
 
+# Animations of which FFmpeg decodes the first picture alone.
+_NO_VIDEO = (".avif", ".avifs")
 
-class Frame(NamedTuple):
-    seconds: float | None  # from the start, where the file says
-    image: Any  # a Picture, or what `weights_of` makes; a string says why it cannot be read
+
+class FramePair(NamedTuple):
+    seconds: float | None  # the time of A's frame, as its file says
+    number_b: int
+    images: Pair | str  # a string says why there are none
 
 
 def open_frames(path: Path, reading: Reading, weights_of: WeightsOf | None = None) -> Iterator[Frame]:
@@ -53,7 +55,10 @@ def open_frames(path: Path, reading: Reading, weights_of: WeightsOf | None = Non
         return (_load(p, convert) for p in paths)
     if not path.is_file():
         raise ReadError(f"no video, animation or folder of frames {path}")
-    if path.suffix.lower() in suffixes():
+    suffix = path.suffix.lower()
+    if suffix in _NO_VIDEO and suffix not in suffixes():
+        raise ReadError(f"{path}: the Pillow installed here does not read {suffix}, whose frames PyAV would not find")
+    if suffix in suffixes():
         frames = _animation(path, convert)
     elif weights_of is None and reading.range is not None:
         raise UsageError(
@@ -64,21 +69,21 @@ def open_frames(path: Path, reading: Reading, weights_of: WeightsOf | None = Non
     return itertools.chain(iter([*itertools.islice(frames, 1)]), frames)  # a list would keep the frame
 
 
-def frame_pairs(
-    a: Path,
-    b: Path,
-    fit: Fit,
-    mask: str | None,
-    uneven: Callable[[str], None],
-    reading: Reading,
-    notices: Notices,
-) -> Iterator[TimedPair]:
-    """The frames of both with their masks, which `open_frames` opens; ends with the shortest, and tells `uneven`."""
-    streams = [(path, open_frames(path, reading)) for path in (a, b)]
+def open_pairing(a: Path, b: Path, mask: str | None, reading: Reading, pair_by: PairBy | None, strict: bool) -> Pairing:
+    """The frames of A, B and the masks, as `open_frames` opens them, paired as `Pairing` says."""
+    stream_a, stream_b = (Stream(path, open_frames(path, reading)) for path in (a, b))
+    masks = None
     if mask is not None:
         path, weights_of = mask_source(a, ALPHA if mask == ALPHA else Path(mask))
-        streams.append((path, _open_masks(path, reading, weights_of)))
-    return _pairs(streams, fit, uneven, notices)
+        masks = Stream(path, _open_masks(path, reading, weights_of))
+    return Pairing(stream_a, stream_b, masks, pair_by, strict)
+
+
+def frame_pairs(pairing: Pairing, fit: Fit, uneven: Callable[[str], None], notices: Notices) -> Iterator[FramePair]:
+    """The images that belong together; ends with the shortest stream, and tells `uneven`."""
+    for (path_a, a), (path_b, b), *mask in pairing.frames(uneven):
+        named = [(f"{path} frame {m.number}", m.frame.image) for path, m in ((path_a, a), (path_b, b), *mask)]
+        yield FramePair(a.frame.seconds, b.number, _pair(fit, named, notices))
 
 
 def _open_masks(path: Path, reading: Reading, weights_of: WeightsOf) -> Iterator[Frame]:
@@ -97,27 +102,13 @@ def _open_masks(path: Path, reading: Reading, weights_of: WeightsOf) -> Iterator
             raise ReadError(no_alpha(str(path)))
         if isinstance(first[0].image, str):
             raise ReadError(f"--mask: {first[0].image}")
-    return itertools.repeat(first[0]) if len(first) == 1 else itertools.chain(iter(first), masks)
+    return itertools.repeat(first[0]._replace(seconds=None)) if len(first) == 1 else itertools.chain(iter(first), masks)
 
 
-def _pairs(
-    streams: Sequence[tuple[Path, Iterator[Frame]]], fit: Fit, uneven: Callable[[str], None], notices: Notices
-) -> Iterator[TimedPair]:
-    """A pair a frame, of the streams of A, B and the masks, if there are any; masks may go on for longer."""
-    for n in itertools.count():
-        frames = [(path, next(stream, None)) for path, stream in streams]
-        if ended := [path for path, frame in frames if frame is None]:
-            if longer := [path for path, frame in frames[:2] if frame is not None]:
-                uneven(f"{ended[0]} ends after {n} frames, {longer[0]} goes on")
-            return
-        found = [(f"{path} frame {n}", frame) for path, frame in frames if frame is not None]
-        yield found[0][1].seconds, _pair(fit, [(name, frame.image) for name, frame in found], notices)
-
-
-def ahead(pairs: Iterator[TimedPair], depth: int) -> Iterator[TimedPair]:
+def ahead(pairs: Iterator[FramePair], depth: int) -> Iterator[FramePair]:
     """The pairs, by a thread that stays ahead, `depth` of them or fewer large ones; decoders release Python's lock."""
     buffer = _Buffer(depth)
-    nothing = (None, "")
+    nothing = FramePair(None, 0, "")
 
     def produce() -> None:
         try:
@@ -137,7 +128,7 @@ def ahead(pairs: Iterator[TimedPair], depth: int) -> Iterator[TimedPair]:
         yield pair
 
 
-class _Buffer(queue.Queue[tuple[TimedPair, BaseException | None]]):
+class _Buffer(queue.Queue[tuple[FramePair, BaseException | None]]):
     """A queue of pairs and errors that is full at `depth`, or at _PIXELS_AHEAD; one goes in, however large."""
 
     def __init__(self, depth: int) -> None:
@@ -148,17 +139,17 @@ class _Buffer(queue.Queue[tuple[TimedPair, BaseException | None]]):
     def _qsize(self) -> int:
         return self._pixels
 
-    def _put(self, item: tuple[TimedPair, BaseException | None]) -> None:
+    def _put(self, item: tuple[FramePair, BaseException | None]) -> None:
         super()._put(item)
         self._pixels += self._weight(item)
 
-    def _get(self) -> tuple[TimedPair, BaseException | None]:
+    def _get(self) -> tuple[FramePair, BaseException | None]:
         item = super()._get()
         self._pixels -= self._weight(item)
         return item
 
-    def _weight(self, item: tuple[TimedPair, BaseException | None]) -> int:
-        (_, images), _ = item
+    def _weight(self, item: tuple[FramePair, BaseException | None]) -> int:
+        images = item[0].images
         return self._least if isinstance(images, str) else max(self._least, images[0].shape[0] * images[0].shape[1])
 
 
@@ -187,14 +178,20 @@ def _load(path: Path, convert: Callable[[Image.Image], Any]) -> Frame:
 
 
 def _animation(path: Path, convert: Callable[[Image.Image], Any]) -> Iterator[Frame]:
-    seconds = 0.0
+    """The frames of an image file, with times as long as they have durations; stills and pages have none."""
+    seconds: float | None = 0.0
     n = 0
     try:
         with open_image(path) as image:
             try:
-                for frame in ImageSequence.Iterator(image):
-                    yield Frame(seconds, convert(frame))
-                    seconds += frame.info.get("duration", 0) / 1000
+                still_first = getattr(image, "default_image", False)  # of an APNG, for programs that know no others
+                for frame in itertools.islice(ImageSequence.Iterator(image), int(still_first), None):
+                    made = convert(frame)
+                    duration = frame.info.get("duration")  # known once the frame is decoded; 0 is a GIF's for none
+                    if n == 0 and not duration:
+                        seconds = None
+                    yield Frame(seconds, made)
+                    seconds = seconds + duration / 1000 if seconds is not None and duration else None
                     n += 1
             except Exception as error:
                 yield Frame(seconds, f"{path} breaks off at frame {n}: {error}")
@@ -217,13 +214,15 @@ def _video(path: Path, convert: Callable[[Image.Image], Any], rgb: bool) -> Iter
             raise ReadError(f"{path} has no video in it")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
+        # AVI gives frames that are stored out of order the times of others.
+        timed = not (container.format.name == "avi" and stream.codec_context.has_b_frames)
         n = 0
         try:
             for frame in container.decode(stream):
                 alpha = any(component.is_alpha for component in frame.format.components)
                 pixels = frame.to_ndarray(format="rgba" if alpha else "rgb24")
                 image = Picture(pixels, False, None) if rgb and not alpha else convert(Image.fromarray(pixels))
-                yield Frame(frame.time, image)
+                yield Frame(frame.time if timed else None, image)
                 n += 1
         except (av.FFmpegError, OSError) as error:
             yield Frame(None, f"{path} breaks off at frame {n}: {error}")

@@ -20,7 +20,7 @@ from ..images import (
     resize_image,
     to_picture,
 )
-from .fitting import ALPHA, Fit, MaskSource, check_sizes
+from .fitting import ALPHA, Fit, MaskSource, check_sizes, same_shape
 from .options import ReadError, Reading
 
 T = TypeVar("T")
@@ -59,12 +59,21 @@ class Pair(NamedTuple):
     mask: np.ndarray | None = None
 
 
+class Stretched(NamedTuple):
+    """An image that was resized to another aspect ratio, by its name; sizes are width and height."""
+
+    name: str
+    size: tuple[int, int]
+    new_size: tuple[int, int]
+
+
 class Pictures(NamedTuple):
     """A pair as it was read: with what was lost of its images."""
 
     image0: Picture
     image1: Picture
     mask: np.ndarray | None = None
+    stretched: Sequence[Stretched] = ()
 
     def pair(self) -> Pair:
         return Pair(self.image0.pixels, self.image1.pixels, self.mask)
@@ -136,9 +145,14 @@ def make_pair(
             raise ReadError(no_alpha(name))
         named.append((name, weights))
     pixels0, pixels1, *masks = fit(*named)
+    stretched = []
+    if fit.resize:
+        (_, size0), *others = [(name, (pixels.shape[1], pixels.shape[0])) for name, pixels in named]
+        stretched = [Stretched(name, size, size0) for name, size in others if not same_shape(size0, size)]
     if masks and not masks[0].any():
         raise ReadError(f"{name}: the mask is 0 in every pixel compared, so there is no mean")
-    return Pictures(image0[1]._replace(pixels=pixels0), image1[1]._replace(pixels=pixels1), *masks)
+    mask_pixels = masks[0] if masks else None
+    return Pictures(image0[1]._replace(pixels=pixels0), image1[1]._replace(pixels=pixels1), mask_pixels, stretched)
 
 
 def no_alpha(name: str) -> str:

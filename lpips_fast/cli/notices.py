@@ -10,7 +10,7 @@ import numpy as np
 
 from ..images import Picture
 from . import output, shards
-from .loading import Pair, Pictures
+from .loading import Pair, Pictures, Stretched
 from .options import Reading
 
 Name = Path | str
@@ -23,6 +23,7 @@ class _Found:
     transparent: set[str] = field(default_factory=set)  # images that show the background
     opaque: bool = False  # whether these were compared with an image that is not transparent
     narrow: dict[str, tuple[int, int]] = field(default_factory=dict)  # by image of 16 bits and few levels, its values
+    stretched: dict[str, Stretched] = field(default_factory=dict)  # by image
     full_mask: bool = False  # whether a mask was 255 in every pixel
     other_mask: bool = False  # whether a mask was not
 
@@ -30,6 +31,7 @@ class _Found:
         self.transparent |= other.transparent
         self.opaque |= other.opaque
         self.narrow |= other.narrow
+        self.stretched |= other.stretched
         self.full_mask |= other.full_mask
         self.other_mask |= other.other_mask
 
@@ -53,6 +55,7 @@ class Notices:
             if read.image0.composited != read.image1.composited:
                 self._note_transparency(name, image)
             self._note_values(name, image)
+        self._found.stretched |= {image.name: image for image in read.stretched}
         if read.mask is not None:
             full = bool(read.mask.min() == 255)
             self._found.full_mask |= full
@@ -100,6 +103,12 @@ class Notices:
             output.warn(
                 f"{_some(found.narrow)}: only the high byte of the 16 bits is compared, and it takes few levels; "
                 f"values run from {low} to {high} (--range {low}:{high} spreads them over all levels)"
+            )
+        if found.stretched:
+            _, size, new_size = found.stretched[min(found.stretched)]
+            output.warn(
+                f"{_some(found.stretched)}: --resize changes the aspect ratio, from {size[0]} x {size[1]} to "
+                f"{new_size[0]} x {new_size[1]} (--crop keeps it)"
             )
         if found.full_mask and not found.other_mask:
             output.warn("the mask is full, 255 in every pixel of all images read: it changes no distance of theirs")

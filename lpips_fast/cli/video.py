@@ -17,16 +17,19 @@ from .dirs import Resume
 from .fitting import Fit, mask_option
 from .journal import Journal, Row
 from .options import ReadError, Reading, Settings
+from .pairing import PairBy
 from .results import summarize
 
 if TYPE_CHECKING:
-    from .frames import TimedPair
+    from .frames import FramePair
     from .loading import Pair
     from .model import Model
 
 A = Annotated[
     Path,
-    typer.Argument(help="The reference: a video, an animated GIF or WebP, a folder of frames.", show_default=False),
+    typer.Argument(
+        help="The reference: a video, an animated GIF, WebP, PNG or AVIF, a folder of frames.", show_default=False
+    ),
 ]
 B = Annotated[Path, typer.Argument(help="The video to compare with it, likewise.", show_default=False)]
 Mask = Annotated[
@@ -34,6 +37,13 @@ Mask = Annotated[
     mask_option(
         "The weights of pixels in the mean, white 1, black 0: an image for all frames, a video or folder with a mask "
         "a frame, or alpha, which is A's alpha channel (./alpha is a file or folder of that name)."
+    ),
+]
+PairByOption = Annotated[
+    PairBy | None,
+    typer.Option(
+        help="time pairs each frame of A with the frame of B that is shown at its time, index with that of its number.",
+        show_default="time where A and B have times, else index",
     ),
 ]
 Plot = Annotated[
@@ -49,13 +59,14 @@ def video(
     reading: Reading,
     fit: Fit,
     mask: Mask = None,
+    pair_by: PairByOption = None,
     json: output.Json = None,
     csv: output.Csv = None,
     resume: Resume = False,
     plot: Plot = None,
 ) -> None:
-    """The distance of each frame of A to the frame of the same number of B, with mean and deviation."""
-    from .frames import frame_pairs
+    """The distance of each frame of A to the frame of B at the same time, with mean and deviation."""
+    from .frames import frame_pairs, open_pairing
     from .model import Model
     from .notices import Notices
     from .plots import check_plot, save_curve
@@ -67,8 +78,9 @@ def video(
         "b": str(b),
         **asdict(fit),
         "mask": mask,
+        "pair_by": pair_by,
     }
-    journal = Journal(json, csv, described, ["frame", "seconds", "lpips", "error"], resume, _from_file)
+    journal = Journal(json, csv, described, ["frame", "seconds", "lpips", "error", "frame_b"], resume, _from_file)
     rows = {row["frame"]: row for row in journal.rows}
     model, notices = Model(settings), Notices(reading)
 
@@ -77,7 +89,8 @@ def video(
             raise ReadError(message)
         output.warn(message)
 
-    pairs = frame_pairs(a, b, fit, mask, uneven, reading, notices)
+    pairing = open_pairing(a, b, mask, reading, pair_by, settings.strict)
+    pairs = frame_pairs(pairing, fit, uneven, notices)
     journal.start()
     complete = False
     try:
@@ -88,14 +101,15 @@ def video(
         values = [math.nan if row["lpips"] is None else row["lpips"] for row in results]
         errors = {row["frame"]: row["error"] for row in results if row.get("error")}
         summary = summarize(values, len(errors))
-        journal.finish({"summary": summary, "results": results}, complete)
+        journal.finish({"summary": summary, "pairing": pairing.described(), "results": results}, complete)
     if plot is not None and summary["count"]:
         timed = all(row["seconds"] is not None for row in results)
         x = [row["seconds" if timed else "frame"] for row in results]
-        title = f"{a.name} and {b.name}, {settings.net}"
+        title = f"{a.name} and {b.name}, {settings.net}, paired by {pairing.by}"
         save_curve(plot, x, values, "time (s)" if timed else "frame", title)
     if not output.to_stdout(json, csv):
-        output.print_summary(summary)
+        output.print_summary({**summary, "paired by": pairing.by})
+    pairing.tell()
     notices.tell()
     for n, why in errors.items():
         output.warn(f"frame {n}: {why}")
@@ -103,7 +117,7 @@ def video(
         raise typer.Exit(options.READ_ERRORS)
 
 
-def _run(pairs: Iterator[TimedPair], model: Model, rows: dict[int, Row], journal: Journal) -> None:
+def _run(pairs: Iterator[FramePair], model: Model, rows: dict[int, Row], journal: Journal) -> None:
     """Computes the frames that have no row yet."""
     from .frames import ahead
 
@@ -117,30 +131,30 @@ def _run(pairs: Iterator[TimedPair], model: Model, rows: dict[int, Row], journal
                 return
 
 
-def _compute(unit: range, frames: Iterator[TimedPair], model: Model, rows: dict[int, Row], journal: Journal) -> int:
+def _compute(unit: range, frames: Iterator[FramePair], model: Model, rows: dict[int, Row], journal: Journal) -> int:
     """Computes a unit of frames, read as the network takes them, unless each has its row; how many there were."""
-    seconds = {}
+    read = {}
 
     def pairs() -> Iterator[tuple[int, Pair | str]]:
-        for n, (time, pair) in zip(unit, frames, strict=False):
-            seconds[n] = time
+        for n, (seconds, number_b, pair) in zip(unit, frames, strict=False):
+            read[n] = {"frame": n, "frame_b": number_b, "seconds": seconds}
             yield n, pair
 
     if all(n in rows for n in unit):
         deque(pairs(), maxlen=0)
-        return len(seconds)
+        return len(read)
     for n, outcome in sorted(model.outcomes(pairs()).items()):
         if n not in rows:
             found: Row = {"lpips": None, "error": outcome} if isinstance(outcome, str) else {"lpips": outcome}
-            rows[n] = {"frame": n, "seconds": seconds[n], **found}
+            rows[n] = {**read[n], **found}
             journal.append([rows[n]])
-    return len(seconds)
+    return len(read)
 
 
 def _from_file(row: Row) -> Row:
     """A result as it was read, whose numbers may be text."""
     numbers = {key: None if row[key] in (None, "") else float(row[key]) for key in ("seconds", "lpips")}
-    return {"frame": int(row["frame"]), **numbers}
+    return {"frame": int(row["frame"]), "frame_b": int(row["frame_b"]), **numbers}
 
 
 def register(app: typer.Typer) -> None:
@@ -152,5 +166,6 @@ def register(app: typer.Typer) -> None:
             "lpips-fast video original.mp4 compressed.mp4 --csv frames.csv --plot frames.png",
             "lpips-fast video frames_a/ frames_b/ --net vgg --json frames.json",
             "lpips-fast video original.mp4 compressed.mp4 --mask masks/ --crop-border 8",
+            "lpips-fast video slow.mp4 fast.mp4 --pair-by index",
         ],
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lpips_fast
-from lpips_fast.cli.fitting import Fit
+from lpips_fast.cli.fitting import Fit, same_shape
 from lpips_fast.cli.options import ReadError, UsageError
 from lpips_fast.images import resize_image
 
@@ -80,6 +80,48 @@ def test_a_border_that_is_all_there_is(border, left):
     else:
         with pytest.raises(ReadError, match=f"--crop-border {border} leaves nothing of a, 60 x 50 pixels"):
             fit(("a", image))
+
+
+@pytest.mark.parametrize(
+    "size0, size1, same",
+    [
+        ((1920, 1080), (480, 270), True),
+        ((101, 76), (26, 19), True),  # a quarter, rounded up and down
+        ((1000, 1000), (1000, 1001), True),
+        ((854, 480), (1280, 720), True),
+        ((1024, 768), (1920, 1080), False),
+        ((1080, 1920), (1920, 1080), False),
+        ((60, 50), (56, 53), False),
+        ((60, 50), (60, 52), False),
+    ],
+)
+def test_which_sizes_have_one_aspect_ratio(size0, size1, same):
+    assert same_shape(size0, size1) is same_shape(size1, size0) is same
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_changed_aspect_ratio_is_told_once(call, images, trunk, tmp_path, workers):
+    for i in range(9):
+        save_noise(tmp_path / "a" / f"x{i}.png", i, 60, 50)
+        save_noise(tmp_path / "b" / f"x{i}.png", i, *((56, 53) if i < 3 else (30, 25)))
+    told = call("dirs", "a", "b", "--resize", "--workers", workers, *trunk)
+    expected = "b/x.png and 3 more: --resize changes the aspect ratio, from 56 x 53 to 60 x 50 (--crop keeps it)"
+    assert expected in told
+    assert told.count("aspect") == 1
+    assert "aspect" not in call("dirs", "a", "b", "--crop", *trunk)
+
+
+def test_commands_tell_of_a_changed_aspect_ratio(call, images, trunk, tmp_path):
+    expected = ": --resize changes the aspect ratio, from 56 x 53 to 60 x 50"
+    for arguments, name in (
+        (("pair", "a/x.png", "b/x.png"), "b/x.png"),
+        (("map", "a/x.png", "b/x.png", "-o", "map.png"), "b/x.png"),
+        (("video", "a", "b"), "b frame 0"),
+    ):
+        assert name + expected in call(*arguments, "--resize", *trunk)
+    assert "b/x.png" + expected in call("pair", "a/x.png", "a/x.png", "--mask", "b/x.png", "--resize", *trunk)
+    save_noise(tmp_path / "half.png", 0, 30, 25)
+    assert "aspect" not in call("pair", "a/x.png", "half.png", "--resize", *trunk)
 
 
 def test_mistakes(mistake, images, trunk, tmp_path):

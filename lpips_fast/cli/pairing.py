@@ -1,0 +1,263 @@
+"""Which frames of two videos, and of their masks, belong together.
+
+By time, a frame of A belongs to the frame of B that a player shows at that moment: the latest whose time is not after
+A's. Times count from the first frame of each file. A frame of B may serve several of A, or none. By index, the n-th
+frame of A belongs to the n-th of B. Masks follow A as B does.
+
+Containers round times, Matroska to 1 ms and GIF to 10 ms. So a frame of B also counts as shown up to 6 ms before its
+time, or up to a quarter of a step if that is less. The step is the time since the frame before, B's or A's, whichever
+is shorter. The last frame of B is shown for one more step of B.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from . import output
+from .options import ReadError
+
+PairBy = Literal["time", "index"]
+
+_EARLY, _EARLY_STEPS = 0.006, 0.25  # seconds, and steps: how long before its time a frame counts as shown
+_APART = 0.5  # of a step: times that are farther apart are of two frames
+_NAMED = 10  # frames that a message names
+
+
+class Frame(NamedTuple):
+    seconds: float | None  # its time, as the file says
+    image: Any  # a Picture, or the weights of a mask; a string says why it cannot be read
+
+
+class Moment(NamedTuple):
+    """A frame in its stream."""
+
+    number: int
+    frame: Frame
+    time: float | None  # seconds after the first frame; None if unknown, or not after the frame before
+    step: float  # seconds after the frame before; 0 of the first
+
+
+class Stream(NamedTuple):
+    path: Path
+    frames: Iterator[Frame]
+
+    def moments(self) -> Iterator[Moment]:
+        """The frames with their numbers and times; after one without a time none has any."""
+        first: float | None = None
+        last: float | None = None
+        step = 0.0
+        for number, frame in enumerate(self.frames):
+            seconds = frame.seconds
+            if seconds is None and isinstance(frame.image, str) and last is not None:
+                seconds = last + step  # the file breaks off here
+            if number == 0:
+                first = seconds
+            elif seconds is None or last is None or seconds <= last:
+                seconds = None
+            else:
+                step = seconds - last
+            yield Moment(number, frame, None if seconds is None or first is None else seconds - first, step)
+            last = seconds
+
+
+class Follower:
+    """A stream whose frames are paired with those of A, which come one after the other.
+
+    Args:
+        stream: B, or the masks.
+        strict: whether to end with a ReadError at a frame that is paired with none.
+    """
+
+    def __init__(self, stream: Stream, strict: bool = False) -> None:
+        self.path = stream.path
+        self.by: PairBy = "index"
+        self.index_from: int | None = None  # the frame of A from which on pairs are by index and no longer by time
+        self.unused: list[int] = []
+        self.other_numbers = 0  # frames of A that are paired with another number
+        self.other_times = 0  # frames of A that are paired by index with another time
+        self._strict = strict
+        self._moments = stream.moments()
+        self.now = next(self._moments, None)
+        self.next = next(self._moments, None)
+        self.start = _start(self.now)
+        self._used = False
+
+    def at(self, a: Moment) -> Moment | None:
+        """The frame that belongs to one of A; None after the end."""
+        if self.by == "index":
+            if a.number > 0 and not self._advance():
+                return None
+        elif (shown := a.time) is not None:
+            self._advance_while(lambda b, time: time <= shown + _early(a, b))
+            if self._is_over(a, shown):
+                return None
+        if self.now is not None:
+            self._used = True
+            self.other_numbers += self.now.number != a.number
+            if self.by == "index" and self.now.time is not None and a.time is not None:
+                self.other_times += abs(self.now.time - a.time) > _APART * min(self.now.step, a.step)
+        return self.now
+
+    def goes_on(self, last: Moment | None) -> bool:
+        """Whether there are frames after the last one of A; passes over those that come before its end."""
+        if last is None:
+            return self.now is not None
+        if self.by == "time" and last.time is not None:
+            end = last.time + last.step
+            self._advance_while(lambda b, time: time < end - _early(last, b))
+            self._leave()
+        return self.next is not None
+
+    def _advance_while(self, wanted: Callable[[Moment, float], bool]) -> None:
+        while self.next is not None and self.next.time is not None and wanted(self.next, self.next.time):
+            self._advance()
+
+    def _advance(self) -> bool:
+        if self.next is None:
+            return False
+        self._leave()
+        self.now, self.next, self._used = self.next, next(self._moments, None), False
+        return True
+
+    def _leave(self) -> None:
+        if not self._used and self.now is not None:
+            if self._strict:
+                raise ReadError(f"{self.path} frame {self.now.number} is paired with none of A")
+            self.unused.append(self.now.number)
+            self._used = True
+
+    def _is_over(self, a: Moment, time: float) -> bool:
+        if self.next is not None or self.now is None or self.now.time is None:
+            return False
+        return time > self.now.time and time >= self.now.time + self.now.step - _early(a, self.now)
+
+
+def _early(a: Moment, b: Moment) -> float:
+    return min(_EARLY, _EARLY_STEPS * min(a.step, b.step))
+
+
+class Pairing:
+    """The frames of A, with those of B and of the masks that belong to them.
+
+    Args:
+        a, b, masks: the streams, whose first frames are read at once.
+        by: how to pair; None: by time where both streams know the times of their frames, else by index. Masks that do
+            not know them are always paired by index.
+        strict: whether to end at a frame of B that is paired with none.
+
+    Raises:
+        ReadError: pairs are to be made by time, and A or B does not know it, now or later.
+    """
+
+    def __init__(self, a: Stream, b: Stream, masks: Stream | None, by: PairBy | None, strict: bool) -> None:
+        self._a = a.path
+        moments = a.moments()
+        first = next(moments, None)
+        self._moments = itertools.chain(iter([] if first is None else [first]), moments)  # a list would keep the frame
+        self._start = _start(first)
+        self._by = by
+        self._b = Follower(b, strict)
+        self._followers = {"b": self._b, **({} if masks is None else {"mask": Follower(masks)})}
+        self._count = 0
+        self._untimed: str | None = None  # why all frames from one on are paired by index
+        begins = ((a.path, first), (b.path, self._b.now))
+        without = [(path, moment) for path, moment in begins if moment is not None and moment.time is None]
+        if by == "time" and without:
+            raise ReadError(f"--pair-by time: {_untimed(*without[0])} (--pair-by index)")
+        if without and not any(path.is_dir() for path, _ in begins):
+            self._untimed = _untimed(*without[0])
+        for follower in self._followers.values():
+            if by != "index" and all(moment and moment.time is not None for moment in (first, follower.now)):
+                follower.by = "time"
+
+    def frames(self, uneven: Callable[[str], None]) -> Iterator[list[tuple[Path, Moment]]]:
+        """Of each frame of A: that frame, the one of B, and the mask; ends with the shortest, and tells `uneven`."""
+        last = None
+        for a in self._moments:
+            self._check_times(a)
+            found = [(follower.path, follower.now, follower.at(a)) for follower in self._followers.values()]
+            for path, before, moment in found:
+                if moment is None:
+                    uneven(f"{path} ends after {0 if before is None else before.number + 1} frames, {self._a} goes on")
+                    return
+            yield [(self._a, a), *((path, moment) for path, _, moment in found if moment is not None)]
+            self._count += 1
+            last = a
+        if self._b.goes_on(last):
+            uneven(f"{self._a} ends after {self._count} frames, {self._b.path} goes on")
+
+    def _check_times(self, a: Moment) -> None:
+        """From a frame without a time on, pairs one by one."""
+        for follower in self._followers.values():
+            for path, moment in ((self._a, a), (follower.path, follower.next)):
+                if follower.by == "time" and moment is not None and moment.time is None:
+                    if self._by == "time":
+                        raise ReadError(f"--pair-by time: {_untimed(path, moment)} (--pair-by index)")
+                    follower.by, follower.index_from = "index", a.number
+                    self._untimed = self._untimed or _untimed(path, moment)
+
+    @property
+    def by(self) -> PairBy:
+        """How the frames of A and B are paired, from the last one read on."""
+        return self._b.by
+
+    def described(self) -> dict[str, Any]:
+        """What was done, for results."""
+        return {
+            name: {
+                "by": follower.by,
+                "index_from": follower.index_from,
+                "first_seconds": [self._start, follower.start],
+                "other_numbers": follower.other_numbers,
+                "other_times": follower.other_times,
+                "unused": follower.unused,
+            }
+            for name, follower in self._followers.items()
+        }
+
+    def tell(self) -> None:
+        """Says where times are missing, and where pairs by time are not those by index."""
+        if self._untimed is not None and self._count > 1:
+            output.warn(f"{self._untimed}: from there on frames are paired by index")
+        for follower in self._followers.values():
+            between = f"{self._a} and {follower.path}"
+            if follower.by == "time":
+                starts = [start for start in (self._start, follower.start) if start is not None]
+                if max(starts) - min(starts) > _EARLY:
+                    begin = " s and ".join(f"{start:.4g}" for start in starts)
+                    output.warn(f"{between} begin at {begin} s: times count from their first frames")
+                if follower.other_numbers or follower.unused:
+                    output.warn(
+                        f"{between} are paired by time: {follower.other_numbers} of {self._count} pairs have two "
+                        f"frame numbers, {_counted(follower.unused)} of {follower.path} are in no pair "
+                        "(--pair-by index pairs by number)"
+                    )
+            elif follower.other_times:
+                output.warn(
+                    f"{between} are paired by index: the times of {follower.other_times} of {self._count} pairs differ "
+                    "by more than half a frame (--pair-by time pairs by time)"
+                )
+
+
+def _counted(frames: Sequence[int]) -> str:
+    """How many frames there are, and the first few numbers."""
+    if not frames:
+        return "0 frames"
+    some = ", ".join(map(str, frames[:_NAMED])) + (", ..." if len(frames) > _NAMED else "")
+    return f"{len(frames)} frame{'s' if len(frames) > 1 else ''} ({some})"
+
+
+def _start(first: Moment | None) -> float | None:
+    return None if first is None else first.frame.seconds
+
+
+def _untimed(path: Path, moment: Moment) -> str:
+    """Why a frame cannot be paired by time."""
+    if isinstance(moment.frame.image, str):
+        return moment.frame.image
+    return (
+        f"{path} frame {moment.number} has no time{', or none after that of the frame before' if moment.number else ''}"
+    )
