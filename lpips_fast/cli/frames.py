@@ -9,11 +9,12 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from PIL import Image, ImageSequence
 
-from ..images import Picture, open_image, suffixes, to_picture
+from ..images import open_image, suffixes, to_picture
+from .decoding import Frame, decode_video
 from .fitting import ALPHA, Fit
 from .folders import list_folder
 from .loading import Pair, WeightsOf, make_pair, mask_source, no_alpha
@@ -25,11 +26,6 @@ TimedPair = tuple[float | None, Pair | str]
 
 # Decoded frames wait for the network until they hold this many pixels, as many as it takes at once.
 _PIXELS_AHEAD = 1 << 22
-
-
-class Frame(NamedTuple):
-    seconds: float | None  # from the start, where the file says
-    image: Any  # a Picture, or what `weights_of` makes; a string says why it cannot be read
 
 
 def open_frames(path: Path, reading: Reading, weights_of: WeightsOf | None = None) -> Iterator[Frame]:
@@ -60,7 +56,7 @@ def open_frames(path: Path, reading: Reading, weights_of: WeightsOf | None = Non
             f"{path}: --range is for images of 16 or 32 bits, the frames of video files are read as 8 bits"
         )
     else:
-        frames = _video(path, convert, rgb=weights_of is None)
+        frames = decode_video(path, convert, rgb=weights_of is None)
     return itertools.chain(iter([*itertools.islice(frames, 1)]), frames)  # a list would keep the frame
 
 
@@ -200,30 +196,3 @@ def _animation(path: Path, convert: Callable[[Image.Image], Any]) -> Iterator[Fr
                 yield Frame(seconds, f"{path} breaks off at frame {n}: {error}")
     except OSError as error:
         raise ReadError(str(error)) from error
-
-
-def _video(path: Path, convert: Callable[[Image.Image], Any], rgb: bool) -> Iterator[Frame]:
-    """The frames of a video file; with `rgb` these are pictures, and without alpha need no conversion."""
-    try:
-        import av
-    except ImportError as error:
-        raise UsageError(f'{path}: video files need PyAV: pip install "lpips-fast[video]"') from error
-    try:
-        container = av.open(str(path))
-    except (av.FFmpegError, OSError) as error:
-        raise ReadError(f"{path} cannot be read as a video: {error}") from error
-    with container:
-        if not container.streams.video:
-            raise ReadError(f"{path} has no video in it")
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        n = 0
-        try:
-            for frame in container.decode(stream):
-                alpha = any(component.is_alpha for component in frame.format.components)
-                pixels = frame.to_ndarray(format="rgba" if alpha else "rgb24")
-                image = Picture(pixels, False, None) if rgb and not alpha else convert(Image.fromarray(pixels))
-                yield Frame(frame.time, image)
-                n += 1
-        except (av.FFmpegError, OSError) as error:
-            yield Frame(None, f"{path} breaks off at frame {n}: {error}")
