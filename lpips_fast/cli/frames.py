@@ -9,17 +9,17 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageSequence
 
 from ..images import open_image, suffixes, to_picture
-from .decoding import Frame, decode_video
+from .decoding import Coding, Frame, decode_video
 from .fitting import ALPHA, Fit
 from .folders import list_folder
 from .loading import Pair, WeightsOf, make_pair, mask_source, no_alpha
 from .notices import Notices
-from .options import ReadError, Reading, UsageError
+from .options import ReadError, UsageError, VideoReading
 
 # The time of a frame, and the images of two, or why there are none.
 TimedPair = tuple[float | None, Pair | str]
@@ -28,7 +28,12 @@ TimedPair = tuple[float | None, Pair | str]
 _PIXELS_AHEAD = 1 << 22
 
 
-def open_frames(path: Path, reading: Reading, weights_of: WeightsOf | None = None) -> Iterator[Frame]:
+class Frames(NamedTuple):
+    coding: Coding | None  # of the first, in a video file
+    frames: Iterator[Frame]
+
+
+def open_frames(path: Path, reading: VideoReading, weights_of: WeightsOf | None = None) -> Frames:
     """The frames of a folder (in order of name, numbers by value), an animation (Pillow) or a video (PyAV).
 
     The file is opened, and its first frame read, before this returns.
@@ -46,7 +51,7 @@ def open_frames(path: Path, reading: Reading, weights_of: WeightsOf | None = Non
     )
     if path.is_dir():
         paths = sorted((path / p for p in list_folder(path)), key=_natural)
-        return (_load(p, convert) for p in paths)
+        return Frames(None, (_load(p, convert) for p in paths))
     if not path.is_file():
         raise ReadError(f"no video, animation or folder of frames {path}")
     if path.suffix.lower() in suffixes():
@@ -56,8 +61,9 @@ def open_frames(path: Path, reading: Reading, weights_of: WeightsOf | None = Non
             f"{path}: --range is for images of 16 or 32 bits, the frames of video files are read as 8 bits"
         )
     else:
-        frames = decode_video(path, convert, rgb=weights_of is None)
-    return itertools.chain(iter([*itertools.islice(frames, 1)]), frames)  # a list would keep the frame
+        frames = decode_video(path, convert, weights_of is None, reading.color_matrix)
+    first = [*itertools.islice(frames, 1)]
+    return Frames(first[0].coding if first else None, itertools.chain(iter(first), frames))
 
 
 def frame_pairs(
@@ -66,25 +72,29 @@ def frame_pairs(
     fit: Fit,
     mask: str | None,
     uneven: Callable[[str], None],
-    reading: Reading,
+    reading: VideoReading,
     notices: Notices,
-) -> Iterator[TimedPair]:
-    """The frames of both with their masks, which `open_frames` opens; ends with the shortest, and tells `uneven`."""
-    streams = [(path, open_frames(path, reading)) for path in (a, b)]
+) -> tuple[Iterator[TimedPair], list[Coding | None]]:
+    """The frames of both with their masks, which `open_frames` opens, and how A and B are coded.
+
+    The frames end with the shortest, and tell `uneven`.
+    """
+    opened = [open_frames(path, reading) for path in (a, b)]
+    streams = [(path, frames) for path, (_, frames) in zip((a, b), opened, strict=True)]
     if mask is not None:
         path, weights_of = mask_source(a, ALPHA if mask == ALPHA else Path(mask))
         streams.append((path, _open_masks(path, reading, weights_of)))
-    return _pairs(streams, fit, uneven, notices)
+    return _pairs(streams, fit, uneven, notices), [coding for coding, _ in opened]
 
 
-def _open_masks(path: Path, reading: Reading, weights_of: WeightsOf) -> Iterator[Frame]:
+def _open_masks(path: Path, reading: VideoReading, weights_of: WeightsOf) -> Iterator[Frame]:
     """The masks of the frames; a single one is for all.
 
     Raises:
         ReadError: it is a file that begins without the alpha channel that `weights_of` takes.
     """
     try:
-        masks = open_frames(path, reading, weights_of)
+        masks = open_frames(path, reading, weights_of).frames
     except (ReadError, UsageError) as error:
         raise type(error)(f"--mask: {error}") from error
     first = [*itertools.islice(masks, 2)]
@@ -188,7 +198,10 @@ def _animation(path: Path, convert: Callable[[Image.Image], Any]) -> Iterator[Fr
     try:
         with open_image(path) as image:
             try:
-                for frame in ImageSequence.Iterator(image):
+                frames = ImageSequence.Iterator(image)
+                if getattr(image, "default_image", False):  # shown instead of the animation, no part of it
+                    next(frames)
+                for frame in frames:
                     yield Frame(seconds, convert(frame))
                     seconds += frame.info.get("duration", 0) / 1000
                     n += 1

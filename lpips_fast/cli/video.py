@@ -16,7 +16,7 @@ from . import options, output
 from .dirs import Resume
 from .fitting import Fit, mask_option
 from .journal import Journal, Row
-from .options import ReadError, Reading, Settings
+from .options import ReadError, Settings, VideoReading
 from .results import summarize
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def video(
     a: A,
     b: B,
     settings: Settings,
-    reading: Reading,
+    reading: VideoReading,
     fit: Fit,
     mask: Mask = None,
     json: output.Json = None,
@@ -55,6 +55,7 @@ def video(
     plot: Plot = None,
 ) -> None:
     """The distance of each frame of A to the frame of the same number of B, with mean and deviation."""
+    from .decoding import remarks
     from .frames import frame_pairs
     from .model import Model
     from .notices import Notices
@@ -77,7 +78,10 @@ def video(
             raise ReadError(message)
         output.warn(message)
 
-    pairs = frame_pairs(a, b, fit, mask, uneven, reading, notices)
+    pairs, codings = frame_pairs(a, b, fit, mask, uneven, reading, notices)
+    for remark in remarks((a, b), codings):
+        output.warn(remark)
+    inputs = {name: coding._asdict() for name, coding in zip("ab", codings, strict=True) if coding is not None}
     journal.start()
     complete = False
     try:
@@ -88,7 +92,7 @@ def video(
         values = [math.nan if row["lpips"] is None else row["lpips"] for row in results]
         errors = {row["frame"]: row["error"] for row in results if row.get("error")}
         summary = summarize(values, len(errors))
-        journal.finish({"summary": summary, "results": results}, complete)
+        journal.finish({"inputs": inputs, "summary": summary, "results": results}, complete)
     if plot is not None and summary["count"]:
         timed = all(row["seconds"] is not None for row in results)
         x = [row["seconds" if timed else "frame"] for row in results]
