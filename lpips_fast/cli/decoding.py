@@ -299,32 +299,37 @@ def _turned(pixels: np.ndarray, coding: Coding) -> np.ndarray:
 def _pixels(reformatter: Any, frame: Any, coding: Coding) -> np.ndarray:
     """RGB, or RGBA where there is an alpha channel, as a view [H, W, C] of planes uint8 [C, H, W]."""
     form = frame.format
-    bits = min(max(component.bits for component in form.components), 16)
-    form_out = "gbrap" if _has_alpha(form) else "gbrp"
-    exact = bits <= 8 and not _is_yuv(form)
+    planar = "gbrap" if _has_alpha(form) else "gbrp"
+    bits = min(max(component.bits for component in form.components), 16)  # floats become 16 bits
+    deep = bits > 8 or _is_yuv(form)
     if coding.matrix is not None:
         frame.colorspace = _MATRIX_CODES[coding.matrix]
         frame.color_range = _FULL if coding.range == "full" else _LIMITED
-    planes = reformatter.reformat(frame, format=form_out if exact else f"{form_out}16le", interpolation=_EXACT).planes
-    # White of 16 bits: swscale maps limited range to 8 bits, full range and alpha not at all, and shifts the rest.
-    full = (2**bits - 1) << (16 - bits)
-    color = 255 << 8 if coding.range == "limited" else full
-    pixels = np.empty((len(planes), frame.height, frame.width), np.uint8)
-    for channel, plane, white in zip(pixels, _rgba(planes), (color, color, color, full), strict=False):
-        stored = np.frombuffer(plane, np.uint8 if exact else np.dtype("<u2")).reshape(plane.height, -1)
-        channel[:] = stored[:, : plane.width] if exact else _levels(white)[stored[:, : plane.width]]
+    converted = reformatter.reformat(frame, format=f"{planar}16le" if deep else planar, interpolation=_EXACT)
+    green, blue, red, *alpha = converted.planes
+    # In the 16 bits, the largest value of the frame is shifted to the left; white of limited range is 255, shifted.
+    largest = (2**bits - 1) << (16 - bits)
+    white = 255 << 8 if coding.range == "limited" else largest
+    pixels = np.empty((3 + len(alpha), frame.height, frame.width), np.uint8)
+    for channel, plane, top in zip(pixels, (red, green, blue, *alpha), (white, white, white, largest), strict=False):
+        stored = np.frombuffer(plane, "<u2" if deep else np.uint8).reshape(plane.height, -1)[:, : plane.width]
+        channel[:] = _levels(stored, top) if deep else stored
     return pixels.transpose(1, 2, 0)
 
 
-def _rgba(planes: Sequence[Any]) -> list[Any]:
-    """The planes, which swscale orders green, blue, red and alpha."""
-    green, blue, red, *alpha = planes
-    return [red, green, blue, *alpha]
+def _levels(values: np.ndarray, white: int) -> np.ndarray:
+    """The levels of 8 bits nearest to values of 16 bits, where `white` is 255."""
+    if white == 255 << 8:  # as nearly always; three times as fast as the table
+        levels = np.minimum(values, white)
+        levels += 128
+        levels >>= 8
+        return levels
+    return _level_table(white)[values]
 
 
 @functools.cache
-def _levels(white: int) -> np.ndarray:
-    """The level of 8 bits nearest to each value of 16 bits, uint8 [65536], where `white` is 255."""
+def _level_table(white: int) -> np.ndarray:
+    """The levels uint8 [65536] of all values of 16 bits."""
     return np.rint(np.minimum(np.arange(1 << 16) / white, 1) * 255).astype(np.uint8)
 
 
