@@ -7,16 +7,21 @@ Luma Y and chroma C of b bits, with s = 2^(b - 8), become RGB in [0, 1] as BT.60
 
     R = y + 2 (1 - kr) cr       B = y + 2 (1 - kb) cb       G = (y - kr R - kb B) / (1 - kr - kb)
 
-libswscale computes this. Its path to RGB of 8 bits is not exact: by default it loses up to 4 levels, more or fewer by
-format and by size, with all of its flags it is up to 1.4 levels off for deep video of full range, and blue of more than
-twice white wraps to black. Its path to planar RGB of 16 bits is within 0.02 of a level in all of these cases (swscale
-9.1 to 9.5), and vectorised, so all YUV goes that way, and a table rounds it to 8 bits.
+libswscale computes this. Its conversion to RGB of 8 bits is not exact (swscale 9.1 to 9.5):
+
+- By default it is up to 4 levels off, by format and by size.
+- With all flags for exactness it is up to 1.4 levels off for deep video of full range, takes ten times as long, and
+  turns blue of more than twice white into black.
+
+Its conversion to planar RGB of 16 bits is within 0.02 of a level in all of these cases, and as fast as the default. So
+YUV and deep RGB are converted to that, and rounded to 8 bits here.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -30,7 +35,7 @@ from .options import ReadError, UsageError
 
 _LEAST_PYAV = 17  # older ones convert without regard to the frame's matrix and range
 
-# swscale's BICUBIC | FULL_CHR_H_INT | ACCURATE_RND: the chroma of each pixel, correctly rounded.
+# swscale's BICUBIC | FULL_CHR_H_INT | ACCURATE_RND: chroma for each pixel, and rounding to the nearest value.
 _EXACT = 0x4 | 0x2000 | 0x40000
 
 # Decoders that keep the alpha channel of a format whose decoder in FFmpeg itself drops it.
@@ -76,12 +81,6 @@ _TRANSFERS = {
 }
 
 
-class _Decoded(NamedTuple):
-    frame: Any
-    tags: Any  # the frame that has its tags
-    alpha_dropped: bool  # whether it has an alpha channel that was not decoded
-
-
 Source = Literal["tagged", "assumed", "given"]
 
 
@@ -108,6 +107,12 @@ class Frame(NamedTuple):
     seconds: float | None  # from the start, where the file says
     image: Any  # a Picture, or what `weights_of` makes; a string says why it cannot be read
     coding: Coding | None = None  # of a video file's
+
+
+class _Decoded(NamedTuple):
+    frame: Any
+    tags: Any  # the frame that has its tags
+    alpha_dropped: bool  # whether it has an alpha channel that was not decoded
 
 
 def decode_video(
@@ -281,9 +286,9 @@ def _orientation(frame: Any) -> tuple[int | None, bool]:
     found = frame.side_data.get("DISPLAYMATRIX")
     if found is None:
         return 0, False
-    a, b, _, c, d = np.frombuffer(found, np.int32)[:5].astype(float)
-    mirrored = bool(a * d < b * c)
-    degrees = np.degrees(np.arctan2(b, -a if mirrored else a))
+    a, b, _, c, d = np.frombuffer(found, np.int32)[:5].tolist()
+    mirrored = a * d < b * c
+    degrees = math.degrees(math.atan2(b, -a if mirrored else a))
     turns = round(degrees / 90)
     return (turns % 4 * 90 if abs(degrees - 90 * turns) < 1 else None), mirrored
 
@@ -297,24 +302,25 @@ def _turned(pixels: np.ndarray, coding: Coding) -> np.ndarray:
 
 
 def _pixels(reformatter: Any, frame: Any, coding: Coding) -> np.ndarray:
-    """RGB, or RGBA where there is an alpha channel, as a view [H, W, C] of planes uint8 [C, H, W]."""
+    """RGB, or RGBA where there is an alpha channel, uint8 [H, W, C]."""
     form = frame.format
-    planar = "gbrap" if _has_alpha(form) else "gbrp"
+    alpha = _has_alpha(form)
     bits = min(max(component.bits for component in form.components), 16)  # floats become 16 bits
-    deep = bits > 8 or _is_yuv(form)
+    if coding.matrix is None and bits <= 8:
+        return reformatter.reformat(frame, format="rgba" if alpha else "rgb24", interpolation=_EXACT).to_ndarray()
     if coding.matrix is not None:
         frame.colorspace = _MATRIX_CODES[coding.matrix]
         frame.color_range = _FULL if coding.range == "full" else _LIMITED
-    converted = reformatter.reformat(frame, format=f"{planar}16le" if deep else planar, interpolation=_EXACT)
-    green, blue, red, *alpha = converted.planes
+    converted = reformatter.reformat(frame, format="gbrap16le" if alpha else "gbrp16le", interpolation=_EXACT)
+    green, blue, red, *rest = converted.planes
     # In the 16 bits, the largest value of the frame is shifted to the left; white of limited range is 255, shifted.
     largest = (2**bits - 1) << (16 - bits)
     white = 255 << 8 if coding.range == "limited" else largest
-    pixels = np.empty((3 + len(alpha), frame.height, frame.width), np.uint8)
-    for channel, plane, top in zip(pixels, (red, green, blue, *alpha), (white, white, white, largest), strict=False):
-        stored = np.frombuffer(plane, "<u2" if deep else np.uint8).reshape(plane.height, -1)[:, : plane.width]
-        channel[:] = _levels(stored, top) if deep else stored
-    return pixels.transpose(1, 2, 0)
+    pixels = np.empty((3 + len(rest), frame.height, frame.width), np.uint8)
+    for channel, plane, top in zip(pixels, (red, green, blue, *rest), (white, white, white, largest), strict=False):
+        values = np.frombuffer(plane, "<u2").reshape(plane.height, -1)[:, : plane.width]
+        channel[:] = _levels(values, top)
+    return pixels.transpose(1, 2, 0)  # planes lie as the network takes them
 
 
 def _levels(values: np.ndarray, white: int) -> np.ndarray:

@@ -140,6 +140,40 @@ def test_rgb_and_gray(tmp_path, form):
     assert (coding.matrix, coding.matrix_source, coding.range) == (None, None, "full")
 
 
+@pytest.mark.parametrize("form, bits", [("rgb555le", (5, 5, 5)), ("rgb565le", (5, 6, 5))])
+def test_rgb_of_few_bits(tmp_path, form, bits):
+    """White stays white."""
+    r, g, b = (np.rint(picture()[..., n] / 255 * (2 ** bits[n] - 1)).astype(int) for n in range(3))
+    for channel in (r, g, b):
+        channel[0] = 255
+    r, g, b = (np.minimum(channel, 2**n - 1) for channel, n in zip((r, g, b), bits, strict=True))
+    frame = av.VideoFrame(64, 48, form)
+    frame.planes[0].update(((r << (bits[1] + bits[2])) + (g << bits[2]) + b).astype("<u2"))
+    save(tmp_path / "a.nut", [frame], "rawvideo")
+    pixels, coding = read(tmp_path / "a.nut")
+    assert coding.pixel_format == form
+    expected = np.stack([channel * 255 / (2**n - 1) for channel, n in zip((r, g, b), bits, strict=True)], axis=-1)
+    assert np.abs(pixels - expected).max() <= 1
+    assert (pixels[0] == 255).all()
+
+
+@pytest.mark.parametrize("opaque", [True, False])
+def test_palettes(tmp_path, opaque):
+    """Their colours may be transparent."""
+    image = Image.fromarray(picture()).quantize(16)
+    colors = np.array(image.getpalette("RGB")[:48], np.uint8).reshape(16, 3)
+    palette = np.zeros((256, 4), np.uint8)  # in the order of ARGB
+    palette[:16] = np.dstack([np.full(16, 255), *colors.T])[0]
+    if not opaque:
+        palette[3, 0] = 0
+    frame = av.VideoFrame.from_ndarray((np.array(image), palette), format="pal8")
+    save(tmp_path / "a.mov", [frame], "png")
+    expected = np.array(image.convert("RGB"))
+    if not opaque:
+        expected[np.array(image) == 3] = 0
+    assert np.array_equal(read(tmp_path / "a.mov", background="black")[0], expected)
+
+
 def turned(image: np.ndarray, degrees: int, mirrored: bool) -> np.ndarray:
     image = np.rot90(image, -degrees // 90)
     return image[:, ::-1] if mirrored else image
