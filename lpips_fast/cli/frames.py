@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageSequence
 
-from ..images import Picture, open_image, suffixes, to_picture
+from ..images import open_image, suffixes, to_picture
+from .decoding import Coding, Frame, decode_video
 from .fitting import ALPHA, Fit
 from .folders import list_folder
 from .loading import Pair, WeightsOf, make_pair, mask_source, no_alpha
 from .notices import Notices
-from .options import ReadError, Reading, UsageError
-from .pairing import Frame, PairBy, Pairing, Stream
+from .options import ReadError, UsageError, VideoReading
+from .pairing import PairBy, Pairing, Stream
 
 # Decoded frames wait for the network until they hold this many pixels, as many as it takes at once.
 _PIXELS_AHEAD = 1 << 22
@@ -28,13 +29,18 @@ _PIXELS_AHEAD = 1 << 22
 _NO_VIDEO = (".avif", ".avifs")
 
 
+class Frames(NamedTuple):
+    coding: Coding | None  # of the first, in a video file
+    frames: Iterator[Frame]
+
+
 class FramePair(NamedTuple):
     seconds: float | None  # the time of A's frame, as its file says
     number_b: int
     images: Pair | str  # a string says why there are none
 
 
-def open_frames(path: Path, reading: Reading, weights_of: WeightsOf | None = None) -> Iterator[Frame]:
+def open_frames(path: Path, reading: VideoReading, weights_of: WeightsOf | None = None) -> Frames:
     """The frames of a folder (in order of name, numbers by value), an animation (Pillow) or a video (PyAV).
 
     The file is opened, and its first frame read, before this returns.
@@ -52,7 +58,7 @@ def open_frames(path: Path, reading: Reading, weights_of: WeightsOf | None = Non
     )
     if path.is_dir():
         paths = sorted((path / p for p in list_folder(path)), key=_natural)
-        return (_load(p, convert) for p in paths)
+        return Frames(None, (_load(p, convert) for p in paths))
     if not path.is_file():
         raise ReadError(f"no video, animation or folder of frames {path}")
     suffix = path.suffix.lower()
@@ -65,18 +71,22 @@ def open_frames(path: Path, reading: Reading, weights_of: WeightsOf | None = Non
             f"{path}: --range is for images of 16 or 32 bits, the frames of video files are read as 8 bits"
         )
     else:
-        frames = _video(path, convert, rgb=weights_of is None)
-    return itertools.chain(iter([*itertools.islice(frames, 1)]), frames)  # a list would keep the frame
+        frames = decode_video(path, convert, weights_of is None, reading.color_matrix)
+    first = [*itertools.islice(frames, 1)]
+    return Frames(first[0].coding if first else None, itertools.chain(iter(first), frames))
 
 
-def open_pairing(a: Path, b: Path, mask: str | None, reading: Reading, pair_by: PairBy | None, strict: bool) -> Pairing:
-    """The frames of A, B and the masks, as `open_frames` opens them, paired as `Pairing` says."""
-    stream_a, stream_b = (Stream(path, open_frames(path, reading)) for path in (a, b))
+def open_pairing(
+    a: Path, b: Path, mask: str | None, reading: VideoReading, pair_by: PairBy | None, strict: bool
+) -> tuple[Pairing, list[Coding | None]]:
+    """The frames of A, B and the masks, opened by `open_frames` and paired by `Pairing`; and how A and B are coded."""
+    opened = [open_frames(path, reading) for path in (a, b)]
+    stream_a, stream_b = (Stream(path, frames) for path, (_, frames) in zip((a, b), opened, strict=True))
     masks = None
     if mask is not None:
         path, weights_of = mask_source(a, ALPHA if mask == ALPHA else Path(mask))
         masks = Stream(path, _open_masks(path, reading, weights_of))
-    return Pairing(stream_a, stream_b, masks, pair_by, strict)
+    return Pairing(stream_a, stream_b, masks, pair_by, strict), [coding for coding, _ in opened]
 
 
 def frame_pairs(pairing: Pairing, fit: Fit, uneven: Callable[[str], None], notices: Notices) -> Iterator[FramePair]:
@@ -86,14 +96,14 @@ def frame_pairs(pairing: Pairing, fit: Fit, uneven: Callable[[str], None], notic
         yield FramePair(a.frame.seconds, b.number, _pair(fit, named, notices))
 
 
-def _open_masks(path: Path, reading: Reading, weights_of: WeightsOf) -> Iterator[Frame]:
+def _open_masks(path: Path, reading: VideoReading, weights_of: WeightsOf) -> Iterator[Frame]:
     """The masks of the frames; a single one is for all.
 
     Raises:
         ReadError: it is a file that begins without the alpha channel that `weights_of` takes.
     """
     try:
-        masks = open_frames(path, reading, weights_of)
+        masks = open_frames(path, reading, weights_of).frames
     except (ReadError, UsageError) as error:
         raise type(error)(f"--mask: {error}") from error
     first = [*itertools.islice(masks, 2)]
@@ -197,32 +207,3 @@ def _animation(path: Path, convert: Callable[[Image.Image], Any]) -> Iterator[Fr
                 yield Frame(seconds, f"{path} breaks off at frame {n}: {error}")
     except OSError as error:
         raise ReadError(str(error)) from error
-
-
-def _video(path: Path, convert: Callable[[Image.Image], Any], rgb: bool) -> Iterator[Frame]:
-    """The frames of a video file; with `rgb` these are pictures, and without alpha need no conversion."""
-    try:
-        import av
-    except ImportError as error:
-        raise UsageError(f'{path}: video files need PyAV: pip install "lpips-fast[video]"') from error
-    try:
-        container = av.open(str(path))
-    except (av.FFmpegError, OSError) as error:
-        raise ReadError(f"{path} cannot be read as a video: {error}") from error
-    with container:
-        if not container.streams.video:
-            raise ReadError(f"{path} has no video in it")
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        # AVI gives frames that are stored out of order the times of others.
-        timed = not (container.format.name == "avi" and stream.codec_context.has_b_frames)
-        n = 0
-        try:
-            for frame in container.decode(stream):
-                alpha = any(component.is_alpha for component in frame.format.components)
-                pixels = frame.to_ndarray(format="rgba" if alpha else "rgb24")
-                image = Picture(pixels, False, None) if rgb and not alpha else convert(Image.fromarray(pixels))
-                yield Frame(frame.time if timed else None, image)
-                n += 1
-        except (av.FFmpegError, OSError) as error:
-            yield Frame(None, f"{path} breaks off at frame {n}: {error}")

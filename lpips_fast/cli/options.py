@@ -168,6 +168,22 @@ class Reading:
         return {"background": color, "range": None if ends is None else list(ends)}
 
 
+@dataclass(frozen=True)
+class VideoReading(Reading):
+    """The options of commands that read video files, too."""
+
+    color_matrix: Annotated[
+        Literal["auto", "bt601", "bt709", "bt2020"],
+        typer.Option(
+            help="By which a video file's YUV becomes RGB; auto: as the stream is tagged, bt601 if it is not.",
+            rich_help_panel=IMAGES_PANEL,
+        ),
+    ] = "auto"
+
+    def described(self) -> dict[str, Any]:
+        return {**super().described(), "color_matrix": self.color_matrix}
+
+
 def parse_range(text: str | None) -> tuple[float, float] | None:
     """LOW:HIGH as numbers."""
     from ..images import check_range

@@ -14,21 +14,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from . import output
 from .options import ReadError
+
+if TYPE_CHECKING:
+    from .decoding import Frame
 
 PairBy = Literal["time", "index"]
 
 _EARLY, _EARLY_STEPS = 0.006, 0.25  # seconds, and steps: how long before its time a frame counts as shown
 _APART = 0.5  # of a step: times that are farther apart are of two frames
 _NAMED = 10  # frames that a message names
-
-
-class Frame(NamedTuple):
-    seconds: float | None  # its time, as the file says
-    image: Any  # a Picture, or the weights of a mask; a string says why it cannot be read
 
 
 class Moment(NamedTuple):

@@ -16,7 +16,7 @@ from . import options, output
 from .dirs import Resume
 from .fitting import Fit, mask_option
 from .journal import Journal, Row
-from .options import ReadError, Reading, Settings
+from .options import ReadError, Settings, VideoReading
 from .pairing import PairBy
 from .results import summarize
 
@@ -56,7 +56,7 @@ def video(
     a: A,
     b: B,
     settings: Settings,
-    reading: Reading,
+    reading: VideoReading,
     fit: Fit,
     mask: Mask = None,
     pair_by: PairByOption = None,
@@ -66,6 +66,7 @@ def video(
     plot: Plot = None,
 ) -> None:
     """The distance of each frame of A to the frame of B at the same time, with mean and deviation."""
+    from .decoding import remarks
     from .frames import frame_pairs, open_pairing
     from .model import Model
     from .notices import Notices
@@ -89,8 +90,11 @@ def video(
             raise ReadError(message)
         output.warn(message)
 
-    pairing = open_pairing(a, b, mask, reading, pair_by, settings.strict)
+    pairing, codings = open_pairing(a, b, mask, reading, pair_by, settings.strict)
     pairs = frame_pairs(pairing, fit, uneven, notices)
+    for remark in remarks((a, b), codings):
+        output.warn(remark)
+    inputs = {name: coding._asdict() for name, coding in zip("ab", codings, strict=True) if coding is not None}
     journal.start()
     complete = False
     try:
@@ -101,7 +105,8 @@ def video(
         values = [math.nan if row["lpips"] is None else row["lpips"] for row in results]
         errors = {row["frame"]: row["error"] for row in results if row.get("error")}
         summary = summarize(values, len(errors))
-        journal.finish({"summary": summary, "pairing": pairing.described(), "results": results}, complete)
+        found = {"inputs": inputs, "pairing": pairing.described(), "summary": summary, "results": results}
+        journal.finish(found, complete)
     if plot is not None and summary["count"]:
         timed = all(row["seconds"] is not None for row in results)
         x = [row["seconds" if timed else "frame"] for row in results]

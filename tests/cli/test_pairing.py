@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lpips_fast.cli.decoding import Frame
 from lpips_fast.cli.options import ReadError
-from lpips_fast.cli.pairing import Frame, Pairing, Stream
+from lpips_fast.cli.pairing import Pairing, Stream
 
 from .conftest import soft_disc
 

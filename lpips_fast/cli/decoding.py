@@ -1,0 +1,374 @@
+"""The frames of a video file, decoded by PyAV (FFmpeg), as RGB of 8 bits.
+
+Luma Y and chroma C of b bits, with s = 2^(b - 8), become RGB in [0, 1] as BT.601, BT.709 and BT.2020 define it:
+
+    limited range: y = (Y - 16 s) / 219 s       cb, cr = (C - 128 s) / 224 s
+    full range:    y = Y / (2^b - 1)            cb, cr = (C - 128 s) / (2^b - 1)
+
+    R = y + 2 (1 - kr) cr       B = y + 2 (1 - kb) cb       G = (y - kr R - kb B) / (1 - kr - kb)
+
+libswscale computes this. Its conversion to RGB of 8 bits is not exact (swscale 9.1 to 9.5):
+
+- By default it is up to 4 levels off, by format and by size.
+- With all flags for exactness it is up to 1.4 levels off for deep video of full range, takes ten times as long, and
+  turns blue of more than twice white into black.
+
+Its conversion to planar RGB of 16 bits is within 0.02 of a level in all of these cases, and as fast as the default. So
+YUV and deep RGB are converted to that, and rounded to 8 bits here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ..images import Picture
+from .options import ReadError, UsageError
+
+_LEAST_PYAV = 17  # older ones convert without regard to the frame's matrix and range
+
+# swscale's BICUBIC | FULL_CHR_H_INT | ACCURATE_RND: chroma for each pixel, and rounding to the nearest value.
+_EXACT = 0x4 | 0x2000 | 0x40000
+
+# Decoders that keep the alpha channel of a format whose decoder in FFmpeg itself drops it.
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+
+# The names of the codes of ITU-T H.273, which frames carry as tags. Of the matrices, those that swscale converts.
+_MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020"}
+_MATRIX_CODES = {name: code for code, name in _MATRICES.items()}
+_NO_MATRIX = (0, 2, 3)  # RGB, which YUV is not; unspecified; reserved
+_LIMITED, _FULL = 1, 2
+_PRIMARIES = {
+    1: "bt709",
+    2: "unspecified",
+    4: "bt470m",
+    5: "bt470bg",
+    6: "smpte170m",
+    7: "smpte240m",
+    8: "film",
+    9: "bt2020",
+    10: "smpte428",
+    11: "smpte431",
+    12: "smpte432",
+    22: "ebu3213",
+}
+_TRANSFERS = {
+    1: "bt709",
+    2: "unspecified",
+    4: "gamma22",
+    5: "gamma28",
+    6: "smpte170m",
+    7: "smpte240m",
+    8: "linear",
+    9: "log100",
+    10: "log316",
+    11: "iec61966-2-4",
+    12: "bt1361e",
+    13: "iec61966-2-1",
+    14: "bt2020-10",
+    15: "bt2020-12",
+    16: "smpte2084",
+    17: "smpte428",
+    18: "arib-std-b67",
+}
+
+
+Source = Literal["tagged", "assumed", "given"]
+
+
+class Coding(NamedTuple):
+    """How the frames of a video file are coded, and how they are read. Results hold it under these names."""
+
+    width: int  # of a frame as it is compared, turned
+    height: int
+    pixel_format: str  # FFmpeg's name
+    matrix: str | None  # None for RGB and gray, which have none
+    matrix_source: Source | None
+    range: Literal["limited", "full"]
+    range_source: Source | None  # None where the pixel format decides
+    primaries: str  # not converted, as is the transfer function
+    transfer: str
+    rotation: int | None  # degrees clockwise that frames are turned by; None for an angle that they are not turned by
+    mirrored: bool  # left to right, once turned
+    sample_aspect_ratio: str  # width:height of a pixel; pixels are compared as stored
+    alpha: Literal["decoded", "dropped"] | None  # None without an alpha channel
+    interlaced: bool  # the two fields of a frame are compared together
+
+
+class Frame(NamedTuple):
+    seconds: float | None  # from the start, where the file says
+    image: Any  # a Picture, or what `weights_of` makes; a string says why it cannot be read
+    coding: Coding | None = None  # of a video file's
+
+
+class _Decoded(NamedTuple):
+    frame: Any
+    tags: Any  # the frame that has its tags
+    alpha_dropped: bool  # whether it has an alpha channel that was not decoded
+
+
+def decode_video(
+    path: Path, convert: Callable[[Image.Image], Any], rgb: bool, color_matrix: str = "auto"
+) -> Iterator[Frame]:
+    """The frames of a video file; with `rgb` these are pictures, and without alpha need no conversion.
+
+    Args:
+        path: the file, of which the first video stream is read.
+        convert: makes what is asked for of a frame, RGB or RGBA of 8 bits.
+        rgb: whether that is a `Picture`.
+        color_matrix: bt601, bt709 or bt2020, by which YUV becomes RGB whatever the stream says; auto: by the stream's
+            tag, and without one bt601, as FFmpeg and OpenCV do.
+
+    Raises:
+        ReadError: the file cannot be read, or is tagged with a matrix that cannot be converted.
+        UsageError: PyAV is not installed, or is too old.
+    """
+    av = _import_av(path)
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, OSError) as error:
+        raise ReadError(f"{path} cannot be read as a video: {error}") from error
+    with container:
+        if not container.streams.video:
+            raise ReadError(f"{path} has no video in it")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        # AVI gives frames that are stored out of order the times of others.
+        timed = not (container.format.name == "avi" and stream.codec_context.has_b_frames)
+        read = functools.partial(
+            _read, path, stream, timed, av.video.reformatter.VideoReformatter(), convert, rgb, color_matrix
+        )
+        n = 0
+        try:
+            for frame in _one_ahead(read, _decoded(av, path, container, stream)):
+                yield frame
+                n += 1
+        except (av.FFmpegError, OSError) as error:
+            yield Frame(None, f"{path} breaks off at frame {n}: {error}")
+
+
+def _import_av(path: Path) -> Any:
+    needed = f'{path}: video files need PyAV {_LEAST_PYAV} or later: pip install -U "lpips-fast[video]"'
+    try:
+        import av
+    except ImportError as error:
+        raise UsageError(needed) from error
+    if int(av.__version__.split(".")[0]) < _LEAST_PYAV:
+        raise UsageError(f"{needed} (here is PyAV {av.__version__})")
+    return av
+
+
+def _decoded(av: Any, path: Path, container: Any, stream: Any) -> Iterator[_Decoded | Exception]:
+    """The frames as they are decoded; an error is the last."""
+    decoder_name = _ALPHA_DECODERS.get(stream.codec_context.name)
+    metadata = {key.lower(): value for key, value in stream.metadata.items()}
+    has_alpha = decoder_name is not None and metadata.get("alpha_mode") == "1"
+    decoder = None
+    if has_alpha:
+        with contextlib.suppress(ValueError):  # this FFmpeg was built without it
+            decoder = av.CodecContext.create(decoder_name, "r")
+    try:
+        if decoder is None:
+            for frame in container.decode(stream):
+                yield _Decoded(frame, frame, has_alpha)
+            return
+        # A decoder of its own does not know the container's tags; the stream's decoder puts them on its frames.
+        with av.open(str(path)) as again:
+            tags = next(again.decode(video=0), None)
+        decoder.extradata = stream.codec_context.extradata
+        for packet in container.demux(stream):
+            for frame in decoder.decode(packet):
+                yield _Decoded(frame, tags or frame, False)
+    except (av.FFmpegError, OSError) as error:
+        yield error
+
+
+def _one_ahead(
+    read: Callable[[_Decoded | Exception], Frame], decoded: Iterator[_Decoded | Exception]
+) -> Iterator[Frame]:
+    """What is read of each decoded frame, by a thread, while the next one is decoded."""
+    with ThreadPoolExecutor(1) as thread:
+        found: Future[Frame] | None = None
+        for frame in decoded:
+            following = thread.submit(read, frame)
+            if found is not None:
+                yield found.result()
+            found = following
+        if found is not None:
+            yield found.result()
+
+
+def _read(
+    path: Path,
+    stream: Any,
+    timed: bool,
+    reformatter: Any,
+    convert: Callable[[Image.Image], Any],
+    rgb: bool,
+    color_matrix: str,
+    decoded: _Decoded | Exception,
+) -> Frame:
+    """What `decode_video` gives of a decoded frame; raises what broke off the decoding."""
+    if isinstance(decoded, Exception):
+        raise decoded
+    coding = _coding(path, stream, decoded, color_matrix)
+    pixels = _turned(_pixels(reformatter, decoded.frame, coding), coding)
+    whole = rgb and pixels.shape[-1] == 3
+    image = Picture(pixels, False, None) if whole else convert(Image.fromarray(pixels))
+    return Frame(decoded.frame.time if timed else None, image, coding)
+
+
+def _coding(path: Path, stream: Any, decoded: _Decoded, color_matrix: str) -> Coding:
+    frame, tags, alpha_dropped = decoded
+    matrix: str | None = None
+    matrix_source: Source | None = None
+    range_source: Source | None = None
+    limits: Literal["limited", "full"] = "full"
+    if _is_yuv(frame.format):
+        matrix, matrix_source = _matrix(path, tags.colorspace, color_matrix)
+        if not frame.format.name.startswith("yuvj"):  # whose range is full
+            limits = "full" if tags.color_range == _FULL else "limited"
+            range_source = "tagged" if tags.color_range in (_LIMITED, _FULL) else "assumed"
+    rotation, mirrored = _orientation(tags)
+    width, height = frame.width, frame.height
+    aspect = stream.sample_aspect_ratio or 1
+    alpha: Literal["decoded", "dropped"] | None = "dropped" if alpha_dropped else None
+    return Coding(
+        width=height if rotation in (90, 270) else width,
+        height=width if rotation in (90, 270) else height,
+        pixel_format=frame.format.name,
+        matrix=matrix,
+        matrix_source=matrix_source,
+        range=limits,
+        range_source=range_source,
+        primaries=_PRIMARIES.get(tags.color_primaries, str(tags.color_primaries)),
+        transfer=_TRANSFERS.get(tags.color_trc, str(tags.color_trc)),
+        rotation=rotation,
+        mirrored=mirrored,
+        sample_aspect_ratio=f"{aspect.numerator}:{aspect.denominator}",
+        alpha="decoded" if _has_alpha(frame.format) else alpha,
+        interlaced=frame.interlaced_frame,
+    )
+
+
+def _is_yuv(form: Any) -> bool:
+    return len(form.components) > 2 and not form.is_rgb
+
+
+def _has_alpha(form: Any) -> bool:
+    return form.has_palette or any(component.is_alpha for component in form.components)
+
+
+def _matrix(path: Path, code: int, color_matrix: str) -> tuple[str, Source]:
+    """The matrix by which YUV is tagged, or is to be read."""
+    if color_matrix != "auto":
+        return color_matrix, "given"
+    if code in _NO_MATRIX:
+        return "bt601", "assumed"
+    if code not in _MATRICES:
+        raise ReadError(
+            f"{path} is tagged with matrix {code} of ITU-T H.273, which cannot be converted: bt601, bt709 and "
+            "bt2020 can (--color-matrix reads it as one of them)"
+        )
+    return _MATRICES[code], "tagged"
+
+
+def _orientation(frame: Any) -> tuple[int | None, bool]:
+    """The rotation and the mirroring that a frame's display matrix asks for.
+
+    The matrix begins with a, b, _, c, d: the point (x, y) of the frame, y downwards, is shown at (ax + cy, bx + dy).
+    """
+    found = frame.side_data.get("DISPLAYMATRIX")
+    if found is None:
+        return 0, False
+    a, b, _, c, d = np.frombuffer(found, np.int32)[:5].tolist()
+    mirrored = a * d < b * c
+    degrees = math.degrees(math.atan2(b, -a if mirrored else a))
+    turns = round(degrees / 90)
+    return (turns % 4 * 90 if abs(degrees - 90 * turns) < 1 else None), mirrored
+
+
+def _turned(pixels: np.ndarray, coding: Coding) -> np.ndarray:
+    """A frame [H, W, C] as it is to be shown; by an angle that is not a multiple of 90 degrees it is not turned."""
+    if coding.rotation is None:
+        return pixels
+    pixels = np.rot90(pixels, -coding.rotation // 90)
+    return pixels[:, ::-1] if coding.mirrored else pixels
+
+
+def _pixels(reformatter: Any, frame: Any, coding: Coding) -> np.ndarray:
+    """RGB, or RGBA where there is an alpha channel, uint8 [H, W, C]."""
+    form = frame.format
+    alpha = _has_alpha(form)
+    bits = min(max(component.bits for component in form.components), 16)  # floats become 16 bits
+    if coding.matrix is None and bits <= 8:
+        return reformatter.reformat(frame, format="rgba" if alpha else "rgb24", interpolation=_EXACT).to_ndarray()
+    if coding.matrix is not None:
+        frame.colorspace = _MATRIX_CODES[coding.matrix]
+        frame.color_range = _FULL if coding.range == "full" else _LIMITED
+    converted = reformatter.reformat(frame, format="gbrap16le" if alpha else "gbrp16le", interpolation=_EXACT)
+    green, blue, red, *rest = converted.planes
+    # In the 16 bits, the largest value of the frame is shifted to the left; white of limited range is 255, shifted.
+    largest = (2**bits - 1) << (16 - bits)
+    white = 255 << 8 if coding.range == "limited" else largest
+    pixels = np.empty((3 + len(rest), frame.height, frame.width), np.uint8)
+    for channel, plane, top in zip(pixels, (red, green, blue, *rest), (white, white, white, largest), strict=False):
+        values = np.frombuffer(plane, "<u2").reshape(plane.height, -1)[:, : plane.width]
+        channel[:] = _levels(values, top)
+    return pixels.transpose(1, 2, 0)  # planes lie as the network takes them
+
+
+def _levels(values: np.ndarray, white: int) -> np.ndarray:
+    """The levels of 8 bits nearest to values of 16 bits, where `white` is 255."""
+    if white == 255 << 8:  # as nearly always; three times as fast as the table
+        levels = np.minimum(values, white)
+        levels += 128
+        levels >>= 8
+        return levels
+    return _level_table(white)[values]
+
+
+@functools.cache
+def _level_table(white: int) -> np.ndarray:
+    """The levels uint8 [65536] of all values of 16 bits."""
+    return np.rint(np.minimum(np.arange(1 << 16) / white, 1) * 255).astype(np.uint8)
+
+
+def remarks(paths: Sequence[Path], codings: Sequence[Coding | None]) -> list[str]:
+    """What a user should know of the codings of A and B; None stands for what is no video file."""
+    told = []
+    for path, coding in zip(paths, codings, strict=True):
+        if coding is not None and coding.rotation is None:
+            told.append(f"{path} is not turned: its display matrix has an angle that is no multiple of 90 degrees")
+        if coding is not None and coding.alpha == "dropped":
+            told.append(f"{path}: its alpha channel is ignored, for this FFmpeg has no decoder that keeps it")
+    (path_a, a), (path_b, b) = zip(paths, codings, strict=True)
+    if a is None or b is None:
+        return told
+    if {a.matrix_source, b.matrix_source} == {"tagged", "assumed"}:
+        told.append(
+            f"of {path_a} and {path_b} one is tagged with a matrix and the other is not: they are read by {a.matrix} "
+            f"({a.matrix_source}) and {b.matrix} ({b.matrix_source}); --color-matrix reads both by one"
+        )
+    if a.range != b.range and "assumed" in (a.range_source, b.range_source):
+        told.append(
+            f"of {path_a} and {path_b} one is tagged with a range and the other is not: they are read as {a.range} "
+            f"({a.range_source}) and {b.range} ({b.range_source})"
+        )
+    for what, of_a, of_b in (("primaries", a.primaries, b.primaries), ("transfer function", a.transfer, b.transfer)):
+        if of_a.replace("unspecified", "bt709") != of_b.replace("unspecified", "bt709"):
+            told.append(f"{path_a} and {path_b} differ in their {what}, {of_a} and {of_b}, which is not converted")
+    if a.sample_aspect_ratio != b.sample_aspect_ratio:
+        told.append(
+            f"{path_a} and {path_b} differ in the aspect ratio of a pixel, {a.sample_aspect_ratio} and "
+            f"{b.sample_aspect_ratio}; pixels are compared as they are stored"
+        )
+    return told
