@@ -10,11 +10,11 @@ Luma Y and chroma C of b bits, with s = 2^(b - 8), become RGB in [0, 1] as BT.60
 libswscale computes this. Its conversion to RGB of 8 bits is not exact (swscale 9.1 to 9.5):
 
 - By default it is up to 4 levels off, by format and by size.
-- With all flags for exactness it is up to 1.4 levels off for deep video of full range, takes ten times as long, and
-  turns blue of more than twice white into black.
+- With its flags ACCURATE_RND and FULL_CHR_H_INT it is up to 1.4 levels off for deep video of full range, takes ten
+  times as long, and turns blue of more than twice white into black.
 
-Its conversion to planar RGB of 16 bits is within 0.02 of a level in all of these cases, and as fast as the default. So
-YUV and deep RGB are converted to that, and rounded to 8 bits here.
+Its conversion to planar RGB of 16 bits is within 0.02 of a level in all of these cases, without any flag, and as fast
+as the default to 8 bits. So YUV and deep RGB are converted to that, and rounded to 8 bits here.
 """
 
 from __future__ import annotations
@@ -34,9 +34,6 @@ from ..images import Picture
 from .options import ReadError, UsageError
 
 _LEAST_PYAV = 17  # older ones convert without regard to the frame's matrix and range
-
-# swscale's BICUBIC | FULL_CHR_H_INT | ACCURATE_RND: chroma for each pixel, and rounding to the nearest value.
-_EXACT = 0x4 | 0x2000 | 0x40000
 
 # Decoders that keep the alpha channel of a format whose decoder in FFmpeg itself drops it.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
@@ -310,11 +307,11 @@ def _pixels(reformatter: Any, frame: Any, coding: Coding) -> np.ndarray:
     alpha = _has_alpha(form)
     bits = min(max(component.bits for component in form.components), 16)  # floats become 16 bits
     if coding.matrix is None and bits <= 8:
-        return reformatter.reformat(frame, format="rgba" if alpha else "rgb24", interpolation=_EXACT).to_ndarray()
+        return reformatter.reformat(frame, format="rgba" if alpha else "rgb24", interpolation="BICUBIC").to_ndarray()
     if coding.matrix is not None:
         frame.colorspace = _MATRIX_CODES[coding.matrix]
         frame.color_range = _FULL if coding.range == "full" else _LIMITED
-    converted = reformatter.reformat(frame, format="gbrap16le" if alpha else "gbrp16le", interpolation=_EXACT)
+    converted = reformatter.reformat(frame, format="gbrap16le" if alpha else "gbrp16le", interpolation="BICUBIC")
     green, blue, red, *rest = converted.planes
     # In the 16 bits, the largest value of the frame is shifted to the left; white of limited range is 255, shifted.
     largest = (2**bits - 1) << (16 - bits)

@@ -114,6 +114,23 @@ def test_subsampled_yuv_to_rgb_is_exact(tmp_path, form, bits, width, height, ful
         assert np.abs(pixels - to_rgb(values, bits, "bt709", full)).max() <= 0.53
 
 
+def test_chroma_is_interpolated(tmp_path):
+    """Bicubically, at the centre where nothing says where chroma is, at the left in H.264 that is not tagged."""
+    ramp = np.broadcast_to(np.arange(64, 192, 4), (24, 32))
+    x = np.arange(64)
+    for name, codec, options, siting in (("a.mkv", "ffv1", {}, 0.5), ("a.mp4", "libx264", {"qp": "0"}, 0)):
+        save(tmp_path / name, [frame_of("yuv420p", 64, 48, [np.int64(128), np.int64(128), ramp])], codec, options)
+        red = read(tmp_path / name)[0][..., 0]
+        chroma = np.interp((x - siting) / 2, np.arange(32), ramp[0])
+        expected = to_rgb([np.full(64, 128), np.full(64, 128), chroma], 8, "bt601", False)[:, 0]
+        assert np.abs(red - expected)[:, 4:-4].max() <= 0.75, "other siting is 1.6 off"
+    impulse = np.full((24, 32), 128)
+    impulse[:, 16] = 228
+    save(tmp_path / "b.mkv", [frame_of("yuv420p", 64, 48, [np.int64(128), np.int64(128), impulse])])
+    red = read(tmp_path / "b.mkv")[0][24, :, 0].astype(int)
+    assert red.min() < red[0] - 5, "as no bilinear interpolation goes below"
+
+
 @pytest.mark.parametrize("form", ["yuv420p", "yuv420p10le", "yuv444p10le"])
 def test_black_and_white(tmp_path, form):
     s = 4 if "10" in form else 1
