@@ -4,8 +4,8 @@
 
 JND: each distance is a threshold: it takes the k pairs that are at most so far apart for the same. With s_i the shares
 of people who took them for the same, precision = sum_{i<=k} s_i / k, recall = sum_{i<=k} s_i / sum s. The score is the
-area under the precision's envelope, max of the precisions at that recall or a higher one (as in PASCAL VOC 2010). (Zhang
-et al., CVPR 2018, section 4.)
+area under the precision's envelope, max of the precisions at that recall or a higher one (as in PASCAL VOC 2010).
+(Zhang et al., CVPR 2018, section 4.)
 
 Pairs at one distance share a threshold, so their order does not matter, and a constant distance scores the mean of s.
 The reference has a threshold after each pair. Its order of tied pairs is that of numpy's default sort, which depends on
