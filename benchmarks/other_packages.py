@@ -1,7 +1,7 @@
 """What LPIPS of other packages gives, compared with lpips 0.1.4 on equal weights, and our setting for the same number.
 
     python -m benchmarks.other_packages [--json packages.jsonl] [PACKAGE ...]
-    python -m benchmarks.other_packages --table benchmarks/results/cpu-2core/packages.jsonl
+    python -m benchmarks.other_packages --table benchmarks/results/cpu-1thread/packages.jsonl
 
 Each package is installed with pip, pinned, into a temporary environment of its own on top of this one, which has torch
 and lpips. There a call of the package, an expression, gets the images of `images`. In place of its downloads it gets

@@ -9,7 +9,7 @@ script's of benchmarks/:
     ...
     <!-- end of table -->
 
-    <!-- python -m benchmarks.other_packages --table benchmarks/results/cpu-2core/packages.jsonl -->
+    <!-- python -m benchmarks.other_packages --table benchmarks/results/cpu-1thread/packages.jsonl -->
     ...
     <!-- end of table -->
 """
