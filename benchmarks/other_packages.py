@@ -315,7 +315,7 @@ def loaded_on_the_cpu(make: Callable[[], Any]) -> Any:
 
 
 def measure(package: Package, folder: Path) -> None:
-    """Writes what the package's calls give, in its environment."""
+    """Writes what the package's calls give, in its environment; a package that cannot be imported is a failure, too."""
     given = torch.load(folder / "given.pth")
     states = given["states"]
     instead_of_downloads(states)
@@ -378,6 +378,35 @@ def environment(folder: Path, requirements: tuple[str, ...]) -> Path:
     return python
 
 
+def ask(package: Package, states: Mapping[str, State], given: Mapping[str, torch.Tensor]) -> list[dict[str, Any]]:
+    """What the package's calls give, in a new environment."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        torch.save({"states": states, "images": given}, folder / "given.pth")
+        python = environment(folder / "environment", package.requirements)
+        command = [python, "-W", "ignore", "-m", "benchmarks.other_packages", "--measure", folder, package.name]
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(folder), "TORCH_HOME": str(folder)}
+        subprocess.run(command, cwd=folder, env=env, check=True, stdout=subprocess.DEVNULL)
+        return json.loads((folder / "found.json").read_text())
+
+
+def compared(values: list[float], expected: torch.Tensor, ours: torch.Tensor | None) -> dict[str, Any]:
+    """The errors and ratios of a call's values."""
+    theirs = torch.tensor(values, dtype=torch.float64)
+    if theirs.shape != expected.shape:
+        raise SystemExit(f"there are {len(expected)} distances, and the package gives {len(theirs)}")
+    if not theirs.isfinite().all():
+        return {"failure": "NaN"}
+    ratios = theirs / expected
+    found: dict[str, Any] = {
+        "error": (ratios - 1).abs().max().item(),
+        "ratios": [ratios.min().item(), ratios.max().item()],
+    }
+    if ours is not None:
+        found["ours_error"] = (ours.flatten().double() / theirs - 1).abs().max().item()
+    return found
+
+
 def records(packages: Iterable[Package]) -> Iterator[dict[str, Any]]:
     import lpips_fast
     from lpips_fast import compat, metric
@@ -389,19 +418,15 @@ def records(packages: Iterable[Package]) -> Iterator[dict[str, Any]]:
         for net, state in states.items():
             torch.save(trunk(state), trunks / f"{net}.pth")
         lpips_fast.weights._torchvision_file = lambda net, progress: trunks / f"{net}.pth"
-        ours_names = {**given, "slices": slices, "LPIPS": lpips_fast.LPIPS, "compat": compat, "metric": metric}
+        names = {**given, "slices": slices, "LPIPS": lpips_fast.LPIPS, "compat": compat, "metric": metric}
         for package in packages:
-            with tempfile.TemporaryDirectory() as name:
-                folder = Path(name)
-                torch.save({"states": states, "images": given}, folder / "given.pth")
-                python = environment(folder / "environment", package.requirements)
-                command = [python, "-W", "ignore", "-m", "benchmarks.other_packages", "--measure", folder, package.name]
-                places = {"PYTHONPATH": str(ROOT), "HOME": str(folder), "TORCH_HOME": str(folder)}
-                env = {**os.environ, **places}
-                subprocess.run(command, cwd=folder, env=env, check=True, stdout=subprocess.DEVNULL)
-                found = json.loads((folder / "found.json").read_text())
-            for call, result in zip(package.calls, found, strict=True):
-                record = {
+            for call, found in zip(package.calls, ask(package, states, given), strict=True):
+                if "values" in found:
+                    expected = of_lpips(call.net, states[call.net], given, call.images)
+                    with torch.no_grad():
+                        ours = eval(call.ours, names) if call.ours else None
+                    found = compared(found["values"], expected, ours)
+                yield {
                     "package": package.requirements[0].replace("==", " "),
                     "requirements": package.requirements,
                     "net": call.net,
@@ -409,25 +434,8 @@ def records(packages: Iterable[Package]) -> Iterator[dict[str, Any]]:
                     "call": call.theirs,
                     "ours": call.ours,
                     "images": call.images,
+                    **found,
                 }
-                if "failure" in result:
-                    yield {**record, "failure": result["failure"]}
-                    continue
-                theirs = torch.tensor(result["values"], dtype=torch.float64)
-                expected = of_lpips(call.net, states[call.net], given, call.images)
-                if theirs.shape != expected.shape:
-                    raise SystemExit(f"{call.theirs} gives {list(theirs.shape)}, lpips {list(expected.shape)}")
-                if not theirs.isfinite().all():
-                    yield {**record, "failure": "NaN"}
-                    continue
-                ratios = theirs / expected
-                record["error"] = (ratios - 1).abs().max().item()
-                record["ratios"] = [ratios.min().item(), ratios.max().item()]
-                if call.ours is not None:
-                    with torch.no_grad():
-                        ours = eval(call.ours, ours_names).flatten().double()
-                    record["ours_error"] = (ours / theirs - 1).abs().max().item()
-                yield record
 
 
 def printed(record: Mapping[str, Any]) -> str:
@@ -449,13 +457,14 @@ def table_of_last_run(path: Path) -> str:
         [
             record["package"],
             f"`{record['call']}`",
+            f"{record['net']}, {record['weights']}",
             printed(record),
             f"`{record['ours']}`" if record["ours"] else "none",
             f"{record['ours_error']:.0e}" if "ours_error" in record else "",
         ]
         for record in last
     ]
-    head = ["package", "call", "against lpips 0.1.4", "here", "against the package"]
+    head = ["package", "call", "trunk", "against lpips 0.1.4", "here", "against the package"]
     return f"{context(last)}\n\n{table(head, rows)}\n"
 
 
