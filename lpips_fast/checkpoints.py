@@ -249,7 +249,8 @@ def _find(path: str | PathLike[str], content: object, prefix: str | None) -> _Pa
     names = [*others, *(part.full_prefix + name for part in every for name in part.state)]
     if not names:
         raise ValueError(f"{path} has no tensors by name")
-    raise ValueError(f"{path} has no LPIPS, only names that are none of LPIPS's: {weights.some(names)}")
+    hint = "; a trunk alone is for trunk_weights=" if any(name.startswith("features.") for name in names) else ""
+    raise ValueError(f"{path} has no LPIPS, only names that are none of LPIPS's: {weights.some(names)}{hint}")
 
 
 def _with_prefix(parts: list[_Part], prefix: str) -> list[_Part]:

@@ -279,8 +279,7 @@ class LPIPS(nn.Module):
         x0 = self._checked_image("in0", in0)
         x1 = self._checked_features(in1, x0) if isinstance(in1, Features) else self._checked_image("in1", in1)
         check_pair(x0, x1)
-        if self._ranges is not None and not torch.compiler.is_compiling():
-            self._ranges.look((x0, x1) if isinstance(x1, Tensor) else (x0,), normalize)
+        self._look_at_range((x0, x1) if isinstance(x1, Tensor) else (x0,), normalize)
         if weight is not None:
             if self.spatial:
                 raise ValueError("weight= is for the mean over pixels, which spatial=True does not take")
@@ -311,8 +310,7 @@ class LPIPS(nn.Module):
         check_flags(normalize=normalize)
         self._check_taps()
         x = self._checked_image("x", x)
-        if self._ranges is not None and not torch.compiler.is_compiling():
-            self._ranges.look((x,), normalize)
+        self._look_at_range((x,), normalize)
         if self._is_stock():
             taps = self._taps(x, affine=self._affine(normalize))
         else:
@@ -375,6 +373,11 @@ class LPIPS(nn.Module):
             )
         # Layers that are called take what they take; lpips's scaling makes three channels of gray.
         return image.expand(-1, 3, -1, -1) if image.shape[1] == 1 and self._is_stock() else image
+
+    def _look_at_range(self, images: Sequence[Tensor], normalize: bool) -> None:
+        """Warns, once, where images are plainly in another range, as `check_range` asks."""
+        if self._ranges is not None and not torch.compiler.is_compiling():
+            self._ranges.look(images, normalize)
 
     def _check_taps(self) -> None:
         if not 1 <= self.L <= len(self.chns):

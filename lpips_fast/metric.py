@@ -316,6 +316,7 @@ class Network(LPIPS):
         check_pair(x0, x1, " and ".join(self._names))
         if self.resize is None or not self.spatial:
             return super().forward(x0, x1, retPerLayer=retperlayer, normalize=normalize)
+        self._look_at_range((x0, x1), normalize)
         # The maps are enlarged from the taps' size to the image's own, not to that of `resize`.
         if self._is_stock():
             maps = self._maps(*self._taps_of_pair(x0, x1, self._affine(normalize)))

@@ -9,7 +9,10 @@ import warnings
 import pytest
 import torch
 
+from lpips_fast import metric, patch
+from lpips_fast.compat import piq, taming
 from lpips_fast.ranges import CALLS, MANY
+from lpips_fast.search import Index
 
 from .images import pair
 
@@ -41,6 +44,62 @@ def test_images_of_0_to_255(calls):
     (found,) = calls(3, 127.5, 127.5, normalize=True)
     assert all(words in str(found.message) for words in ("[0, 1]", "x / 255"))
     assert len(calls(3, 127.5, 127.5, backward=True)) == 1
+
+
+def _bytes():
+    """An image with values from 0 to 255."""
+    return 127.5 * (pair(1, 32, 32)[0].clamp(-1, 1) + 1)
+
+
+@pytest.mark.parametrize(
+    "call",
+    (
+        pytest.param(lambda make, x: make("squeeze", backend="reference")(x, x), id="reference"),
+        pytest.param(lambda make, x: make("squeeze", spatial=True)(x, x), id="maps"),
+        pytest.param(lambda make, x: make(grad_in_forward=True)(x.requires_grad_(), x), id="grad_in_forward"),
+        pytest.param(lambda make, x: make("squeeze")(*[x[:, :, None].expand(-1, -1, 2, -1, -1)] * 2), id="videos"),
+        pytest.param(lambda make, x: make("squeeze").embed(x), id="embed"),
+        pytest.param(lambda make, x: Index.build(make("squeeze"), x), id="index"),
+        pytest.param(lambda make, x: Index.build(make("squeeze"), x / 255).search(x), id="search"),
+        pytest.param(lambda make, x: taming.LPIPS(pnet_rand=True)(x, x), id="taming"),
+        pytest.param(lambda make, x: piq.LPIPS(pnet_rand=True)(x, x), id="piq"),
+        pytest.param(lambda make, x: piq.LPIPS(pnet_rand=True, distance="mae")(x, x), id="piq, mae"),
+    ),
+)
+def test_images_of_0_to_255_on_every_path(make_ours, call):
+    with pytest.warns(UserWarning, match="0 to 255: x / ") as found:
+        call(make_ours, _bytes())
+    assert len(found) == 1
+    assert found[0].filename == __file__
+
+
+@pytest.mark.parametrize("spatial", (False, True))
+@pytest.mark.parametrize("resize", (None, 24))
+def test_images_of_0_to_255_in_torchmetrics_network(spatial, resize):
+    network = metric.Network(net="squeeze", pnet_rand=True, spatial=spatial, resize=resize)
+    x = _bytes()
+    with pytest.warns(UserWarning, match="0 to 255") as found:
+        network(x, x)
+    assert found[0].filename == __file__
+
+
+def test_images_of_0_to_255_in_torchmetrics_function(monkeypatch, cached_trunk):
+    monkeypatch.setattr("lpips_fast.weights._torchvision_file", cached_trunk)
+    metric._kept_network.cache_clear()
+    x = _bytes()
+    with pytest.warns(UserWarning, match="0 to 255") as found:
+        metric.learned_perceptual_image_patch_similarity(x, x, "squeeze")
+    assert found[0].filename == __file__
+    metric._kept_network.cache_clear()
+
+
+def test_images_of_0_to_255_in_patched_code():
+    lpips = pytest.importorskip("lpips")
+    x = _bytes()
+    with patch():
+        module = lpips.LPIPS(net="squeeze", pnet_rand=True)
+    with pytest.warns(UserWarning, match="0 to 255"):
+        module(x, x)
 
 
 def test_images_of_0_to_1_in_many_calls(calls):

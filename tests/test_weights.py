@@ -178,6 +178,25 @@ def test_trunk_weights(trunk_states, tmp_path, net, form):
         assert torch.equal(tensor, state[f"features.{name.partition('.')[2]}"])
 
 
+@pytest.mark.parametrize("name", ("model.safetensors", "pytorch_model.bin"))
+def test_trunk_weights_as_timm_has_them(trunk_states, tmp_path, name):
+    """The file of its vgg16: torchvision's names for the trunk, and a classifier of convolutions."""
+    classifier = {
+        "pre_logits.fc1.weight": torch.zeros(4, 512, 7, 7),
+        "pre_logits.fc1.bias": torch.zeros(4),
+        "pre_logits.fc2.weight": torch.zeros(4, 4, 1, 1),
+        "pre_logits.fc2.bias": torch.zeros(4),
+        "head.fc.weight": torch.zeros(2, 4),
+        "head.fc.bias": torch.zeros(2),
+    }
+    path = saved({**trunk_states["vgg"], **classifier}, tmp_path / name)
+    module = lpips_fast.LPIPS(net="vgg", trunk_weights=path)
+    for key, tensor in module.net.state_dict().items():
+        assert torch.equal(tensor, trunk_states["vgg"][f"features.{key.partition('.')[2]}"])
+    with raises(ValueError, name, "no LPIPS", "trunk_weights="):
+        lpips_fast.LPIPS(net="vgg", model_path=path)
+
+
 @pytest.mark.parametrize(
     "change,words",
     (

@@ -2,9 +2,14 @@
 
     python tools/tables.py [--check]
 
-A table stands between two comments, of which the first is the command that prints it:
+A table stands between two comments, of which the first is the command that prints it, `lpips-fast bench --table` or a
+script's of benchmarks/:
 
     <!-- lpips-fast bench --table benchmarks/results/cpu-2core/head.jsonl -->
+    ...
+    <!-- end of table -->
+
+    <!-- python -m benchmarks.other_packages --table benchmarks/results/cpu-1thread/packages.jsonl -->
     ...
     <!-- end of table -->
 """
@@ -15,6 +20,7 @@ import argparse
 import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,20 +30,23 @@ from lpips_fast.cli import app
 from lpips_fast.files import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLE = re.compile(r"<!-- lpips-fast (bench --table .*?) -->\n.*?<!-- end of table -->", re.DOTALL)
+TABLE = re.compile(
+    r"<!-- ((?:lpips-fast bench|python -m benchmarks\.\w+) --table .*?) -->\n.*?<!-- end of table -->", re.DOTALL
+)
 
 
 def updated(text: str) -> str:
     """A document with its tables as the records have them."""
-    return TABLE.sub(
-        lambda found: f"<!-- lpips-fast {found[1]} -->\n\n{printed(found[1])}\n<!-- end of table -->", text
-    )
+    return TABLE.sub(lambda found: f"<!-- {found[1]} -->\n\n{printed(found[1])}\n<!-- end of table -->", text)
 
 
 def printed(command: str) -> str:
-    result = CliRunner().invoke(app, shlex.split(command))
+    program, *arguments = shlex.split(command)
+    if program == "python":
+        return subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
+    result = CliRunner().invoke(app, arguments)
     if result.exit_code != 0:
-        raise SystemExit(f"lpips-fast {command}: {result.output}")
+        raise SystemExit(f"{command}: {result.output}")
     return result.stdout
 
 

@@ -2,9 +2,14 @@
 
     2AFC = mean of { judge where d1 < d0,  1 - judge where d0 < d1,  1/2 where they are equal }
 
-JND: pairs in order of distance; with s the shares of people who took them for the same, after k pairs
-precision = sum_{i<=k} s_i / k, recall = sum_{i<=k} s_i / sum s. The score is the area under the precision's envelope,
-max of the precisions at that recall or a higher one (as in PASCAL VOC 2010). (Zhang et al., CVPR 2018, section 4.)
+JND: each distance is a threshold: it takes the k pairs that are at most so far apart for the same. With s_i the shares
+of people who took them for the same, precision = sum_{i<=k} s_i / k, recall = sum_{i<=k} s_i / sum s. The score is the
+area under the precision's envelope, max of the precisions at that recall or a higher one (as in PASCAL VOC 2010).
+(Zhang et al., CVPR 2018, section 4.)
+
+Pairs at one distance share a threshold, so their order does not matter, and a constant distance scores the mean of s.
+The reference has a threshold after each pair. Its order of tied pairs is that of numpy's default sort, which depends on
+the processor's instructions. Without ties the two agree.
 """
 
 from __future__ import annotations
@@ -40,6 +45,9 @@ def agreement(d0: ArrayLike, d1: ArrayLike, judge: ArrayLike) -> np.ndarray:
 def score_jnd(d: ArrayLike, same: ArrayLike) -> float:
     """The average precision, from 0 to 1, with which small distances tell pairs that people take for the same.
 
+    It does not depend on the order of the pairs, also where distances are equal. A constant distance scores the mean of
+    `same`.
+
     Args:
         d: distances, [N].
         same: the shares of people who took the pair for the same, [N], not all 0.
@@ -47,9 +55,11 @@ def score_jnd(d: ArrayLike, same: ArrayLike) -> float:
     d, same = _vectors(d=d, same=same)
     if not same.any():
         raise ValueError("same is 0 throughout: with nobody who took a pair for the same there is no precision")
-    true = np.cumsum(same[np.argsort(d, kind="stable")])
-    precision = true / np.arange(1, len(d) + 1)
-    return average_precision(true / true[-1], precision)
+    order = np.lexsort((same, d))  # by d; tied pairs by `same`, so that the sum rounds alike whatever their order was
+    d = d[order]
+    thresholds = np.flatnonzero(np.append(d[1:] != d[:-1], True))  # the last pair at each distance
+    true = np.cumsum(same[order])[thresholds]
+    return average_precision(true / true[-1], true / (thresholds + 1))
 
 
 def average_precision(recall: np.ndarray, precision: np.ndarray) -> float:

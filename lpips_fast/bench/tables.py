@@ -18,7 +18,7 @@ def markdown(results: Mapping[str, Sequence[Record]]) -> str:
 
 def _ceilings(records: Sequence[Record]) -> Iterable[str]:
     for of_run in by_case("ceilings", records).values():
-        yield f"**The machine's limits**, {_context(of_run)}"
+        yield f"**The machine's limits**, {context(of_run)}"
         rows = []
         for record in of_run:
             what = "a large copy" if record["what"] == "copy" else f"a large matrix product, {record['precision']}"
@@ -28,12 +28,12 @@ def _ceilings(records: Sequence[Record]) -> Iterable[str]:
                 rows.append([what, _ms(record), f"{_number(record['bytes_per_s'] / 1e9)} GB/s"])
             else:
                 rows.append([what, _ms(record), f"{_number(record['flops_per_s'] / 1e9)} GFLOP/s"])
-        yield _table(["what", "ms (20% to 80%)", "rate"], rows)
+        yield table(["what", "ms (20% to 80%)", "rate"], rows)
 
 
 def _head(records: Sequence[Record]) -> Iterable[str]:
     for (*case, precision), of_run in by_case("head", records).items():
-        yield f"**The head, {case_title(*case)}, {precision}**, {_context(of_run)}"
+        yield f"**The head, {case_title(*case)}, {precision}**, {context(of_run)}"
         rows = []
         for layout in distinct(of_run, "layout"):
             for mode in distinct(of_run, "mode"):
@@ -48,7 +48,7 @@ def _head(records: Sequence[Record]) -> Iterable[str]:
                     ratio = _ratio(group.get("reference"), record)
                     gigabytes = _number(bandwidth / 1e9)
                     rows.append([layout.replace("_", "-"), mode, name, _ms(record), ratio, gigabytes, share])
-        yield _table(["layout", "mode", "provider", "ms (20% to 80%)", "x reference", "GB/s", "share of a copy"], rows)
+        yield table(["layout", "mode", "provider", "ms (20% to 80%)", "x reference", "GB/s", "share of a copy"], rows)
         yield from _failures(of_run)
 
 
@@ -58,7 +58,7 @@ def _bandwidth(record: Record | None) -> float | None:
 
 def _end_to_end(records: Sequence[Record]) -> Iterable[str]:
     for case, of_run in by_case("end_to_end", records).items():
-        yield f"**LPIPS, {case_title(*case)}**, {_context(of_run)}"
+        yield f"**LPIPS, {case_title(*case)}**, {context(of_run)}"
         cells = {(r["provider"], r["precision"], r["mode"]): r for r in of_run if "error" not in r}
         baseline = {mode: r for (name, _, mode), r in cells.items() if name == BASELINE}
         rows = []
@@ -80,14 +80,14 @@ def _end_to_end(records: Sequence[Record]) -> Iterable[str]:
             times,
             "peak, MiB",
         ]
-        yield _table([*head, "kept, MiB"], rows)
+        yield table([*head, "kept, MiB"], rows)
         yield from _failures(of_run)
 
 
 def _layers(records: Sequence[Record]) -> Iterable[str]:
     for (*case, mode), of_run in by_case("layers", records).items():
         images = of_run[0]["images"]
-        yield f"**The trunk's layers, {mode}, {case_title(*case)} ({images} images)**, {_context(of_run)}"
+        yield f"**The trunk's layers, {mode}, {case_title(*case)} ({images} images)**, {context(of_run)}"
         cells = {(r["layer"], r["provider"], r["precision"]): r for r in of_run if "error" not in r}
         columns = list(dict.fromkeys(key[1:] for key in cells))
         ours = next((column for column in columns if column[0] == "ours"), None)
@@ -102,7 +102,7 @@ def _layers(records: Sequence[Record]) -> Iterable[str]:
             times = [cells.get((layer, *column)) for layer in distinct(of_run, "layer")]
             total.append(_number(1e3 * sum(r["median_s"] for r in times if r)) if all(times) else "")
         names = [f"{name}, {precision}" if name == "limit" else name for name, precision in columns]
-        yield _table(["ms", *names, "ours, GFLOP/s"], [*rows, [*total, ""]])
+        yield table(["ms", *names, "ours, GFLOP/s"], [*rows, [*total, ""]])
         yield from _failures(of_run)
 
 
@@ -118,7 +118,7 @@ def case_title(net: str, pairs: int, size: int) -> str:
     return f"{NETS[net]}, {pairs} pair{'s' * (pairs != 1)} of {size} x {size}"
 
 
-def _context(records: Sequence[Record]) -> str:
+def context(records: Sequence[Record]) -> str:
     first = records[0]
     commit = first["commit"] or "no commit"
     return f"{first['device']}, torch {first['torch']}, {commit}, {first['date'][:10]}"
@@ -131,7 +131,7 @@ def _failures(records: Sequence[Record]) -> Iterable[str]:
         yield "\n".join(f"- not measured: {name}: {_plain(error)}" for name, error in failed)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(_plain(cell) for cell in line) + " |" for line in lines)
 

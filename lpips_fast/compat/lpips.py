@@ -55,7 +55,8 @@ def score_2afc_dataset(data_loader: Any, func: Distance, name: str = "") -> tupl
 def score_jnd_dataset(data_loader: Any, func: Distance, name: str = "") -> tuple[float, dict[str, np.ndarray]]:
     """The average precision with which small distances tell pairs that people take for the same (JND).
 
-    `lpips_fast.bapps.evaluate` does it from the folders of the data set.
+    `lpips_fast.bapps.evaluate` does it from the folders of the data set. Pairs at equal distances count as in
+    `lpips_fast.bapps.score_jnd`; `lpips` takes them in an order that depends on the processor.
 
     Args:
         data_loader: its `load_data()` gives batches, dicts of 'p0' and 'p1', [N, 3, H, W], and of 'same', the N shares

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lpips_fast.bapps import score_2afc, score_jnd
 
@@ -40,6 +42,35 @@ def test_known_values():
     assert score_2afc([1, 2, 3], [2, 1, 3], [0, 1, 0.2]) == pytest.approx((1 + 1 + 0.5) / 3)
     assert score_jnd([0.1, 0.2, 0.3], [1, 1, 0]) == 1
     assert score_jnd([0.3, 0.2, 0.1], [1, 0, 0]) == pytest.approx(1 / 3)
+
+
+@given(st.data())
+def test_jnd_does_not_depend_on_the_order_of_the_pairs(data):
+    """Few distances, so that many are equal."""
+    pairs = data.draw(st.lists(st.tuples(st.sampled_from((0.0, -0.0, 0.25, 1.0)), st.floats(0, 1)), min_size=1))
+    pairs.append((0.5, 1.0))  # at least one that people took for the same
+    d, same = np.array(pairs).T
+    order = data.draw(st.permutations(range(len(pairs))))
+    assert score_jnd(d[order], same[order]) == score_jnd(d, same)
+
+
+def test_jnd_of_tied_pairs_is_that_of_one_threshold():
+    """As the area under the envelope of the precision of the thresholds alone."""
+    rng = np.random.default_rng(0)
+    d, same = rng.integers(0, 8, 200) / 8, rng.integers(0, 6, 200) / 5
+    taken = [d <= threshold for threshold in np.unique(d)]
+    recall = [same[t].sum() / same.sum() for t in taken]
+    precision = [same[t].mean() for t in taken]
+    expected = sum((r - before) * max(precision[k:]) for k, (r, before) in enumerate(zip(recall, [0, *recall])))
+    assert score_jnd(d, same) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("same", ([0, 0, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0], [0.2, 0.8, 0.4, 1.0]))
+def test_a_constant_distance_scores_the_mean_of_the_judgements(same):
+    """The authors' `voc_ap` gives so for the one threshold, too."""
+    lpips = pytest.importorskip("lpips")
+    assert score_jnd([0.3] * 4, same) == pytest.approx(np.mean(same), abs=1e-12)
+    assert lpips.voc_ap(np.ones(1), np.array([np.mean(same)])) == pytest.approx(np.mean(same), abs=1e-12)
 
 
 def test_errors():

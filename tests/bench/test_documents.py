@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+
+from benchmarks import other_packages
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -14,3 +17,14 @@ def test_tables_are_the_records():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "<!-- lpips-fast bench --table" in (ROOT / "docs" / "performance.md").read_text()
+    assert "<!-- python -m benchmarks.other_packages --table" in (ROOT / "docs" / "packages.md").read_text()
+
+
+def test_other_packages_are_those_of_the_script():
+    """The record has each call of the script, and each of our settings gives the package's number."""
+    lines = (ROOT / "benchmarks" / "results" / "cpu-1thread" / "packages.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    last = [record for record in records if record["run"] == records[-1]["run"]]
+    calls = [(list(package.requirements), call) for package in other_packages.PACKAGES for call in package.calls]
+    assert [(r["requirements"], r["call"], r["ours"]) for r in last] == [(r, c.theirs, c.ours) for r, c in calls]
+    assert all(record["ours_error"] < 1e-5 for record in last if record["ours"] and "failure" not in record)
