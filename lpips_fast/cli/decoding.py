@@ -104,6 +104,7 @@ class Frame(NamedTuple):
     seconds: float | None  # from the start, where the file says
     image: Any  # a Picture, or what `weights_of` makes; a string says why it cannot be read
     coding: Coding | None = None  # of a video file's
+    duration: float | None = None  # seconds that it is shown for, as the file says
 
 
 class _Decoded(NamedTuple):
@@ -220,7 +221,9 @@ def _read(
     pixels = _turned(_pixels(reformatter, decoded.frame, coding), coding)
     whole = rgb and pixels.shape[-1] == 3
     image = Picture(pixels, False, None) if whole else convert(Image.fromarray(pixels))
-    return Frame(decoded.frame.time if timed else None, image, coding)
+    frame = decoded.frame
+    duration = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else None
+    return Frame(frame.time if timed else None, image, coding, duration)
 
 
 def _coding(path: Path, stream: Any, decoded: _Decoded, color_matrix: str) -> Coding:

@@ -200,7 +200,7 @@ def _animation(path: Path, convert: Callable[[Image.Image], Any]) -> Iterator[Fr
                     duration = frame.info.get("duration")  # known once the frame is decoded; 0 is a GIF's for none
                     if n == 0 and not duration:
                         seconds = None
-                    yield Frame(seconds, made)
+                    yield Frame(seconds, made, duration=duration / 1000 if duration else None)
                     seconds = seconds + duration / 1000 if seconds is not None and duration else None
                     n += 1
             except Exception as error:

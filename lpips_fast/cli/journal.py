@@ -140,7 +140,8 @@ class Journal:
         rows: list[Row] = list(reader)
         missing = [column for column in self.columns if column not in (reader.fieldnames or ())]
         if missing and path.stat().st_size:
-            raise ValueError(f"it has no column {missing[0]!r}, but {list(reader.fieldnames or ())!r:.99}")
+            names = list(reader.fieldnames or ())
+            raise ValueError(f"it has no column {missing[0]!r}, but {names!r:.99} (older versions had fewer)")
         for n, row in enumerate(rows, start=1):
             if None in row or None in row.values():
                 raise ValueError(f"result {n}: it has not a cell a column")
@@ -156,7 +157,12 @@ class Journal:
             raise ValueError(f"its settings are {settings!r:.99}")
         differing = [key for key in self.settings if settings.get(key, self) != self.settings[key]]
         if differing:
-            told = ", ".join(f"{key} was {settings.get(key)!r}, is {self.settings[key]!r}" for key in differing)
+            told = ", ".join(
+                f"{key} was {settings[key]!r}, is {self.settings[key]!r}"
+                if key in settings
+                else f"{key} is not in it, as in results of an older version"
+                for key in differing
+            )
             raise UsageError(f"--resume: {path} holds a run with other settings: {told}")
 
 

@@ -4,9 +4,10 @@ By time, a frame of A belongs to the frame of B that a player shows at that mome
 A's. Times count from the first frame of each file. A frame of B may serve several of A, or none. By index, the n-th
 frame of A belongs to the n-th of B. Masks follow A as B does.
 
-Containers round times, Matroska to 1 ms and GIF to 10 ms. So a frame of B also counts as shown up to 6 ms before its
-time, or up to a quarter of a step if that is less. The step is the time since the frame before, B's or A's, whichever
-is shorter. The last frame of B is shown for one more step of B.
+Containers round times, Matroska to 1 ms and GIF to 10 ms, and a rate of 29.97 drifts from one of 30. So a frame of B
+also counts as shown up to nearly half a step before its time. The step is the time since the frame before, B's or A's,
+whichever is shorter: at equal rates the pair is the nearest frame. The last frame of B is shown for one more step of B,
+or for its own duration if that is longer.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 
 PairBy = Literal["time", "index"]
 
-_EARLY, _EARLY_STEPS = 0.006, 0.25  # seconds, and steps: how long before its time a frame counts as shown
+_EARLY = 0.45  # of a step: how long before its time a frame counts as shown
 _APART = 0.5  # of a step: times that are farther apart are of two frames
+_SAME_START = 0.006  # seconds; containers round
 _NAMED = 10  # frames that a message names
 
 
@@ -36,6 +38,11 @@ class Moment(NamedTuple):
     frame: Frame
     time: float | None  # seconds after the first frame; None if unknown, or not after the frame before
     step: float  # seconds after the frame before; 0 of the first
+
+    @property
+    def shown_for(self) -> float:
+        """Seconds, if no frame follows."""
+        return max(self.step, self.frame.duration or 0.0)
 
 
 class Stream(NamedTuple):
@@ -104,7 +111,7 @@ class Follower:
         if last is None:
             return self.now is not None
         if self.by == "time" and last.time is not None:
-            end = last.time + last.step
+            end = last.time + last.shown_for
             self._advance_while(lambda b, time: time < end - _early(last, b))
             self._leave()
         return self.next is not None
@@ -123,18 +130,21 @@ class Follower:
     def _leave(self) -> None:
         if not self._used and self.now is not None:
             if self._strict:
-                raise ReadError(f"{self.path} frame {self.now.number} is paired with none of A")
+                raise ReadError(
+                    f"{self.path} frame {self.now.number} is paired with none of A by its time (--pair-by index pairs "
+                    "by number)"
+                )
             self.unused.append(self.now.number)
             self._used = True
 
     def _is_over(self, a: Moment, time: float) -> bool:
         if self.next is not None or self.now is None or self.now.time is None:
             return False
-        return time > self.now.time and time >= self.now.time + self.now.step - _early(a, self.now)
+        return time > self.now.time and time >= self.now.time + self.now.shown_for - _early(a, self.now)
 
 
 def _early(a: Moment, b: Moment) -> float:
-    return min(_EARLY, _EARLY_STEPS * min(a.step, b.step))
+    return _EARLY * min(a.step, b.step)
 
 
 class Pairing:
@@ -224,9 +234,12 @@ class Pairing:
             between = f"{self._a} and {follower.path}"
             if follower.by == "time":
                 starts = [start for start in (self._start, follower.start) if start is not None]
-                if max(starts) - min(starts) > _EARLY:
+                if max(starts) - min(starts) > _SAME_START:
                     begin = " s and ".join(f"{start:.4g}" for start in starts)
-                    output.warn(f"{between} begin at {begin} s: times count from their first frames")
+                    output.warn(
+                        f"{between} begin at {begin} s: times count from their first frames, which are compared with "
+                        "each other (if they do not show the same moment, cut the files to a common start)"
+                    )
                 if follower.other_numbers or follower.unused:
                     output.warn(
                         f"{between} are paired by time: {follower.other_numbers} of {self._count} pairs have two "

@@ -85,12 +85,31 @@ def test_other_rates():
     assert found == [2 * i for i in range(15)]
     assert not told
     assert described["unused"] == [2 * i + 1 for i in range(15)]
-    assert pairs(rate(24, 24), rate(30, 30))[0] == [i * 30 // 24 for i in range(24)]
+    assert pairs(rate(24, 24), rate(30, 30))[0] == [10 * i + n for i in range(3) for n in (0, 1, 2, 4, 5, 6, 7, 9)]
 
 
 def test_variable_rates():
     a = [0.0, 0.1, 0.15, 0.5, 0.52, 0.54, 1.0]
-    assert pairs(a, [0.0, 0.12, 0.5, 0.53, 0.9])[0] == [0, 0, 1, 2, 2, 3, 4]
+    assert pairs(a, [0.0, 0.12, 0.5, 0.53, 0.9])[0] == [0, 1, 1, 2, 2, 3, 4]
+
+
+@pytest.mark.parametrize("digits", [9, 3])
+def test_nearly_equal_rates(digits):
+    """They drift apart by a frame in half a minute, and each goes with the nearest."""
+    a, b = rate(900, 30, digits=digits), rate(900, 30000 / 1001, digits=digits)
+    for one, other in ((a, b), (b, a)):
+        found = pairs(one, other)[0]
+        assert found[:400] == list(range(400))
+        assert all(abs(other[m] - t) < 0.021 for t, m in zip(one, found, strict=False))
+    webp = [0.033 * i for i in range(24)]  # whole milliseconds, which add up
+    assert pairs(webp, rate(24, 30))[0] == pairs(rate(24, 30), webp)[0] == list(range(24))
+
+
+def test_the_last_frame_of_b_is_shown_for_its_duration():
+    b = Stream(Path("b"), iter([Frame(0.0, object()), Frame(0.1, object(), duration=0.5)]))
+    found, told = paired(Pairing(stream("a", rate(10, 10)), b, None, None, False))
+    assert [m for _, m in found] == [0, 1, 1, 1, 1, 1]
+    assert told == ["b ends after 2 frames, a goes on"]
 
 
 @pytest.mark.parametrize("start", [0.0, 1.4])

@@ -113,6 +113,15 @@ def test_damaged_documents(tmp_path, document):
     refused(tmp_path / "out.json")
 
 
+def test_results_of_an_older_version(tmp_path):
+    (tmp_path / "out.json").write_text(json.dumps({"settings": {}, "results": [ROW]}) + "\n")
+    with pytest.raises(UsageError, match="other settings: net is not in it, as in results of an older version"):
+        resumed(tmp_path / "out.json")
+    (tmp_path / "out.json").unlink()
+    (tmp_path / "out.csv").write_text("name,lpips\n0.png,0.5\n")
+    assert "it has no column 'a', but ['name', 'lpips'] (older versions had fewer)" in refused(tmp_path / "out.csv")
+
+
 @pytest.mark.parametrize("settings", [7, [], "net", None])
 def test_damaged_settings_of_a_journal(tmp_path, settings):
     (tmp_path / "out.json.partial").write_text(json.dumps(settings) + "\n")
