@@ -25,6 +25,7 @@ from .test_modes import run as run_module
 GEOMETRIES = ((11, 4, 2, 47, 50), (5, 1, 2, 9, 8), (3, 2, 0, 17, 20), (3, 1, 1, 8, 9), (1, 1, 0, 5, 4))  # of the nets
 
 
+FAKES = pytest.mark.skipif(torch.__version__ < (2, 14), reason="2.11 has no fake implementation of aten._convolution")
 SETTERS = (
     "_set_fp32_precision_setter",
     "_set_cublas_allow_tf32",
@@ -106,6 +107,7 @@ def test_argument_is_not_lost_in_torch_compile(monkeypatch):
     ]
 
 
+@FAKES
 @pytest.mark.parametrize("precision,tf32", (("inherit", "flags"), ("float32", False), ("tf32", True)))
 @pytest.mark.parametrize("net", NETS)
 def test_each_convolution_on_cuda_has_the_precisions_tf32(make_ours, net, precision, tf32):
@@ -128,6 +130,7 @@ def test_each_convolution_on_cuda_has_the_precisions_tf32(make_ours, net, precis
         assert convolutions.seen == [tf32] * 2 * count + ["flags"] * fn.L  # the last are the linear layers
 
 
+@FAKES
 def test_products_of_pairwise_on_cuda_are_without_tf32(fixed_flags):
     """As convolutions where the flags allow it, for products have no such argument."""
     with FakeTensorMode(), Convolutions() as convolutions:
@@ -139,6 +142,7 @@ def test_products_of_pairwise_on_cuda_are_without_tf32(fixed_flags):
     torch.testing.assert_close(product[:, :, 0, 0], e @ f.T)
 
 
+@FAKES
 @pytest.mark.parametrize("precision", ("inherit", "float32", "tf32"))
 def test_no_call_sets_a_flag(make_ours, fixed_flags, precision):
     """They belong to the whole process. Two threads are at work at once."""
