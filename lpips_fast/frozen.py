@@ -11,8 +11,7 @@ A trunk is given as a `Setting`, which torch.compile takes for a constant, and i
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,21 +20,6 @@ from .gpu_layers import HeadGradient
 from .layers import conv_backward, conv_relu, max_pool, prepare, tap_backward
 from .plan import Affine, Fire, Pool, Setting, without_autocast
 from .transforms import has_saved_tensor_hooks, in_torch_func, is_batched, is_differentiated, keeps_graph
-
-
-@contextlib.contextmanager
-def tf32_as(allowed: bool | None, device: torch.device) -> Iterator[None]:
-    """CUDA's float32 convolutions with TF32 or without; None as torch's flags have it."""
-    if allowed is None or device.type != "cuda":
-        yield
-        return
-    flags = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # not in torch's stubs
-    before = flags.fp32_precision
-    flags.fp32_precision = "tf32" if allowed else "ieee"
-    try:
-        yield
-    finally:
-        flags.fp32_precision = before
 
 
 def run(
@@ -47,7 +31,7 @@ def run(
     """
     taps: list[Tensor] = []
     signs: list[Tensor] = []
-    with without_autocast(images[0].device), tf32_as(setting.tf32, images[0].device):
+    with without_autocast(images[0].device):
         x, affine = prepare(setting, images, affine)
         pooled = None  # what the next step, a pool, gives, where a convolution has done it on its way
         for number, step in enumerate(setting.plan):
@@ -84,7 +68,7 @@ def run_backward(
     scale = affine[1]
     plan, taps, signs, d_taps = setting.plan, list(taps), list(signs), list(d_taps)
     channels, height, width = size
-    with tf32_as(setting.tf32, taps[0].device):
+    with without_autocast(taps[0].device):
         # From here on grad is dL/d(what goes into the ReLU of the step at hand), or for a pool, dL/d(its output).
         grad = tap_backward(setting, taps.pop(), d_taps.pop())
         for number in reversed(range(len(plan))):

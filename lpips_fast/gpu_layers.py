@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import extension, flops
+from .convolution import conv2d
 from .ops import head_flops, library
 from .plan import Affine, Conv, Pool, Setting
 
@@ -122,10 +123,10 @@ def prepare(setting: Setting, images: Sequence[Tensor], affine: Affine) -> Tenso
 
 
 def conv_relu(
-    weight: Tensor, bias: Tensor, conv: Conv, x: Tensor, keep_signs: bool, pools: bool
+    setting: Setting, weight: Tensor, bias: Tensor, conv: Conv, x: Tensor, keep_signs: bool, pools: bool
 ) -> tuple[Tensor, list[Tensor], Tensor | None]:
     """As layers.conv_relu; `pools` asks for the pool of 2 x 2 after it, too."""
-    y = _dense(F.conv2d(x, weight, None, conv.stride, conv.padding))
+    y = _dense(conv2d(x, weight, None, conv.stride, conv.padding, setting.tf32))
     n, c, h, w = y.shape
     signs = torch.empty((n, h, w, -(-c // 8)), dtype=torch.uint8, device=y.device) if keep_signs else None
     pooled = empty_nhwc(y, n, c, h // 2, w // 2, y.dtype) if pools else None

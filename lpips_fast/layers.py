@@ -16,9 +16,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.grad import conv2d_input
 
 from . import cpu_layers, gpu_layers
+from .convolution import conv2d, conv2d_input
 from .gpu_layers import HeadGradient
 from .plan import Affine, Conv, Fire, Pool, Setting
 from .reference import to_dtype
@@ -55,14 +55,14 @@ def conv_relu(
     if filters is not None:
         return cpu_layers.conv_relu(filters, conv, bias, x, keep_signs, affine, pools)
     if setting.triton:
-        return gpu_layers.conv_relu(weight, bias, conv, x, keep_signs, pools)
+        return gpu_layers.conv_relu(setting, weight, bias, conv, x, keep_signs, pools)
     shift, scale = affine
     if shift is not None and scale is not None:
         x = (x - shift) / scale
     if setting.filters is not None:
         weight = setting.filters.direct(conv)
     x = to_dtype(x, setting.dtype).contiguous(memory_format=setting.layout)
-    y = F.conv2d(x, weight, bias, conv.stride, conv.padding).relu_()
+    y = conv2d(x, weight, bias, conv.stride, conv.padding, setting.tf32).relu_()
     return y, [pack_signs(setting, y)] if keep_signs else [], None
 
 
@@ -92,7 +92,8 @@ def conv_backward(
         height, width = size
     if setting.filters is not None:
         weight = setting.filters.direct(conv)
-    d_x = conv2d_input((grad.shape[0], weight.shape[1], height, width), weight, grad, conv.stride, conv.padding)
+    x_size = (grad.shape[0], weight.shape[1], height, width)
+    d_x = conv2d_input(x_size, weight, grad, conv.stride, conv.padding, setting.tf32)
     if setting.triton and passes is not None:
         return gpu_layers.relu_backward(d_x, addend, passes)
     assert not isinstance(addend, HeadGradient)

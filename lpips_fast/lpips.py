@@ -95,6 +95,7 @@ class LPIPS(nn.Module):
     """
 
     _RANGE, _FROM_BYTES = "[-1, 1]", "/ 127.5 - 1"  # of images, as errors tell it
+    _SAVES_LINS = True  # whether the state_dict has the linear layers twice, also as lins.*
     _EPS, _EPS_INSIDE_SQRT = 1e-10, False  # of the norm that features are divided by, as in functional.lpips_head
 
     def __init__(
@@ -185,12 +186,13 @@ class LPIPS(nn.Module):
         self.net.requires_grad_(pnet_tune)
         self._lins_made: list[Description] = []
         if lpips:
-            lins = [NetLinLayer(c, use_dropout=use_dropout) for c in self.chns]
-            for k, lin in enumerate(lins):
-                self.add_module(f"lin{k}", lin)
-            self.lins = nn.ModuleList(lins)
+            for k, channels in enumerate(self.chns):
+                self.add_module(f"lin{k}", NetLinLayer(channels, use_dropout=use_dropout))
             self.lins.requires_grad_(not eval_mode)
-            self._lins_made = [describe(lin) for lin in lins]
+            self._lins_made = [describe(lin) for lin in self._lins()]
+            if self._SAVES_LINS:
+                self.register_state_dict_post_hook(_to_both_names)
+                self.register_load_state_dict_pre_hook(_from_both_names)
             if given is not None and given.linear is not None:
                 self.set_linear_weights(given.linear)
             elif pretrained:
@@ -201,6 +203,24 @@ class LPIPS(nn.Module):
         self._ranges = RangeCheck() if check_range else None
         if eval_mode:
             self.eval()
+
+    @property
+    def lins(self) -> nn.ModuleList:
+        """The linear layers `lin0`, `lin1`, ... as a list; to set one of either name sets both.
+
+        They are registered under the names `lin{k}` alone: torch.func.functional_call does not put back what it swaps
+        in a module that is registered twice.
+        """
+        return _Lins(self._lins(), self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "lins":
+            super().__setattr__(name, value)
+            return
+        if len(value) != len(self.chns):
+            raise ValueError(f"lins must be {len(self.chns)} layers, got {len(value)}")
+        for k, lin in enumerate(value):
+            setattr(self, f"lin{k}", lin)
 
     def set_linear_weights(self, linear_weights: Sequence[Tensor]) -> None:
         """Copies linear weights, a [1, C_k, 1, 1] a layer, into the module's.
@@ -416,8 +436,7 @@ class LPIPS(nn.Module):
         return self._has_stock_lins()
 
     def _has_stock_lins(self) -> bool:
-        lins = self.lins if self.lpips else ()
-        return len(lins) == len(self._lins_made) and all(map(is_as_described, lins, self._lins_made))
+        return not self.lpips or all(map(is_as_described, self._lins(), self._lins_made))
 
     def _checked_features(self, features: Features, x0: Tensor) -> Features:
         for what, theirs, ours in (
@@ -463,12 +482,13 @@ class LPIPS(nn.Module):
         taps0 = self._taps_by_modules(x0, normalize)
         taps1 = x1.taps if isinstance(x1, Features) else self._taps_by_modules(x1, normalize)
         weights = None if self.lpips else self._linear_weights()  # piq's are buffers
+        lins = self._lins() if self.lpips else []
         maps = []
         for k, (f0, f1) in enumerate(zip(taps0, taps1, strict=True)):
             a, b = (normalize_channels(f, self._EPS, self._EPS_INSIDE_SQRT) for f in (f0, f1))
             squares = (a - b) ** 2
             if self.lpips:
-                lin = cast(nn.Module, self.lins[k])
+                lin = lins[k]
                 own = next((p.dtype for p in lin.parameters()), squares.dtype)
                 maps.append(to_dtype(self._called(lin, to_dtype(squares, own)), squares.dtype))
             else:
@@ -520,7 +540,7 @@ class LPIPS(nn.Module):
             return self._head(functional.lpips_head_maps, taps0, taps1)
         # Dropout falls on the squared differences, which the fused head never has in memory.
         maps = []
-        lins = cast(Sequence[NetLinLayer], self.lins)[: self.L]
+        lins = self._lins()[: self.L]
         for f0, f1, lin, weight in zip(taps0, taps1, lins, self._linear_weights() or (), strict=True):
             a, b = (normalize_channels(f, self._EPS, self._EPS_INSIDE_SQRT) for f in (f0, f1))
             maps.append((weight.to(a.dtype) * lin.model[0]((a - b) ** 2)).sum(dim=1, keepdim=True))
@@ -580,16 +600,18 @@ class LPIPS(nn.Module):
         """The parameters that may get gradients: none in eval_mode, whatever a parent did to their flags."""
         return () if self.eval_mode else self.parameters()
 
+    def _lins(self) -> list[NetLinLayer]:
+        return [getattr(self, f"lin{k}") for k in range(len(self.chns))]
+
     def _linear_weights(self) -> list[Tensor] | None:
         if not self.lpips:
             return None
         # NetLinLayer has no `weight`, as in lpips: loops over modules that have one then ask for `kernel_size`, too.
-        lins = cast(Iterable[NetLinLayer], self.lins)
-        weights = [cast(Tensor, lin.model[-1].weight) for lin in lins][: self.L]
+        weights = [cast(Tensor, lin.model[-1].weight) for lin in self._lins()[: self.L]]
         return [w.detach() for w in weights] if self.eval_mode else weights
 
     def _drops_out(self) -> bool:
-        return self.lpips and self.training and cast(NetLinLayer, self.lins[0]).use_dropout
+        return self.lpips and self.training and self._lins()[0].use_dropout
 
 
 def _returned(
@@ -665,6 +687,46 @@ def _checked_pixel_weight(weight: Tensor, n: int, x: Tensor) -> Tensor:
     if weight.device != x.device:
         raise ValueError(f"weight is on {weight.device}, the images on {x.device}: move one with .to()")
     return weight if weight.shape[0] == n else weight.expand(n, -1, -1, -1)
+
+
+class _Lins(nn.ModuleList):
+    """`LPIPS.lins`: a list of the owner's linear layers, in which to set one sets the owner's."""
+
+    def __init__(self, lins: Iterable[nn.Module], owner: LPIPS | None = None) -> None:
+        super().__init__(lins)
+        self.__dict__["_owner"] = owner  # not one of the list's modules
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name.isdecimal() and self._owner is not None:
+            setattr(self._owner, f"lin{name}", value)
+
+    def __getattr__(self, name: str) -> Any:
+        module = cast(nn.Module, super().__getattr__(name))
+        # Names lead here, as in functional_call, not indices.
+        if name.isdecimal() and not all(isinstance(p, nn.Parameter) for p in module.parameters()):
+            raise RuntimeError(f"lin{name} and lins.{name} are one layer, whose tensors were swapped: name it once")
+        return module
+
+
+def _to_both_names(module: LPIPS, state: dict[str, Tensor], prefix: str, _: dict) -> None:
+    """Adds the linear layers' tensors under the names lins.*, as `lpips` has them."""
+    for k in range(len(module.chns)):
+        own = f"{prefix}lin{k}."
+        for name in [name for name in state if name.startswith(own)]:
+            state[f"{prefix}lins.{k}.{name.removeprefix(own)}"] = state[name]
+
+
+def _from_both_names(module: LPIPS, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    """Takes the linear layers' tensors under either name; of both the second counts, as in `lpips`."""
+    errors: list[str] = rest[-1]
+    for k in range(len(module.chns)):
+        for name in [name for name in state if name.startswith(f"{prefix}lins.{k}.")]:
+            own = f"{prefix}lin{k}.{name.removeprefix(f'{prefix}lins.{k}.')}"
+            shapes = [_shape(state[key]) for key in (own, name) if key in state]
+            if len(set(shapes)) > 1:
+                errors.append(f"{own} and {name} are one tensor, got shapes {' and '.join(shapes)}")
+            state[own] = state.pop(name)
 
 
 def _without_own_keys(module: nn.Module, state: dict[str, Tensor], prefix: str, _: dict) -> None:

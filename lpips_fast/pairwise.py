@@ -15,7 +15,6 @@ computed again from the difference itself, and have the accuracy of `LPIPS.forwa
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Protocol
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from .convolution import conv2d
 from .reference import accumulation_dtype, normalize_channels
 
 if TYPE_CHECKING:
@@ -185,10 +185,10 @@ def squared_distances(e: Tensor, f: Tensor) -> Tensor:
     """|e_i - f_j|^2 of the rows of e [n, D] and f [m, D], accurate however small: [n, m]; symmetric where e is f."""
     wide = widest_dtype(e.device)
     distances = e.new_zeros(len(e), len(f), dtype=wide)
-    with _full_precision(e.device):
+    with torch.autocast(e.device.type, enabled=False):
         for part in _parts(e):
             e_part, f_part = e[:, part], f[:, part]
-            distances -= 2 * (e_part @ f_part.T)
+            distances -= 2 * _product(e_part, f_part)
             distances += e_part.square().sum(dim=1)[:, None].to(wide) + f_part.square().sum(dim=1).to(wide)
     if e is f:
         distances.triu_(1)
@@ -266,14 +266,23 @@ def _write(
         at += size
 
 
-@contextlib.contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """Keeps autocast, TF32 and bfloat16 from float32 matrix products, where cancellation would make much of them."""
+def _product(e: Tensor, f: Tensor) -> Tensor:
+    """e f^T of matrices, in full precision: what TF32 and bfloat16 leave out, cancellation would make much of.
+
+    Where torch's flags allow these, they are not changed, for they belong to the whole process.
+    """
+    if not _rounds_products(e.device):
+        return e @ f.T
+    if e.device.type == "cuda":
+        return conv2d(e[:, :, None, None], f[:, :, None, None], None, 1, 0, tf32=False)[:, :, 0, 0]
+    wide = widest_dtype(e.device)
+    return e.to(wide) @ f.to(wide).T
+
+
+def _rounds_products(device: torch.device) -> bool:
+    """Whether torch rounds the factors of float32 products, as its flags are now."""
     flags = torch.backends.cuda.matmul if device.type == "cuda" else torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = flags.fp32_precision
-    flags.fp32_precision = "ieee"
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        flags.fp32_precision = before
+    precision = flags.fp32_precision
+    if precision == "tf32" and device.type == "cpu":
+        return torch.cpu._is_amx_fp16_supported()  # other CPUs have no TF32
+    return precision not in ("none", "ieee")

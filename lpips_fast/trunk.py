@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import cpu_layers, gpu_layers, weights, winograd
-from .frozen import frozen_trunk, run, tf32_as
+from . import convolution, cpu_layers, gpu_layers, weights, winograd
+from .frozen import frozen_trunk, run
 from .networks import LAYERS
 from .plan import Affine, Conv, Fire, Plan, Pool, Setting, is_autocast_enabled, without_autocast
 from .reference import to_dtype
@@ -181,7 +181,7 @@ class Trunk(nn.Module):
         else:
             precision = torch.autocast(x.device.type, dtype)
         taps = []
-        with precision, tf32_as(tf32, x.device):
+        with precision, convolution.all_with(tf32, x.device):
             x = to_dtype(x, own)
             for slice_ in self.slices[:n_taps]:
                 x = slice_(x) if self.trainable else call_frozen(slice_, x)

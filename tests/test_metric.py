@@ -482,9 +482,9 @@ def test_the_network_takes_torchmetrics_positions_and_has_its_attributes(weights
     names = "pnet_type", "pnet_tune", "pnet_rand", "spatial", "resize", "chns", "L", "training"
     for name in names:
         assert getattr(ours, name) == getattr(theirs, name), name
-    assert {name.split(".")[0] for name, _ in ours.named_modules()} == {
-        name.split(".")[0] for name, _ in theirs.named_modules()
-    }
+    modules = [{name.split(".")[0] for name, _ in net.named_modules()} for net in (ours, theirs)]
+    assert modules[0] == modules[1] - {"lins"}  # a list of lin0 to lin4, which are registered once here
+    assert [getattr(ours, f"lin{k}") is lin for k, lin in enumerate(ours.lins)] == [True] * 5
     in0, in1 = (x.float() for x in _images((1, 3, 64, 64), (1, 3, 64, 64)))
     torch.testing.assert_close(ours(in0, in1), theirs(in0, in1), **TOLERANCE)
     scaled = ours.scaling_layer(in0)

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.export.passes import move_to_device_pass
+from torch.fx.experimental import _config
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import lpips_fast
@@ -157,6 +158,28 @@ class TestExport:
             images = pair(*size)
             assert_close(program.module()(*images), value64(fn, *images), VALUE_TOLERANCE[torch.float32])
 
+    @pytest.mark.skipif(torch.__version__ < (2, 14), reason="as above")
+    @pytest.mark.parametrize("net", NETS)
+    def test_down_to_the_smallest_size(self, make_ours, net):
+        """And to one pair, with the setting that the documents name; torch itself excludes taps of one pixel."""
+        fn, smallest = make_ours(net), MIN_SIZE[net]
+        with _config.patch(backed_size_oblivious=True):
+            program = torch.export.export(fn, pair(2, 64, 72), dynamic_shapes=ANY_SIZE)
+        for size in ((1, smallest, smallest), (3, smallest, 40), (2, 81, 50)):
+            images = pair(*size)
+            assert_close(program.module()(*images), value64(fn, *images), VALUE_TOLERANCE[torch.float32])
+        with pytest.raises(AssertionError, match=f">= {smallest}"):
+            program.module()(*pair(1, 40, smallest - 1))
+
+    @pytest.mark.skipif(torch.__version__ < (2, 14), reason="as above")
+    def test_smallest_sizes_of_the_documents(self, make_ours):
+        """Without that setting, as docs/training.md has them."""
+        for net, size in (("alex", 47), ("squeeze", 33), ("vgg", 32)):
+            program = torch.export.export(make_ours(net), pair(2, 64, 72), dynamic_shapes=ANY_SIZE).module()
+            assert program(*pair(2, size, 64)).shape == (2, 1, 1, 1)
+            with pytest.raises(AssertionError, match="Guard failed"):
+                program(*pair(2, size - 1, 64))
+
     def test_one_against_many(self, module):
         in0, in1 = pair(4, 40, 48)
         shapes = {"in0": {0: torch.export.Dim("n", min=2)}, "in1": None}
@@ -217,6 +240,20 @@ torch.save(torch.export.load("lpips.pt2").module()(*torch.load("images.pt")), "v
         given = {name: x.numpy() for name, x in zip(("in0", "in1"), images)}
         (found,) = evaluator(file).run(None, given)
         assert_close(torch.from_numpy(found), value64(fn, *images), VALUE_TOLERANCE[torch.float32])
+
+    @pytest.mark.skipif(torch.__version__ < (2, 14), reason="2.11 fixes which sizes are odd at a pool")
+    @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+    def test_onnx_of_any_size(self, module, tmp_path):
+        """By torch.export; down to the smallest."""
+        pytest.importorskip("onnxscript")
+        evaluator = pytest.importorskip("onnx.reference").ReferenceEvaluator
+        file = str(tmp_path / "lpips.onnx")
+        with _config.patch(backed_size_oblivious=True):
+            torch.onnx.export(module, pair(2, 64, 72), file, dynamo=True, verbose=False, dynamic_shapes=ANY_SIZE)
+        for size in ((1, 17, 17), (3, 48, 33)):
+            images = pair(*size)
+            (found,) = evaluator(file).run(None, {name: x.numpy() for name, x in zip(("in0", "in1"), images)})
+            assert_close(torch.from_numpy(found), value64(module, *images), VALUE_TOLERANCE[torch.float32])
 
     def test_openvino(self, module):
         openvino = pytest.importorskip("openvino")

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..frozen import tf32_as
 from ..layers import conv_backward, conv_relu, prepare, tap_backward
 from ..plan import Affine, Conv, Fire, Pool
 from ..trunk import Trunk
@@ -98,11 +97,10 @@ class Ours(NamedTuple):
     def forward(self, unit: Unit, x: Tensor) -> Tensor:
         setting = self.trunk.setting(x.device)
         affine = unit.affine
-        with tf32_as(setting.tf32, x.device):
-            if affine[0] is not None:
-                x, affine = prepare(setting, [x], affine)
-            tensors = self.trunk.tensors(setting)
-            return conv_relu(setting, tensors, unit.conv, x, False, affine, unit.pool)[0]
+        if affine[0] is not None:
+            x, affine = prepare(setting, [x], affine)
+        tensors = self.trunk.tensors(setting)
+        return conv_relu(setting, tensors, unit.conv, x, False, affine, unit.pool)[0]
 
     def backward(self, unit: Unit, x: Tensor) -> Callable[[Tensor], Tensor]:
         setting = self.trunk.setting(x.device)
@@ -111,10 +109,9 @@ class Ours(NamedTuple):
         channels, size, scale = x.shape[1], (x.shape[2], x.shape[3]), unit.affine[1]
 
         def gradient(d_y: Tensor) -> Tensor:
-            with tf32_as(setting.tf32, x.device):
-                d = tap_backward(setting, y, d_y)
-                d_x = conv_backward(setting, tensors, unit.conv, d, size=size)[:, :channels]
-                return d_x if scale is None else d_x / scale
+            d = tap_backward(setting, y, d_y)
+            d_x = conv_backward(setting, tensors, unit.conv, d, size=size)[:, :channels]
+            return d_x if scale is None else d_x / scale
 
         return gradient
 

@@ -24,12 +24,11 @@ class LPIPS(lpips.LPIPS):
         TypeError, ValueError, RuntimeError: as `lpips_fast.LPIPS`.
     """
 
+    _SAVES_LINS = False
+
     def __init__(self, use_dropout: bool = True, *, faithful: bool = False, **options: Any) -> None:
         super().__init__(net="vgg", use_dropout=use_dropout, eval_mode=not faithful, **options)
         self.requires_grad_(False)
-        lins = list(self.lins)
-        del self.lins
-        self.lins = lins  # type: ignore[assignment]  # a list registers nothing, so that lins.* are no keys
 
     def forward(self, input: Tensor, target: Tensor | lpips.Features) -> Tensor:  # type: ignore[override]
         """The distances [N, 1, 1, 1] of images [N, 3, H, W] in [-1, 1]; otherwise as `lpips_fast.LPIPS.forward`."""

@@ -1,0 +1,89 @@
+"""Convolutions that use TF32 or not as an argument says, where torch has flags for it.
+
+The flags belong to the whole process. To set them around a call would change what other threads compute. They could not
+be put back either: a flag that was never set reads as the flag that it inherits from. Devices other than CUDA's ignore
+the argument.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._compile import _disable_dynamo  # torch.compiler.disable would import torch._dynamo now
+from torch.nn import grad as grad_of_conv2d
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .transforms import is_recorded
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, tf32: bool | None) -> Tensor:
+    """As torch's, with TF32 or without; with None as torch's flags have it."""
+    if _follows_flags(tf32, x.device):
+        return F.conv2d(x, weight, bias, stride, padding)
+    return _convolution(x, weight, bias, stride, padding, (0, 0), False, tf32)
+
+
+def conv2d_input(
+    size: Sequence[int], weight: Tensor, grad: Tensor, stride: int, padding: int, tf32: bool | None
+) -> Tensor:
+    """dL/dx of `conv2d`, x of that size [N, C, H, W], from dL/dy."""
+    if _follows_flags(tf32, grad.device):
+        return grad_of_conv2d.conv2d_input(size, weight, grad, stride, padding)
+    # This is a transposed convolution. Its output is padded to the size of x: the last windows may end before x does.
+    sides = zip(size[2:], grad.shape[2:], weight.shape[2:], strict=True)
+    rest = [side - ((out - 1) * stride + kernel - 2 * padding) for side, out, kernel in sides]
+    return _convolution(grad, weight, None, stride, padding, rest, True, tf32)
+
+
+def all_with(tf32: bool | None, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """A context in which all convolutions of this thread do as `conv2d`, those of modules that are called, too."""
+    return contextlib.nullcontext() if _follows_flags(tf32, device) else _AllWith(tf32)
+
+
+def _follows_flags(tf32: bool | None, device: torch.device) -> bool:
+    return tf32 is None or device.type != "cuda" or is_recorded()  # a recorded program follows those where it runs
+
+
+def _convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: int,
+    output_padding: Sequence[int],
+    transposed: bool,
+    tf32: bool | None,
+) -> Tensor:
+    geometry = ((stride, stride), (padding, padding), (1, 1), transposed, output_padding, 1)
+    function = _untraced if torch.compiler.is_compiling() else torch.ops.aten._convolution
+    return function(x, weight, bias, *geometry, *_cudnn(tf32))
+
+
+@_disable_dynamo
+def _untraced(*args: Any) -> Tensor:
+    """The same, not compiled: Inductor's convolution follows the flags, whatever the argument."""
+    return torch.ops.aten._convolution(*args)
+
+
+def _cudnn(tf32: bool | None) -> tuple[Any, ...]:
+    """The arguments that aten._convolution has beyond those of aten.convolution, which takes them from the flags."""
+    flags = torch.backends.cudnn
+    return flags.benchmark, flags.deterministic or torch.are_deterministic_algorithms_enabled(), flags.enabled, tf32
+
+
+class _AllWith(TorchDispatchMode):
+    def __init__(self, tf32: bool | None) -> None:
+        super().__init__()
+        self.tf32 = tf32
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten.convolution.default:
+            func, args = torch.ops.aten._convolution.default, (*args, *_cudnn(self.tf32))
+        return func(*args, **(kwargs or {}))
