@@ -32,6 +32,7 @@ from torch import Tensor
 
 from . import tiff
 
+_OPAQUE = 240  # alpha from here on counts as opaque in notices: lossy codecs make 250 or so of 255
 _FEW_LEVELS = 32  # high bytes of a 16-bit image: fewer hardly show what it shows
 
 # Pillow gives DDS and QOI no media type, and opens MPO as JPEG.
@@ -42,7 +43,7 @@ class Picture(NamedTuple):
     """An image as read, and what was lost of it."""
 
     pixels: np.ndarray  # uint8 [H, W, 3]
-    composited: bool  # whether it has transparent pixels, at least in part, that now show the background
+    transparent: bool  # whether the background shows in pixels of an alpha below _OPAQUE
     narrow: (
         tuple[int, int] | None
     )  # the least and largest of 16-bit values, where the high byte hardly tells them apart
@@ -147,13 +148,15 @@ def to_picture(image: Image.Image, background: str, value_range: tuple[float, fl
             f"pixels of mode {image.mode!r} (32 bits) have no set range: give one (value_range, or --range), or save "
             "them with 8 or 16 bits"
         )
-    composited = False
+    transparent = False
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        composited = background != "drop" and image.getchannel("A").getextrema() != (255, 255)
-        if composited:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
-    return Picture(np.array(image.convert("RGB")), composited, narrow)
+        if background != "drop":
+            least = int(np.asarray(image.getchannel("A")).min())
+            transparent = least < _OPAQUE
+            if least < 255:
+                image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+    return Picture(np.array(image.convert("RGB")), transparent, narrow)
 
 
 def has_sixteen_bits(image: Image.Image) -> bool:

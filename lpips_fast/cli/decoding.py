@@ -7,14 +7,18 @@ Luma Y and chroma C of b bits, with s = 2^(b - 8), become RGB in [0, 1] as BT.60
 
     R = y + 2 (1 - kr) cr       B = y + 2 (1 - kb) cb       G = (y - kr R - kb B) / (1 - kr - kb)
 
-libswscale computes this. Its conversion to RGB of 8 bits is not exact (swscale 9.1 to 9.5):
+Gray is luma alone: R = G = B = y.
+
+libswscale computes this, but for gray of limited range, which it takes for full whatever the tag says. Its conversion
+to RGB of 8 bits is not exact (swscale 9.1 to 9.5):
 
 - By default it is up to 4 levels off, by format and by size.
 - With its flags ACCURATE_RND and FULL_CHR_H_INT it is up to 1.4 levels off for deep video of full range, takes ten
   times as long, and turns blue of more than twice white into black.
 
 Its conversion to planar RGB of 16 bits is within 0.02 of a level in all of these cases, without any flag, and as fast
-as the default to 8 bits. So YUV and deep RGB are converted to that, and rounded to 8 bits here.
+as the default to 8 bits. So YUV, deep RGB, deep gray and gray of limited range are converted to that, and become 8 bits
+here, where gray's limited range is expanded.
 """
 
 from __future__ import annotations
@@ -77,8 +81,12 @@ _TRANSFERS = {
     18: "arib-std-b67",
 }
 
+# What H.273 defines alike has one name in a comparison; what is not tagged counts as BT.709 there.
+_PRIMARIES_ALIKE = {"unspecified": "bt709", "smpte240m": "smpte170m"}
+_TRANSFERS_ALIKE = dict.fromkeys(("unspecified", "smpte170m", "bt2020-10", "bt2020-12"), "bt709")
 
-Source = Literal["tagged", "assumed", "given"]
+Range = Literal["limited", "full"]
+Source = Literal["tagged", "assumed", "given", "pixel format"]
 
 
 class Coding(NamedTuple):
@@ -89,8 +97,8 @@ class Coding(NamedTuple):
     pixel_format: str  # FFmpeg's name
     matrix: str | None  # None for RGB and gray, which have none
     matrix_source: Source | None
-    range: Literal["limited", "full"]
-    range_source: Source | None  # None where the pixel format decides
+    range: Range
+    range_source: Source | None  # None for RGB, a palette and black and white, which are always full
     primaries: str  # not converted, as is the transfer function
     transfer: str
     rotation: int | None  # degrees clockwise that frames are turned by; None for an angle that they are not turned by
@@ -230,13 +238,9 @@ def _coding(path: Path, stream: Any, decoded: _Decoded, color_matrix: str) -> Co
     frame, tags, alpha_dropped = decoded
     matrix: str | None = None
     matrix_source: Source | None = None
-    range_source: Source | None = None
-    limits: Literal["limited", "full"] = "full"
     if _is_yuv(frame.format):
         matrix, matrix_source = _matrix(path, tags.colorspace, color_matrix)
-        if not frame.format.name.startswith("yuvj"):  # whose range is full
-            limits = "full" if tags.color_range == _FULL else "limited"
-            range_source = "tagged" if tags.color_range in (_LIMITED, _FULL) else "assumed"
+    limits, range_source = _range(frame.format, tags.color_range)
     rotation, mirrored = _orientation(tags)
     width, height = frame.width, frame.height
     aspect = stream.sample_aspect_ratio or 1
@@ -263,6 +267,11 @@ def _is_yuv(form: Any) -> bool:
     return len(form.components) > 2 and not form.is_rgb
 
 
+def _is_gray(form: Any) -> bool:
+    """Whether it is gray, which may be of limited range; of 1 bit it is black and white."""
+    return len(form.components) <= 2 and not form.has_palette and form.components[0].bits >= 8
+
+
 def _has_alpha(form: Any) -> bool:
     return form.has_palette or any(component.is_alpha for component in form.components)
 
@@ -279,6 +288,17 @@ def _matrix(path: Path, code: int, color_matrix: str) -> tuple[str, Source]:
             "bt2020 can (--color-matrix reads it as one of them)"
         )
     return _MATRICES[code], "tagged"
+
+
+def _range(form: Any, code: int) -> tuple[Range, Source | None]:
+    """The range that a frame is tagged with, or is to be read by."""
+    if form.name.startswith("yuvj"):
+        return "full", "pixel format"
+    if not (_is_yuv(form) or _is_gray(form)):
+        return "full", None
+    if code in (_LIMITED, _FULL):
+        return ("full" if code == _FULL else "limited"), "tagged"
+    return ("full" if _is_gray(form) else "limited"), "assumed"
 
 
 def _orientation(frame: Any) -> tuple[int | None, bool]:
@@ -309,37 +329,42 @@ def _pixels(reformatter: Any, frame: Any, coding: Coding) -> np.ndarray:
     form = frame.format
     alpha = _has_alpha(form)
     bits = min(max(component.bits for component in form.components), 16)  # floats become 16 bits
-    if coding.matrix is None and bits <= 8:
+    if coding.matrix is None and coding.range == "full" and bits <= 8:
         return reformatter.reformat(frame, format="rgba" if alpha else "rgb24", interpolation="BICUBIC").to_ndarray()
     if coding.matrix is not None:
         frame.colorspace = _MATRIX_CODES[coding.matrix]
         frame.color_range = _FULL if coding.range == "full" else _LIMITED
     converted = reformatter.reformat(frame, format="gbrap16le" if alpha else "gbrp16le", interpolation="BICUBIC")
     green, blue, red, *rest = converted.planes
-    # In the 16 bits, the largest value of the frame is shifted to the left; white of limited range is 255, shifted.
-    largest = (2**bits - 1) << (16 - bits)
-    white = 255 << 8 if coding.range == "limited" else largest
+    # In the 16 bits, values of the frame are shifted to the left. YUV of limited range comes out as RGB whose white is
+    # 255, shifted; gray comes out as it is.
+    full = 0, (2**bits - 1) << (16 - bits)
+    ends = full
+    if coding.range == "limited":
+        ends = (16 << 8, 235 << 8) if coding.matrix is None else (0, 255 << 8)
     pixels = np.empty((3 + len(rest), frame.height, frame.width), np.uint8)
-    for channel, plane, top in zip(pixels, (red, green, blue, *rest), (white, white, white, largest), strict=False):
+    for channel, plane, (black, white) in zip(
+        pixels, (red, green, blue, *rest), (ends, ends, ends, full), strict=False
+    ):
         values = np.frombuffer(plane, "<u2").reshape(plane.height, -1)[:, : plane.width]
-        channel[:] = _levels(values, top)
+        channel[:] = _levels(values, black, white)
     return pixels.transpose(1, 2, 0)  # planes lie as the network takes them
 
 
-def _levels(values: np.ndarray, white: int) -> np.ndarray:
-    """The levels of 8 bits nearest to values of 16 bits, where `white` is 255."""
-    if white == 255 << 8:  # as nearly always; three times as fast as the table
+def _levels(values: np.ndarray, black: int, white: int) -> np.ndarray:
+    """The levels of 8 bits nearest to values of 16 bits, where `black` is 0 and `white` is 255."""
+    if (black, white) == (0, 255 << 8):  # as nearly always; three times as fast as the table
         levels = np.minimum(values, white)
         levels += 128
         levels >>= 8
         return levels
-    return _level_table(white)[values]
+    return _level_table(black, white)[values]
 
 
 @functools.cache
-def _level_table(white: int) -> np.ndarray:
+def _level_table(black: int, white: int) -> np.ndarray:
     """The levels uint8 [65536] of all values of 16 bits."""
-    return np.rint(np.minimum(np.arange(1 << 16) / white, 1) * 255).astype(np.uint8)
+    return np.rint(np.clip((np.arange(1 << 16) - black) / (white - black), 0, 1) * 255).astype(np.uint8)
 
 
 def remarks(paths: Sequence[Path], codings: Sequence[Coding | None]) -> list[str]:
@@ -353,18 +378,22 @@ def remarks(paths: Sequence[Path], codings: Sequence[Coding | None]) -> list[str
     (path_a, a), (path_b, b) = zip(paths, codings, strict=True)
     if a is None or b is None:
         return told
-    if {a.matrix_source, b.matrix_source} == {"tagged", "assumed"}:
+    if a.matrix != b.matrix and {a.matrix_source, b.matrix_source} == {"tagged", "assumed"}:
         told.append(
             f"of {path_a} and {path_b} one is tagged with a matrix and the other is not: they are read by {a.matrix} "
             f"({a.matrix_source}) and {b.matrix} ({b.matrix_source}); --color-matrix reads both by one"
         )
-    if a.range != b.range and "assumed" in (a.range_source, b.range_source):
+    sources = {a.range_source, b.range_source}
+    if a.range != b.range and "assumed" in sources and sources & {"tagged", "pixel format"}:
         told.append(
-            f"of {path_a} and {path_b} one is tagged with a range and the other is not: they are read as {a.range} "
-            f"({a.range_source}) and {b.range} ({b.range_source})"
+            f"of {path_a} and {path_b} one does not say its range: they are read as {a.range} ({a.range_source}) and "
+            f"{b.range} ({b.range_source})"
         )
-    for what, of_a, of_b in (("primaries", a.primaries, b.primaries), ("transfer function", a.transfer, b.transfer)):
-        if of_a.replace("unspecified", "bt709") != of_b.replace("unspecified", "bt709"):
+    for what, of_a, of_b, alike in (
+        ("primaries", a.primaries, b.primaries, _PRIMARIES_ALIKE),
+        ("transfer function", a.transfer, b.transfer, _TRANSFERS_ALIKE),
+    ):
+        if alike.get(of_a, of_a) != alike.get(of_b, of_b):
             told.append(f"{path_a} and {path_b} differ in their {what}, {of_a} and {of_b}, which is not converted")
     if a.sample_aspect_ratio != b.sample_aspect_ratio:
         told.append(

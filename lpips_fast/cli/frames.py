@@ -18,7 +18,7 @@ from .decoding import Coding, Frame, decode_video
 from .fitting import ALPHA, Fit
 from .folders import list_folder
 from .loading import Pair, WeightsOf, make_pair, mask_source, no_alpha
-from .notices import Notices
+from .notices import FrameName, Notices
 from .options import ReadError, UsageError, VideoReading
 from .pairing import PairBy, Pairing, Stream
 
@@ -92,7 +92,7 @@ def open_pairing(
 def frame_pairs(pairing: Pairing, fit: Fit, uneven: Callable[[str], None], notices: Notices) -> Iterator[FramePair]:
     """The images that belong together; ends with the shortest stream, and tells `uneven`."""
     for (path_a, a), (path_b, b), *mask in pairing.frames(uneven):
-        named = [(f"{path} frame {m.number}", m.frame.image) for path, m in ((path_a, a), (path_b, b), *mask)]
+        named = [(FrameName(path, m.number), m.frame.image) for path, m in ((path_a, a), (path_b, b), *mask)]
         yield FramePair(a.frame.seconds, b.number, _pair(fit, named, notices))
 
 
@@ -163,7 +163,7 @@ class _Buffer(queue.Queue[tuple[FramePair, BaseException | None]]):
         return self._least if isinstance(images, str) else max(self._least, images[0].shape[0] * images[0].shape[1])
 
 
-def _pair(fit: Fit, images: Sequence[tuple[str, Any]], notices: Notices) -> Pair | str:
+def _pair(fit: Fit, images: Sequence[tuple[FrameName, Any]], notices: Notices) -> Pair | str:
     for _, image in images:
         if isinstance(image, str):
             return image

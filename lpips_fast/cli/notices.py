@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -14,24 +16,77 @@ from .loading import Pair, Pictures, Stretched
 from .options import Reading
 
 Name = Path | str
+T = TypeVar("T")
+
+
+class FrameName(str):
+    """The name of a frame of a video; frames come in order, and one may come several times in a row."""
+
+    video: Path
+    number: int
+
+    def __new__(cls, video: Path, number: int) -> FrameName:
+        name = super().__new__(cls, f"{video} frame {number}")
+        name.video, name.number = video, number
+        return name
+
+
+@dataclass
+class _Images(Generic[T]):
+    """Images of which one thing is to be said, each counted once.
+
+    Files may come in any order and again, so all are kept by name, as the run's list of them is. Of a video the first
+    frame is kept, and a count of the others: a video may be long.
+    """
+
+    named: dict[str, T] = field(default_factory=dict)  # what was found, by name
+    latest: dict[Path, int] = field(default_factory=dict)  # the number of the latest frame, by video
+    others: int = 0  # frames that have no name here
+
+    def add(self, name: Name, found: T) -> None:
+        if isinstance(name, FrameName):
+            latest = self.latest.get(name.video)
+            self.latest[name.video] = name.number
+            if latest is not None:
+                self.others += name.number > latest
+                return
+        self.named[str(name)] = found
+
+    def update(self, other: _Images[T]) -> None:
+        """Takes what another process has found; it has read no frames of the same video."""
+        self.named |= other.named
+        self.others += other.others
+
+    def first(self) -> T:
+        return self.named[min(self.named)]
+
+    def __bool__(self) -> bool:
+        return bool(self.named)
+
+    def __str__(self) -> str:
+        """The first name, and how many more there are."""
+        more = len(self.named) + self.others - 1
+        return min(self.named) + (f" and {more} more" if more else "")
 
 
 @dataclass
 class _Found:
     """What one process has found."""
 
-    transparent: set[str] = field(default_factory=set)  # images that show the background
+    transparent: _Images[None] = field(default_factory=_Images)  # that show the background
     opaque: bool = False  # whether these were compared with an image that is not transparent
-    narrow: dict[str, tuple[int, int]] = field(default_factory=dict)  # by image of 16 bits and few levels, its values
-    stretched: dict[str, Stretched] = field(default_factory=dict)  # by image
+    narrow: _Images[None] = field(default_factory=_Images)  # of 16 bits and few levels
+    values: tuple[float, float] = (math.inf, -math.inf)  # the least and the largest of these
+    stretched: _Images[Stretched] = field(default_factory=_Images)
     full_mask: bool = False  # whether a mask was 255 in every pixel
     other_mask: bool = False  # whether a mask was not
 
     def add(self, other: _Found) -> None:
-        self.transparent |= other.transparent
+        self.transparent.update(other.transparent)
         self.opaque |= other.opaque
-        self.narrow |= other.narrow
-        self.stretched |= other.stretched
+        self.narrow.update(other.narrow)
+        self.values = _both(self.values, other.values)
+        self.stretched.update(other.stretched)
         self.full_mask |= other.full_mask
         self.other_mask |= other.other_mask
 
@@ -52,10 +107,11 @@ class Notices:
     def pair(self, names: tuple[Name, Name], read: Pictures) -> Pair:
         """The pixels of two images that are compared with each other, and their mask."""
         for name, image in zip(names, (read.image0, read.image1), strict=True):
-            if read.image0.composited != read.image1.composited:
+            if read.image0.transparent != read.image1.transparent:
                 self._note_transparency(name, image)
             self._note_values(name, image)
-        self._found.stretched |= {image.name: image for image in read.stretched}
+        for stretched in read.stretched:
+            self._found.stretched.add(stretched.name, stretched)
         if read.mask is not None:
             full = bool(read.mask.min() == 255)
             self._found.full_mask |= full
@@ -70,7 +126,7 @@ class Notices:
     def index(self, name: Name, transparent: bool | None, opaque: bool | None) -> None:
         """Takes what is known of the images in an index, which are compared with all others."""
         if transparent:
-            self._found.transparent.add(f"an image in {name}")
+            self._found.transparent.add(f"an image in {name}", None)
         self._found.opaque |= bool(opaque)
 
     @property
@@ -95,35 +151,36 @@ class Notices:
                 found.add(of_process)
         if found.transparent and found.opaque and self._reading.background is None:  # else it was chosen
             output.warn(
-                f"{_some(found.transparent)}: transparent, and {relation}; transparent pixels show "
+                f"{found.transparent}: transparent, and {relation}; transparent pixels show "
                 f"{self._reading.background_color} ({remedy})"
             )
         if found.narrow:
-            low, high = min(low for low, _ in found.narrow.values()), max(high for _, high in found.narrow.values())
+            low, high = found.values
             output.warn(
-                f"{_some(found.narrow)}: only the high byte of the 16 bits is compared, and it takes few levels; "
+                f"{found.narrow}: only the high byte of the 16 bits is compared, and it takes few levels; "
                 f"values run from {low} to {high} (--range {low}:{high} spreads them over all levels)"
             )
         if found.stretched:
-            _, size, new_size = found.stretched[min(found.stretched)]
+            _, size, new_size = found.stretched.first()
             output.warn(
-                f"{_some(found.stretched)}: --resize changes the aspect ratio, from {size[0]} x {size[1]} to "
+                f"{found.stretched}: --resize changes the aspect ratio, from {size[0]} x {size[1]} to "
                 f"{new_size[0]} x {new_size[1]} (--crop keeps it)"
             )
         if found.full_mask and not found.other_mask:
             output.warn("the mask is full, 255 in every pixel of all images read: it changes no distance of theirs")
 
     def _note_transparency(self, name: Name, image: Picture) -> None:
-        if image.composited:
-            self._found.transparent.add(str(name))
+        if image.transparent:
+            self._found.transparent.add(name, None)
         else:
             self._found.opaque = True
 
     def _note_values(self, name: Name, image: Picture) -> None:
         if image.narrow is not None:
-            self._found.narrow[str(name)] = image.narrow
+            self._found.narrow.add(name, None)
+            self._found.values = _both(self._found.values, image.narrow)
 
 
-def _some(names: Collection[str]) -> str:
-    """The first name, and how many more there are."""
-    return min(names) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+def _both(values: tuple[float, float], others: tuple[float, float]) -> tuple[float, float]:
+    """The least and the largest of both."""
+    return min(values[0], others[0]), max(values[1], others[1])

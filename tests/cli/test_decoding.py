@@ -155,6 +155,62 @@ def test_rgb_and_gray(tmp_path, form):
     pixels, coding = read(tmp_path / "a.mkv")
     assert np.abs(pixels.astype(int) - expected).max() == 0
     assert (coding.matrix, coding.matrix_source, coding.range) == (None, None, "full")
+    assert coding.range_source == ("assumed" if "gray" in form else None)
+
+
+GRAY = [("gray", 8), ("gray9le", 9), ("gray10le", 10), ("gray12le", 12), ("gray14le", 14), ("gray16le", 16), ("ya8", 8)]
+
+
+@pytest.mark.parametrize("color_range", [0, 1, 2], ids=["untagged", "limited", "full"])
+@pytest.mark.parametrize("form, bits", [*GRAY, ("ya16le", 16), ("ya16be", 16)])
+def test_gray_is_exact(tmp_path, monkeypatch, form, bits, color_range):
+    """All luma that there is, below black and above white, too; the range of alpha is full."""
+    luma = np.linspace(0, 2**bits - 1, 48 * 64).round().reshape(48, 64)
+    alpha = luma.T.reshape(48, 64)
+    if form.startswith("ya"):
+        kind = np.dtype(np.uint8) if bits == 8 else np.dtype("<u2" if form.endswith("le") else ">u2")
+        frame = av.VideoFrame(64, 48, form)
+        stored = np.zeros((48, frame.planes[0].line_size // kind.itemsize), kind)
+        stored[:, :128] = np.stack([luma, alpha], axis=-1).reshape(48, 128)
+        frame.planes[0].update(stored)
+    else:
+        frame = frame_of(form, 64, 48, [luma])
+    found = []
+    if form.startswith("ya16"):  # which no codec takes here but PNG, which tags it as full
+        frame.color_range = color_range
+        monkeypatch.setattr(decoding, "_decoded", lambda *_: iter([decoding._Decoded(frame, frame, False)]))
+        save(tmp_path / "a.mkv", [rgb_frames(picture())[0].reformat(format="bgr0")])
+    else:
+        save(tmp_path / "a.mkv", [frame], color_range=color_range)
+    [(_, _, coding)] = decoding.decode_video(tmp_path / "a.mkv", lambda image: found.append(np.array(image)), False)
+    s = 2 ** (bits - 8)
+    y = (luma - 16 * s) / (219 * s) if color_range == 1 else luma / (2**bits - 1)
+    expected = 255 * np.clip(y, 0, 1)
+    assert np.abs(found[0][..., :3] - expected[..., None]).max() <= 0.5 + 1e-6, "a level, rounded"
+    if form.startswith("ya"):
+        assert np.abs(found[0][..., 3] - alpha * 255 / (2**bits - 1)).max() <= 0.5 + 1e-6
+    assert coding.range == ("limited" if color_range == 1 else "full")
+    assert (coding.range_source, coding.matrix) == ("tagged" if color_range else "assumed", None)
+
+
+@pytest.mark.parametrize("codec, options", [("ffv1", {}), ("libx265", {"x265-params": "lossless=1:log-level=none"})])
+def test_gray_and_yuv_of_one_luma(call, trunk, tmp_path, codec, options):
+    """Black and white of limited range."""
+    luma = np.where(np.indices((48, 64)).sum(axis=0) % 16 < 8, 16, 235)
+    save(tmp_path / "a.mkv", [frame_of("gray", 64, 48, [luma])], codec, options, color_range=1)
+    save(tmp_path / "b.mkv", [frame_of("yuv420p", 64, 48, [luma, np.int64(128), np.int64(128)])], color_range=1)
+    told = call("video", "a.mkv", "b.mkv", "--json", "out.json", *trunk)
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert document["summary"]["max"] == 0
+    assert [document["inputs"][name]["range"] for name in "ab"] == ["limited", "limited"]
+    assert [document["inputs"][name]["range_source"] for name in "ab"] == ["tagged", "tagged"]
+    assert "range" not in told
+
+
+@pytest.mark.parametrize("form", ["monob", "monow", "pal8", "rgb24", "gbrp10le"])
+def test_what_is_always_of_full_range(form):
+    """Whatever its tag says."""
+    assert decoding._range(av.VideoFormat(form, 64, 48), 1) == ("full", None)
 
 
 @pytest.mark.parametrize("form, bits", [("rgb555le", (5, 5, 5)), ("rgb565le", (5, 6, 5))])
@@ -301,13 +357,43 @@ def test_no_file_of_a_video_no_inputs(call, trunk, tmp_path):
     assert json.loads((tmp_path / "out.json").read_text())["inputs"] == {}
 
 
-def test_ranges_of_which_one_is_tagged(call, trunk, tagged):
-    tagged("a.mkv", color_range=2)
+@pytest.mark.parametrize("code", [5, 6], ids=["bt470bg", "smpte170m"])
+def test_the_matrix_that_is_assumed_is_the_one_that_is_tagged(call, trunk, tagged, tmp_path, code):
+    tagged("a.mkv", colorspace=code)
     tagged("b.mkv")
+    assert "matrix" not in call("video", "a.mkv", "b.mkv", "--json", "out.json", *trunk)
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert document["summary"]["max"] == 0
+    assert [document["inputs"][name]["matrix_source"] for name in "ab"] == ["tagged", "assumed"]
+
+
+def test_ranges_of_which_one_is_assumed(call, trunk, tagged, tmp_path):
+    """RGB has none: there is nothing to say of a master and its encoding."""
+    gray = frame_of("gray", 64, 48, [picture()[..., 0]])
+    tagged("tagged.mkv", color_range=2)
+    tagged("untagged.mkv")
+    tagged("limited.mkv", color_range=1)
+    save(tmp_path / "jpeg.mkv", [frame_of("yuvj420p", 64, 48, [np.int64(128)] * 3)], "mjpeg")
+    save(tmp_path / "gray.mkv", [gray])
+    save(tmp_path / "rgb.mkv", [frame.reformat(format="bgr0") for frame in rgb_frames(picture())])
+
+    def said(a: str, b: str) -> str:
+        told = call("video", a, b, "--json", "out.json", *trunk)
+        assert "None" not in told
+        return told
+
     assert (
-        "of a.mkv and b.mkv one is tagged with a range and the other is not: they are read as full (tagged) and "
-        "limited (assumed)"
-    ) in call("video", "a.mkv", "b.mkv", *trunk)
+        "of tagged.mkv and untagged.mkv one does not say its range: they are read as full (tagged) and limited "
+        "(assumed)"
+    ) in said("tagged.mkv", "untagged.mkv")
+    told = said("jpeg.mkv", "untagged.mkv")
+    assert "they are read as full (pixel format) and limited (assumed)" in told
+    assert "matrix" not in told, "JPEG's is the one that is assumed"
+    assert json.loads((tmp_path / "out.json").read_text())["inputs"]["a"]["range_source"] == "pixel format"
+    assert "they are read as limited (tagged) and full (assumed)" in said("limited.mkv", "gray.mkv")
+    for other in ("rgb.mkv", "limited.mkv", "gray.mkv"):
+        assert "range" not in said("untagged.mkv", other), other
+    assert "range" not in said("rgb.mkv", "untagged.mkv")
 
 
 def test_primaries_and_transfer_functions_are_not_converted(call, trunk, tagged, tmp_path):
@@ -322,6 +408,24 @@ def test_primaries_and_transfer_functions_are_not_converted(call, trunk, tagged,
     assert (document["inputs"]["a"]["primaries"], document["inputs"]["a"]["transfer"]) == ("bt2020", "smpte2084")
     assert "not converted" not in call("video", "b.mkv", "c.mkv", *trunk), "unspecified counts as bt709"
     assert "smpte2084 and unspecified" in call("video", "a.mkv", "c.mkv", *trunk)
+
+
+def test_what_h273_defines_alike_does_not_differ(tmp_path, tagged):
+    tagged("a.mkv", colorspace=1, color_primaries=6, color_trc=1)
+    _, coding = read(tmp_path / "a.mkv")
+    paths = [tmp_path / "a.mkv"] * 2
+
+    def told(a: dict[str, str], b: dict[str, str]) -> list[str]:
+        return decoding.remarks(paths, [coding._replace(**a), coding._replace(**b)])
+
+    alike = ["unspecified", "bt709", "smpte170m", "bt2020-10", "bt2020-12"]
+    for a in alike:
+        for b in alike:
+            assert not told({"transfer": a}, {"transfer": b})
+        for b in ("smpte240m", "gamma22", "smpte2084", "arib-std-b67", "iec61966-2-1"):
+            assert "differ in their transfer function" in " ".join(told({"transfer": a}, {"transfer": b}))
+    assert not told({"primaries": "smpte170m"}, {"primaries": "smpte240m"})
+    assert told({"primaries": "bt709"}, {"primaries": "smpte170m"})
 
 
 def test_pixels_that_are_not_square(call, trunk, tagged, tmp_path):
@@ -425,6 +529,17 @@ def test_transparent_webm_beside_an_opaque_one(call, trunk, tmp_path):
     far = json.loads((tmp_path / "out.json").read_text())["summary"]["mean"]
     call(*videos, "--background", "black")
     assert json.loads((tmp_path / "out.json").read_text())["summary"]["mean"] < far / 3
+
+
+def test_what_a_codec_leaves_of_opaque_alpha(call, trunk, tmp_path):
+    """Nothing is said of it, though it is composited."""
+    opaque = np.dstack([picture(), np.full((48, 64), 255, np.uint8)])
+    frames = [av.VideoFrame.from_ndarray(opaque, format="rgba").reformat(format="yuva420p")] * 2
+    save(tmp_path / "a.webm", frames, "libvpx-vp9", {"auto-alt-ref": "0", "qmin": "63", "crf": "63", "b": "0"})
+    save(tmp_path / "b.mov", rgb_frames(picture()), "png")
+    white, black = (read(tmp_path / "a.webm", background=color)[0] for color in ("white", "black"))
+    assert (white > black).any(), "alpha is no longer 255"
+    assert "transparent" not in call("video", "a.webm", "b.mov", *trunk)
 
 
 def test_apng(tmp_path):
