@@ -9,12 +9,14 @@ M others cost N + M runs of the trunk, not 2 N M, and one matrix product:
 
     |e(x) - e(y)|^2 = |e(x)|^2 + |e(y)|^2 - 2 e(x).e(y)
 
-That form cancels: its error is some 1e-7 of |e|^2, however small the distance. Distances below 1e-3 are therefore
-computed again from the difference itself, and have the accuracy of `LPIPS.forward`.
+That form cancels: its error is some 1e-7 of |e(x)|^2 + |e(y)|^2, however small the distance. Distances below 1e-3 of
+that sum, which is about 1 with the published weights, are therefore computed again from the difference itself, and have
+the accuracy of `LPIPS.forward`. The threshold is relative, so it holds for vectors and weights of any scale.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Protocol
@@ -28,7 +30,7 @@ from .reference import accumulation_dtype, normalize_channels
 if TYPE_CHECKING:
     from .lpips import LPIPS
 
-NEAR = 1e-3  # below, a distance is computed from the difference
+NEAR = 1e-3  # below this share of |e|^2 + |f|^2, a distance is computed from the difference
 
 _BLOCK_BYTES = 2**29  # of the embeddings of a block, where the caller leaves its size open
 _PART = 8192  # values of an embedding in one matrix product
@@ -183,16 +185,10 @@ def _default_block(fn: LPIPS, pixels: int) -> int:
 
 def squared_distances(e: Tensor, f: Tensor) -> Tensor:
     """|e_i - f_j|^2 of the rows of e [n, D] and f [m, D], accurate however small: [n, m]; symmetric where e is f."""
-    wide = widest_dtype(e.device)
-    distances = e.new_zeros(len(e), len(f), dtype=wide)
-    with torch.autocast(e.device.type, enabled=False):
-        for part in _parts(e):
-            e_part, f_part = e[:, part], f[:, part]
-            distances -= 2 * _product(e_part, f_part)
-            distances += e_part.square().sum(dim=1)[:, None].to(wide) + f_part.square().sum(dim=1).to(wide)
+    distances, lengths = product_distances(e, f)
     if e is f:
         distances.triu_(1)
-    near = distances < NEAR
+    near = distances < NEAR * lengths
     if e is f:
         near.triu_(1)
     distances = distances.to(e.dtype)
@@ -202,11 +198,41 @@ def squared_distances(e: Tensor, f: Tensor) -> Tensor:
     return distances + distances.T if e is f else distances
 
 
+def product_distances(e: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
+    """|e_i - f_j|^2 by matrix products, and |e_i|^2 + |f_j|^2, to which their error is relative: both [n, m]."""
+    wide = widest_dtype(e.device)
+    distances, lengths = e.new_zeros(2, len(e), len(f), dtype=wide)
+    with torch.autocast(e.device.type, enabled=False):
+        for part in _parts(e):
+            e_part, f_part = e[:, part], f[:, part]
+            distances -= 2 * _product(e_part, f_part)
+            lengths += e_part.square().sum(dim=1)[:, None].to(wide) + f_part.square().sum(dim=1).to(wide)
+    return distances.add_(lengths), lengths
+
+
+def product_rounding(terms: int = _PART) -> float:
+    """The error to allow for in a float32 sum of so many terms, relative to the sum of their sizes.
+
+    Errors of up to eps / 2 at each step walk at random along a growing sum: they come to eps sqrt(terms) / 6 where the
+    terms are added one by one. Libraries add in blocks, and stay below a quarter of that.
+    """
+    return torch.finfo(torch.float32).eps * math.sqrt(terms) / 6
+
+
 def direct_distances(e: Tensor, f: Tensor, rows: Tensor) -> Tensor:
-    """|e - f_j|^2 of one vector e [D] and those rows of f [m, D], from the differences."""
+    """|e - f_j|^2 of one vector e [D] and those rows of f [m, D], from the differences.
+
+    If f is stored in a shorter type, its rounding adds to a distance. On average it adds what rounding e to r would,
+    |e - r|^2, and that is subtracted, value by value. The distance is then exactly 0 if f_j is r, and never negative,
+    since no value of that type is nearer to e than r.
+    """
     distances = e.new_zeros(len(rows), dtype=widest_dtype(e.device))
+    rounding = None if f.dtype == e.dtype else e.to(f.dtype).to(e.dtype).sub_(e).square_()
     for part in _parts(f):
-        distances += (f[:, part][rows] - e[part]).square_().sum(dim=1)
+        squares = f[:, part][rows].to(e.dtype).sub_(e[part]).square_()
+        if rounding is not None:
+            squares -= rounding[part]
+        distances += squares.sum(dim=1)
     return distances.to(e.dtype)
 
 

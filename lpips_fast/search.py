@@ -2,12 +2,17 @@
 
 LPIPS(x, y) = |e(x) - e(y)|^2 (see `pairwise`), so the images nearest to a query are its nearest vectors. They are
 stored as sqrt(H W) e: e itself has 1 / sqrt(H_l W_l) in it, which would push float16 into its subnormal numbers.
+
+A matrix product gives all distances, rounded by some 1e-7 of the vectors' squared lengths. Distances of near duplicates
+differ by less. So the candidates are all images that rounding may have put behind the k-th, and their distances are
+computed again from the differences.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from os import PathLike
@@ -23,7 +28,15 @@ from torch import Tensor
 from .files import replacing
 from .frozen import run
 from .lpips import check_flags
-from .pairwise import Images, checked_count, direct_distances, embed_rows, images_at, squared_distances
+from .pairwise import (
+    Images,
+    checked_count,
+    direct_distances,
+    embed_rows,
+    images_at,
+    product_distances,
+    product_rounding,
+)
 from .plan import Setting
 from .trunk import Spec
 from .weights import fingerprint
@@ -36,6 +49,7 @@ _FORMAT_VERSION = "1"
 # Fields of the header that the first files of this format do not have.
 _LATER = ("normalize", "raw", "reading", "transparent", "opaque")
 _BLOCK_BYTES = 2**28  # of stored vectors, in float32, that are compared with at once
+_EXACT_ROWS = 256  # of stored vectors whose differences from a query are held at once
 
 
 class Header(NamedTuple):
@@ -76,6 +90,7 @@ class Index:
         self._scale = math.sqrt(header.size[0] * header.size[1])
 
     @classmethod
+    @torch.no_grad()
     def build(
         cls,
         fn: LPIPS,
@@ -96,8 +111,9 @@ class Index:
             size: height and width to resize images and queries to, bilinearly with antialiasing. It decides the size
                 of a vector: `embed` has figures. None: as they are, all of one size.
             normalize: the images are in [0, 1] and are to be mapped to [-1, 1]; queries then must be, too.
-            dtype: torch.float16 or torch.float32. The former halves the index, and changes distances by about 1e-7
-                of the vectors' squared length, itself about 0.5.
+            dtype: torch.float16 or torch.float32. The former halves the index, and changes a distance d by some
+                1e-5 sqrt(d) for images of 64 x 64 pixels: by 5e-6 where it is 0.25, by 1e-8 where it is 1e-6. Smaller
+                images change by more, larger ones by less.
             batch: how many images to embed at once.
 
         Raises:
@@ -126,6 +142,7 @@ class Index:
         return cls(fn, header, vectors, names)
 
     @classmethod
+    @torch.no_grad()
     def from_embeddings(
         cls,
         fn: LPIPS,
@@ -168,23 +185,28 @@ class Index:
     ) -> tuple[Tensor, Tensor]:
         """The images nearest to each query.
 
-        Twice k candidates are found by vector products, and their distances computed again from the differences.
+        Candidates are found by vector products, all that are as near as the k-th within the products' rounding. Their
+        distances are computed again from the differences, so near duplicates are told from each other.
 
         Args:
             queries: [Q, 3, H, W] in [-1, 1], of the index's size unless it was built with one to resize to.
             k: how many, at most as many as there are.
             normalize: the queries are in [0, 1] and are to be mapped to [-1, 1], as the images were or were not.
-            faiss: a FAISS factory string ('Flat', 'HNSW32,Flat', 'SQfp16', ...) to find candidates with it. Its index
-                is made at the first search and kept, beside the vectors. None: all vectors are compared, in blocks,
-                on the device of the distance.
+            faiss: a FAISS factory string ('Flat', 'HNSW32,Flat', 'SQfp16', ...) to find candidates with it: at least
+                twice k, and more while FAISS's own distances do not tell them from the k-th. Its index is made at the
+                first search and kept, beside the vectors. None: all vectors are compared, in blocks, on the device of
+                the distance.
 
         Returns:
-            distances [Q, k], nearest first, of candidates as near the first image, and the images' indices [Q, k], both
-            on the CPU. FAISS may find fewer: then the distance is inf and the index -1.
+            distances [Q, k], nearest first, of images as near the first, and the images' indices [Q, k], both on the
+            CPU. An image that the index holds is at exactly 0, in float16, too, if its vector comes out the same to
+            the bit. In a batch of another size convolutions may round otherwise; it is then at some 1e-12. FAISS may
+            find fewer images than k: then the distance is inf and the index -1.
 
         Raises:
             TypeError, ValueError: as `LPIPS.embed`, or k below 1, queries of another size, in another range than the
-                images, or NaN or infinite; a string that FAISS does not take; an index from a damaged file.
+                images, or NaN or infinite; a string that FAISS does not take, or takes only for other vectors or
+                more of them; an index from a damaged file.
             ImportError: FAISS is asked for and not installed.
         """
         check_flags(normalize=normalize)
@@ -195,8 +217,8 @@ class Index:
                 f"normalize={normalize}: give them in the range of the images"
             )
         k = checked_count("k", k, "a number of images")
-        if not isinstance(faiss, str | None):
-            raise TypeError(f"faiss must be None or a FAISS factory string, got {type(faiss).__name__}")
+        if faiss is not None:
+            _check_factory(faiss)
         queries = images_at("queries", queries, slice(None))
         queries = _resized(self._fn, "queries", queries, self.header.size if self.header.resized else None)
         if queries.shape[2:] != self.header.size:
@@ -210,42 +232,60 @@ class Index:
                 f"the index has vectors of {self.vectors.shape[1]} values, the queries of {found.shape[1]}: L, the "
                 f"number of taps in use, is {self._fn.L} and was another"
             )
-        _check_finite("queries", found)
-        n_candidates = min(2 * k, len(self))
-        candidates = self._nearest(found, n_candidates) if faiss is None else self._by_faiss(found, n_candidates, faiss)
+        _check_finite("queries", found.to(self.vectors.dtype))  # as those of images are
         shape = len(queries), min(k, len(self))
         distances, indices = torch.full(shape, math.inf), torch.full(shape, -1)
-        for i, rows in enumerate(candidates):
-            rows = rows[rows >= 0].sort().values  # so that of candidates of equal distance the first comes first
-            exact = direct_distances(found[i].cpu(), self.vectors, rows) / self._scale**2
+        if 0 in shape:
+            return distances, indices
+        candidates = self._nearest(found, shape[1]) if faiss is None else self._by_faiss(found, shape[1], faiss)
+        for i, (query, rows) in enumerate(zip(found.cpu(), candidates, strict=True)):
+            rows = rows.sort().values  # so that of images of equal distance the first comes first
+            parts = [direct_distances(query, self.vectors, part) for part in rows.split(_EXACT_ROWS)]
+            exact = torch.cat(parts) / self._scale**2
             order = exact.argsort(stable=True)[: shape[1]]
             distances[i, : len(order)], indices[i, : len(order)] = exact[order].float(), rows[order]
         return distances, indices
 
-    def _nearest(self, queries: Tensor, n: int) -> Tensor:
-        """The indices of the n vectors nearest to each query, [Q, n]; of equal distances the first ones.
-
-        Where the same vector is stored often, its distances may differ by the products' rounding, far from a query.
-        """
+    def _nearest(self, queries: Tensor, k: int) -> list[Tensor]:
+        """For each query the indices of the images that may be among its k nearest."""
         rows = max(1, _BLOCK_BYTES // (4 * self.vectors.shape[1]))
-        best = queries.new_zeros(len(queries), 0)
-        indices = torch.zeros(len(queries), 0, dtype=torch.int64, device=queries.device)
+        distances = queries.new_zeros(len(queries), 0)
+        near = distances.bool()
+        indices = distances.long()
         for start in range(0, len(self), rows):
             block = self.vectors[start : start + rows].to(queries)
-            distances = squared_distances(queries, block)
-            _check_finite("images", distances.T, start)  # which `load` leaves to this
-            best = torch.cat((best, distances), dim=1)
-            here = torch.arange(start, start + len(block), device=queries.device).expand(len(queries), -1)
-            indices = torch.cat((indices, here), dim=1)
-            order = best.argsort(dim=1, stable=True)[:, :n]  # topk takes any of equal ones
-            best, indices = best.gather(1, order), indices.gather(1, order)
-        return indices.cpu()
+            here, _ = product_distances(queries, block)
+            _check_finite("images", here.T, start)  # which `load` leaves to this
+            distances = torch.cat((distances, here), dim=1)
+            numbers = torch.arange(start, start + len(block), device=queries.device).expand(len(queries), -1)
+            indices = torch.cat((indices, numbers), dim=1)
+            near = _near(queries, distances, k, product_rounding())
+            distances, order = distances.topk(int(near.sum(dim=1).max()), dim=1, largest=False)
+            near, indices = near.gather(1, order), indices.gather(1, order)
+        return [row[kept] for row, kept in zip(indices.cpu(), near.cpu(), strict=True)]
 
-    def _by_faiss(self, queries: Tensor, n: int, factory: str) -> Tensor:
-        if factory not in self._faiss:
-            self._faiss[factory] = _faiss_index(self.vectors, factory)
-        _, indices = self._faiss[factory].search(queries.float().cpu().numpy(), n)
-        return torch.from_numpy(indices)
+    def _by_faiss(self, queries: Tensor, k: int, factory: str) -> list[Tensor]:
+        """As `_nearest`, of those that FAISS finds. IndexFlatL2's distances are those of a matrix product, too."""
+        queries = queries.float().cpu()
+        n = min(2 * k, len(self))
+        try:
+            if factory not in self._faiss:
+                self._faiss[factory] = _faiss_index(self.vectors, factory)
+            while True:
+                found = self._faiss[factory].search(queries.numpy(), n)
+                distances, indices = map(torch.from_numpy, found)
+                near = _near(queries, distances, k, product_rounding(self.vectors.shape[1])) & (indices >= 0)
+                if n == len(self) or not near[:, -1].any():
+                    break
+                n = min(4 * n, len(self))
+        except (RuntimeError, MemoryError) as error:
+            reason = str(error).rpartition(": ")[2]  # after FAISS's own file and line
+            raise ValueError(
+                f"faiss must be a factory string for {len(self)} vectors of {self.vectors.shape[1]}, "
+                f"got {factory!r}: {reason}"
+            ) from error
+        near[:, : 2 * k] = indices[:, : 2 * k] >= 0  # more than k, for most of FAISS's indexes are approximate
+        return [row[kept] for row, kept in zip(indices, near, strict=True)]
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes the index as a safetensors file, which is there whole or not at all.
@@ -410,22 +450,34 @@ def _by(size: Sequence[int]) -> str:
     return " x ".join(map(str, size))
 
 
+def _near(queries: Tensor, distances: Tensor, k: int, rounding: float) -> Tensor:
+    """Which of the rounded distances [Q, n] may be among a query's k smallest: [Q, n].
+
+    Each is off by up to `rounding` times |q|^2 + |v|^2, where |v|^2 <= (|q| + |v - q|)^2 <= 2 |q|^2 + 2 |v - q|^2.
+    """
+    kth = distances.topk(min(k, distances.shape[1]), dim=1, largest=False).values[:, -1:]
+    lengths = 3 * queries.square().sum(dim=1, keepdim=True) + 2 * kth
+    return distances <= kth + 2 * rounding * lengths
+
+
+def _check_factory(factory: str) -> None:
+    if not isinstance(factory, str):
+        raise TypeError(f"faiss must be None or a FAISS factory string, got {type(factory).__name__}")
+    if re.search(r"(?<!\d)0+(?!\d)|(HNSW|NSG)0*1(?!\d)", factory):  # they end the process
+        raise ValueError(
+            f"faiss must be a factory string with numbers from 1, and from 2 after HNSW and NSG, got {factory!r}"
+        )
+
+
 def _faiss_index(vectors: Tensor, factory: str) -> Any:
     try:
         import faiss  # an optional dependency
     except ImportError as error:
         raise ImportError("searching with FAISS needs it: pip install 'lpips_fast[faiss]'") from error
     _check_finite("images", vectors)
-    try:
-        index = faiss.index_factory(vectors.shape[1], factory)
-        if not index.is_trained:
-            index.train(vectors.float().numpy())
-    except RuntimeError as error:
-        reason = str(error).rpartition(": ")[2]  # after FAISS's own file and line
-        raise ValueError(
-            f"faiss must be a factory string for {len(vectors)} vectors of {vectors.shape[1]}, "
-            f"got {factory!r}: {reason}"
-        ) from error
+    index = faiss.index_factory(vectors.shape[1], factory)
+    if not index.is_trained:
+        index.train(vectors.float().numpy())
     for block in vectors.split(max(1, _BLOCK_BYTES // (4 * vectors.shape[1]))):
         index.add(block.float().numpy())
     return index

@@ -81,6 +81,22 @@ def test_near_duplicates_are_as_accurate_as_pairs(make_ours, oracle, net):
         assert ((found - expected).abs() / expected)[near].max() <= allowed
 
 
+@pytest.mark.parametrize("scale", (1e-6, 1e6))
+def test_near_duplicates_by_weights_of_another_scale(make_ours, oracle, scale):
+    """As training may leave them: what is near is told by the lengths of the vectors."""
+    x = _images("alex")
+    fn = make_ours(eval_mode=False)
+    with torch.no_grad():
+        for lin in fn.lins:
+            lin.model[-1].weight *= scale
+    expected = scale * oracle("alex", x, x)
+    near = (expected > 0) & (expected < pairwise.NEAR * scale)
+    assert near.any()
+    for found in (fn.pairwise(x), fn.pairwise(x, x.clone())):
+        torch.testing.assert_close(found.double()[near], expected[near], atol=0, rtol=1e-3)
+        torch.testing.assert_close(found.double(), expected, atol=5e-7 * scale, rtol=0)
+
+
 def test_equal_images_of_x_and_y_are_exactly_equal(make_ours):
     x = image(3, *SIZE["alex"], seed=0)
     assert (make_ours().pairwise(x, x.clone()).diagonal() == 0).all()

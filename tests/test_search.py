@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -67,18 +68,109 @@ def test_float16_keeps_small_values(fn, images):
     assert found[0, 1].item() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("faiss", (None, "Flat"))
 @pytest.mark.parametrize("n", (4, 60))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
-def test_equal_images_come_in_their_order(fn, images, n, dtype, monkeypatch):
-    """However many there are, and in however many blocks."""
+def test_equal_images_come_in_their_order(fn, images, n, dtype, faiss, monkeypatch):
+    """However many there are, in however many blocks, and however far the query is."""
+    if faiss:
+        pytest.importorskip("faiss")
     x = images[[3, 4, *[3] * (n - 2)]]
-    index = Index.build(fn, x, dtype=dtype)
+    index = Index.from_embeddings(fn, fn.embed(x), (SIZE, SIZE), dtype=dtype)  # equal to the bit
     for block_bytes in (lpips_fast.search._BLOCK_BYTES, 7 * 4 * index.vectors.shape[1]):
         monkeypatch.setattr(lpips_fast.search, "_BLOCK_BYTES", block_bytes)
+        monkeypatch.setattr(lpips_fast.search, "_EXACT_ROWS", block_bytes // (4 * index.vectors.shape[1]))
         for k in (1, 2, 3):
-            found, indices = index.search(images[3:4], k)
+            found, indices = index.search(images[3:4], k, faiss=faiss)
             assert indices.tolist() == [[0, 2, 3][:k]]
-            assert found.max() < 1e-6
+            assert found.max() < 1e-11
+        for order in index.search(images[[9, 5, 4]], n, faiss=faiss)[1]:
+            assert order[order != 1].tolist() == [0, *range(2, n)]
+
+
+@pytest.fixture(scope="module")
+def stills(make_ours):
+    """Of a net and a size: 300 frames of a still with some noise, and their distances from ten of them in float64."""
+
+    @functools.cache
+    def make(net, size):
+        noise = 7e-4 * torch.randn(300, 3, size, size, generator=torch.Generator().manual_seed(4))
+        frames = image(1, size, size, seed=0) + noise
+        e = make_ours(net).double().embed(frames.double())
+        distances = torch.stack([(e - e[i]).square().sum(dim=1) for i in range(10)])
+        assert 5e-7 < distances.median() < 3e-6
+        return frames, distances
+
+    return make
+
+
+@pytest.mark.parametrize("faiss", (None, "Flat", "HNSW32"))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
+@pytest.mark.parametrize("net, size", (("alex", 32), ("alex", 64), ("squeeze", 33), ("vgg", 16)))
+def test_near_duplicates_are_told_from_each_other(make_ours, stills, net, size, dtype, faiss):
+    """Their distances differ by less than matrix products round them."""
+    if faiss:
+        pytest.importorskip("faiss")
+    fn = make_ours(net)
+    frames, exact = stills(net, size)
+    index = Index.build(fn, frames, dtype=dtype)
+    queries = frames[: len(exact)]
+    found, indices = index.search(queries, faiss=faiss)
+    vectors = index.vectors.double() / size
+    among_vectors = torch.stack([(vectors - e).square().sum(dim=1) for e in fn.embed(queries).double()])
+    assert recall(indices, among_vectors) == 1
+    assert recall(indices, exact) >= (1 if dtype == torch.float32 else 0.8)  # float16 keeps less of an image
+    nearest, exact = exact.sort(dim=1).values[:, 1:5].mean(), exact.gather(1, indices)
+    assert exact[:, 1:].mean() <= 1.01 * nearest
+    assert (exact[:, 0] == 0).all()
+    assert (found[:, 0] < 1e-11).all()
+    rtol, atol = (1e-3, 0) if dtype == torch.float32 else (1e-3, 1e-4 * exact.sqrt())
+    assert ((found - exact).abs() <= rtol * exact + atol + 1e-11).all()
+
+
+def recall(indices, exact):
+    """The share of the images nearest by the exact distances [Q, N] that are among the indices [Q, k]."""
+    nearest = exact.argsort(dim=1)[:, : indices.shape[1]]
+    return (indices[:, :, None] == nearest[:, None]).sum().item() / indices.numel()
+
+
+def test_only_queries_with_near_duplicates_have_many_candidates(fn, images):
+    pytest.importorskip("faiss")
+    generator = torch.Generator().manual_seed(4)
+    frames = images[3] + 1e-4 * torch.randn(100, 3, SIZE, SIZE, generator=generator)
+    index = Index.build(fn, torch.cat((images, frames)), dtype=torch.float32)
+    queries = fn.embed(images[[3, 9]]) * SIZE
+    for candidates in (index._nearest(queries, 3), index._by_faiss(queries, 3, "Flat")):
+        assert len(candidates[0]) == 101
+        assert len(candidates[1]) <= 6
+
+
+@pytest.mark.parametrize("net, size", (("alex", 64), ("squeeze", 64), ("vgg", 32)))
+def test_what_float16_changes(make_ours, net, size):
+    """By some 1e-5 sqrt(d), as the docstring of `build` says."""
+    x = image(12, size, size, seed=0)
+    noise = torch.randn(8, 3, size, size, generator=torch.Generator().manual_seed(1))
+    x = torch.cat((x, x[:8] + torch.logspace(-4, -1, 8).view(8, 1, 1, 1) * noise))
+    fn = make_ours(net)
+    found, indices = Index.build(fn, x).search(x, len(x))
+    e = make_ours(net).double().embed(x.double())
+    exact = (e[:, None] - e).square().sum(dim=2).gather(1, indices)
+    errors = ((found - exact).abs() / exact.sqrt())[:, 1:]
+    assert errors.median() < 1.5e-5
+    assert errors.max() < 1e-4
+
+
+def test_equal_images_are_at_zero(fn, images):
+    """In float16, too, if embeddings agree to the bit; else within the rounding of float32."""
+    for dtype in (torch.float16, torch.float32):
+        index = Index.from_embeddings(fn, fn.embed(images), (SIZE, SIZE), dtype=dtype)
+        found, indices = index.search(images, 1)
+        assert indices.flatten().tolist() == list(range(N))
+        assert (found == 0).all()
+        for i in range(N):
+            found, indices = index.search(images[i : i + 1], 1)
+            assert indices.item() == i
+            assert 0 <= found.item() < 1e-11
 
 
 def test_from_embeddings_is_as_from_images(fn, images, queries):
@@ -86,6 +178,14 @@ def test_from_embeddings_is_as_from_images(fn, images, queries):
     made = Index.from_embeddings(fn, fn.embed(images), (SIZE, SIZE))
     torch.testing.assert_close(made.vectors, built.vectors, atol=1e-3, rtol=1e-3)
     assert made.header == built.header._replace(normalize=None, raw=None)
+
+
+def test_layers_that_train_and_embeddings_with_a_graph(make_ours, images):
+    fn = make_ours(eval_mode=False)
+    embeddings = fn.embed(images).requires_grad_()
+    for index in (Index.build(fn, images), Index.from_embeddings(fn, embeddings, (SIZE, SIZE))):
+        assert not index.vectors.requires_grad
+        assert index.search(images[4:5], 1)[1].item() == 4
 
 
 def test_resizing_and_normalize(fn, queries, images):
@@ -258,6 +358,20 @@ def test_vectors_that_are_not_finite_are_found_by_search(fn, images, saved, tmp_
     spoiled[1, 0, 3, 3] = value
     with raises(ValueError, "queries must be finite", "queries[1]"):
         Index.load(saved, fn).search(spoiled)
+
+
+def test_queries_beyond_float16_are_refused(make_ours, images):
+    """As the images are; float32 takes both."""
+    fn = make_ours(eval_mode=False)
+    with torch.no_grad():
+        fn.lin0.model[-1].weight.fill_(1e9)
+    with raises(ValueError, "images must be finite", "images[0]"):
+        Index.build(fn, images)
+    index = Index.build(fn, images, dtype=torch.float32)
+    assert index.search(images[4:5], 1)[1].item() == 4
+    index.vectors = torch.zeros(index.vectors.shape, dtype=torch.float16)
+    with raises(ValueError, "queries must be finite", "queries[0]"):
+        index.search(images[4:5])
 
 
 def test_faiss_and_vectors_that_are_not_finite(fn, images):
@@ -475,6 +589,16 @@ def test_what_could_never_be_found_is_refused(fn, images, value, dtype):
         Index.from_embeddings(fn, embeddings, (SIZE, SIZE), dtype=dtype)
 
 
+@pytest.mark.parametrize("faiss", (None, "Flat"))
+def test_no_queries_and_no_images(fn, images, faiss):
+    if faiss:
+        pytest.importorskip("faiss")
+    for n, n_queries in ((0, 2), (2, 0), (0, 0)):
+        index = Index.from_embeddings(fn, fn.embed(images[:n]), (SIZE, SIZE))
+        for found in index.search(images[:n_queries], 3, faiss=faiss):
+            assert found.shape == (n_queries, n)
+
+
 def test_faiss_missing(fn, images, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
     with pytest.raises(ImportError, match="lpips_fast\\[faiss\\]"):
@@ -502,12 +626,38 @@ def test_faiss_finds_the_nearest(fn, images, queries, distances, factory):
         ("", "could not parse"),
         ("PQ7", "multiple of the number of subquantizers"),
         ("IVF50,Flat", "Number of training points (12)"),
+        ("PCA64,Flat", "PCA matrix cannot output 64 dimensions"),
+        ("IDMap,Flat", "use add_with_ids"),
+        ("MinMax,Flat", "add not implemented for this type of index"),
+        ("NSG32", "cannot build a graph smaller than 100"),
     ),
 )
 def test_faiss_strings_are_checked(fn, images, factory, reason):
     pytest.importorskip("faiss")
     with raises(ValueError, "faiss must be a factory string", repr(factory), f"{N} vectors", reason):
         Index.build(fn, images).search(images[:1], faiss=factory)
+
+
+@pytest.mark.parametrize("at", ("add", "search"))
+@pytest.mark.parametrize("kind", (RuntimeError, MemoryError))
+def test_wherever_faiss_fails(fn, images, monkeypatch, at, kind):
+    faiss = pytest.importorskip("faiss")
+
+    def fail(*_):
+        raise kind("Error in f at file.cpp:1: no such thing")
+
+    monkeypatch.setattr(faiss.IndexFlat, at, fail)
+    with raises(ValueError, "faiss must be a factory string", "'Flat'", f"{N} vectors", "no such thing"):
+        Index.build(fn, images).search(images[:1], faiss="Flat")
+
+
+@pytest.mark.parametrize(
+    "factory",
+    ("HNSW0", "HNSW1", "HNSW01,Flat", "HNSW1_SQ8", "IVF4_HNSW1,Flat", "NSG1", "IVF0,Flat", "PQ8x0", "RR0,Flat"),
+)
+def test_faiss_strings_that_crash_it(fn, images, factory):
+    with raises(ValueError, "faiss must be a factory string with numbers from 1", "from 2 after HNSW", repr(factory)):
+        Index.build(fn, images[:2]).search(images[:1], faiss=factory)
 
 
 @pytest.mark.parametrize("factory", (3, True, ["Flat"]), ids=repr)

@@ -93,7 +93,10 @@ def test_other_files_and_options(call, photos, trunk, fn):
     told = call("search", "query.png", "huge.index", *trunk, status=2)
     assert "huge.index cannot be read as an index: size must be height and width" in told
     pytest.importorskip("faiss")
-    assert "must be a factory string" in call("search", "query.png", "photos", "--faiss", "nonsense", *trunk, status=2)
+    for factory in ("nonsense", "IDMap,Flat", "NSG32", "HNSW1"):
+        command = ("search", "query.png", "photos", "--faiss", factory, "--json", "found.json", *trunk)
+        assert "faiss must be a factory string" in call(*command, status=2)
+        assert not (photos / "found.json").exists()
 
 
 def test_sizes(call, photos, trunk):
