@@ -229,7 +229,7 @@ def direct_distances(e: Tensor, f: Tensor, rows: Tensor) -> Tensor:
     distances = e.new_zeros(len(rows), dtype=widest_dtype(e.device))
     rounding = None if f.dtype == e.dtype else e.to(f.dtype).to(e.dtype).sub_(e).square_()
     for part in _parts(f):
-        squares = f[:, part][rows].to(e.dtype).sub_(e[part]).square_()
+        squares = f[:, part].index_select(0, rows).to(e.dtype).sub_(e[part]).square_()
         if rounding is not None:
             squares -= rounding[part]
         distances += squares.sum(dim=1)
