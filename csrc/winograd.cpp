@@ -155,22 +155,22 @@ void copy_repeats(const Conv& p, const Repeats& repeats) {
   const int64_t bytes = ceil_div(p.cout, 8), pairs = ceil_div(p.h, 2);
   for_each_job(p.n * pairs, [&](int64_t, int64_t job) {
     const int64_t n = job / pairs, top = job % pairs * 2;
-    if (!repeats.has_copies(n)) return;
-    const auto y = [&](int64_t pixel) { return p.y + pixel * p.cout; };
+    if (!repeats.has_candidates(n)) return;
+    const int64_t image = n * p.h * p.w;
+    const auto y = [&](int64_t i) { return p.y + (image + i) * p.cout; };
+    const auto signs = [&](int64_t i) { return p.signs + (image + i) * bytes; };
     std::vector<uint8_t> touched(p.w);  // the columns that hold a copy
-    for (int64_t row = top; row < std::min(top + 2, p.h); ++row) {
-      for (int64_t col = 0; col < p.w; ++col) {
-        const int64_t pixel = (n * p.h + row) * p.w + col, origin = repeats.origin(n, row, col);
-        if (pixel == origin) continue;
-        std::memcpy(y(pixel), y(origin), p.cout * sizeof(float));
-        if (p.signs) std::memcpy(p.signs + pixel * bytes, p.signs + origin * bytes, bytes);
-        touched[col] = 1;
-      }
+    for (int64_t i = top * p.w; i < std::min(top + 2, p.h) * p.w; ++i) {
+      const int64_t origin = repeats.origin(n, i);
+      if (i == origin) continue;
+      std::memcpy(y(i), y(origin), p.cout * sizeof(float));
+      if (p.signs) std::memcpy(signs(i), signs(origin), bytes);
+      touched[i % p.w] = 1;
     }
     if (!p.pooled || top + 1 == p.h) return;
     for (int64_t col = 0; col + 1 < p.w; col += 2) {
       if (!touched[col] && !touched[col + 1]) continue;
-      const float* const first = y((n * p.h + top) * p.w + col);
+      const float* const first = y(top * p.w + col);
       const float* const below = first + p.w * p.cout;
       float* const pooled = p.pooled + ((n * (p.h / 2) + top / 2) * (p.w / 2) + col / 2) * p.cout;
       for (int64_t c = 0; c < p.cout; ++c) {
@@ -184,17 +184,20 @@ void copy_repeats(const Conv& p, const Repeats& repeats) {
 // As run, but outputs of equal inputs are equal to the bit (winograd/repeats.h).
 void run_with_repeats(Conv& p) {
   set_tiles(p);
-  constexpr int64_t some_rows = 16;
-  Repeats repeats(p);
-  const auto for_rows = [&](void (Repeats::*step)(int64_t, int64_t)) {
-    for_each_job(ceil_div(repeats.rows(), some_rows), [&](int64_t, int64_t job) {
-      (repeats.*step)(job * some_rows, std::min((job + 1) * some_rows, repeats.rows()));
+  if (p.n == 0) return;
+  Repeats repeats(p, ceil_div(torch::stable::get_num_threads(), p.n));
+  const auto each = [&](int64_t count, int64_t at_once, void (Repeats::*step)(int64_t)) {
+    for_each_job(ceil_div(count, at_once), [&](int64_t, int64_t job) {
+      for (int64_t i = job * at_once; i < std::min((job + 1) * at_once, count); ++i) (repeats.*step)(i);
     });
   };
-  for_rows(&Repeats::make_keys);
-  for_rows(&Repeats::compare_pixels);
-  for_each_job(p.n, [&](int64_t, int64_t n) { repeats.group_outputs(n); });
-  if (!repeats.has_copies()) return run(p);
+  constexpr int64_t some_rows = 16;
+  each(repeats.padded_rows(), some_rows, &Repeats::make_keys);
+  each(repeats.rows(), some_rows, &Repeats::combine_keys);
+  each(repeats.parts(), 1, &Repeats::find_candidates);
+  if (!repeats.any_candidates()) return run(p);
+  each(repeats.padded_rows(), some_rows, &Repeats::read_pixels);
+  each(repeats.parts(), 1, &Repeats::find_origins);
   const std::vector<int64_t> tiles = repeats.tiles();
   p.chosen = tiles.data();
   run_tiles(p, tiles.size());

@@ -2,158 +2,288 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 namespace lpips_fast::winograd {
 namespace {
 
-struct Shift {
-  int64_t row, col;
-};
+constexpr int64_t kKeyChannels = 16;
+constexpr int64_t kAhead = 32;  // pixels
+constexpr uint64_t kOdd = 0x9e3779b97f4a7c15;  // 2^64 / the golden ratio
 
-// To those up to two rows and columns apart that lie before in memory.
-constexpr Shift kShifts[] = {{0, 1}, {0, 2},                              //
-                             {1, -2}, {1, -1}, {1, 0}, {1, 1}, {1, 2},  //
-                             {2, -2}, {2, -1}, {2, 0}, {2, 1}, {2, 2}};
-constexpr int64_t kKeyChannels = 16;  // a line of the cache
+uint64_t mixed(uint64_t x) {
+  x *= 0xbf58476d1ce4e5b9;
+  return x ^ (x >> 31);
+}
 
-// Equal for pixels that are equal to the bit, and 0 for zeros.
-uint32_t key_of(const float* x, int64_t channels, uint32_t& not_finite) {
-  uint32_t key = 0, bad = 0;
-  const auto add = [&](int64_t c) {
+// Adds up what two channels a step make of their bits and their place.
+template <typename F>
+uint64_t hash_of(const float* x, int64_t channels, const F& see) {
+  uint64_t hash = 0, place = kOdd;
+  int64_t c = 0;
+  for (; c + 2 <= channels; c += 2, place += kOdd) {
+    uint64_t bits;
+    std::memcpy(&bits, x + c, sizeof bits);
+    see(static_cast<uint32_t>(bits)), see(static_cast<uint32_t>(bits >> 32));
+    hash += mixed(bits + place);
+  }
+  if (c < channels) {
     uint32_t bits;
     std::memcpy(&bits, x + c, sizeof bits);
-    key += bits * static_cast<uint32_t>(2 * c + 0x9e3779b1);
-    bad |= (bits & 0x7f800000) == 0x7f800000;
-  };
-  if (channels >= kKeyChannels) {
-    for (int64_t c = 0; c < kKeyChannels; ++c) add(c);
-  } else {
-    for (int64_t c = 0; c < channels; ++c) add(c);
+    see(bits);
+    hash += mixed(bits + place);
   }
-  not_finite |= bad;
-  return key;
+  return hash;
 }
 
-// The root of i in the forest of groups, on the way to which links are made shorter.
-int64_t first_of_group(std::vector<int64_t>& origins, int64_t i) {
-  while (origins[i] != i) i = origins[i] = origins[origins[i]];
-  return i;
+uint32_t key_of(const float* x, int64_t channels) {
+  const auto nothing = [](uint32_t) {};
+  const uint64_t hash =
+      channels >= kKeyChannels ? hash_of(x, kKeyChannels, nothing) : hash_of(x, channels, nothing);
+  return static_cast<uint32_t>(hash >> 32);
 }
+
+// A set of keys that may take one for another: a bit each, by the key's hash.
+class Filter {
+ public:
+  explicit Filter(int64_t expected) {
+    while (int64_t{1} << (32 - shift_) < 16 * expected && shift_ > 0) shift_ -= 1;
+    words_.resize(std::max<int64_t>((int64_t{1} << (32 - shift_)) / 64, 1));
+  }
+
+  // Whether it was there before.
+  bool add(uint32_t key) {
+    const uint32_t at = place(key);
+    uint64_t& word = words_[at / 64];
+    const uint64_t before = word;
+    word |= uint64_t{1} << at % 64;
+    return before >> at % 64 & 1;
+  }
+
+  bool has(uint32_t key) const {
+    const uint32_t at = place(key);
+    return words_[at / 64] >> at % 64 & 1;
+  }
+
+ private:
+  uint32_t place(uint32_t key) const { return (key * 0x9e3779b1u) >> shift_; }
+
+  int shift_ = 26;
+  std::vector<uint64_t> words_;
+};
+
+// From keys to the index of an output; open addressing.
+class Table {
+ public:
+  explicit Table(int64_t expected) {
+    while (capacity() < 2 * expected) shift_ -= 1;
+    slots_.resize(capacity());
+  }
+
+  // The index stored for a key; where there is none, `index` is stored.
+  int32_t& find(uint64_t key, int32_t index) {
+    if (4 * count_ >= 3 * capacity()) grow();
+    Slot& slot = slots_[place(key)];
+    if (slot.index < 0) {
+      slot = {key, index};
+      ++count_;
+    }
+    return slot.index;
+  }
+
+ private:
+  struct Slot {
+    uint64_t key = 0;
+    int32_t index = -1;
+  };
+
+  int64_t capacity() const { return int64_t{1} << (64 - shift_); }
+
+  int64_t place(uint64_t key) const {
+    int64_t at = (key * kOdd) >> shift_;
+    while (slots_[at].index >= 0 && slots_[at].key != key) at = (at + 1) & (capacity() - 1);
+    return at;
+  }
+
+  void grow() {
+    std::vector<Slot> old = std::move(slots_);
+    shift_ -= 1;
+    slots_.assign(capacity(), {});
+    for (const Slot& slot : old)
+      if (slot.index >= 0) slots_[place(slot.key)] = slot;
+  }
+
+  int shift_ = 58;
+  int64_t count_ = 0;
+  std::vector<Slot> slots_;
+};
 
 }  // namespace
 
-Repeats::Repeats(const Conv& p)
+Repeats::Repeats(const Conv& p, int64_t pieces)
     : p_(p),
-      keys_(new uint32_t[rows() * (p.w + 2)]),
-      equal_(new uint16_t[rows() * (p.w + 2)]),
-      has_equal_(new std::atomic<bool>[p.n]()),
-      not_finite_(new std::atomic<bool>[p.n]()),
-      origins_(p.n) {}
+      height_(p.h + 2),
+      width_(p.w + 2),
+      pieces_(pieces),
+      zeros_(p.cin),
+      keys_(new uint32_t[p.n * height_ * width_]),
+      combined_(new uint32_t[p.n * p.h * p.w]),
+      images_(p.n),
+      found_(new uint8_t[parts()]()) {
+  for (Image& image : images_) image.is_candidate.resize(p.h * p.w);
+}
 
+// A pixel of a padded image.
 const float* Repeats::pixel(int64_t n, int64_t row, int64_t col) const {
-  if (row < 1 || row > p_.h || col < 1 || col > p_.w) return nullptr;
+  if (row < 1 || row > p_.h || col < 1 || col > p_.w) return zeros_.data();
   return p_.x + n * p_.x_strides.stride_n + (row - 1) * p_.x_strides.stride_h + (col - 1) * p_.x_strides.stride_w;
 }
 
-void Repeats::make_keys(int64_t begin, int64_t end) {
-  for (int64_t line = begin; line < end; ++line) {
-    const int64_t n = line / (p_.h + 2), row = line % (p_.h + 2), width = p_.w + 2;
-    uint32_t* keys = keys_.get() + line * width;
-    if (row == 0 || row == p_.h + 1) {
-      std::fill(keys, keys + width, 0);
-      continue;
-    }
-    uint32_t not_finite = 0;
-    keys[0] = keys[width - 1] = 0;
-    const float* x = pixel(n, row, 1);
-    for (int64_t col = 1; col <= p_.w; ++col, x += p_.x_strides.stride_w) keys[col] = key_of(x, p_.cin, not_finite);
-    if (not_finite) not_finite_[n].store(true, std::memory_order_relaxed);
-  }
-}
-
-void Repeats::compare_pixels(int64_t begin, int64_t end) {
-  const int64_t width = p_.w + 2;
-  for (int64_t line = begin; line < end; ++line) {
-    const int64_t n = line / (p_.h + 2), row = line % (p_.h + 2);
-    const uint32_t* keys = keys_.get() + line * width;
-    uint16_t* equal = equal_.get() + line * width;
-    std::fill(equal, equal + width, 0);
-    int bit = 1;
-    for (const Shift shift : kShifts) {
-      const uint32_t* before = keys - shift.row * width - shift.col;
-      const int64_t left = std::max<int64_t>(shift.col, 0), right = std::min(width + shift.col, width);
-      if (row >= shift.row)
-        for (int64_t col = left; col < right; ++col) equal[col] |= keys[col] == before[col] ? bit : 0;
-      bit <<= 1;
-    }
-    bool found = false;
-    for (int64_t col = 0; col < width; ++col) {
-      if (equal[col] == 0) continue;
-      const float* const here = pixel(n, row, col);
-      bit = 1;
-      for (const Shift shift : kShifts) {
-        if (equal[col] & bit) {
-          const float* const there = pixel(n, row - shift.row, col - shift.col);
-          bool same = true;
-          if (here && there) {
-            same = std::memcmp(here, there, p_.cin * sizeof(float)) == 0;
-          } else if (here || there) {
-            const float* const inside = here ? here : there;
-            same = std::all_of(inside, inside + p_.cin, [](float value) { return value == 0.f; });
-          }
-          if (!same) equal[col] &= ~bit;
-          found |= same && here && there;
-        }
-        bit <<= 1;
-      }
-    }
-    if (found) has_equal_[n].store(true, std::memory_order_relaxed);
-  }
-}
-
-void Repeats::group_outputs(int64_t n) {
-  // What is not finite makes NaN of whole tiles, and copies would carry it on from there.
-  if (!has_equal_[n] || not_finite_[n]) return;
-  const int64_t width = p_.w + 2;
-  std::vector<int64_t>& origins = origins_[n];
-  // An output's inputs are 3x3 pixels: equal_ of three columns and, by turns, three rows.
-  std::vector<uint16_t> triple(3 * p_.w);
-  const auto fill = [&](int64_t row) {
-    const uint16_t* equal = equal_.get() + (n * (p_.h + 2) + row) * width;
-    uint16_t* out = triple.data() + row % 3 * p_.w;
-    for (int64_t col = 0; col < p_.w; ++col) out[col] = equal[col] & equal[col + 1] & equal[col + 2];
-  };
-  fill(0), fill(1);
-  bool copies = false;
-  origins.resize(p_.h * p_.w);
-  for (int64_t row = 0; row < p_.h; ++row) {
-    fill(row + 2);
-    for (int64_t col = 0; col < p_.w; ++col) {
-      const int64_t i = row * p_.w + col;
-      origins[i] = i;
-      const int same = triple[col] & triple[p_.w + col] & triple[2 * p_.w + col];
-      int bit = 1;
-      for (const Shift shift : kShifts) {
-        if (same & bit && row >= shift.row && col >= shift.col && col - shift.col < p_.w) {
-          const int64_t a = first_of_group(origins, i), b = first_of_group(origins, i - shift.row * p_.w - shift.col);
-          origins[std::max(a, b)] = std::min(a, b);
-          copies = true;
-        }
-        bit <<= 1;
-      }
-    }
-  }
-  if (!copies) {
-    origins = {};
+void Repeats::make_keys(int64_t padded_row) {
+  const int64_t n = padded_row / height_, row = padded_row % height_;
+  uint32_t* keys = keys_.get() + padded_row * width_;
+  const uint32_t padding = key_of(zeros_.data(), p_.cin);
+  if (row == 0 || row == p_.h + 1) {
+    std::fill(keys, keys + width_, padding);
     return;
   }
-  const int64_t image = n * p_.h * p_.w;
-  for (int64_t i = 0; i < p_.h * p_.w; ++i) origins[i] = first_of_group(origins, i);
-  for (int64_t& origin : origins) origin += image;
+  keys[0] = keys[width_ - 1] = padding;
+  const float* x = pixel(n, row, 1);
+  for (int64_t col = 1; col <= p_.w; ++col, x += p_.x_strides.stride_w) {
+    __builtin_prefetch(x + kAhead * p_.x_strides.stride_w);
+    keys[col] = key_of(x, p_.cin);
+  }
 }
 
-bool Repeats::has_copies() const {
-  return std::any_of(origins_.begin(), origins_.end(), [](const auto& origins) { return !origins.empty(); });
+void Repeats::combine_keys(int64_t row) {
+  const uint32_t* above = keys_.get() + (row / p_.h * height_ + row % p_.h) * width_;
+  const uint32_t* here = above + width_;
+  const uint32_t* below = here + width_;
+  uint32_t* combined = combined_.get() + row * p_.w;
+  for (int64_t col = 0; col < p_.w; ++col) {
+    const auto of_three = [col](const uint32_t* k) {
+      return k[col] * 0x85ebca6bu + k[col + 1] * 0xc2b2ae35u + k[col + 2] * 0x27d4eb2fu;
+    };
+    combined[col] = of_three(above) * 0x165667b1u + of_three(here) * 0x9e3779b1u + of_three(below) * 0xcc9e2d51u;
+  }
+}
+
+// Calls f(i) for the outputs of a part.
+template <typename F>
+void Repeats::for_each_of_part(int64_t part, const F& f) const {
+  const int64_t n = part / pieces_, piece = part % pieces_, pixels = p_.h * p_.w;
+  const uint32_t* combined = combined_.get() + n * pixels;
+  for (int64_t i = 0; i < pixels; ++i)
+    if (pieces_ == 1 || (combined[i] >> 16) % pieces_ == piece) f(i);
+}
+
+void Repeats::find_candidates(int64_t part) {
+  const int64_t n = part / pieces_, pixels = p_.h * p_.w;
+  if (pixels > std::numeric_limits<int32_t>::max()) return;
+  const uint32_t* combined = combined_.get() + n * pixels;
+  std::vector<uint8_t>& is_candidate = images_[n].is_candidate;
+  // Of nearly all outputs a filter, which stays in the cache, says that no other has their keys.
+  Filter seen(pixels / pieces_), twice(pixels / pieces_);
+  for_each_of_part(part, [&](int64_t i) {
+    if (seen.add(combined[i])) twice.add(combined[i]);
+  });
+  Table first(0);
+  bool found = false;
+  for_each_of_part(part, [&](int64_t i) {
+    if (!twice.has(combined[i])) return;
+    const int64_t other = first.find(combined[i], i);
+    if (other == i) return;
+    is_candidate[other] = is_candidate[i] = found = true;
+  });
+  found_[part] = found;
+}
+
+bool Repeats::any_candidates() {
+  bool any = false;
+  for (int64_t n = 0; n < p_.n; ++n) {
+    const uint8_t* found = found_.get() + n * pieces_;
+    if (!std::any_of(found, found + pieces_, [](uint8_t f) { return f; })) continue;
+    images_[n].pixels.reset(new Pixel[height_ * width_]);
+    images_[n].origins.resize(p_.h * p_.w);
+    any = true;
+  }
+  return any;
+}
+
+bool Repeats::tile_has_candidates(const Image& image, int64_t tile_row, int64_t tile_col) const {
+  for (int64_t row = tile_row * kTile; row < std::min((tile_row + 1) * kTile, p_.h); ++row)
+    for (int64_t col = tile_col * kTile; col < std::min((tile_col + 1) * kTile, p_.w); ++col)
+      if (image.is_candidate[row * p_.w + col]) return true;
+  return false;
+}
+
+void Repeats::read_pixels(int64_t padded_row) {
+  const int64_t n = padded_row / height_, row = padded_row % height_;
+  const Image& image = images_[n];
+  if (!has_candidates(n)) return;
+  // Tiles overlap by two rows and two columns of their inputs.
+  const int64_t first = std::max<int64_t>(row - kPatch + kTile, 0) / kTile, last = std::min(row / kTile, p_.tiles_h - 1);
+  int64_t read = 0;  // columns before this one are
+  for (int64_t tile_col = 0; tile_col < p_.tiles_w; ++tile_col) {
+    bool needed = false;
+    for (int64_t tile_row = first; tile_row <= last; ++tile_row) needed |= tile_has_candidates(image, tile_row, tile_col);
+    if (!needed) continue;
+    const int64_t end = std::min(tile_col * kTile + kPatch, width_);
+    for (int64_t col = std::max(read, tile_col * kTile); col < end; ++col) {
+      Pixel& pixel = image.pixels[row * width_ + col];
+      pixel.largest = 0;
+      pixel.hash = hash_of(this->pixel(n, row, col), p_.cin, [&pixel](uint32_t bits) {
+        pixel.largest = std::max(pixel.largest, bits & 0x7fffffff);
+      });
+    }
+    read = end;
+  }
+}
+
+uint64_t Repeats::hash_of_inputs(const Image& image, int64_t i) const {
+  const Pixel* at = image.pixels.get() + i / p_.w * width_ + i % p_.w;
+  uint64_t hash = 0, place = kOdd;
+  for (int64_t row = 0; row < 3; ++row)
+    for (int64_t col = 0; col < 3; ++col, place += kOdd) hash += mixed(at[row * width_ + col].hash + place);
+  return hash;
+}
+
+uint32_t Repeats::largest_in_tile(const Image& image, int64_t i) const {
+  const int64_t row = i / p_.w / kTile * kTile, col = i % p_.w / kTile * kTile;
+  uint32_t largest = 0;
+  for (int64_t r = row; r < std::min(row + kPatch, height_); ++r)
+    for (int64_t c = col; c < std::min(col + kPatch, width_); ++c)
+      largest = std::max(largest, image.pixels[r * width_ + c].largest);
+  return largest;
+}
+
+bool Repeats::same_inputs(int64_t n, int64_t i, int64_t j) const {
+  for (int64_t row = 0; row < 3; ++row) {
+    for (int64_t col = 0; col < 3; ++col) {
+      const float* const a = pixel(n, i / p_.w + row, i % p_.w + col);
+      const float* const b = pixel(n, j / p_.w + row, j % p_.w + col);
+      if (std::memcmp(a, b, p_.cin * sizeof(float)) != 0) return false;
+    }
+  }
+  return true;
+}
+
+void Repeats::find_origins(int64_t part) {
+  const int64_t n = part / pieces_;
+  if (!has_candidates(n)) return;
+  Image& image = images_[n];
+  Table best(0);
+  for_each_of_part(part, [&](int64_t i) {
+    if (!image.is_candidate[i]) return;
+    int32_t& origin = best.find(hash_of_inputs(image, i), i);
+    if (origin != i && largest_in_tile(image, i) < largest_in_tile(image, origin)) origin = i;
+  });
+  for_each_of_part(part, [&](int64_t i) {
+    image.origins[i] = i;
+    if (!image.is_candidate[i]) return;
+    const int32_t origin = best.find(hash_of_inputs(image, i), i);
+    if (origin != i && same_inputs(n, i, origin)) image.origins[i] = origin;
+  });
 }
 
 std::vector<int64_t> Repeats::tiles() const {
@@ -162,9 +292,10 @@ std::vector<int64_t> Repeats::tiles() const {
   for (int64_t tile = 0; tile < p_.n * per_image; ++tile) {
     const int64_t n = tile / per_image;
     const int64_t row = tile % per_image / p_.tiles_w * kTile, col = tile % p_.tiles_w * kTile;
-    bool own = false;
-    for (int64_t h = row; h < std::min(row + kTile, p_.h); ++h)
-      for (int64_t w = col; w < std::min(col + kTile, p_.w); ++w) own |= origin(n, h, w) == (n * p_.h + h) * p_.w + w;
+    bool own = !has_candidates(n);
+    for (int64_t r = row; !own && r < std::min(row + kTile, p_.h); ++r)
+      for (int64_t c = col; !own && c < std::min(col + kTile, p_.w); ++c)
+        own = origin(n, r * p_.w + c) == r * p_.w + c;
     if (own) needed.push_back(tile);
   }
   return needed;

@@ -2,15 +2,17 @@
 //
 // Where images are flat, striped or ruled many outputs have equal inputs. Direct convolution gives them one value, to
 // the bit, and a max pool over them sends its gradient to the first. Winograd's rounding depends on the place in the
-// tile: the values would differ by about 1e-6, and the gradient would go to any of them. So of outputs with equal inputs
-// one is computed, the first in memory, and the others are its copies. Tiles that hold only copies are left out, which
-// makes flat areas cheaper.
+// tile: the values would differ by about 1e-6, and the gradient would go to any of them. So of the outputs of an image
+// that have equal inputs one, their origin, is computed, and the others are its copies. Tiles that hold only copies are
+// left out, which makes flat areas cheaper.
 //
-// Outputs are compared that lie up to two rows and columns apart, as in the window of a pool; a group is what that
-// connects, within an image. Pixels that differ cost little: a key of their first channels tells them apart.
+// Equal inputs are looked for in the whole image: after a pool, neighbours come from outputs that may lie far apart.
+// Rounding grows with the largest input of a tile, so the origin lies in the tile where that is smallest.
+//
+// Most images have no equal inputs. So the search begins with keys of the first channels of each pixel, which are one
+// line of the cache, and goes on with candidates alone: outputs whose 3x3 keys are those of another one.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -19,37 +21,57 @@
 
 namespace lpips_fast::winograd {
 
-// Finds the groups of one convolution's outputs, in three steps. Each is done for all rows, or images, before the next
-// begins, by any number of threads.
+// Finds the copies among one convolution's outputs. The steps are to be taken in their order, each for all rows or parts
+// before the next; the calls of one step may run at the same time.
 class Repeats {
  public:
-  explicit Repeats(const Conv& p);
+  // Each image is searched in `pieces` parts, which hold the outputs of some keys each.
+  Repeats(const Conv& p, int64_t pieces);
 
-  int64_t rows() const { return p_.n * (p_.h + 2); }  // of all padded images
-  void make_keys(int64_t begin, int64_t end);         // of these rows
-  void compare_pixels(int64_t begin, int64_t end);    // in these rows
-  void group_outputs(int64_t n);                      // of image n
+  int64_t padded_rows() const { return p_.n * height_; }  // of all images
+  int64_t rows() const { return p_.n * p_.h; }
+  int64_t parts() const { return p_.n * pieces_; }
 
-  bool has_copies() const;
-  bool has_copies(int64_t n) const { return !origins_[n].empty(); }
-  // The output that this one is a copy of, or itself; outputs are counted over all images.
-  int64_t origin(int64_t n, int64_t row, int64_t col) const {
-    return origins_[n].empty() ? (n * p_.h + row) * p_.w + col : origins_[n][row * p_.w + col];
-  }
-  // The tiles that hold an output which is not a copy, in order.
+  void make_keys(int64_t padded_row);
+  void combine_keys(int64_t row);
+  void find_candidates(int64_t part);
+  bool any_candidates();  // if not, there are no copies, and no further steps
+  void read_pixels(int64_t padded_row);
+  void find_origins(int64_t part);
+
+  bool has_candidates(int64_t n) const { return !images_[n].origins.empty(); }
+  // What output i of image n is a copy of, or i itself.
+  int64_t origin(int64_t n, int64_t i) const { return has_candidates(n) ? images_[n].origins[i] : i; }
+  // The tiles that hold an output which is no copy, in order.
   std::vector<int64_t> tiles() const;
 
  private:
-  // A pixel of a padded image; null in the padding.
+  struct Pixel {
+    uint64_t hash;     // of all channels
+    uint32_t largest;  // the bits of the largest absolute value, which are in the order of the values; NaN is above all
+  };
+  struct Image {
+    std::vector<uint8_t> is_candidate;  // [h w]
+    std::unique_ptr<Pixel[]> pixels;    // [height width]; read only where candidates or their tiles need them
+    std::vector<int32_t> origins;       // [h w]
+  };
+
   const float* pixel(int64_t n, int64_t row, int64_t col) const;
+  bool tile_has_candidates(const Image& image, int64_t tile_row, int64_t tile_col) const;
+  uint64_t hash_of_inputs(const Image& image, int64_t i) const;
+  uint32_t largest_in_tile(const Image& image, int64_t i) const;
+  bool same_inputs(int64_t n, int64_t i, int64_t j) const;
+  template <typename F>
+  void for_each_of_part(int64_t part, const F& f) const;
 
   const Conv& p_;
-  // Of the pixels of the padded images, [n][h + 2][w + 2].
-  std::unique_ptr<uint32_t[]> keys_;
-  std::unique_ptr<uint16_t[]> equal_;  // bit s: equal to the pixel that lies kShifts[s] before
-  // Of images: whether pixels are equal, and whether values are not finite.
-  std::unique_ptr<std::atomic<bool>[]> has_equal_, not_finite_;
-  std::vector<std::vector<int64_t>> origins_;  // of each image, [h w], or empty where there are no copies
+  const int64_t height_, width_;  // of a padded image
+  const int64_t pieces_;
+  std::vector<float> zeros_;              // a pixel of the padding
+  std::unique_ptr<uint32_t[]> keys_;      // [n height width], of pixels
+  std::unique_ptr<uint32_t[]> combined_;  // [n h w], of outputs
+  std::vector<Image> images_;
+  std::unique_ptr<uint8_t[]> found_;  // of each part, whether it has candidates
 };
 
 }  // namespace lpips_fast::winograd
