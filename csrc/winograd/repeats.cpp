@@ -17,30 +17,46 @@ uint64_t mixed(uint64_t x) {
 }
 
 // Adds up what two channels a step make of their bits and their place.
-template <typename F>
-uint64_t hash_of(const float* x, int64_t channels, const F& see) {
+uint64_t hash_of(const float* x, int64_t channels) {
   uint64_t hash = 0, place = kOdd;
   int64_t c = 0;
   for (; c + 2 <= channels; c += 2, place += kOdd) {
     uint64_t bits;
     std::memcpy(&bits, x + c, sizeof bits);
-    see(static_cast<uint32_t>(bits)), see(static_cast<uint32_t>(bits >> 32));
     hash += mixed(bits + place);
   }
   if (c < channels) {
     uint32_t bits;
     std::memcpy(&bits, x + c, sizeof bits);
-    see(bits);
     hash += mixed(bits + place);
   }
   return hash;
 }
 
 uint32_t key_of(const float* x, int64_t channels) {
-  const auto nothing = [](uint32_t) {};
-  const uint64_t hash =
-      channels >= kKeyChannels ? hash_of(x, kKeyChannels, nothing) : hash_of(x, channels, nothing);
+  const uint64_t hash = channels >= kKeyChannels ? hash_of(x, kKeyChannels) : hash_of(x, channels);
   return static_cast<uint32_t>(hash >> 32);
+}
+
+// The bits of the largest absolute value, which are in the order of the values; NaN is above all.
+int32_t largest_of(const float* x, int64_t channels) {
+  constexpr int64_t lanes = 8;  // which the compiler makes vectors of
+  int32_t largest[lanes] = {};
+  int64_t c = 0;
+  for (; c + lanes <= channels; c += lanes) {
+    int32_t bits[lanes];
+    std::memcpy(bits, x + c, sizeof bits);
+    for (int64_t i = 0; i < lanes; ++i) {
+      bits[i] &= 0x7fffffff;
+      largest[i] = bits[i] > largest[i] ? bits[i] : largest[i];
+    }
+  }
+  for (; c < channels; ++c) {
+    int32_t bits;
+    std::memcpy(&bits, x + c, sizeof bits);
+    largest[0] = std::max(largest[0], bits & 0x7fffffff);
+  }
+  return *std::max_element(largest, largest + lanes);
 }
 
 // A set of keys that may take one for another: a bit each, by the key's hash.
@@ -204,6 +220,7 @@ bool Repeats::any_candidates() {
     const uint8_t* found = found_.get() + n * pieces_;
     if (!std::any_of(found, found + pieces_, [](uint8_t f) { return f; })) continue;
     images_[n].pixels.reset(new Pixel[height_ * width_]);
+    images_[n].largest.resize(p_.tiles_h * p_.tiles_w);
     images_[n].origins.resize(p_.h * p_.w);
     any = true;
   }
@@ -230,11 +247,8 @@ void Repeats::read_pixels(int64_t padded_row) {
     if (!needed) continue;
     const int64_t end = std::min(tile_col * kTile + kPatch, width_);
     for (int64_t col = std::max(read, tile_col * kTile); col < end; ++col) {
-      Pixel& pixel = image.pixels[row * width_ + col];
-      pixel.largest = 0;
-      pixel.hash = hash_of(this->pixel(n, row, col), p_.cin, [&pixel](uint32_t bits) {
-        pixel.largest = std::max(pixel.largest, bits & 0x7fffffff);
-      });
+      const float* const x = pixel(n, row, col);
+      image.pixels[row * width_ + col] = {hash_of(x, p_.cin), largest_of(x, p_.cin)};
     }
     read = end;
   }
@@ -248,21 +262,36 @@ uint64_t Repeats::hash_of_inputs(const Image& image, int64_t i) const {
   return hash;
 }
 
-uint32_t Repeats::largest_in_tile(const Image& image, int64_t i) const {
-  const int64_t row = i / p_.w / kTile * kTile, col = i % p_.w / kTile * kTile;
-  uint32_t largest = 0;
-  for (int64_t r = row; r < std::min(row + kPatch, height_); ++r)
-    for (int64_t c = col; c < std::min(col + kPatch, width_); ++c)
-      largest = std::max(largest, image.pixels[r * width_ + c].largest);
-  return largest;
+void Repeats::measure_tiles(int64_t row_of_tiles) {
+  const int64_t n = row_of_tiles / p_.tiles_h, tile_row = row_of_tiles % p_.tiles_h;
+  Image& image = images_[n];
+  if (!has_candidates(n)) return;
+  for (int64_t tile_col = 0; tile_col < p_.tiles_w; ++tile_col) {
+    if (!tile_has_candidates(image, tile_row, tile_col)) continue;
+    int32_t largest = 0;
+    for (int64_t row = tile_row * kTile; row < std::min(tile_row * kTile + kPatch, height_); ++row)
+      for (int64_t col = tile_col * kTile; col < std::min(tile_col * kTile + kPatch, width_); ++col)
+        largest = std::max(largest, image.pixels[row * width_ + col].largest);
+    image.largest[tile_row * p_.tiles_w + tile_col] = largest;
+  }
+}
+
+int32_t Repeats::largest_in_tile(const Image& image, int64_t i) const {
+  return image.largest[i / p_.w / kTile * p_.tiles_w + i % p_.w / kTile];
 }
 
 bool Repeats::same_inputs(int64_t n, int64_t i, int64_t j) const {
+  const int64_t row_i = i / p_.w, col_i = i % p_.w, row_j = j / p_.w, col_j = j % p_.w;
+  // Inside of the image three pixels lie one behind the other.
+  const auto inside = [](int64_t at, int64_t size) { return at > 0 && at + 1 < size; };
+  const bool whole_rows = p_.x_strides.stride_w == p_.cin && inside(row_i, p_.h) && inside(row_j, p_.h) &&
+                          inside(col_i, p_.w) && inside(col_j, p_.w);
+  const int64_t pixels = whole_rows ? 3 : 1;
   for (int64_t row = 0; row < 3; ++row) {
-    for (int64_t col = 0; col < 3; ++col) {
-      const float* const a = pixel(n, i / p_.w + row, i % p_.w + col);
-      const float* const b = pixel(n, j / p_.w + row, j % p_.w + col);
-      if (std::memcmp(a, b, p_.cin * sizeof(float)) != 0) return false;
+    for (int64_t col = 0; col < 3; col += pixels) {
+      const float* const a = pixel(n, row_i + row, col_i + col);
+      const float* const b = pixel(n, row_j + row, col_j + col);
+      if (std::memcmp(a, b, pixels * p_.cin * sizeof(float)) != 0) return false;
     }
   }
   return true;
@@ -272,18 +301,23 @@ void Repeats::find_origins(int64_t part) {
   const int64_t n = part / pieces_;
   if (!has_candidates(n)) return;
   Image& image = images_[n];
+  struct Candidate {
+    int32_t index;
+    uint64_t hash;
+  };
+  std::vector<Candidate> candidates;
   Table best(0);
-  for_each_of_part(part, [&](int64_t i) {
-    if (!image.is_candidate[i]) return;
-    int32_t& origin = best.find(hash_of_inputs(image, i), i);
-    if (origin != i && largest_in_tile(image, i) < largest_in_tile(image, origin)) origin = i;
-  });
   for_each_of_part(part, [&](int64_t i) {
     image.origins[i] = i;
     if (!image.is_candidate[i]) return;
-    const int32_t origin = best.find(hash_of_inputs(image, i), i);
-    if (origin != i && same_inputs(n, i, origin)) image.origins[i] = origin;
+    candidates.push_back({static_cast<int32_t>(i), hash_of_inputs(image, i)});
+    int32_t& origin = best.find(candidates.back().hash, i);
+    if (largest_in_tile(image, i) < largest_in_tile(image, origin)) origin = i;
   });
+  for (const Candidate& c : candidates) {
+    const int32_t origin = best.find(c.hash, c.index);
+    if (same_inputs(n, c.index, origin)) image.origins[c.index] = origin;
+  }
 }
 
 std::vector<int64_t> Repeats::tiles() const {

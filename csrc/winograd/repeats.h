@@ -30,6 +30,7 @@ class Repeats {
 
   int64_t padded_rows() const { return p_.n * height_; }  // of all images
   int64_t rows() const { return p_.n * p_.h; }
+  int64_t rows_of_tiles() const { return p_.n * p_.tiles_h; }
   int64_t parts() const { return p_.n * pieces_; }
 
   void make_keys(int64_t padded_row);
@@ -37,6 +38,7 @@ class Repeats {
   void find_candidates(int64_t part);
   bool any_candidates();  // if not, there are no copies, and no further steps
   void read_pixels(int64_t padded_row);
+  void measure_tiles(int64_t row_of_tiles);
   void find_origins(int64_t part);
 
   bool has_candidates(int64_t n) const { return !images_[n].origins.empty(); }
@@ -47,19 +49,20 @@ class Repeats {
 
  private:
   struct Pixel {
-    uint64_t hash;     // of all channels
-    uint32_t largest;  // the bits of the largest absolute value, which are in the order of the values; NaN is above all
+    uint64_t hash;    // of all channels
+    int32_t largest;  // as `largest_of` says
   };
   struct Image {
     std::vector<uint8_t> is_candidate;  // [h w]
     std::unique_ptr<Pixel[]> pixels;    // [height width]; read only where candidates or their tiles need them
+    std::vector<int32_t> largest;       // [tiles_h tiles_w], of the inputs of tiles that have candidates
     std::vector<int32_t> origins;       // [h w]
   };
 
   const float* pixel(int64_t n, int64_t row, int64_t col) const;
   bool tile_has_candidates(const Image& image, int64_t tile_row, int64_t tile_col) const;
   uint64_t hash_of_inputs(const Image& image, int64_t i) const;
-  uint32_t largest_in_tile(const Image& image, int64_t i) const;
+  int32_t largest_in_tile(const Image& image, int64_t i) const;
   bool same_inputs(int64_t n, int64_t i, int64_t j) const;
   template <typename F>
   void for_each_of_part(int64_t part, const F& f) const;
