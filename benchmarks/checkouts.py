@@ -96,6 +96,11 @@ class Checkout:
         return torch.load(Path(folder) / f"{int(self.ask(case))}.pt")
 
 
+def commit_of(path):
+    described = ["git", "-C", path, "describe", "--always", "--dirty", "--abbrev=12"]
+    return subprocess.run(described, check=True, capture_output=True, text=True).stdout.strip()
+
+
 def compare(case, checkouts, rounds, folder):
     (value0, grad0), (value1, grad1) = (checkout.results(case, folder) for checkout in checkouts)
     difference = ((value1 - value0).abs() / value0.abs()).max().item()
@@ -143,6 +148,7 @@ def main():
 
     torch.set_num_threads(args.threads)
     run = Run(torch.device("cpu"))
+    commits = dict(zip(("before", "after"), map(commit_of, args.checkouts), strict=True))
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         checkouts = [Checkout(path.resolve(), args.threads, folder) for path in args.checkouts]
         for checkout in checkouts:
@@ -154,7 +160,7 @@ def main():
             found = compare(case, checkouts, args.rounds, folder)
             print(*case.values(), *(f"{key} {value:.4g}" for key, value in found.items()), sep="  ", flush=True)
             if args.json:
-                append(args.json, {"benchmark": "checkouts", **case, **found, **run.context})
+                append(args.json, {"benchmark": "checkouts", **commits, **case, **found, **run.context})
 
 
 if __name__ == "__main__":
