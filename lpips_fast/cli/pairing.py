@@ -81,8 +81,8 @@ class Follower:
         self.by: PairBy = "index"
         self.index_from: int | None = None  # the frame of A from which on pairs are by index and no longer by time
         self.unused: list[int] = []
-        self.other_numbers = 0  # frames of A that are paired with another number
-        self.other_times = 0  # frames of A that are paired by index with another time
+        self.numbers_differ = 0  # frames of A that are paired with another number
+        self.times_differ = 0  # frames of A that are paired by index with another time
         self._strict = strict
         self._moments = stream.moments()
         self.now = next(self._moments, None)
@@ -101,9 +101,9 @@ class Follower:
                 return None
         if self.now is not None:
             self._used = True
-            self.other_numbers += self.now.number != a.number
+            self.numbers_differ += self.now.number != a.number
             if self.by == "index" and self.now.time is not None and a.time is not None:
-                self.other_times += abs(self.now.time - a.time) > _APART * min(self.now.step, a.step)
+                self.times_differ += abs(self.now.time - a.time) > _APART * min(self.now.step, a.step)
         return self.now
 
     def goes_on(self, last: Moment | None) -> bool:
@@ -170,6 +170,7 @@ class Pairing:
         self._b = Follower(b, strict)
         self._followers = {"b": self._b, **({} if masks is None else {"mask": Follower(masks)})}
         self._count = 0
+        self._is_uneven = False  # whether A and B end apart
         self._untimed: str | None = None  # why all frames from one on are paired by index
         begins = ((a.path, first), (b.path, self._b.now))
         without = [(path, moment) for path, moment in begins if moment is not None and moment.time is None]
@@ -186,16 +187,20 @@ class Pairing:
         last = None
         for a in self._moments:
             self._check_times(a)
-            found = [(follower.path, follower.now, follower.at(a)) for follower in self._followers.values()]
-            for path, before, moment in found:
+            found = [(self._a, a)]
+            for follower in self._followers.values():
+                before, moment = follower.now, follower.at(a)
                 if moment is None:
-                    uneven(f"{path} ends after {0 if before is None else before.number + 1} frames, {self._a} goes on")
+                    self._is_uneven = follower is self._b
+                    uneven(f"{follower.path} ends after {_length(before, follower.by)}, {self._a} goes on")
                     return
-            yield [(self._a, a), *((path, moment) for path, _, moment in found if moment is not None)]
+                found.append((follower.path, moment))
+            yield found
             self._count += 1
             last = a
         if self._b.goes_on(last):
-            uneven(f"{self._a} ends after {self._count} frames, {self._b.path} goes on")
+            self._is_uneven = True
+            uneven(f"{self._a} ends after {_length(last, self.by)}, {self._b.path} goes on")
 
     def _check_times(self, a: Moment) -> None:
         """From a frame without a time on, pairs one by one."""
@@ -219,8 +224,8 @@ class Pairing:
                 "by": follower.by,
                 "index_from": follower.index_from,
                 "first_seconds": [self._start, follower.start],
-                "other_numbers": follower.other_numbers,
-                "other_times": follower.other_times,
+                "numbers_differ": follower.numbers_differ,
+                "times_differ": follower.times_differ,
                 "unused": follower.unused,
             }
             for name, follower in self._followers.items()
@@ -229,36 +234,48 @@ class Pairing:
     def tell(self) -> None:
         """Says where times are missing, and where pairs by time are not those by index."""
         if self._untimed is not None and self._count > 1:
-            output.warn(f"{self._untimed}: from there on frames are paired by index")
+            since = "" if self._b.index_from is None else "from there on "
+            output.warn(f"{self._untimed}: {since}frames are paired by index")
+        if self.by == "time" and self._is_uneven:
+            self._tell_starts()
         for follower in self._followers.values():
             between = f"{self._a} and {follower.path}"
-            if follower.by == "time":
-                starts = [start for start in (self._start, follower.start) if start is not None]
-                if max(starts) - min(starts) > _SAME_START:
-                    begin = " s and ".join(f"{start:.4g}" for start in starts)
-                    output.warn(
-                        f"{between} begin at {begin} s: times count from their first frames, which are compared with "
-                        "each other (if they do not show the same moment, cut the files to a common start)"
-                    )
-                if follower.other_numbers or follower.unused:
-                    output.warn(
-                        f"{between} are paired by time: {follower.other_numbers} of {self._count} pairs have two "
-                        f"frame numbers, {_counted(follower.unused)} of {follower.path} are in no pair "
-                        "(--pair-by index pairs by number)"
-                    )
-            elif follower.other_times:
+            if follower.by == "time" and (follower.numbers_differ or follower.unused):
+                unused = f", and {_listed(follower.unused)} of {follower.path} in none" if follower.unused else ""
                 output.warn(
-                    f"{between} are paired by index: the times of {follower.other_times} of {self._count} pairs differ "
-                    "by more than half a frame (--pair-by time pairs by time)"
+                    f"{between} are paired by time: the frame numbers differ in {follower.numbers_differ} of "
+                    f"{self._count} pairs{unused} (--pair-by index pairs by number)"
+                )
+            if follower.by == "index" and follower.times_differ:
+                output.warn(
+                    f"{between} are paired by index: the times differ by more than half a frame in "
+                    f"{follower.times_differ} of {self._count} pairs (--pair-by time pairs by time)"
                 )
 
+    def _tell_starts(self) -> None:
+        """Says that the first frames have other times; containers often shift a whole file, which does no harm."""
+        starts = [start for start in (self._start, self._b.start) if start is not None]
+        if max(starts) - min(starts) > _SAME_START:
+            begin = " s and ".join(f"{start:.4g}" for start in starts)
+            output.warn(
+                f"{self._a} and {self._b.path} begin at {begin} s: times count from their first frames, which are "
+                "compared with each other (if they do not show the same moment, cut the files to a common start)"
+            )
 
-def _counted(frames: Sequence[int]) -> str:
-    """How many frames there are, and the first few numbers."""
-    if not frames:
+
+def _length(last: Moment | None, by: PairBy) -> str:
+    """How long a stream is that ends with this frame."""
+    if last is None:
         return "0 frames"
+    frames = f"{last.number + 1} frame{'s' if last.number else ''}"
+    seconds = 0.0 if last.time is None else last.time + last.shown_for
+    return f"{frames} ({seconds:.4g} s)" if by == "time" and seconds else frames
+
+
+def _listed(frames: Sequence[int]) -> str:
+    """Frames by their numbers, of many the first ones."""
     some = ", ".join(map(str, frames[:_NAMED])) + (", ..." if len(frames) > _NAMED else "")
-    return f"{len(frames)} frame{'s' if len(frames) > 1 else ''} ({some})"
+    return f"frame {some}" if len(frames) == 1 else f"{len(frames)} frames ({some})"
 
 
 def _start(first: Moment | None) -> float | None:
@@ -269,6 +286,6 @@ def _untimed(path: Path, moment: Moment) -> str:
     """Why a frame cannot be paired by time."""
     if isinstance(moment.frame.image, str):
         return moment.frame.image
-    return (
-        f"{path} frame {moment.number} has no time{', or none after that of the frame before' if moment.number else ''}"
-    )
+    if moment.number == 0:
+        return f"{path} has no times"
+    return f"{path} frame {moment.number} has no time, or none after that of the frame before"
