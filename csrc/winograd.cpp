@@ -196,7 +196,7 @@ void run_with_repeats(Conv& p) {
   each(repeats.rows(), some_rows, &Repeats::combine_keys);
   each(repeats.parts(), 1, &Repeats::find_candidates);
   if (!repeats.any_candidates()) return run(p);
-  each(repeats.padded_rows(), some_rows, &Repeats::read_pixels);
+  each(repeats.padded_rows(), some_rows, &Repeats::hash_pixels);
   each(repeats.rows_of_tiles(), some_rows / kTile, &Repeats::measure_tiles);
   each(repeats.parts(), 1, &Repeats::find_origins);
   const std::vector<int64_t> tiles = repeats.tiles();

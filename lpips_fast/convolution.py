@@ -1,4 +1,4 @@
-"""Convolutions that use TF32 or not as an argument says, where torch has flags for it.
+"""Convolutions whose use of TF32 is an argument, where torch has flags for it.
 
 The flags belong to the whole process. To set them around a call would change what other threads compute. They could not
 be put back either: a flag that was never set reads as the flag that it inherits from. Devices other than CUDA's ignore
@@ -36,13 +36,13 @@ def conv2d_input(
         return grad_of_conv2d.conv2d_input(size, weight, grad, stride, padding)
     # This is a transposed convolution. Its output is padded to the size of x: the last windows may end before x does.
     sides = zip(size[2:], grad.shape[2:], weight.shape[2:], strict=True)
-    rest = [side - ((out - 1) * stride + kernel - 2 * padding) for side, out, kernel in sides]
-    return _convolution(grad, weight, None, stride, padding, rest, True, tf32)
+    output_padding = [side - ((out - 1) * stride + kernel - 2 * padding) for side, out, kernel in sides]
+    return _convolution(grad, weight, None, stride, padding, output_padding, True, tf32)
 
 
-def all_with(tf32: bool | None, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+def tf32_for_all(tf32: bool | None, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """A context in which all convolutions of this thread do as `conv2d`, those of modules that are called, too."""
-    return contextlib.nullcontext() if _follows_flags(tf32, device) else _AllWith(tf32)
+    return contextlib.nullcontext() if _follows_flags(tf32, device) else _TF32ForAll(tf32)
 
 
 def _follows_flags(tf32: bool | None, device: torch.device) -> bool:
@@ -61,7 +61,7 @@ def _convolution(
 ) -> Tensor:
     geometry = ((stride, stride), (padding, padding), (1, 1), transposed, output_padding, 1)
     function = _untraced if torch.compiler.is_compiling() else torch.ops.aten._convolution
-    return function(x, weight, bias, *geometry, *_cudnn(tf32))
+    return function(x, weight, bias, *geometry, *_cudnn_arguments(tf32))
 
 
 @_disable_dynamo
@@ -70,13 +70,13 @@ def _untraced(*args: Any) -> Tensor:
     return torch.ops.aten._convolution(*args)
 
 
-def _cudnn(tf32: bool | None) -> tuple[Any, ...]:
+def _cudnn_arguments(tf32: bool | None) -> tuple[Any, ...]:
     """The arguments that aten._convolution has beyond those of aten.convolution, which takes them from the flags."""
     flags = torch.backends.cudnn
     return flags.benchmark, flags.deterministic or torch.are_deterministic_algorithms_enabled(), flags.enabled, tf32
 
 
-class _AllWith(TorchDispatchMode):
+class _TF32ForAll(TorchDispatchMode):
     def __init__(self, tf32: bool | None) -> None:
         super().__init__()
         self.tf32 = tf32
@@ -85,5 +85,5 @@ class _AllWith(TorchDispatchMode):
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func is torch.ops.aten.convolution.default:
-            func, args = torch.ops.aten._convolution.default, (*args, *_cudnn(self.tf32))
+            func, args = torch.ops.aten._convolution.default, (*args, *_cudnn_arguments(self.tf32))
         return func(*args, **(kwargs or {}))

@@ -16,7 +16,7 @@ _INTERLEAVED, _PLANES = 1, 2  # PlanarConfiguration
 _UNSIGNED, _SIGNED = 1, 2  # SampleFormat
 _NOT_CMYK = 2  # InkSet
 
-# What Pillow takes uncompressed YCbCr to be: the tag, its default in TIFF, and the value.
+# What Pillow takes uncompressed YCbCr to be: the tag, its default in TIFF, and the value that Pillow takes.
 _YCBCR_AS_READ = (
     (Base.PlanarConfiguration, (_INTERLEAVED,), (_INTERLEAVED,)),
     (Base.YCbCrSubSampling, (2, 2), (1, 1)),
@@ -43,7 +43,8 @@ def misread(image: Image.Image) -> str | None:
             "Pillow swaps the bytes of signed and float samples that are big-endian and compressed: save the image as "
             "little-endian, or without compression"
         )
-    if planes and (image.mode in ("LA", "La", "PA") if compressed else bits == 16):
+    scrambled = image.mode in ("LA", "La", "PA") if compressed else bits == 16
+    if planes and scrambled:
         return (
             f"Pillow scrambles {'compressed gray with alpha' if compressed else 'uncompressed samples of 16 bits'} in "
             "separate planes: save the image with interleaved samples (PlanarConfiguration 1)"

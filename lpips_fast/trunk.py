@@ -181,7 +181,7 @@ class Trunk(nn.Module):
         else:
             precision = torch.autocast(x.device.type, dtype)
         taps = []
-        with precision, convolution.all_with(tf32, x.device):
+        with precision, convolution.tf32_for_all(tf32, x.device):
             x = to_dtype(x, own)
             for slice_ in self.slices[:n_taps]:
                 x = slice_(x) if self.trainable else call_frozen(slice_, x)

@@ -87,7 +87,7 @@ def test_argument_instead_of_flags_gives_the_same(monkeypatch, kernel, stride, p
     with Convolutions() as convolutions:
         torch.testing.assert_close(convolution.conv2d(x, weight, bias, stride, padding, tf32), y)
         torch.testing.assert_close(convolution.conv2d_input(x.shape, weight, y, stride, padding, tf32), d_x)
-        with convolution.all_with(tf32, x.device):
+        with convolution.tf32_for_all(tf32, x.device):
             layer = nn.Conv2d(3, 4, kernel, stride, padding, dtype=torch.float64)
             layer(x.requires_grad_()).sum().backward()
     assert convolutions.seen == [tf32, tf32, tf32, "flags"]  # autograd's own backward has no such argument

@@ -136,11 +136,11 @@ class Table {
 
 }  // namespace
 
-Repeats::Repeats(const Conv& p, int64_t pieces)
+Repeats::Repeats(const Conv& p, int64_t parts_of_image)
     : p_(p),
       height_(p.h + 2),
       width_(p.w + 2),
-      pieces_(pieces),
+      parts_of_image_(parts_of_image),
       zeros_(p.cin),
       keys_(new uint32_t[p.n * height_ * width_]),
       combined_(new uint32_t[p.n * p.h * p.w]),
@@ -187,19 +187,19 @@ void Repeats::combine_keys(int64_t row) {
 // Calls f(i) for the outputs of a part.
 template <typename F>
 void Repeats::for_each_of_part(int64_t part, const F& f) const {
-  const int64_t n = part / pieces_, piece = part % pieces_, pixels = p_.h * p_.w;
+  const int64_t n = part / parts_of_image_, of_image = part % parts_of_image_, pixels = p_.h * p_.w;
   const uint32_t* combined = combined_.get() + n * pixels;
   for (int64_t i = 0; i < pixels; ++i)
-    if (pieces_ == 1 || (combined[i] >> 16) % pieces_ == piece) f(i);
+    if (parts_of_image_ == 1 || (combined[i] >> 16) % parts_of_image_ == of_image) f(i);
 }
 
 void Repeats::find_candidates(int64_t part) {
-  const int64_t n = part / pieces_, pixels = p_.h * p_.w;
+  const int64_t n = part / parts_of_image_, pixels = p_.h * p_.w;
   if (pixels > std::numeric_limits<int32_t>::max()) return;
   const uint32_t* combined = combined_.get() + n * pixels;
   std::vector<uint8_t>& is_candidate = images_[n].is_candidate;
   // Of nearly all outputs a filter, which stays in the cache, says that no other has their keys.
-  Filter seen(pixels / pieces_), twice(pixels / pieces_);
+  Filter seen(pixels / parts_of_image_), twice(pixels / parts_of_image_);
   for_each_of_part(part, [&](int64_t i) {
     if (seen.add(combined[i])) twice.add(combined[i]);
   });
@@ -217,8 +217,8 @@ void Repeats::find_candidates(int64_t part) {
 bool Repeats::any_candidates() {
   bool any = false;
   for (int64_t n = 0; n < p_.n; ++n) {
-    const uint8_t* found = found_.get() + n * pieces_;
-    if (!std::any_of(found, found + pieces_, [](uint8_t f) { return f; })) continue;
+    const uint8_t* found = found_.get() + n * parts_of_image_;
+    if (!std::any_of(found, found + parts_of_image_, [](uint8_t f) { return f; })) continue;
     images_[n].pixels.reset(new Pixel[height_ * width_]);
     images_[n].largest.resize(p_.tiles_h * p_.tiles_w);
     images_[n].origins.resize(p_.h * p_.w);
@@ -234,23 +234,23 @@ bool Repeats::tile_has_candidates(const Image& image, int64_t tile_row, int64_t 
   return false;
 }
 
-void Repeats::read_pixels(int64_t padded_row) {
+void Repeats::hash_pixels(int64_t padded_row) {
   const int64_t n = padded_row / height_, row = padded_row % height_;
   const Image& image = images_[n];
   if (!has_candidates(n)) return;
   // Tiles overlap by two rows and two columns of their inputs.
   const int64_t first = std::max<int64_t>(row - kPatch + kTile, 0) / kTile, last = std::min(row / kTile, p_.tiles_h - 1);
-  int64_t read = 0;  // columns before this one are
+  int64_t done = 0;  // columns before this one are
   for (int64_t tile_col = 0; tile_col < p_.tiles_w; ++tile_col) {
     bool needed = false;
     for (int64_t tile_row = first; tile_row <= last; ++tile_row) needed |= tile_has_candidates(image, tile_row, tile_col);
     if (!needed) continue;
     const int64_t end = std::min(tile_col * kTile + kPatch, width_);
-    for (int64_t col = std::max(read, tile_col * kTile); col < end; ++col) {
+    for (int64_t col = std::max(done, tile_col * kTile); col < end; ++col) {
       const float* const x = pixel(n, row, col);
       image.pixels[row * width_ + col] = {hash_of(x, p_.cin), largest_of(x, p_.cin)};
     }
-    read = end;
+    done = end;
   }
 }
 
@@ -298,7 +298,7 @@ bool Repeats::same_inputs(int64_t n, int64_t i, int64_t j) const {
 }
 
 void Repeats::find_origins(int64_t part) {
-  const int64_t n = part / pieces_;
+  const int64_t n = part / parts_of_image_;
   if (!has_candidates(n)) return;
   Image& image = images_[n];
   struct Candidate {
