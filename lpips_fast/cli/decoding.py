@@ -81,9 +81,23 @@ _TRANSFERS = {
     18: "arib-std-b67",
 }
 
-# What H.273 defines alike has one name in a comparison; what is not tagged counts as BT.709 there.
-_PRIMARIES_ALIKE = {"unspecified": "bt709", "smpte240m": "smpte170m"}
-_TRANSFERS_ALIKE = dict.fromkeys(("unspecified", "smpte170m", "bt2020-10", "bt2020-12"), "bt709")
+# Wide gamuts and HDR, by the names that users know: a line says so where A and B differ in these. All other tags, and
+# none, count as alike, because encoders tag one picture as sRGB, BT.709, BT.601 or not at all.
+_WIDE_PRIMARIES = {
+    "film": "film",
+    "bt2020": "BT.2020",
+    "smpte428": "CIE XYZ",
+    "smpte431": "DCI-P3",
+    "smpte432": "Display P3",
+}
+_HDR_TRANSFERS = {
+    "linear": "linear light",
+    "log100": "log 100:1",
+    "log316": "log 316:1",
+    "smpte2084": "PQ",
+    "smpte428": "SMPTE 428",
+    "arib-std-b67": "HLG",
+}
 
 Range = Literal["limited", "full"]
 Source = Literal["tagged", "assumed", "given", "pixel format"]
@@ -378,26 +392,40 @@ def remarks(paths: Sequence[Path], codings: Sequence[Coding | None]) -> list[str
     (path_a, a), (path_b, b) = zip(paths, codings, strict=True)
     if a is None or b is None:
         return told
-    if a.matrix != b.matrix and {a.matrix_source, b.matrix_source} == {"tagged", "assumed"}:
+    other_colors = _wide_or_hdr(a) != _wide_or_hdr(b)
+    if other_colors:
+        told.append(
+            f"{path_a} is {_colors(a)} and {path_b} is {_colors(b)}: primaries and transfer functions are not "
+            "converted, so the distance compares other colours"
+        )
+    # BT.2020 beside an untagged stream of other colours: reading both by one matrix would not make their colours equal.
+    hopeless = other_colors and "bt2020" in (a.matrix, b.matrix)
+    if a.matrix != b.matrix and {a.matrix_source, b.matrix_source} == {"tagged", "assumed"} and not hopeless:
         told.append(
             f"of {path_a} and {path_b} one is tagged with a matrix and the other is not: they are read by {a.matrix} "
             f"({a.matrix_source}) and {b.matrix} ({b.matrix_source}); --color-matrix reads both by one"
         )
-    sources = {a.range_source, b.range_source}
-    if a.range != b.range and "assumed" in sources and sources & {"tagged", "pixel format"}:
+    if a.range != b.range and {a.range_source, b.range_source} == {"tagged", "assumed"}:
         told.append(
             f"of {path_a} and {path_b} one does not say its range: they are read as {a.range} ({a.range_source}) and "
             f"{b.range} ({b.range_source})"
         )
-    for what, of_a, of_b, alike in (
-        ("primaries", a.primaries, b.primaries, _PRIMARIES_ALIKE),
-        ("transfer function", a.transfer, b.transfer, _TRANSFERS_ALIKE),
-    ):
-        if alike.get(of_a, of_a) != alike.get(of_b, of_b):
-            told.append(f"{path_a} and {path_b} differ in their {what}, {of_a} and {of_b}, which is not converted")
     if a.sample_aspect_ratio != b.sample_aspect_ratio:
         told.append(
             f"{path_a} and {path_b} differ in the aspect ratio of a pixel, {a.sample_aspect_ratio} and "
             f"{b.sample_aspect_ratio}; pixels are compared as they are stored"
         )
     return told
+
+
+def _wide_or_hdr(coding: Coding) -> tuple[str | None, str | None]:
+    """Its wide primaries and its transfer function of HDR; None for others."""
+    return _WIDE_PRIMARIES.get(coding.primaries), _HDR_TRANSFERS.get(coding.transfer)
+
+
+def _colors(coding: Coding) -> str:
+    """The primaries and the transfer function that a stream is tagged with."""
+    primaries = _WIDE_PRIMARIES.get(coding.primaries, coding.primaries)
+    transfer = _HDR_TRANSFERS.get(coding.transfer, coding.transfer)
+    tagged = dict.fromkeys(name for name in (primaries, transfer) if name != "unspecified")
+    return " with ".join(tagged) or "untagged"

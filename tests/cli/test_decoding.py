@@ -182,7 +182,7 @@ def test_gray_is_exact(tmp_path, monkeypatch, form, bits, color_range):
         save(tmp_path / "a.mkv", [rgb_frames(picture())[0].reformat(format="bgr0")])
     else:
         save(tmp_path / "a.mkv", [frame], color_range=color_range)
-    [(_, _, coding)] = decoding.decode_video(tmp_path / "a.mkv", lambda image: found.append(np.array(image)), False)
+    [(_, _, coding, _)] = decoding.decode_video(tmp_path / "a.mkv", lambda image: found.append(np.array(image)), False)
     s = 2 ** (bits - 8)
     y = (luma - 16 * s) / (219 * s) if color_range == 1 else luma / (2**bits - 1)
     expected = 255 * np.clip(y, 0, 1)
@@ -387,7 +387,7 @@ def test_ranges_of_which_one_is_assumed(call, trunk, tagged, tmp_path):
         "(assumed)"
     ) in said("tagged.mkv", "untagged.mkv")
     told = said("jpeg.mkv", "untagged.mkv")
-    assert "they are read as full (pixel format) and limited (assumed)" in told
+    assert "range" not in told, "the pixel format says it"
     assert "matrix" not in told, "JPEG's is the one that is assumed"
     assert json.loads((tmp_path / "out.json").read_text())["inputs"]["a"]["range_source"] == "pixel format"
     assert "they are read as limited (tagged) and full (assumed)" in said("limited.mkv", "gray.mkv")
@@ -397,35 +397,61 @@ def test_ranges_of_which_one_is_assumed(call, trunk, tagged, tmp_path):
 
 
 def test_primaries_and_transfer_functions_are_not_converted(call, trunk, tagged, tmp_path):
-    tagged("a.mkv", colorspace=1, color_primaries=9, color_trc=16)
-    tagged("b.mkv", colorspace=1, color_primaries=1, color_trc=1)
-    tagged("c.mkv", colorspace=1)
-    told = call("video", "a.mkv", "b.mkv", "--json", "out.json", *trunk)
-    assert "a.mkv and b.mkv differ in their primaries, bt2020 and bt709, which is not converted" in told
-    assert "a.mkv and b.mkv differ in their transfer function, smpte2084 and bt709, which is not converted" in told
+    """One line says so, and none names the matrix: no choice of it makes the colours equal."""
+    tagged("hdr.mkv", colorspace=9, color_primaries=9, color_trc=16)
+    tagged("sdr.mkv", colorspace=1, color_primaries=1, color_trc=1)
+    tagged("untagged.mkv")
+    told = call("video", "hdr.mkv", "untagged.mkv", "--json", "out.json", *trunk)
+    assert told.count("converted") == 1
+    assert "matrix" not in told
+    assert (
+        "lpips-fast: hdr.mkv is BT.2020 with PQ and untagged.mkv is untagged: primaries and transfer functions are not "
+        "converted, so the distance compares other colours"
+    ) in told
     document = json.loads((tmp_path / "out.json").read_text())
-    assert document["summary"]["max"] == 0
     assert (document["inputs"]["a"]["primaries"], document["inputs"]["a"]["transfer"]) == ("bt2020", "smpte2084")
-    assert "not converted" not in call("video", "b.mkv", "c.mkv", *trunk), "unspecified counts as bt709"
-    assert "smpte2084 and unspecified" in call("video", "a.mkv", "c.mkv", *trunk)
+    assert "sdr.mkv is bt709 and hdr.mkv is BT.2020 with PQ: primaries" in call("video", "sdr.mkv", "hdr.mkv", *trunk)
 
 
-def test_what_h273_defines_alike_does_not_differ(tmp_path, tagged):
-    tagged("a.mkv", colorspace=1, color_primaries=6, color_trc=1)
+SDR_PRIMARIES = ["unspecified", "bt709", "bt470m", "bt470bg", "smpte170m", "smpte240m", "ebu3213"]
+SDR_TRANSFERS = [
+    *["unspecified", "bt709", "gamma22", "gamma28", "smpte170m", "smpte240m", "iec61966-2-4", "bt1361e"],
+    *["iec61966-2-1", "bt2020-10", "bt2020-12"],
+]
+
+
+@pytest.mark.parametrize(
+    "what, near, far",
+    [
+        ("primaries", SDR_PRIMARIES, ["film", "bt2020", "smpte428", "smpte431", "smpte432"]),
+        ("transfer", SDR_TRANSFERS, ["linear", "log100", "log316", "smpte2084", "smpte428", "arib-std-b67"]),
+    ],
+    ids=["primaries", "transfer"],
+)
+def test_what_is_told_of_colors(tmp_path, tagged, what, near, far):
+    """Encoders tag one picture as sRGB, BT.709, BT.601 or nothing; wide gamuts and HDR are other colours."""
+    tagged("a.mkv", colorspace=1)
     _, coding = read(tmp_path / "a.mkv")
-    paths = [tmp_path / "a.mkv"] * 2
 
-    def told(a: dict[str, str], b: dict[str, str]) -> list[str]:
-        return decoding.remarks(paths, [coding._replace(**a), coding._replace(**b)])
+    def told(a: str, b: str) -> list[str]:
+        return decoding.remarks(["a", "b"], [coding._replace(**{what: a}), coding._replace(**{what: b})])
 
-    alike = ["unspecified", "bt709", "smpte170m", "bt2020-10", "bt2020-12"]
-    for a in alike:
-        for b in alike:
-            assert not told({"transfer": a}, {"transfer": b})
-        for b in ("smpte240m", "gamma22", "smpte2084", "arib-std-b67", "iec61966-2-1"):
-            assert "differ in their transfer function" in " ".join(told({"transfer": a}, {"transfer": b}))
-    assert not told({"primaries": "smpte170m"}, {"primaries": "smpte240m"})
-    assert told({"primaries": "bt709"}, {"primaries": "smpte170m"})
+    names = decoding._PRIMARIES if what == "primaries" else decoding._TRANSFERS
+    assert {*near, *far} == set(names.values())
+    for a in names.values():
+        for b in names.values():
+            alike = a == b or (a in near and b in near)
+            assert len(told(a, b)) == (not alike), (a, b)
+
+
+def test_a_wide_gamut_beside_a_matrix_that_is_assumed(tmp_path, tagged):
+    """A second line names --color-matrix, which makes the matrices equal."""
+    tagged("a.mkv", colorspace=1, color_primaries=12, color_trc=1)
+    tagged("b.mkv")
+    codings = [read(tmp_path / name)[1] for name in ("a.mkv", "b.mkv")]
+    colors, matrix = decoding.remarks(["a", "b"], codings)
+    assert colors.startswith("a is Display P3 with bt709 and b is untagged: primaries")
+    assert "one is tagged with a matrix" in matrix
 
 
 def test_pixels_that_are_not_square(call, trunk, tagged, tmp_path):
