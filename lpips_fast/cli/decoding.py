@@ -392,19 +392,22 @@ def remarks(paths: Sequence[Path], codings: Sequence[Coding | None]) -> list[str
     (path_a, a), (path_b, b) = zip(paths, codings, strict=True)
     if a is None or b is None:
         return told
-    other_colors = _wide_or_hdr(a) != _wide_or_hdr(b)
-    if other_colors:
+    other_matrices = a.matrix != b.matrix and {a.matrix_source, b.matrix_source} == {"tagged", "assumed"}
+    if _wide_or_hdr(a) != _wide_or_hdr(b):
+        hint = " (if one merely lacks its tags, --color-matrix reads both by one matrix)" if other_matrices else ""
         told.append(
             f"{path_a} is {_colors(a)} and {path_b} is {_colors(b)}: primaries and transfer functions are not "
-            "converted, so the distance compares other colours"
+            f"converted, so the distance compares other colours{hint}"
         )
-    # BT.2020 beside an untagged stream of other colours: reading both by one matrix would not make their colours equal.
-    hopeless = other_colors and "bt2020" in (a.matrix, b.matrix)
-    if a.matrix != b.matrix and {a.matrix_source, b.matrix_source} == {"tagged", "assumed"} and not hopeless:
+    elif other_matrices:
         told.append(
             f"of {path_a} and {path_b} one is tagged with a matrix and the other is not: they are read by {a.matrix} "
             f"({a.matrix_source}) and {b.matrix} ({b.matrix_source}); --color-matrix reads both by one"
         )
+    if (a.width, a.height) != (b.width, b.height):
+        for path, coding in ((path_a, a), (path_b, b)):
+            if coding.rotation in (90, 270):
+                told.append(f"{path} was turned by {coding.rotation} degrees, as its display matrix says")
     if a.range != b.range and {a.range_source, b.range_source} == {"tagged", "assumed"}:
         told.append(
             f"of {path_a} and {path_b} one does not say its range: they are read as {a.range} ({a.range_source}) and "

@@ -290,6 +290,17 @@ def test_videos_and_masks_are_turned(call, trunk, tmp_path):
     assert (document["inputs"]["b"]["width"], document["inputs"]["b"]["height"]) == (64, 48)
 
 
+def test_a_turn_is_told_where_sizes_differ(call, trunk, tmp_path):
+    save(tmp_path / "a.mov", rgb_frames(picture(), 5), "png")
+    save(tmp_path / "rot.mov", rgb_frames(picture(), 5), "png", display=display_matrix(90, False))
+    told = call("video", "a.mov", "rot.mov", *trunk, status=1)
+    assert told.count("turned") == 1
+    assert "rot.mov was turned by 90 degrees, as its display matrix says" in told
+    assert told.count("sizes differ") == 1
+    assert "frames 0 to 4: sizes differ: a.mov is 64 x 48, rot.mov 48 x 64 (--resize or --crop makes" in told
+    assert "turned" not in call("video", "rot.mov", "rot.mov", *trunk)
+
+
 def test_other_angles_are_not_turned(call, trunk, tmp_path):
     save(tmp_path / "a.mov", rgb_frames(picture()), "png")
     save(tmp_path / "b.mov", rgb_frames(picture()), "png", display=display_matrix(30, False))
@@ -397,20 +408,23 @@ def test_ranges_of_which_one_is_assumed(call, trunk, tagged, tmp_path):
 
 
 def test_primaries_and_transfer_functions_are_not_converted(call, trunk, tagged, tmp_path):
-    """One line says so, and none names the matrix: no choice of it makes the colours equal."""
+    """One line says so, of the matrix, too."""
     tagged("hdr.mkv", colorspace=9, color_primaries=9, color_trc=16)
     tagged("sdr.mkv", colorspace=1, color_primaries=1, color_trc=1)
     tagged("untagged.mkv")
     told = call("video", "hdr.mkv", "untagged.mkv", "--json", "out.json", *trunk)
     assert told.count("converted") == 1
-    assert "matrix" not in told
+    assert "tagged with a matrix" not in told
     assert (
         "lpips-fast: hdr.mkv is BT.2020 with PQ and untagged.mkv is untagged: primaries and transfer functions are not "
-        "converted, so the distance compares other colours"
+        "converted, so the distance compares other colours (if one merely lacks its tags, --color-matrix reads both by "
+        "one matrix)"
     ) in told
     document = json.loads((tmp_path / "out.json").read_text())
     assert (document["inputs"]["a"]["primaries"], document["inputs"]["a"]["transfer"]) == ("bt2020", "smpte2084")
-    assert "sdr.mkv is bt709 and hdr.mkv is BT.2020 with PQ: primaries" in call("video", "sdr.mkv", "hdr.mkv", *trunk)
+    told = call("video", "sdr.mkv", "hdr.mkv", *trunk)
+    assert "sdr.mkv is bt709 and hdr.mkv is BT.2020 with PQ: primaries" in told
+    assert "--color-matrix" not in told
 
 
 SDR_PRIMARIES = ["unspecified", "bt709", "bt470m", "bt470bg", "smpte170m", "smpte240m", "ebu3213"]
@@ -442,16 +456,6 @@ def test_what_is_told_of_colors(tmp_path, tagged, what, near, far):
         for b in names.values():
             alike = a == b or (a in near and b in near)
             assert len(told(a, b)) == (not alike), (a, b)
-
-
-def test_a_wide_gamut_beside_a_matrix_that_is_assumed(tmp_path, tagged):
-    """A second line names --color-matrix, which makes the matrices equal."""
-    tagged("a.mkv", colorspace=1, color_primaries=12, color_trc=1)
-    tagged("b.mkv")
-    codings = [read(tmp_path / name)[1] for name in ("a.mkv", "b.mkv")]
-    colors, matrix = decoding.remarks(["a", "b"], codings)
-    assert colors.startswith("a is Display P3 with bt709 and b is untagged: primaries")
-    assert "one is tagged with a matrix" in matrix
 
 
 def test_pixels_that_are_not_square(call, trunk, tagged, tmp_path):

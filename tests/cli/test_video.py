@@ -172,7 +172,7 @@ def test_masks_frame_by_frame(masked, expected, tmp_path):
     (tmp_path / "masks" / "f4.png").unlink()
     rows, said = masked("masks", status=1)
     assert "masks ends after 4 frames, a goes on" in said
-    assert rows[2]["error"].startswith("masks frame 2: the mask is 0 in every pixel compared")
+    assert rows[2]["error"].startswith("masks: the mask is 0 in every pixel compared")
     assert "f3.png cannot be read" in rows[3]["error"]
     assert [row["lpips"] for row in rows[:2]] == expected(masks(2))
 
@@ -199,7 +199,7 @@ def test_alpha_of_the_frames(masked, expected, tmp_path):
     for a in ("clear", "clear.webp"):
         assert [row["lpips"] for row in masked("alpha", a=a)[0]] == expected(masks(5), clear)
     rows, _ = masked("alpha", status=1)
-    assert rows[4]["error"].startswith("a frame 4 has no alpha channel, and --mask alpha takes that of A")
+    assert rows[4]["error"].startswith("a has no alpha channel, and --mask alpha takes that of A")
 
 
 def save_video(path, form, arrays):
@@ -327,6 +327,30 @@ def test_a_full_alpha_channel_is_told(call, trunk, tmp_path):
 def test_a_folder_of_masks_called_alpha(masked, expected, tmp_path):
     save_frames(tmp_path / "alpha", map(Image.fromarray, masks(5)))
     assert [row["lpips"] for row in masked("./alpha")[0]] == expected(masks(5))
+
+
+def test_errors_are_told_once_for_all_their_frames(call, trunk, tmp_path):
+    save_frames(tmp_path / "a", frames(30, 0))
+    small = frames(30, 0)
+    for n in (*range(5), 7, *range(10, 30)):
+        small[n] = small[n].crop((0, 0, 20, 30))
+    save_frames(tmp_path / "b", small)
+    videos = ("video", "a", "b", "--json", "out.json", *trunk)
+    told = call(*videos, status=1)
+    assert told.count("sizes differ") == 1
+    reason = "sizes differ: a is 64 x 48, b 20 x 30 (--resize or --crop makes them equal)"
+    assert f"lpips-fast: frames 0 to 4, 7, 10 to 29: {reason}" in told
+    rows = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert [row.get("error") for row in rows] == [None if n in (5, 6, 8, 9) else reason for n in range(30)]
+    assert f"frame 0: {reason}" in call("video", "a", "b", "--strict", *trunk, status=1)
+
+
+def test_frames_with_gaps_are_counted(call, trunk, tmp_path):
+    """Errors of every second frame."""
+    save_frames(tmp_path / "a", frames(24, 0))
+    save_frames(tmp_path / "b", [image.crop((0, 0, 40 - 4 * (n % 2), 40)) for n, image in enumerate(frames(24, 0))])
+    told = call("video", "a", "b", *trunk, status=1)
+    assert "12 frames (1, 3, 5, 7, 9, 11, 13, 15, 17, 19, ...): sizes differ" in told
 
 
 def test_mistakes(call, trunk, tmp_path):
