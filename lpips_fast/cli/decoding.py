@@ -123,7 +123,7 @@ class Coding(NamedTuple):
 
 
 class Frame(NamedTuple):
-    seconds: float | None  # from the start, where the file says
+    seconds: float | None  # the presentation time, as the file gives it; the first may have another than 0
     image: Any  # a Picture, or what `weights_of` makes; a string says why it cannot be read
     coding: Coding | None = None  # of a video file's
     duration: float | None = None  # seconds that it is shown for, as the file says
@@ -155,7 +155,7 @@ def decode_video(
     try:
         container = av.open(str(path))
     except (av.FFmpegError, OSError) as error:
-        raise ReadError(f"{path} cannot be read as a video: {error}") from error
+        raise ReadError(f"{path} cannot be read as a video: {_without_number(error)}") from error
     with container:
         if not container.streams.video:
             raise ReadError(f"{path} has no video in it")
@@ -172,7 +172,12 @@ def decode_video(
                 yield frame
                 n += 1
         except (av.FFmpegError, OSError) as error:
-            yield Frame(None, f"{path} breaks off at frame {n}: {error}")
+            yield Frame(None, f"{path} breaks off at frame {n}: {_without_number(error)}")
+
+
+def _without_number(error: Any) -> str:
+    """What an error of FFmpeg or of the system says, without its number and the file's name."""
+    return error.strerror or str(error)
 
 
 def _import_av(path: Path) -> Any:

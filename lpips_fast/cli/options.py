@@ -26,7 +26,7 @@ UNREAD = 141  # as of a program that SIGPIPE ends
 
 MODEL_PANEL = "The distance"
 RUN_PANEL = "The run"
-IMAGES_PANEL = "Image files"
+IMAGES_PANEL = "Reading files"
 OUTPUT_PANEL = "Output"
 
 _WRITE_FOLDERS = ("train",)  # commands whose --output is a folder

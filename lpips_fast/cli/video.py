@@ -140,13 +140,13 @@ def _run(pairs: Iterator[FramePair], model: Model, rows: dict[int, Row], journal
 
 def _compute(unit: range, frames: Iterator[FramePair], model: Model, rows: dict[int, Row], journal: Journal) -> int:
     """Computes a unit of frames, read as the network takes them, unless each has its row; how many there were."""
-    read = {}
+    read: dict[int, tuple[float | None, int]] = {}  # the time and the number in B, by number in A
 
     def pairs() -> Iterator[tuple[int, Pair | str]]:
         for n, (seconds, number_b, pair) in zip(unit, frames, strict=False):
             if isinstance(pair, str) and model.settings.strict:
                 raise ReadError(f"frame {n}: {pair}")
-            read[n] = {"frame": n, "frame_b": number_b, "seconds": seconds}
+            read[n] = seconds, number_b
             yield n, pair
 
     if all(n in rows for n in unit):
@@ -154,8 +154,9 @@ def _compute(unit: range, frames: Iterator[FramePair], model: Model, rows: dict[
         return len(read)
     for n, outcome in sorted(model.outcomes(pairs()).items()):
         if n not in rows:
+            seconds, number_b = read[n]
             found: Row = {"lpips": None, "error": outcome} if isinstance(outcome, str) else {"lpips": outcome}
-            rows[n] = {**read[n], **found}
+            rows[n] = {"frame": n, "seconds": seconds, **found, "frame_b": number_b}
             journal.append([rows[n]])
     return len(read)
 
@@ -181,7 +182,7 @@ def _named(frames: list[int]) -> str:
 def _from_file(row: Row) -> Row:
     """A result as it was read, whose numbers may be text."""
     numbers = {key: None if row[key] in (None, "") else float(row[key]) for key in ("seconds", "lpips")}
-    return {"frame": int(row["frame"]), "frame_b": int(row["frame_b"]), **numbers}
+    return {"frame": int(row["frame"]), **numbers, "frame_b": int(row["frame_b"])}
 
 
 def register(app: typer.Typer) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +18,8 @@ from lpips_fast.cli import video
 from lpips_fast.cli.frames import FramePair
 
 from .conftest import save_noise, soft_disc
+
+ROOT = Path(__file__).parents[2]
 
 
 def frames(n: int, noise: float) -> list[Image.Image]:
@@ -358,10 +363,31 @@ def test_mistakes(call, trunk, tmp_path):
     (tmp_path / "a").mkdir()
     save_noise(tmp_path / "a" / "0.png", 0)
     told = call("video", "a", "a", "--mask", "nothere", *trunk, status=1)
-    assert "--mask: no video, animation or folder of frames nothere" in told
+    assert "--mask: nothere: no such file or folder" in told
     (tmp_path / "broken.mp4").write_bytes(b"no video")
-    assert "no video, animation or folder of frames nowhere.mp4" in call(
-        "video", "nowhere.mp4", "a.png", *trunk, status=1
-    )
+    assert "error: nowhere.mp4: no such file or folder" in call("video", "nowhere.mp4", "a.png", *trunk, status=1)
+    os.mkfifo("pipe.mp4")
+    assert "pipe.mp4: neither a file nor a folder" in call("video", "pipe.mp4", "a.png", *trunk, status=1)
     pytest.importorskip("av", reason="video files need PyAV")
-    assert "broken.mp4 cannot be read as a video" in call("video", "broken.mp4", "a.png", *trunk, status=1)
+    told = call("video", "broken.mp4", "a.png", *trunk, status=1)
+    assert told.endswith("broken.mp4 cannot be read as a video: Invalid data found when processing input")
+
+
+def test_the_example_of_a_document(call, trunk, tmp_path):
+    """That of docs/cli.md has the keys of a real one, and its rows the order of the columns."""
+    save_video(tmp_path / "a.mkv", "gray", masks(2))
+    call("video", "a.mkv", "a.mkv", "--json", "out.json", "--csv", "out.csv", *trunk)
+    document = json.loads((tmp_path / "out.json").read_text())
+    [text] = re.findall("```json\n(.*?)```", (ROOT / "docs" / "cli.md").read_text(encoding="utf-8"), re.DOTALL)
+    example = json.loads(text)
+    assert list(example) == list(document)
+    assert set(example["settings"]) < set(document["settings"])
+    for get in (
+        lambda d: d["inputs"]["a"],
+        lambda d: d["pairing"]["b"],
+        lambda d: d["summary"],
+        lambda d: d["results"][0],
+    ):
+        assert list(get(example)) == list(get(document))
+    columns = (tmp_path / "out.csv").read_text().split("\n")[0].split(",")
+    assert list(document["results"][0]) == [name for name in columns if name not in ("error", "run")]
