@@ -178,7 +178,7 @@ def test_gray_is_exact(tmp_path, monkeypatch, form, bits, color_range):
     found = []
     if form.startswith("ya16"):  # which no codec takes here but PNG, which tags it as full
         frame.color_range = color_range
-        monkeypatch.setattr(decoding, "_decoded", lambda *_: iter([decoding._Decoded(frame, frame, False)]))
+        monkeypatch.setattr(decoding, "_raw_frames", lambda *_: iter([decoding._RawFrame(frame, frame, False)]))
         save(tmp_path / "a.mkv", [rgb_frames(picture())[0].reformat(format="bgr0")])
     else:
         save(tmp_path / "a.mkv", [frame], color_range=color_range)
@@ -613,7 +613,7 @@ def test_a_file_that_breaks_off(tmp_path):
     assert all(
         np.array_equal(image.pixels, frame.to_ndarray()) for image, frame in zip(found[:5], frames, strict=False)
     )
-    assert "a.mov breaks off at frame 5" in found[5]
+    assert "a.mov breaks off at frame 5: Invalid data found" in found[5]
 
 
 def test_old_versions_of_pyav_are_refused(tmp_path, monkeypatch):
