@@ -28,6 +28,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -42,7 +43,7 @@ _LEAST_PYAV = 17  # older ones convert without regard to the frame's matrix and 
 # Decoders that keep the alpha channel of a format whose decoder in FFmpeg itself drops it.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
-# The names of the codes of ITU-T H.273, which frames carry as tags. Of the matrices, those that swscale converts.
+# Frames carry codes of ITU-T H.273 as tags; these are their names. The matrices are those that swscale converts.
 _MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020"}
 _MATRIX_CODES = {name: code for code, name in _MATRICES.items()}
 _NO_MATRIX = (0, 2, 3)  # RGB, which YUV is not; unspecified; reserved
@@ -81,9 +82,23 @@ _TRANSFERS = {
     18: "arib-std-b67",
 }
 
-# What H.273 defines alike has one name in a comparison; what is not tagged counts as BT.709 there.
-_PRIMARIES_ALIKE = {"unspecified": "bt709", "smpte240m": "smpte170m"}
-_TRANSFERS_ALIKE = dict.fromkeys(("unspecified", "smpte170m", "bt2020-10", "bt2020-12"), "bt709")
+# Wide gamuts and HDR, by the names that users know: a line says so where A and B differ in these. All other tags, and
+# none, count as alike, because encoders tag one picture as sRGB, BT.709, BT.601 or not at all.
+_WIDE_PRIMARIES = {
+    "film": "film",
+    "bt2020": "BT.2020",
+    "smpte428": "CIE XYZ",
+    "smpte431": "DCI-P3",
+    "smpte432": "Display P3",
+}
+_HDR_TRANSFERS = {
+    "linear": "linear light",
+    "log100": "log 100:1",
+    "log316": "log 316:1",
+    "smpte2084": "PQ",
+    "smpte428": "SMPTE 428",
+    "arib-std-b67": "HLG",
+}
 
 Range = Literal["limited", "full"]
 Source = Literal["tagged", "assumed", "given", "pixel format"]
@@ -109,13 +124,15 @@ class Coding(NamedTuple):
 
 
 class Frame(NamedTuple):
-    seconds: float | None  # from the start, where the file says
+    seconds: float | None  # the presentation time, as the file gives it; the first may have another than 0
     image: Any  # a Picture, or what `weights_of` makes; a string says why it cannot be read
     coding: Coding | None = None  # of a video file's
     duration: float | None = None  # seconds that it is shown for, as the file says
 
 
-class _Decoded(NamedTuple):
+class _RawFrame(NamedTuple):
+    """A frame as PyAV gives it, before its conversion to RGB."""
+
     frame: Any
     tags: Any  # the frame that has its tags
     alpha_dropped: bool  # whether it has an alpha channel that was not decoded
@@ -124,14 +141,16 @@ class _Decoded(NamedTuple):
 def decode_video(
     path: Path, convert: Callable[[Image.Image], Any], rgb: bool, color_matrix: str = "auto"
 ) -> Iterator[Frame]:
-    """The frames of a video file; with `rgb` these are pictures, and without alpha need no conversion.
+    """The frames of a video file.
+
+    With `rgb`, images are `Picture`s; `convert` is called only for frames with alpha.
 
     Args:
-        path: the file, of which the first video stream is read.
-        convert: makes what is asked for of a frame, RGB or RGBA of 8 bits.
-        rgb: whether that is a `Picture`.
-        color_matrix: bt601, bt709 or bt2020, by which YUV becomes RGB whatever the stream says; auto: by the stream's
-            tag, and without one bt601, as FFmpeg and OpenCV do.
+        path: the file; its first video stream is read.
+        convert: makes the image of a frame, which it gets as RGB or RGBA of 8 bits.
+        rgb: whether `convert` makes a `Picture`.
+        color_matrix: bt601, bt709 or bt2020 converts YUV whatever the stream's tag says; auto goes by the tag, and
+            takes bt601 without one, as FFmpeg and OpenCV do.
 
     Raises:
         ReadError: the file cannot be read, or is tagged with a matrix that cannot be converted.
@@ -141,7 +160,7 @@ def decode_video(
     try:
         container = av.open(str(path))
     except (av.FFmpegError, OSError) as error:
-        raise ReadError(f"{path} cannot be read as a video: {error}") from error
+        raise ReadError(f"{path} cannot be read as a video: {_without_number(error)}") from error
     with container:
         if not container.streams.video:
             raise ReadError(f"{path} has no video in it")
@@ -149,16 +168,19 @@ def decode_video(
         stream.thread_type = "AUTO"
         # AVI gives frames that are stored out of order the times of others.
         timed = not (container.format.name == "avi" and stream.codec_context.has_b_frames)
-        read = functools.partial(
-            _read, path, stream, timed, av.video.reformatter.VideoReformatter(), convert, rgb, color_matrix
-        )
+        read = _Reader(path, stream, timed, av.video.reformatter.VideoReformatter(), convert, rgb, color_matrix)
         n = 0
         try:
-            for frame in _one_ahead(read, _decoded(av, path, container, stream)):
+            for frame in _one_ahead(read, _raw_frames(av, path, container, stream)):
                 yield frame
                 n += 1
         except (av.FFmpegError, OSError) as error:
-            yield Frame(None, f"{path} breaks off at frame {n}: {error}")
+            yield Frame(None, f"{path} breaks off at frame {n}: {_without_number(error)}")
+
+
+def _without_number(error: Any) -> str:
+    """What an error of FFmpeg or of the system says, without its number and the file's name."""
+    return error.strerror or str(error)
 
 
 def _import_av(path: Path) -> Any:
@@ -172,8 +194,8 @@ def _import_av(path: Path) -> Any:
     return av
 
 
-def _decoded(av: Any, path: Path, container: Any, stream: Any) -> Iterator[_Decoded | Exception]:
-    """The frames as they are decoded; an error is the last."""
+def _raw_frames(av: Any, path: Path, container: Any, stream: Any) -> Iterator[_RawFrame | Exception]:
+    """The frames of a stream. Where decoding breaks off, the error comes last."""
     decoder_name = _ALPHA_DECODERS.get(stream.codec_context.name)
     metadata = {key.lower(): value for key, value in stream.metadata.items()}
     has_alpha = decoder_name is not None and metadata.get("alpha_mode") == "1"
@@ -184,7 +206,7 @@ def _decoded(av: Any, path: Path, container: Any, stream: Any) -> Iterator[_Deco
     try:
         if decoder is None:
             for frame in container.decode(stream):
-                yield _Decoded(frame, frame, has_alpha)
+                yield _RawFrame(frame, frame, has_alpha)
             return
         # A decoder of its own does not know the container's tags; the stream's decoder puts them on its frames.
         with av.open(str(path)) as again:
@@ -192,19 +214,19 @@ def _decoded(av: Any, path: Path, container: Any, stream: Any) -> Iterator[_Deco
         decoder.extradata = stream.codec_context.extradata
         for packet in container.demux(stream):
             for frame in decoder.decode(packet):
-                yield _Decoded(frame, tags or frame, False)
+                yield _RawFrame(frame, tags or frame, False)
     except (av.FFmpegError, OSError) as error:
         yield error
 
 
 def _one_ahead(
-    read: Callable[[_Decoded | Exception], Frame], decoded: Iterator[_Decoded | Exception]
+    read: Callable[[_RawFrame | Exception], Frame], raw_frames: Iterator[_RawFrame | Exception]
 ) -> Iterator[Frame]:
-    """What is read of each decoded frame, by a thread, while the next one is decoded."""
+    """The results of `read`, which a thread calls for each raw frame while the next one is decoded."""
     with ThreadPoolExecutor(1) as thread:
         found: Future[Frame] | None = None
-        for frame in decoded:
-            following = thread.submit(read, frame)
+        for raw in raw_frames:
+            following = thread.submit(read, raw)
             if found is not None:
                 yield found.result()
             found = following
@@ -212,35 +234,38 @@ def _one_ahead(
             yield found.result()
 
 
-def _read(
-    path: Path,
-    stream: Any,
-    timed: bool,
-    reformatter: Any,
-    convert: Callable[[Image.Image], Any],
-    rgb: bool,
-    color_matrix: str,
-    decoded: _Decoded | Exception,
-) -> Frame:
-    """What `decode_video` gives of a decoded frame; raises what broke off the decoding."""
-    if isinstance(decoded, Exception):
-        raise decoded
-    coding = _coding(path, stream, decoded, color_matrix)
-    pixels = _turned(_pixels(reformatter, decoded.frame, coding), coding)
-    whole = rgb and pixels.shape[-1] == 3
-    image = Picture(pixels, False, None) if whole else convert(Image.fromarray(pixels))
-    frame = decoded.frame
-    duration = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else None
-    return Frame(frame.time if timed else None, image, coding, duration)
+@dataclass
+class _Reader:
+    """Makes the frames that `decode_video` gives of a stream's raw frames."""
+
+    path: Path
+    stream: Any
+    timed: bool  # whether the file gives each frame its own time
+    reformatter: Any
+    convert: Callable[[Image.Image], Any]
+    rgb: bool
+    color_matrix: str
+
+    def __call__(self, raw: _RawFrame | Exception) -> Frame:
+        """A frame in RGB, turned; raises the error that decoding broke off with."""
+        if isinstance(raw, Exception):
+            raise raw
+        frame = raw.frame
+        coding = _coding(self.path, self.stream, raw, self.color_matrix)
+        pixels = _turned(_pixels(self.reformatter, frame, coding), coding)
+        whole = self.rgb and pixels.shape[-1] == 3
+        image = Picture(pixels, False, None) if whole else self.convert(Image.fromarray(pixels))
+        duration = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else None
+        return Frame(frame.time if self.timed else None, image, coding, duration)
 
 
-def _coding(path: Path, stream: Any, decoded: _Decoded, color_matrix: str) -> Coding:
-    frame, tags, alpha_dropped = decoded
+def _coding(path: Path, stream: Any, raw: _RawFrame, color_matrix: str) -> Coding:
+    frame, tags, alpha_dropped = raw
     matrix: str | None = None
     matrix_source: Source | None = None
     if _is_yuv(frame.format):
         matrix, matrix_source = _matrix(path, tags.colorspace, color_matrix)
-    limits, range_source = _range(frame.format, tags.color_range)
+    range_, range_source = _range(frame.format, tags.color_range)
     rotation, mirrored = _orientation(tags)
     width, height = frame.width, frame.height
     aspect = stream.sample_aspect_ratio or 1
@@ -251,7 +276,7 @@ def _coding(path: Path, stream: Any, decoded: _Decoded, color_matrix: str) -> Co
         pixel_format=frame.format.name,
         matrix=matrix,
         matrix_source=matrix_source,
-        range=limits,
+        range=range_,
         range_source=range_source,
         primaries=_PRIMARIES.get(tags.color_primaries, str(tags.color_primaries)),
         transfer=_TRANSFERS.get(tags.color_trc, str(tags.color_trc)),
@@ -277,7 +302,7 @@ def _has_alpha(form: Any) -> bool:
 
 
 def _matrix(path: Path, code: int, color_matrix: str) -> tuple[str, Source]:
-    """The matrix by which YUV is tagged, or is to be read."""
+    """The matrix that converts a frame from YUV, and where it comes from."""
     if color_matrix != "auto":
         return color_matrix, "given"
     if code in _NO_MATRIX:
@@ -291,7 +316,7 @@ def _matrix(path: Path, code: int, color_matrix: str) -> tuple[str, Source]:
 
 
 def _range(form: Any, code: int) -> tuple[Range, Source | None]:
-    """The range that a frame is tagged with, or is to be read by."""
+    """The range of a frame's values, and where it comes from."""
     if form.name.startswith("yuvj"):
         return "full", "pixel format"
     if not (_is_yuv(form) or _is_gray(form)):
@@ -305,6 +330,7 @@ def _orientation(frame: Any) -> tuple[int | None, bool]:
     """The rotation and the mirroring that a frame's display matrix asks for.
 
     The matrix begins with a, b, _, c, d: the point (x, y) of the frame, y downwards, is shown at (ax + cy, bx + dy).
+    A negative determinant ad - bc mirrors.
     """
     found = frame.side_data.get("DISPLAYMATRIX")
     if found is None:
@@ -325,7 +351,10 @@ def _turned(pixels: np.ndarray, coding: Coding) -> np.ndarray:
 
 
 def _pixels(reformatter: Any, frame: Any, coding: Coding) -> np.ndarray:
-    """RGB, or RGBA where there is an alpha channel, uint8 [H, W, C]."""
+    """RGB, or RGBA where there is an alpha channel, uint8 [H, W, C].
+
+    This sets colorspace and color_range of a YUV frame to those of `coding`: the conversion goes by them.
+    """
     form = frame.format
     alpha = _has_alpha(form)
     bits = min(max(component.bits for component in form.components), 16)  # floats become 16 bits
@@ -336,8 +365,8 @@ def _pixels(reformatter: Any, frame: Any, coding: Coding) -> np.ndarray:
         frame.color_range = _FULL if coding.range == "full" else _LIMITED
     converted = reformatter.reformat(frame, format="gbrap16le" if alpha else "gbrp16le", interpolation="BICUBIC")
     green, blue, red, *rest = converted.planes
-    # In the 16 bits, values of the frame are shifted to the left. YUV of limited range comes out as RGB whose white is
-    # 255, shifted; gray comes out as it is.
+    # b-bit values stand in the top bits: white is (2^b - 1) << (16 - b). YUV of limited range comes out with white at
+    # 255 << 8. Gray of limited range is not expanded: black is at 16 << 8, white at 235 << 8.
     full = 0, (2**bits - 1) << (16 - bits)
     ends = full
     if coding.range == "limited":
@@ -368,7 +397,7 @@ def _level_table(black: int, white: int) -> np.ndarray:
 
 
 def remarks(paths: Sequence[Path], codings: Sequence[Coding | None]) -> list[str]:
-    """What a user should know of the codings of A and B; None stands for what is no video file."""
+    """What a user should know of the codings of A and B; None stands for a folder or an animation."""
     told = []
     for path, coding in zip(paths, codings, strict=True):
         if coding is not None and coding.rotation is None:
@@ -378,26 +407,43 @@ def remarks(paths: Sequence[Path], codings: Sequence[Coding | None]) -> list[str
     (path_a, a), (path_b, b) = zip(paths, codings, strict=True)
     if a is None or b is None:
         return told
-    if a.matrix != b.matrix and {a.matrix_source, b.matrix_source} == {"tagged", "assumed"}:
+    other_matrices = a.matrix != b.matrix and {a.matrix_source, b.matrix_source} == {"tagged", "assumed"}
+    if _wide_or_hdr(a) != _wide_or_hdr(b):
+        hint = " (if one merely lacks its tags, --color-matrix reads both by one matrix)" if other_matrices else ""
+        told.append(
+            f"{path_a} is {_colors(a)} and {path_b} is {_colors(b)}: primaries and transfer functions are not "
+            f"converted, so the distance compares other colours{hint}"
+        )
+    elif other_matrices:
         told.append(
             f"of {path_a} and {path_b} one is tagged with a matrix and the other is not: they are read by {a.matrix} "
             f"({a.matrix_source}) and {b.matrix} ({b.matrix_source}); --color-matrix reads both by one"
         )
-    sources = {a.range_source, b.range_source}
-    if a.range != b.range and "assumed" in sources and sources & {"tagged", "pixel format"}:
+    if (a.width, a.height) != (b.width, b.height):
+        for path, coding in ((path_a, a), (path_b, b)):
+            if coding.rotation in (90, 270):
+                told.append(f"{path} was turned by {coding.rotation} degrees, as its display matrix says")
+    if a.range != b.range and {a.range_source, b.range_source} == {"tagged", "assumed"}:
         told.append(
             f"of {path_a} and {path_b} one does not say its range: they are read as {a.range} ({a.range_source}) and "
             f"{b.range} ({b.range_source})"
         )
-    for what, of_a, of_b, alike in (
-        ("primaries", a.primaries, b.primaries, _PRIMARIES_ALIKE),
-        ("transfer function", a.transfer, b.transfer, _TRANSFERS_ALIKE),
-    ):
-        if alike.get(of_a, of_a) != alike.get(of_b, of_b):
-            told.append(f"{path_a} and {path_b} differ in their {what}, {of_a} and {of_b}, which is not converted")
     if a.sample_aspect_ratio != b.sample_aspect_ratio:
         told.append(
             f"{path_a} and {path_b} differ in the aspect ratio of a pixel, {a.sample_aspect_ratio} and "
             f"{b.sample_aspect_ratio}; pixels are compared as they are stored"
         )
     return told
+
+
+def _wide_or_hdr(coding: Coding) -> tuple[str | None, str | None]:
+    """Its wide primaries and its transfer function of HDR; None for others."""
+    return _WIDE_PRIMARIES.get(coding.primaries), _HDR_TRANSFERS.get(coding.transfer)
+
+
+def _colors(coding: Coding) -> str:
+    """The primaries and the transfer function that a stream is tagged with."""
+    primaries = _WIDE_PRIMARIES.get(coding.primaries, coding.primaries)
+    transfer = _HDR_TRANSFERS.get(coding.transfer, coding.transfer)
+    tagged = dict.fromkeys(name for name in (primaries, transfer) if name != "unspecified")
+    return " with ".join(tagged) or "untagged"

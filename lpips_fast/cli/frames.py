@@ -60,7 +60,7 @@ def open_frames(path: Path, reading: VideoReading, weights_of: WeightsOf | None 
         paths = sorted((path / p for p in list_folder(path)), key=_natural)
         return Frames(None, (_load(p, convert) for p in paths))
     if not path.is_file():
-        raise ReadError(f"no video, animation or folder of frames {path}")
+        raise ReadError(f"{path}: {'neither a file nor a folder' if path.exists() else 'no such file or folder'}")
     suffix = path.suffix.lower()
     if suffix in _NO_VIDEO and suffix not in suffixes():
         raise ReadError(f"{path}: the Pillow installed here does not read {suffix}, whose frames PyAV would not find")

@@ -147,8 +147,8 @@ class Journal:
                 raise ValueError(f"result {n}: it has not a cell a column")
         if any(row["run"] != self.run for row in rows):
             raise UsageError(
-                f"--resume: {path} holds rows of a run with other settings (its column 'run' differs), of which there "
-                f"are {', '.join(self.settings)}"
+                f"--resume: {path} holds rows of a run with other settings (its column 'run' differs); the "
+                f"settings that count are {', '.join(self.settings)}"
             )
         return [{column: row[column] for column in self.columns[:-1]} for row in rows]
 

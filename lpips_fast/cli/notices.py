@@ -20,13 +20,13 @@ T = TypeVar("T")
 
 
 class FrameName(str):
-    """The name of a frame of a video; frames come in order, and one may come several times in a row."""
+    """The name of a video, for one of its frames; frames come in order, and one may come several times in a row."""
 
     video: Path
     number: int
 
     def __new__(cls, video: Path, number: int) -> FrameName:
-        name = super().__new__(cls, f"{video} frame {number}")
+        name = super().__new__(cls, video)
         name.video, name.number = video, number
         return name
 
@@ -50,6 +50,7 @@ class _Images(Generic[T]):
             if latest is not None:
                 self.others += name.number > latest
                 return
+            name = f"{name} frame {name.number}"
         self.named[str(name)] = found
 
     def update(self, other: _Images[T]) -> None:

@@ -26,7 +26,7 @@ UNREAD = 141  # as of a program that SIGPIPE ends
 
 MODEL_PANEL = "The distance"
 RUN_PANEL = "The run"
-IMAGES_PANEL = "Image files"
+READING_PANEL = "Reading files"
 OUTPUT_PANEL = "Output"
 
 _WRITE_FOLDERS = ("train",)  # commands whose --output is a folder
@@ -129,7 +129,7 @@ class Reading:
             metavar="COLOR",
             help="Under transparent pixels: white, black or #rrggbb; drop ignores transparency, as lpips does.",
             show_default="white",
-            rich_help_panel=IMAGES_PANEL,
+            rich_help_panel=READING_PANEL,
         ),
     ] = None
     range: Annotated[
@@ -138,7 +138,7 @@ class Reading:
             metavar="LOW:HIGH",
             help="The values of 16- or 32-bit gray that become black and white, e.g. 0:4095.",
             show_default="the high byte of 16 bits",
-            rich_help_panel=IMAGES_PANEL,
+            rich_help_panel=READING_PANEL,
         ),
     ] = None
 
@@ -176,7 +176,7 @@ class VideoReading(Reading):
         Literal["auto", "bt601", "bt709", "bt2020"],
         typer.Option(
             help="By which a video file's YUV becomes RGB; auto: as the stream is tagged, bt601 if it is not.",
-            rich_help_panel=IMAGES_PANEL,
+            rich_help_panel=READING_PANEL,
         ),
     ] = "auto"
 

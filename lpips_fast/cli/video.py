@@ -51,6 +51,8 @@ Plot = Annotated[
     typer.Option(help="Write the distance over time as a picture (PNG or SVG).", rich_help_panel=output.OUTPUT_PANEL),
 ]
 
+_SPANS = 10  # of frames in a row, which a message names
+
 
 def video(
     a: A,
@@ -116,8 +118,8 @@ def video(
         output.print_summary({**summary, "paired by": pairing.by})
     pairing.tell()
     notices.tell()
-    for n, why in errors.items():
-        output.warn(f"frame {n}: {why}")
+    for why, frames in _by_reason(errors).items():
+        output.warn(f"{_named(frames)}: {why}")
     if errors:
         raise typer.Exit(options.READ_ERRORS)
 
@@ -138,11 +140,13 @@ def _run(pairs: Iterator[FramePair], model: Model, rows: dict[int, Row], journal
 
 def _compute(unit: range, frames: Iterator[FramePair], model: Model, rows: dict[int, Row], journal: Journal) -> int:
     """Computes a unit of frames, read as the network takes them, unless each has its row; how many there were."""
-    read = {}
+    read: dict[int, tuple[float | None, int]] = {}  # the time and the number in B, by number in A
 
     def pairs() -> Iterator[tuple[int, Pair | str]]:
         for n, (seconds, number_b, pair) in zip(unit, frames, strict=False):
-            read[n] = {"frame": n, "frame_b": number_b, "seconds": seconds}
+            if isinstance(pair, str) and model.settings.strict:
+                raise ReadError(f"frame {n}: {pair}")
+            read[n] = seconds, number_b
             yield n, pair
 
     if all(n in rows for n in unit):
@@ -150,16 +154,35 @@ def _compute(unit: range, frames: Iterator[FramePair], model: Model, rows: dict[
         return len(read)
     for n, outcome in sorted(model.outcomes(pairs()).items()):
         if n not in rows:
+            seconds, number_b = read[n]
             found: Row = {"lpips": None, "error": outcome} if isinstance(outcome, str) else {"lpips": outcome}
-            rows[n] = {**read[n], **found}
+            rows[n] = {"frame": n, "seconds": seconds, **found, "frame_b": number_b}
             journal.append([rows[n]])
     return len(read)
+
+
+def _by_reason(errors: dict[int, str]) -> dict[str, list[int]]:
+    """The frames that each error is of."""
+    frames: dict[str, list[int]] = {}
+    for n, why in errors.items():
+        frames.setdefault(why, []).append(n)
+    return frames
+
+
+def _named(frames: list[int]) -> str:
+    """Frames in order as a message names them: frames 0 to 39, 41, 50 to 52."""
+    spans = []
+    for _, span in itertools.groupby(enumerate(frames), lambda counted: counted[1] - counted[0]):
+        (_, first), *others = span
+        spans.append(f"{first} to {others[-1][1]}" if others else f"{first}")
+    some = ", ".join(spans[:_SPANS]) + (", ..." if len(spans) > _SPANS else "")
+    return f"{len(frames)} frames ({some})" if len(spans) > _SPANS else f"frame{'s' * (len(frames) > 1)} {some}"
 
 
 def _from_file(row: Row) -> Row:
     """A result as it was read, whose numbers may be text."""
     numbers = {key: None if row[key] in (None, "") else float(row[key]) for key in ("seconds", "lpips")}
-    return {"frame": int(row["frame"]), "frame_b": int(row["frame_b"]), **numbers}
+    return {"frame": int(row["frame"]), **numbers, "frame_b": int(row["frame_b"])}
 
 
 def register(app: typer.Typer) -> None:

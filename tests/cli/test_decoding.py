@@ -178,11 +178,11 @@ def test_gray_is_exact(tmp_path, monkeypatch, form, bits, color_range):
     found = []
     if form.startswith("ya16"):  # which no codec takes here but PNG, which tags it as full
         frame.color_range = color_range
-        monkeypatch.setattr(decoding, "_decoded", lambda *_: iter([decoding._Decoded(frame, frame, False)]))
+        monkeypatch.setattr(decoding, "_raw_frames", lambda *_: iter([decoding._RawFrame(frame, frame, False)]))
         save(tmp_path / "a.mkv", [rgb_frames(picture())[0].reformat(format="bgr0")])
     else:
         save(tmp_path / "a.mkv", [frame], color_range=color_range)
-    [(_, _, coding)] = decoding.decode_video(tmp_path / "a.mkv", lambda image: found.append(np.array(image)), False)
+    [(_, _, coding, _)] = decoding.decode_video(tmp_path / "a.mkv", lambda image: found.append(np.array(image)), False)
     s = 2 ** (bits - 8)
     y = (luma - 16 * s) / (219 * s) if color_range == 1 else luma / (2**bits - 1)
     expected = 255 * np.clip(y, 0, 1)
@@ -290,6 +290,17 @@ def test_videos_and_masks_are_turned(call, trunk, tmp_path):
     assert (document["inputs"]["b"]["width"], document["inputs"]["b"]["height"]) == (64, 48)
 
 
+def test_a_turn_is_told_where_sizes_differ(call, trunk, tmp_path):
+    save(tmp_path / "a.mov", rgb_frames(picture(), 5), "png")
+    save(tmp_path / "rot.mov", rgb_frames(picture(), 5), "png", display=display_matrix(90, False))
+    told = call("video", "a.mov", "rot.mov", *trunk, status=1)
+    assert told.count("turned") == 1
+    assert "rot.mov was turned by 90 degrees, as its display matrix says" in told
+    assert told.count("sizes differ") == 1
+    assert "frames 0 to 4: sizes differ: a.mov is 64 x 48, rot.mov 48 x 64 (--resize or --crop makes" in told
+    assert "turned" not in call("video", "rot.mov", "rot.mov", *trunk)
+
+
 def test_other_angles_are_not_turned(call, trunk, tmp_path):
     save(tmp_path / "a.mov", rgb_frames(picture()), "png")
     save(tmp_path / "b.mov", rgb_frames(picture()), "png", display=display_matrix(30, False))
@@ -387,7 +398,7 @@ def test_ranges_of_which_one_is_assumed(call, trunk, tagged, tmp_path):
         "(assumed)"
     ) in said("tagged.mkv", "untagged.mkv")
     told = said("jpeg.mkv", "untagged.mkv")
-    assert "they are read as full (pixel format) and limited (assumed)" in told
+    assert "range" not in told, "the pixel format says it"
     assert "matrix" not in told, "JPEG's is the one that is assumed"
     assert json.loads((tmp_path / "out.json").read_text())["inputs"]["a"]["range_source"] == "pixel format"
     assert "they are read as limited (tagged) and full (assumed)" in said("limited.mkv", "gray.mkv")
@@ -397,35 +408,54 @@ def test_ranges_of_which_one_is_assumed(call, trunk, tagged, tmp_path):
 
 
 def test_primaries_and_transfer_functions_are_not_converted(call, trunk, tagged, tmp_path):
-    tagged("a.mkv", colorspace=1, color_primaries=9, color_trc=16)
-    tagged("b.mkv", colorspace=1, color_primaries=1, color_trc=1)
-    tagged("c.mkv", colorspace=1)
-    told = call("video", "a.mkv", "b.mkv", "--json", "out.json", *trunk)
-    assert "a.mkv and b.mkv differ in their primaries, bt2020 and bt709, which is not converted" in told
-    assert "a.mkv and b.mkv differ in their transfer function, smpte2084 and bt709, which is not converted" in told
+    """One line says so, of the matrix, too."""
+    tagged("hdr.mkv", colorspace=9, color_primaries=9, color_trc=16)
+    tagged("sdr.mkv", colorspace=1, color_primaries=1, color_trc=1)
+    tagged("untagged.mkv")
+    told = call("video", "hdr.mkv", "untagged.mkv", "--json", "out.json", *trunk)
+    assert told.count("converted") == 1
+    assert "tagged with a matrix" not in told
+    assert (
+        "lpips-fast: hdr.mkv is BT.2020 with PQ and untagged.mkv is untagged: primaries and transfer functions are not "
+        "converted, so the distance compares other colours (if one merely lacks its tags, --color-matrix reads both by "
+        "one matrix)"
+    ) in told
     document = json.loads((tmp_path / "out.json").read_text())
-    assert document["summary"]["max"] == 0
     assert (document["inputs"]["a"]["primaries"], document["inputs"]["a"]["transfer"]) == ("bt2020", "smpte2084")
-    assert "not converted" not in call("video", "b.mkv", "c.mkv", *trunk), "unspecified counts as bt709"
-    assert "smpte2084 and unspecified" in call("video", "a.mkv", "c.mkv", *trunk)
+    told = call("video", "sdr.mkv", "hdr.mkv", *trunk)
+    assert "sdr.mkv is bt709 and hdr.mkv is BT.2020 with PQ: primaries" in told
+    assert "--color-matrix" not in told
 
 
-def test_what_h273_defines_alike_does_not_differ(tmp_path, tagged):
-    tagged("a.mkv", colorspace=1, color_primaries=6, color_trc=1)
+SDR_PRIMARIES = ["unspecified", "bt709", "bt470m", "bt470bg", "smpte170m", "smpte240m", "ebu3213"]
+SDR_TRANSFERS = [
+    *["unspecified", "bt709", "gamma22", "gamma28", "smpte170m", "smpte240m", "iec61966-2-4", "bt1361e"],
+    *["iec61966-2-1", "bt2020-10", "bt2020-12"],
+]
+
+
+@pytest.mark.parametrize(
+    "what, near, far",
+    [
+        ("primaries", SDR_PRIMARIES, ["film", "bt2020", "smpte428", "smpte431", "smpte432"]),
+        ("transfer", SDR_TRANSFERS, ["linear", "log100", "log316", "smpte2084", "smpte428", "arib-std-b67"]),
+    ],
+    ids=["primaries", "transfer"],
+)
+def test_what_is_told_of_colors(tmp_path, tagged, what, near, far):
+    """Encoders tag one picture as sRGB, BT.709, BT.601 or nothing; wide gamuts and HDR are other colours."""
+    tagged("a.mkv", colorspace=1)
     _, coding = read(tmp_path / "a.mkv")
-    paths = [tmp_path / "a.mkv"] * 2
 
-    def told(a: dict[str, str], b: dict[str, str]) -> list[str]:
-        return decoding.remarks(paths, [coding._replace(**a), coding._replace(**b)])
+    def told(a: str, b: str) -> list[str]:
+        return decoding.remarks(["a", "b"], [coding._replace(**{what: a}), coding._replace(**{what: b})])
 
-    alike = ["unspecified", "bt709", "smpte170m", "bt2020-10", "bt2020-12"]
-    for a in alike:
-        for b in alike:
-            assert not told({"transfer": a}, {"transfer": b})
-        for b in ("smpte240m", "gamma22", "smpte2084", "arib-std-b67", "iec61966-2-1"):
-            assert "differ in their transfer function" in " ".join(told({"transfer": a}, {"transfer": b}))
-    assert not told({"primaries": "smpte170m"}, {"primaries": "smpte240m"})
-    assert told({"primaries": "bt709"}, {"primaries": "smpte170m"})
+    names = decoding._PRIMARIES if what == "primaries" else decoding._TRANSFERS
+    assert {*near, *far} == set(names.values())
+    for a in names.values():
+        for b in names.values():
+            alike = a == b or (a in near and b in near)
+            assert len(told(a, b)) == (not alike), (a, b)
 
 
 def test_pixels_that_are_not_square(call, trunk, tagged, tmp_path):
@@ -583,7 +613,7 @@ def test_a_file_that_breaks_off(tmp_path):
     assert all(
         np.array_equal(image.pixels, frame.to_ndarray()) for image, frame in zip(found[:5], frames, strict=False)
     )
-    assert "a.mov breaks off at frame 5" in found[5]
+    assert "a.mov breaks off at frame 5: Invalid data found" in found[5]
 
 
 def test_old_versions_of_pyav_are_refused(tmp_path, monkeypatch):

@@ -266,7 +266,7 @@ def test_resume(run_and_stop, call, many, trunk, sent):
     assert "was cut short: go on with --resume" in call(*arguments, status=2)
     assert "resize was False, is True" in call(*arguments, "--resume", "--resize", status=2)
     told = call(*arguments[:-2], "--resume", "--no-normalize", status=2)
-    assert "(its column 'run' differs), of which there are net, version, weights, " in told
+    assert "(its column 'run' differs); the settings that count are net, version, weights, " in told
     assert "normalize, precision, background, range, a, b, pattern, resize, crop, crop_border, mask" in told
 
     with partial.open("a") as file:

@@ -141,4 +141,4 @@ def test_mistakes(mistake, images, trunk, tmp_path):
     told = mistake("dirs", "a", "a", "--crop-border", 25, *trunk, status=1)
     assert "x.png: --crop-border 25 leaves nothing of a/x.png" in told
     told = mistake("video", "a", "a", "--crop-border", 25, *trunk, status=1)
-    assert "frame 0: --crop-border 25 leaves nothing of a frame 0, 60 x 50 pixels" in told
+    assert "frame 0: --crop-border 25 leaves nothing of a, 60 x 50 pixels" in told

@@ -34,6 +34,13 @@ def test_usage_errors(mistake):
     assert "--size must be WIDTHxHEIGHT" in mistake("matrix", ".", "--size", "256")
 
 
+def test_options_of_images_and_videos_stand_together():
+    text = CliRunner().invoke(app, ["video", "--help"]).output
+    panel = text[text.index("Reading files") :].split("╰")[0]
+    for option in ("--background", "--range", "--color-matrix"):
+        assert option in panel
+
+
 @pytest.mark.parametrize("name", ["pair", "dirs", "matrix", "map", "video"])
 def test_common_options(name):
     text = CliRunner().invoke(app, [name, "--help"]).output

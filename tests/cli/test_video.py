@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +18,8 @@ from lpips_fast.cli import video
 from lpips_fast.cli.frames import FramePair
 
 from .conftest import save_noise, soft_disc
+
+ROOT = Path(__file__).parents[2]
 
 
 def frames(n: int, noise: float) -> list[Image.Image]:
@@ -172,7 +177,7 @@ def test_masks_frame_by_frame(masked, expected, tmp_path):
     (tmp_path / "masks" / "f4.png").unlink()
     rows, said = masked("masks", status=1)
     assert "masks ends after 4 frames, a goes on" in said
-    assert rows[2]["error"].startswith("masks frame 2: the mask is 0 in every pixel compared")
+    assert rows[2]["error"].startswith("masks: the mask is 0 in every pixel compared")
     assert "f3.png cannot be read" in rows[3]["error"]
     assert [row["lpips"] for row in rows[:2]] == expected(masks(2))
 
@@ -199,7 +204,7 @@ def test_alpha_of_the_frames(masked, expected, tmp_path):
     for a in ("clear", "clear.webp"):
         assert [row["lpips"] for row in masked("alpha", a=a)[0]] == expected(masks(5), clear)
     rows, _ = masked("alpha", status=1)
-    assert rows[4]["error"].startswith("a frame 4 has no alpha channel, and --mask alpha takes that of A")
+    assert rows[4]["error"].startswith("a has no alpha channel, and --mask alpha takes that of A")
 
 
 def save_video(path, form, arrays):
@@ -329,15 +334,60 @@ def test_a_folder_of_masks_called_alpha(masked, expected, tmp_path):
     assert [row["lpips"] for row in masked("./alpha")[0]] == expected(masks(5))
 
 
+def test_errors_are_told_once_for_all_their_frames(call, trunk, tmp_path):
+    save_frames(tmp_path / "a", frames(30, 0))
+    small = frames(30, 0)
+    for n in (*range(5), 7, *range(10, 30)):
+        small[n] = small[n].crop((0, 0, 20, 30))
+    save_frames(tmp_path / "b", small)
+    videos = ("video", "a", "b", "--json", "out.json", *trunk)
+    told = call(*videos, status=1)
+    assert told.count("sizes differ") == 1
+    reason = "sizes differ: a is 64 x 48, b 20 x 30 (--resize or --crop makes them equal)"
+    assert f"lpips-fast: frames 0 to 4, 7, 10 to 29: {reason}" in told
+    rows = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert [row.get("error") for row in rows] == [None if n in (5, 6, 8, 9) else reason for n in range(30)]
+    assert f"frame 0: {reason}" in call("video", "a", "b", "--strict", *trunk, status=1)
+
+
+def test_frames_with_gaps_are_counted(call, trunk, tmp_path):
+    """Errors of every second frame."""
+    save_frames(tmp_path / "a", frames(24, 0))
+    save_frames(tmp_path / "b", [image.crop((0, 0, 40 - 4 * (n % 2), 40)) for n, image in enumerate(frames(24, 0))])
+    told = call("video", "a", "b", *trunk, status=1)
+    assert "12 frames (1, 3, 5, 7, 9, 11, 13, 15, 17, 19, ...): sizes differ" in told
+
+
 def test_mistakes(call, trunk, tmp_path):
     save_noise(tmp_path / "a.png", 0)
     (tmp_path / "a").mkdir()
     save_noise(tmp_path / "a" / "0.png", 0)
     told = call("video", "a", "a", "--mask", "nothere", *trunk, status=1)
-    assert "--mask: no video, animation or folder of frames nothere" in told
+    assert "--mask: nothere: no such file or folder" in told
     (tmp_path / "broken.mp4").write_bytes(b"no video")
-    assert "no video, animation or folder of frames nowhere.mp4" in call(
-        "video", "nowhere.mp4", "a.png", *trunk, status=1
-    )
+    assert "error: nowhere.mp4: no such file or folder" in call("video", "nowhere.mp4", "a.png", *trunk, status=1)
+    os.mkfifo("pipe.mp4")
+    assert "pipe.mp4: neither a file nor a folder" in call("video", "pipe.mp4", "a.png", *trunk, status=1)
     pytest.importorskip("av", reason="video files need PyAV")
-    assert "broken.mp4 cannot be read as a video" in call("video", "broken.mp4", "a.png", *trunk, status=1)
+    told = call("video", "broken.mp4", "a.png", *trunk, status=1)
+    assert told.endswith("broken.mp4 cannot be read as a video: Invalid data found when processing input")
+
+
+def test_the_example_of_a_document(call, trunk, tmp_path):
+    """That of docs/cli.md has the keys of a real one, and its rows the order of the columns."""
+    save_video(tmp_path / "a.mkv", "gray", masks(2))
+    call("video", "a.mkv", "a.mkv", "--json", "out.json", "--csv", "out.csv", *trunk)
+    document = json.loads((tmp_path / "out.json").read_text())
+    [text] = re.findall("```json\n(.*?)```", (ROOT / "docs" / "cli.md").read_text(encoding="utf-8"), re.DOTALL)
+    example = json.loads(text)
+    assert list(example) == list(document)
+    assert set(example["settings"]) < set(document["settings"])
+    for get in (
+        lambda d: d["inputs"]["a"],
+        lambda d: d["pairing"]["b"],
+        lambda d: d["summary"],
+        lambda d: d["results"][0],
+    ):
+        assert list(get(example)) == list(get(document))
+    columns = (tmp_path / "out.csv").read_text().split("\n")[0].split(",")
+    assert list(document["results"][0]) == [name for name in columns if name not in ("error", "run")]
