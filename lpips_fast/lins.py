@@ -28,7 +28,7 @@ class Lins(nn.ModuleList):
         # Names lead here, as in functional_call, not indices.
         if not name.isdecimal() or not isinstance(self._modules, Layers):
             return module
-        if torch.compiler.is_compiling():  # which cannot look into running functions
+        if torch.compiler.is_compiling():  # torch.compile cannot trace _swaps_both_names
             if not all(isinstance(p, nn.Parameter) for p in module.parameters()):
                 raise RuntimeError(f"lin{name} and lins.{name} are one layer, whose tensors were swapped: name it once")
             return module
@@ -131,9 +131,9 @@ def _from_both_names(module: LPIPS, state: dict[str, Tensor], prefix: str, *rest
         for second in [name for name in state if name.startswith(second_prefix)]:
             own, tensor = own_prefix + second.removeprefix(second_prefix), state.pop(second)
             if own in state:
-                if _shape(state[own]) != _shape(tensor):
-                    shapes = f"{_shape(state[own])} and {_shape(tensor)}"
-                    errors.append(f"{own} and {second} are one tensor, got shapes {shapes}")
+                shapes = [str(list(getattr(t, "shape", ()))) for t in (state[own], tensor)]
+                if shapes[0] != shapes[1]:
+                    errors.append(f"{own} and {second} are one tensor, got shapes {' and '.join(shapes)}")
                 # DCP shards full tensors under the names of parameters, and leaves the others as they are.
                 if _is_sharded(state[own]) and not _is_sharded(tensor):
                     continue
@@ -142,7 +142,3 @@ def _from_both_names(module: LPIPS, state: dict[str, Tensor], prefix: str, *rest
 
 def _is_sharded(tensor: object) -> bool:
     return hasattr(tensor, "device_mesh")  # a DTensor
-
-
-def _shape(tensor: object) -> str:
-    return str(list(tensor.shape)) if isinstance(tensor, Tensor) else type(tensor).__name__

@@ -628,7 +628,7 @@ class LPIPS(nn.Module):
 
     def _lins(self) -> list[NetLinLayer]:
         """The linear layers of the taps that are used."""
-        return [getattr(self, f"lin{k}") for k in range(self.L)]
+        return [getattr(self, f"lin{k}") for k in range(len(self.chns))[: self.L]]
 
     def _linear_weights(self) -> list[Tensor] | None:
         if not self.lpips:

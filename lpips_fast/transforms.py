@@ -36,7 +36,10 @@ def in_torch_func() -> bool:
 
 
 def local_variables(function: Callable[..., Any]) -> Mapping[str, Any] | None:
-    """The local variables of the innermost running call of a function, or None: for what torch tells no hook."""
+    """The local variables of a function that is running, of its innermost call, or None where it is not running.
+
+    For what torch passes neither to modules nor to hooks.
+    """
     code = getattr(inspect.unwrap(function), "__code__", None)
     frame = inspect.currentframe()
     while frame is not None and frame.f_code is not code:
