@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from . import cpu_layers, extension, functional, pairwise, weights
 from .grad_in_forward import Job, distance_with_gradient
+from .lins import Layers, Lins, name_twice, saved_tensors
 from .pairwise import Images
 from .pixel_weights import shares, weighted_mean
 from .plan import Affine, Conv, is_autocast_enabled
@@ -190,9 +191,6 @@ class LPIPS(nn.Module):
                 self.add_module(f"lin{k}", NetLinLayer(channels, use_dropout=use_dropout))
             self.lins.requires_grad_(not eval_mode)
             self._lins_made = [describe(lin) for lin in self._lins()]
-            if self._SAVES_LINS:
-                self.register_state_dict_post_hook(_to_both_names)
-                self.register_load_state_dict_pre_hook(_from_both_names)
             if given is not None and given.linear is not None:
                 self.set_linear_weights(given.linear)
             elif pretrained:
@@ -200,6 +198,8 @@ class LPIPS(nn.Module):
         if not persistent:
             self.register_state_dict_post_hook(_without_own_keys)
             self.register_load_state_dict_pre_hook(_with_own_tensors)
+        if lpips and self._SAVES_LINS:
+            name_twice(self)  # after the hooks above, which give both names
         self._ranges = RangeCheck() if check_range else None
         if eval_mode:
             self.eval()
@@ -211,7 +211,12 @@ class LPIPS(nn.Module):
         They are registered under the names `lin{k}` alone: torch.func.functional_call does not put back what it swaps
         in a module that is registered twice.
         """
-        return _Lins(self._lins(), self)
+        layers = Layers(self)
+        if not layers:
+            raise AttributeError("lins are there with lpips=True only")
+        lins = Lins()
+        lins.__dict__["_modules"] = layers
+        return lins
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name != "lins":
@@ -221,6 +226,28 @@ class LPIPS(nn.Module):
             raise ValueError(f"lins must be {len(self.chns)} layers, got {len(value)}")
         for k, lin in enumerate(value):
             setattr(self, f"lin{k}", lin)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # What was pickled when the layers were registered twice called those of lins; taming's was a list.
+        lins: Any = self._modules.pop("lins", None) or self.__dict__.pop("lins", None)
+        if lins is not None:
+            for k, lin in enumerate(lins):
+                setattr(self, f"lin{k}", lin)
+            if self._SAVES_LINS:
+                name_twice(self)
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """As in every module; with remove_duplicate=False the linear layers come under both names, as in `lpips`.
+
+        functional_call and FSDP1 learn from it that both name the same tensors. torch.compile does not: it cannot trace
+        what `lins` then does for functional_call.
+        """
+        yield from super().named_modules(memo, prefix, remove_duplicate)
+        if not remove_duplicate and self._SAVES_LINS and hasattr(self, "lins") and not torch.compiler.is_compiling():
+            yield from self.lins.named_modules(memo, f"{prefix}.lins" if prefix else "lins", remove_duplicate)
 
     def set_linear_weights(self, linear_weights: Sequence[Tensor]) -> None:
         """Copies linear weights, a [1, C_k, 1, 1] a layer, into the module's.
@@ -540,8 +567,7 @@ class LPIPS(nn.Module):
             return self._head(functional.lpips_head_maps, taps0, taps1)
         # Dropout falls on the squared differences, which the fused head never has in memory.
         maps = []
-        lins = self._lins()[: self.L]
-        for f0, f1, lin, weight in zip(taps0, taps1, lins, self._linear_weights() or (), strict=True):
+        for f0, f1, lin, weight in zip(taps0, taps1, self._lins(), self._linear_weights() or (), strict=True):
             a, b = (normalize_channels(f, self._EPS, self._EPS_INSIDE_SQRT) for f in (f0, f1))
             maps.append((weight.to(a.dtype) * lin.model[0]((a - b) ** 2)).sum(dim=1, keepdim=True))
         return maps
@@ -601,13 +627,14 @@ class LPIPS(nn.Module):
         return () if self.eval_mode else self.parameters()
 
     def _lins(self) -> list[NetLinLayer]:
-        return [getattr(self, f"lin{k}") for k in range(len(self.chns))]
+        """The linear layers of the taps that are used."""
+        return [getattr(self, f"lin{k}") for k in range(len(self.chns))[: self.L]]
 
     def _linear_weights(self) -> list[Tensor] | None:
         if not self.lpips:
             return None
         # NetLinLayer has no `weight`, as in lpips: loops over modules that have one then ask for `kernel_size`, too.
-        weights = [cast(Tensor, lin.model[-1].weight) for lin in self._lins()[: self.L]]
+        weights = [cast(Tensor, lin.model[-1].weight) for lin in self._lins()]
         return [w.detach() for w in weights] if self.eval_mode else weights
 
     def _drops_out(self) -> bool:
@@ -689,46 +716,6 @@ def _checked_pixel_weight(weight: Tensor, n: int, x: Tensor) -> Tensor:
     return weight if weight.shape[0] == n else weight.expand(n, -1, -1, -1)
 
 
-class _Lins(nn.ModuleList):
-    """`LPIPS.lins`: a list of the owner's linear layers, in which to set one sets the owner's."""
-
-    def __init__(self, lins: Iterable[nn.Module], owner: LPIPS | None = None) -> None:
-        super().__init__(lins)
-        self.__dict__["_owner"] = owner  # not one of the list's modules
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name.isdecimal() and self._owner is not None:
-            setattr(self._owner, f"lin{name}", value)
-
-    def __getattr__(self, name: str) -> Any:
-        module = cast(nn.Module, super().__getattr__(name))
-        # Names lead here, as in functional_call, not indices.
-        if name.isdecimal() and not all(isinstance(p, nn.Parameter) for p in module.parameters()):
-            raise RuntimeError(f"lin{name} and lins.{name} are one layer, whose tensors were swapped: name it once")
-        return module
-
-
-def _to_both_names(module: LPIPS, state: dict[str, Tensor], prefix: str, _: dict) -> None:
-    """Adds the linear layers' tensors under the names lins.*, as `lpips` has them."""
-    for k in range(len(module.chns)):
-        own = f"{prefix}lin{k}."
-        for name in [name for name in state if name.startswith(own)]:
-            state[f"{prefix}lins.{k}.{name.removeprefix(own)}"] = state[name]
-
-
-def _from_both_names(module: LPIPS, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-    """Takes the linear layers' tensors under either name; of both the second counts, as in `lpips`."""
-    errors: list[str] = rest[-1]
-    for k in range(len(module.chns)):
-        for name in [name for name in state if name.startswith(f"{prefix}lins.{k}.")]:
-            own = f"{prefix}lin{k}.{name.removeprefix(f'{prefix}lins.{k}.')}"
-            shapes = [_shape(state[key]) for key in (own, name) if key in state]
-            if len(set(shapes)) > 1:
-                errors.append(f"{own} and {name} are one tensor, got shapes {' and '.join(shapes)}")
-            state[own] = state.pop(name)
-
-
 def _without_own_keys(module: nn.Module, state: dict[str, Tensor], prefix: str, _: dict) -> None:
     for name in [name for name in state if name.startswith(prefix)]:
         del state[name]
@@ -737,10 +724,7 @@ def _without_own_keys(module: nn.Module, state: dict[str, Tensor], prefix: str, 
 def _with_own_tensors(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     """Before loading: what is there for the module is ignored, and nothing of it is missing."""
     _without_own_keys(module, state, prefix, {})
-    for path, part in module.named_modules(prefix=prefix.removesuffix("."), remove_duplicate=False):
-        for name, tensor in (*part._parameters.items(), *part._buffers.items()):
-            if tensor is not None and name not in part._non_persistent_buffers_set:
-                state[f"{path}.{name}" if path else name] = tensor
+    state.update(saved_tensors(module, prefix))
 
 
 class ScalingLayer(nn.Module):

@@ -18,7 +18,6 @@ import lpips_fast
 
 from .conftest import BACKENDS, NETS
 from .images import VALUE_TOLERANCE, assert_close, pair
-from .test_errors import raises
 
 
 class Loss(nn.Module):
@@ -43,95 +42,6 @@ def test_state_dict_loads_strictly_both_ways(make_ours, make_theirs, net, option
         changed = {name: tensor + 1 for name, tensor in source.state_dict().items()}
         target.load_state_dict(changed, strict=True)
         assert all(torch.equal(tensor, changed[name]) for name, tensor in target.state_dict().items())
-
-
-@pytest.mark.parametrize("given", ("lin0", "lins.0"))
-def test_linear_layers_load_under_either_name(make_ours, given):
-    """Strictly, though the state_dict has both."""
-    loss = Loss(make_ours())
-    state = {name: tensor + 1 for name, tensor in loss.state_dict().items()}
-    other = {"lin0": "lins.0", "lins.0": "lin0"}[given]
-    del state[f"perceptual_loss.{other}.model.1.weight"]
-    loss.load_state_dict(state, strict=True)
-    state[f"perceptual_loss.{other}.model.1.weight"] = state[f"perceptual_loss.{given}.model.1.weight"]
-    assert loss.state_dict().keys() == state.keys()
-    assert all(torch.equal(tensor, state[name]) for name, tensor in loss.state_dict().items())
-
-
-def test_of_both_names_of_a_linear_layer_the_second_is_loaded(make_ours, make_theirs):
-    state = make_ours().state_dict()
-    state["lins.0.model.1.weight"] = state["lins.0.model.1.weight"] + 1
-    for module in (make_ours(), copy.deepcopy(make_theirs())):
-        module.load_state_dict(state, strict=True)
-        assert torch.equal(module.lin0.model[1].weight, state["lins.0.model.1.weight"])
-    state["lins.0.model.1.weight"] = torch.zeros(1, 3, 1, 1)
-    with raises(RuntimeError, "lin0.model.1.weight", "lins.0.model.1.weight", "[1, 3, 1, 1]"):
-        make_ours().load_state_dict(state)
-
-
-def test_linear_layers_are_registered_once(make_ours):
-    """torch.func.functional_call does not put back what it swaps in a module with two names."""
-    module = make_ours()
-    names = [name for name, _ in module.named_parameters()]
-    assert [name for name in names if name.startswith("lin")] == [f"lin{k}.model.1.weight" for k in range(5)]
-    assert [name for name, _ in module.named_parameters(remove_duplicate=False)] == names
-    state = module.state_dict(keep_vars=True)
-    assert all(state[f"lins.{k}.model.1.weight"] is module.get_parameter(f"lin{k}.model.1.weight") for k in range(5))
-    assert module.get_parameter("lins.0.model.1.weight") is module.lin0.model[1].weight
-    assert not hasattr(make_ours(lpips=False), "lins")
-
-
-@pytest.mark.parametrize("name", ("lin0", "lins.0"))
-def test_functional_call_changes_nothing_for_good(make_ours, name):
-    """Under either name of a linear layer."""
-    loss, images = Loss(make_ours()), pair(1, 31, 31)
-    before, expected = dict(loss.named_parameters()), loss(*images)
-    zeros = torch.zeros(1, 64, 1, 1)
-    value = torch.func.functional_call(loss, {f"perceptual_loss.{name}.model.1.weight": zeros}, images)
-    assert_close(value, (expected - loss.perceptual_loss(*images, retPerLayer=True)[1][0]).double(), (0, 1e-5))
-    assert all(p is before[name] for name, p in loss.named_parameters())
-    assert torch.equal(copy.deepcopy(loss).double().float()(*images), expected)
-
-
-def test_functional_call_with_both_names_of_a_layer(make_ours):
-    """An error (torch's own with `lpips`) that leaves all as it was."""
-    module, images = make_ours(), pair(1, 31, 31)
-    before, expected = dict(module.named_parameters()), module(*images)
-    with raises(RuntimeError, "lin0", "lins.0"):
-        torch.func.functional_call(module, {name: 2 * t for name, t in module.state_dict().items()}, images)
-    assert all(p is before[name] for name, p in module.named_parameters())
-    assert torch.equal(module(*images), expected)
-
-
-def test_stacked_for_vmap(make_ours):
-    modules, images = [make_ours(), make_ours(version="0.0")], pair(1, 31, 31)
-    state = torch.func.stack_module_state(modules)
-    found = torch.vmap(lambda *state: torch.func.functional_call(modules[0], state, images))(*state)
-    modules[1].version = "0.1"  # the scaling is the first one's
-    for value, module in zip(found, modules):
-        assert_close(value, module(*images).double(), VALUE_TOLERANCE[torch.float32])
-
-
-@pytest.mark.parametrize("how", ("lin0", "lins", "by name", "list"))
-def test_a_linear_layer_set_under_one_name_is_set_under_both(make_ours, how):
-    module, images = make_ours(), pair(1, 31, 31)
-    layer = lpips_fast.NetLinLayer(64, use_dropout=True).eval()
-    nn.init.zeros_(layer.model[1].weight)
-    expected = module(*images) - module(*images, retPerLayer=True)[1][0]
-    if how == "lin0":
-        module.lin0 = layer
-    elif how == "lins":
-        module.lins[0] = layer
-    elif how == "by name":
-        setattr(module.get_submodule("lins"), "0", layer)
-    else:
-        module.lins = nn.ModuleList([layer, *module.lins[1:]])
-    assert module.lin0 is module.lins[0] is layer
-    assert "lins" not in module._modules
-    assert torch.equal(module.state_dict()["lins.0.model.1.weight"], layer.model[1].weight)
-    assert_close(module(*images), expected.double(), (0, 1e-5))
-    with raises(ValueError, "lins", "5", "4"):
-        module.lins = module.lins[1:]
 
 
 def test_checkpoint_of_a_loss_that_holds_lpips(make_ours, make_theirs):
