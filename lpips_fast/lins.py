@@ -1,8 +1,8 @@
 """The two names of a linear layer of LPIPS, `lin{k}` and `lins.{k}`.
 
 In `lpips` each layer is registered twice, and torch.func.functional_call does not put back what it swaps in such a
-layer. Here it is registered as `lin{k}` alone. This file makes the second name: for code (`Lins`), which includes
-functional_call, and in the state_dict (`name_twice`).
+layer. Here it is registered as `lin{k}` alone. This file makes the second name: for code (`Lins`) and in the state_dict
+(`name_twice`).
 """
 
 from __future__ import annotations
@@ -12,9 +12,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils._named_member_accessor import NamedMemberAccessor
-
-from .transforms import local_variables
 
 if TYPE_CHECKING:
     from .lpips import LPIPS
@@ -28,11 +25,11 @@ class Lins(nn.ModuleList):
         # Names lead here, as in functional_call, not indices.
         if not name.isdecimal() or not isinstance(self._modules, Layers):
             return module
-        if torch.compiler.is_compiling():  # torch.compile cannot trace _swaps_both_names
+        if torch.compiler.is_compiling():  # then functional_call does not learn that the two names are one
             if not all(isinstance(p, nn.Parameter) for p in module.parameters()):
                 raise RuntimeError(f"lin{name} and lins.{name} are one layer, whose tensors were swapped: name it once")
             return module
-        return _detached(module) if _swaps_both_names(name) else module
+        return _detached(module)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return nn.ModuleList, (list(self),)
@@ -70,21 +67,12 @@ class Layers(MutableMapping[str, nn.Module]):
         )
 
 
-def _swaps_both_names(number: str) -> bool:
-    """Whether functional_call is looking up `lins.{number}`, and has tensors for `lin{number}`, too.
-
-    torch swaps name after name, and puts back in the same order what it found: of a second name the new tensors.
-    """
-    looked_up = local_variables(NamedMemberAccessor.get_submodule)
-    swapped = local_variables(NamedMemberAccessor.swap_tensors_dict)
-    if looked_up is None or swapped is None:
-        return False
-    own = f"{looked_up['name'].removesuffix(f'lins.{number}')}lin{number}."
-    return any(name.startswith(own) for name in swapped["named_tensors"])
-
-
 def _detached(module: nn.Module) -> nn.Module:
-    """A module with the same names and tensors. To swap tensors in it leaves the other as it is."""
+    """A module with the same names and tensors; to swap tensors in it leaves the other as it is.
+
+    functional_call swaps tensors under every name they have, and puts back in the same order what it found. In one
+    module that has two names, what it found under the second would be what it had put there under the first.
+    """
     shell = nn.Module()
     shell._parameters.update(module._parameters)
     shell._buffers.update(module._buffers)
@@ -93,7 +81,7 @@ def _detached(module: nn.Module) -> nn.Module:
 
 
 def name_twice(module: LPIPS) -> None:
-    """Has the state_dict name the linear layers' tensors `lins.{k}.*`, too, as in `lpips`, and load either name."""
+    """Has the state_dict name the linear layers' tensors `lins.{k}.*`, too, as in `lpips`, and take both."""
     module.register_state_dict_post_hook(_to_both_names)
     module.register_load_state_dict_pre_hook(_from_both_names)
 
@@ -114,30 +102,29 @@ def _to_both_names(module: LPIPS, state: dict[str, Tensor], prefix: str, _: dict
 
 
 def _from_both_names(module: LPIPS, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-    """Takes the tensors under either name. Of both the second counts, as in `lpips`.
+    """Loads what is under the second name, as `lpips` does in the end. A name that is absent is missing, as there.
 
-    One name is enough. Unless loading is strict, the other is reported as missing: safetensors, which saves one of
-    several names of a tensor, counts on that.
+    safetensors, which saves one of several names of a tensor, counts on that.
     """
     missing: list[str] = rest[2]
     errors: list[str] = rest[-1]
-    load = local_variables(nn.Module.load_state_dict) or {}  # torch tells no hook whether loading is strict
     for k, lin in Layers(module).items():
-        own_prefix, second_prefix = f"{prefix}lin{k}.", f"{prefix}lins.{k}."
-        if not load.get("strict", True):
-            for name, _ in saved_tensors(lin):
-                absent = [start + name for start in (own_prefix, second_prefix) if start + name not in state]
-                missing.extend(absent[-1:])  # where both are absent, the layer reports the first
-        for second in [name for name in state if name.startswith(second_prefix)]:
-            own, tensor = own_prefix + second.removeprefix(second_prefix), state.pop(second)
-            if own in state:
+        for name, _ in saved_tensors(lin):
+            own, second = f"{prefix}lin{k}.{name}", f"{prefix}lins.{k}.{name}"
+            if second not in state:
+                if not _is_sharded(state.get(own)):  # DCP hands on the names of parameters alone
+                    missing.append(second)
+            elif own not in state:
+                missing.append(own)
+                state[own] = state.pop(second)
+            else:
+                tensor = state.pop(second)
                 shapes = [str(list(getattr(t, "shape", ()))) for t in (state[own], tensor)]
                 if shapes[0] != shapes[1]:
                     errors.append(f"{own} and {second} are one tensor, got shapes {' and '.join(shapes)}")
                 # DCP shards full tensors under the names of parameters, and leaves the others as they are.
-                if _is_sharded(state[own]) and not _is_sharded(tensor):
-                    continue
-            state[own] = tensor
+                if _is_sharded(tensor) or not _is_sharded(state[own]):
+                    state[own] = tensor
 
 
 def _is_sharded(tensor: object) -> bool:

@@ -242,8 +242,7 @@ class LPIPS(nn.Module):
     ) -> Iterator[tuple[str, nn.Module]]:
         """As in every module; with remove_duplicate=False the linear layers come under both names, as in `lpips`.
 
-        functional_call and FSDP1 learn from it that both name the same tensors. torch.compile does not: it cannot trace
-        what `lins` then does for functional_call.
+        functional_call and FSDP1 learn from it that both name the same tensors. torch.compile cannot trace that.
         """
         yield from super().named_modules(memo, prefix, remove_duplicate)
         if not remove_duplicate and self._SAVES_LINS and hasattr(self, "lins") and not torch.compiler.is_compiling():

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -33,18 +31,6 @@ def plain_torch_only() -> bool:
 def in_torch_func() -> bool:
     """Whether a transformation of torch.func is at work, one or several."""
     return bool(_functorch.get_interpreter_stack())
-
-
-def local_variables(function: Callable[..., Any]) -> Mapping[str, Any] | None:
-    """The local variables of a function that is running, of its innermost call, or None where it is not running.
-
-    For what torch passes neither to modules nor to hooks.
-    """
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    frame = inspect.currentframe()
-    while frame is not None and frame.f_code is not code:
-        frame = frame.f_back
-    return None if frame is None else frame.f_locals
 
 
 @contextlib.contextmanager
