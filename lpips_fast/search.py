@@ -463,7 +463,8 @@ def _near(queries: Tensor, distances: Tensor, k: int, rounding: float) -> Tensor
 def _check_factory(factory: str) -> None:
     if not isinstance(factory, str):
         raise TypeError(f"faiss must be None or a FAISS factory string, got {type(factory).__name__}")
-    if re.search(r"(?<!\d)0+(?!\d)|(HNSW|NSG)0*1(?!\d)", factory):  # they end the process
+    # A graph needs two neighbours a vector, and all other numbers count something. FAISS does not check that.
+    if re.search(r"(?<!\d)0+(?!\d)|(HNSW|NSG)0*1(?!\d)", factory):
         raise ValueError(
             f"faiss must be a factory string with numbers from 1, and from 2 after HNSW and NSG, got {factory!r}"
         )

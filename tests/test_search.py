@@ -653,9 +653,9 @@ def test_wherever_faiss_fails(fn, images, monkeypatch, at, kind):
 
 @pytest.mark.parametrize(
     "factory",
-    ("HNSW0", "HNSW1", "HNSW01,Flat", "HNSW1_SQ8", "IVF4_HNSW1,Flat", "NSG1", "IVF0,Flat", "PQ8x0", "RR0,Flat"),
+    ("HNSW0", "HNSW1", "IVF4_HNSW1,Flat", "NSG1", "IVF0,Flat"),
 )
-def test_faiss_strings_that_crash_it(fn, images, factory):
+def test_numbers_in_faiss_strings(fn, images, factory):
     with raises(ValueError, "faiss must be a factory string with numbers from 1", "from 2 after HNSW", repr(factory)):
         Index.build(fn, images[:2]).search(images[:1], faiss=factory)
 
