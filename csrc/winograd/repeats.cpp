@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 namespace lpips_fast::winograd {
 namespace {
@@ -166,7 +167,9 @@ void Repeats::make_keys(int64_t padded_row) {
   keys[0] = keys[width_ - 1] = padding;
   const float* x = pixel(n, row, 1);
   for (int64_t col = 1; col <= p_.w; ++col, x += p_.x_strides.stride_w) {
+#if defined(__GNUC__)
     __builtin_prefetch(x + kAhead * p_.x_strides.stride_w);
+#endif
     keys[col] = key_of(x, p_.cin);
   }
 }
