@@ -129,7 +129,7 @@ def bench(
     on = find_device(device)
     if on.type not in ("cpu", "cuda"):
         raise UsageError(f"--device {device}: benchmarks run on cpu or cuda")
-    if on.type == "cuda":
+    if on.index is not None:
         torch.cuda.set_device(on)  # whose streams the events are of
     if threads is not None:
         torch.set_num_threads(threads)
