@@ -135,7 +135,11 @@ class Traffic(TorchDispatchMode):
 
     def _layout(self, *tensors: Tensor) -> None:
         """The head's convolutions have an output of one channel, and stay as they are."""
-        if min(x.shape[1] for x in tensors) > 1 and not _is_channels_last(tensors[0]):
+        x = tensors[0]
+        if _is_channels_last(x):
+            if not x.is_contiguous(memory_format=torch.channels_last):  # some of another's channels
+                self.passes.append(Pass("copy", _size(x), 2 * _bytes(x)))
+        elif min(x.shape[1] for x in tensors) > 1:
             self.passes.append(Pass("layout", _size(tensors[-1]), 2 * sum(map(_bytes, tensors))))
 
 
@@ -151,7 +155,7 @@ def _size(x: Tensor | None) -> str:
 
 
 def _is_channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last)
+    return x.stride(1) == 1
 
 
 def _tensors(tree: Any) -> list[Tensor]:
@@ -335,7 +339,7 @@ def group(name: str) -> str:
         return GRADIENT if _BACKWARD.search(name) else CONVOLUTION
     head, _, arguments = name.removeprefix("void ").replace("(anonymous namespace)::", "").partition("<")
     function = _FUNCTION.search(arguments)
-    short = head.partition("(")[0].rpartition("::")[2]
+    short = head.partition("(")[0].rpartition("::")[2].strip()
     return f"{short} {function[0]}" if function is not None else short
 
 
@@ -360,7 +364,7 @@ def profile(call: Callable[[], object], device: torch.device) -> list[Kernel]:
     """The kernels of CALLS calls."""
     activities = [torch.profiler.ProfilerActivity.CUDA]
     torch.cuda.synchronize(device)
-    with torch.profiler.profile(activities=activities) as profiler:
+    with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
         for _ in range(CALLS):
             call()
         torch.cuda.synchronize(device)
