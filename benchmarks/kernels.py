@@ -319,9 +319,11 @@ class Kernel(NamedTuple):
     end_us: float
 
 
-_OWN = re.compile(r"lpips_fast::(?:\(anonymous namespace\)::)?(\w+?)_kernel|^_(\w+?)_kernel$")
+_OWN = re.compile(r"lpips_fast::(?:\(anonymous namespace\)::)?(\w+?)_kernel|^_([a-z]\w*?)_kernel")
 _LAYOUT = re.compile(r"nchwToNhwc|nhwcToNchw|AddPadding|tensorTransform", re.IGNORECASE)
-_LIBRARY = re.compile(r"cudnn|cutlass|xmma|conv(?!ert)|implicit|gemm|winograd|nvjet|fprop|dgrad|wgrad", re.IGNORECASE)
+_LIBRARY = re.compile(
+    r"cudnn|cutlass|xmma|conv(?!ert)|implicit|gem[mv]|winograd|nvjet|fprop|dgrad|wgrad", re.IGNORECASE
+)
 _BACKWARD = re.compile(r"dgrad|wgrad|bprop|bwd|backward", re.IGNORECASE)
 # What tells torch's elementwise kernels apart: the function in the template's arguments.
 _FUNCTION = re.compile(r"(?!gpu_kernel_impl)(?:launch_)?\w*(?:[Ff]unctor|_kernel_cuda|_kernel_impl|launch_\w+)\w*")

@@ -44,6 +44,7 @@ LIMITS = Ceilings(1e12, {"tf32": 1e14, "bfloat16": 2e14})
             "unrolled_elementwise_kernel direct_copy_kernel_cuda",
         ),
         ("void at::native::(anonymous namespace)::max_pool_forward_nchw<float, float>(int)", "max_pool_forward_nchw"),
+        ("void gemv2T_kernel_val<int, int, float, float, float, float, 128, 16, 4, 4, false>(float)", CONVOLUTION),
         ("triton_poi_fused_convolution_relu_0", "triton_poi_fused_convolution_relu_0"),
         ("Memset (Device)", "Memset"),
     ),
@@ -206,6 +207,10 @@ def test_floors_take_the_measured_times(capsys, tmp_path):
     assert measured["| bias_relu, all"] == "777"
     assert measured["| **all**"] == "8888"
     assert measured["| head_fwd"].strip() == ""
+
+
+def test_providers_are_there():
+    assert set(kernels.DEFAULT) <= set(kernels.PROVIDERS)
 
 
 def test_without_a_gpu(monkeypatch, capsys):
