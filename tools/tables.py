@@ -3,7 +3,7 @@
     python tools/tables.py [--check]
 
 A table stands between two comments, of which the first is the command that prints it, `lpips-fast bench --table` or a
-script's of benchmarks/:
+script's of benchmarks/, with --table or, for what is computed and not measured, --floors:
 
     <!-- lpips-fast bench --table benchmarks/results/cpu-2core/head.jsonl -->
     ...
@@ -31,7 +31,8 @@ from lpips_fast.files import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = re.compile(
-    r"<!-- ((?:lpips-fast bench|python -m benchmarks\.\w+) --table .*?) -->\n.*?<!-- end of table -->", re.DOTALL
+    r"<!-- ((?:lpips-fast bench|python -m benchmarks\.\w+) --(?:table|floors) .*?) -->\n.*?<!-- end of table -->",
+    re.DOTALL,
 )
 
 

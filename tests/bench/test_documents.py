@@ -17,6 +17,7 @@ def test_tables_are_the_records():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "<!-- lpips-fast bench --table" in (ROOT / "docs" / "performance.md").read_text()
+    assert "<!-- python -m benchmarks.kernels --floors" in (ROOT / "docs" / "gpu.md").read_text()
     assert "<!-- python -m benchmarks.other_packages --table" in (ROOT / "docs" / "packages.md").read_text()
 
 

@@ -1,0 +1,533 @@
+"""Where the GPU's time goes in a metric or a training step: the profile of each kernel, and what it should be.
+
+    python -m benchmarks.kernels --case vgg:32:256 [--precision tf32 bfloat16] [--mode forward step]
+                                 [--provider NAME ...] [--json kernels.jsonl]
+    python -m benchmarks.kernels --floors --case vgg:32:256 [--measured kernels.jsonl]
+
+The first form needs an NVIDIA GPU. A provider of lpips_fast/bench/providers.py is checked against float64, timed, and
+profiled. `busy` is the time in which the device runs at least one kernel, `gap` the rest of the time that a call takes.
+Kernels of this package have their operator's name; those of cuDNN and cuBLAS are one group, with their names below it.
+The bandwidth of a copy and the rate of a matrix product are those of ceilings.jsonl beside the file of records, where
+it has the same device, or else are measured first.
+
+The second form works anywhere. It runs this package's GPU path, and lpips 0.1.4 where it is installed, on tensors
+without values, and counts what each operator reads, writes and computes. Each input of an operator counts as read once
+and each output as written once. `floor` is the larger of the times for the bytes and for the operations at the rates
+that are assumed of an H100; `expected` is the same at the share of these rates that good kernels reach. With --measured
+it adds the device's time from the records of the first form.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.util
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lpips_fast import ops
+from lpips_fast.bench import ceilings, end_to_end, providers, records
+from lpips_fast.bench.cases import Case, images, random_lpips
+from lpips_fast.bench.ceilings import DTYPES, Ceilings
+from lpips_fast.bench.providers import BASELINE, PROVIDERS
+from lpips_fast.bench.tables import case_title, table
+from lpips_fast.bench.timing import Clock, described, interleaved, release_memory
+from lpips_fast.frozen import run, run_backward
+from lpips_fast.gpu_layers import HeadGradient
+from lpips_fast.lpips import LPIPS
+
+PRECISIONS = ("tf32", "bfloat16")
+H100 = Ceilings(3.0e12, {"tf32": 395e12, "bfloat16": 790e12})  # assumed; TF32's is half of bfloat16's
+COPY_SHARE, PRODUCT_SHARE = 0.85, 0.7  # of the rates of a copy and of a matrix product: what is expected of kernels
+CALLS = 5  # that are profiled
+ROUNDS = 9  # that are timed
+DEFAULT = (
+    "ours",
+    "ours, bfloat16",
+    "ours, gradient in forward, chunks",
+    "ours, bfloat16, gradient in forward, chunks",
+    BASELINE,
+    "lpips 0.1.4, bfloat16 autocast, channels-last, torch.compile",
+)
+CONVOLUTION, GRADIENT = "convolution", "convolution's gradient"
+
+
+# ---- What operators read, write and compute
+
+
+class Pass(NamedTuple):
+    """What one operator does."""
+
+    name: str
+    detail: str  # the size of its largest tensor
+    bytes: int
+    flops: int = 0
+
+    def seconds(self, precision: str, limits: Ceilings, copy_share: float = 1, product_share: float = 1) -> float:
+        assert limits.bytes_per_s is not None
+        of_bytes = self.bytes / (copy_share * limits.bytes_per_s)
+        return max(of_bytes, self.flops / (product_share * limits.flops_per_s[precision]))
+
+
+class Traffic(TorchDispatchMode):
+    """Writes down a Pass for each operator that is called.
+
+    A GPU's convolution adds its bias, and changes tensors from NCHW to cuDNN's layout and back, in passes of their own.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passes: list[Pass] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func._schema.name.startswith("aten::convolution"):  # on the device meta, always NCHW
+            result = tree_map(functools.partial(_in_layout_of, args[0]), result)
+        name = func._schema.name.split("::")[1]
+        if func.is_view or name.startswith(("empty", "new_empty", "detach", "alias")):
+            return result
+        read, written = _tensors((args, kwargs)), _tensors(result)
+        if func.namespace == "lpips_fast":
+            name = re.sub("_(triton|cuda)$", "", name)
+            # An argument (a!) is read and written in place; (b!) and (c!) are outputs, counted once among `read`.
+            arguments = zip(args, func._schema.arguments)
+            written += [x for x, of in arguments if of.is_write and "a" in of.alias_info.before_set]
+        elif name == "convolution":
+            self._convolution(args[0], args[1], args[2], result)
+            return result
+        elif name == "convolution_backward":
+            self._convolution_backward(args[0], args[1], args[2], result)
+            return result
+        elif name == "max_pool2d_with_indices_backward":
+            read = [args[0], args[-1]]  # of the pool's input it takes the shape
+        largest = max((*read, *written), key=Tensor.numel, default=None)
+        detail = _size(largest) + (", pool" if name == "bias_relu" and args[3] is not None else "")
+        self.passes.append(Pass(name, detail, sum(map(_bytes, (*read, *written)))))
+        return result
+
+    def _convolution(self, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor) -> None:
+        flops = 2 * y.numel() * weight[0].numel()
+        self.passes.append(Pass(CONVOLUTION, f"{_channels(x)} to {_size(y)}", sum(map(_bytes, (x, weight, y))), flops))
+        if bias is not None:
+            self.passes.append(Pass("bias", _size(y), 2 * _bytes(y)))
+        self._layout(x, y)
+
+    def _convolution_backward(self, d_y: Tensor, x: Tensor, weight: Tensor, result: Sequence[Tensor | None]) -> None:
+        for d, read in zip(result[:2], (weight, x)):
+            if d is not None:
+                n_bytes, flops = sum(map(_bytes, (d_y, read, d))), 2 * d_y.numel() * weight[0].numel()
+                self.passes.append(Pass(GRADIENT, f"{d_y.shape[1]} to {_size(x)}", n_bytes, flops))
+        if result[0] is not None:
+            self._layout(d_y, result[0])
+
+    def _layout(self, *tensors: Tensor) -> None:
+        """The head's convolutions have an output of one channel, and stay as they are."""
+        x = tensors[0]
+        if _is_channels_last(x):
+            if not x.is_contiguous(memory_format=torch.channels_last):  # some of another's channels
+                self.passes.append(Pass("copy", _size(x), 2 * _bytes(x)))
+        elif min(x.shape[1] for x in tensors) > 1:
+            self.passes.append(Pass("layout", _size(tensors[-1]), 2 * sum(map(_bytes, tensors))))
+
+
+def _channels(x: Tensor) -> int:
+    """An image's channels are 3, to whatever number the GPU path fills them up."""
+    return 3 if 1 < x.shape[1] <= 8 else x.shape[1]
+
+
+def _size(x: Tensor | None) -> str:
+    if x is None or x.dim() == 0:
+        return ""
+    return " x ".join(map(str, (_channels(x), *x.shape[2:]) if x.dim() == 4 else x.shape))
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.stride(1) == 1
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _in_layout_of(x: Tensor, y: Any) -> Any:
+    layout = torch.channels_last if _is_channels_last(x) else torch.contiguous_format
+    return y.contiguous(memory_format=layout) if isinstance(y, Tensor) and y.dim() == 4 else y
+
+
+def _bytes(x: Tensor) -> int:
+    """Of the memory that is touched: what is expanded is there once."""
+    return x.element_size() * math.prod(n for n, stride in zip(x.shape, x.stride(), strict=True) if stride or n == 0)
+
+
+def traffic_of_ours(case: Case, mode: str, precision: str, in_forward: bool = False) -> list[Pass]:
+    """What the GPU path does, in order.
+
+    Args:
+        mode: 'forward', or 'step', with the gradient to the first images.
+        in_forward: whether the head's gradient is merged into the way back through the taps, as with grad_in_forward.
+    """
+    dtype, meta = DTYPES[precision], torch.device("meta")
+    with torch.no_grad():
+        model = LPIPS(net=case.net, pnet_rand=True).to(meta)
+        x0, x1 = (torch.empty(case.pairs, 3, case.size, case.size, device=meta) for _ in range(2))
+        trunk = model.net
+        setting = trunk.setting(meta)._replace(dtype=dtype, layout=torch.channels_last, frozen=True, triton=True)
+        tensors, affine = trunk.tensors(setting), (model.scaling_layer.shift, model.scaling_layer.scale)
+        weights = [weight.detach().flatten() for weight in model.lins.parameters()]
+        with Traffic() as traffic:
+            if mode == "forward":
+                taps = [t.split(case.pairs) for t in run(setting, (x0, x1), affine, tensors)[0]]
+                ops.head("triton", [t for t, _ in taps], [t for _, t in taps], weights, 1e-10, False)
+                return traffic.passes
+            taps0, signs = run(setting, (x0,), affine, tensors, keep=True)
+            taps1, _ = run(setting, (x1,), affine, tensors)
+            value = ops.head("triton", taps0, taps1, weights, 1e-10, False)
+            if in_forward:
+                maps = [value[:, i, None, None, None].expand(-1, 1, *t.shape[2:]) for i, t in enumerate(taps0)]
+                layers = zip(maps, taps0, taps1, weights, strict=True)
+                d_taps: Any = [HeadGradient(grad, 1, f0, f1, weight, 1e-10, False) for grad, f0, f1, weight in layers]
+            else:
+                d_taps = ops.head_bwd("triton", [value], taps0, taps1, weights, 1e-10, False, True, True, False, False)
+            run_backward(setting, x0.shape[1:], affine, tensors, taps0, signs, d_taps)
+    return traffic.passes
+
+
+def traffic_of_lpips(case: Case, mode: str) -> list[Pass]:
+    """What lpips 0.1.4 does, in float32 and NCHW; nothing where it is not installed."""
+    if importlib.util.find_spec("lpips") is None:
+        return []
+    x0, x1 = (torch.empty(case.pairs, 3, case.size, case.size, device="meta") for _ in range(2))
+    distance: Any = providers.lpips_eager(random_lpips(case.net), (x0, x1))
+    with Traffic() as traffic:
+        end_to_end.CALLS[mode](distance, x0, x1)
+    return traffic.passes
+
+
+# ---- The tables of floors
+
+_COLUMNS = ("MB", "floor, us", "expected, us", "measured, us")
+Times = Mapping[str, Mapping[tuple[str, str], float]]  # by precision, name and detail; the detail "all" is their sum
+
+
+def floors(case: Case, mode: str, measured: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Tables of what each pass of ours, and of lpips, is to take."""
+    title = case_title(*case)
+    ours = {precision: traffic_of_ours(case, mode, precision) for precision in PRECISIONS}
+    times = {precision: _measured_us(measured, case, mode, precision, ours[precision]) for precision in PRECISIONS}
+    rows = [*_rows(ours, times), _row("**all**", "", ours, times)]
+    if mode == "step":
+        merged = {precision: traffic_of_ours(case, mode, precision, True) for precision in PRECISIONS}
+        new = {key: [p for p in of if p.name == "head_tap_bwd"] for key, of in merged.items()}
+        rows += [*_rows(new, {}), _row("**all, with head_tap_bwd instead**", "", merged, {})]
+    head = ["pass", "calls", "GFLOP", *(f"{column}, {precision}" for precision in PRECISIONS for column in _COLUMNS)]
+    text = f"**Ours, {mode}, {title}**\n\n{table(head, rows)}"
+    lpips = {"tf32": traffic_of_lpips(case, mode)}
+    if lpips["tf32"]:
+        names = dict.fromkeys(p.name for p in lpips["tf32"])
+        rows = [_row(name, "", {"tf32": [p for p in lpips["tf32"] if p.name == name]}, {}) for name in names]
+        rows.append(_row("**all**", "", lpips, {}))
+        text += f"\n\n**{BASELINE}, {mode}, {title}**\n\n{table(head[: 3 + len(_COLUMNS)], rows)}"
+        text += f"\n\n**Whole, {mode}, {title}**\n\n{_whole(ours, lpips['tf32'])}"
+    return text
+
+
+def _whole(ours: Mapping[str, Sequence[Pass]], lpips: Sequence[Pass]) -> str:
+    """What is expected of ours beside lpips in TF32, as it is and if cuDNN took and gave NCHW as it is."""
+    rows = []
+    of_lpips, without = (_expected(of, "tf32") for of in (lpips, [p for p in lpips if p.name != "layout"]))
+    for precision, of in ours.items():
+        seconds = _expected(of, precision)
+        at_rate = sum(p.flops for p in of) / H100.flops_per_s[precision]
+        ms, ratios = f"{1e3 * seconds:.1f}", (f"{other / seconds:.2f}" for other in (of_lpips, without))
+        rows.append([precision, f"{1e3 * of_lpips:.1f}", ms, *ratios, f"{at_rate / seconds:.0%}"])
+    head = ["precision of ours", f"{BASELINE}, ms", "ours, ms", "ratio", "ratio without layout", "share of a product"]
+    return table(head, rows)
+
+
+def _expected(passes: Iterable[Pass], precision: str) -> float:
+    return sum(p.seconds(precision, H100, COPY_SHARE, PRODUCT_SHARE) for p in passes)
+
+
+def _rows(passes: Mapping[str, Sequence[Pass]], times: Times) -> list[list[str]]:
+    """A row of each name and detail, and where a name has several details, of their sum."""
+    details: dict[str, dict[str, None]] = {}
+    for p in next(iter(passes.values())):
+        details.setdefault(p.name, {})[p.detail] = None
+    rows = []
+    for name, of_name in details.items():
+        of = {precision: [p for p in of if p.name == name] for precision, of in passes.items()}
+        if len(of_name) > 1:
+            for detail in of_name:
+                of_detail = {precision: [p for p in named if p.detail == detail] for precision, named in of.items()}
+                rows.append(_row(name, detail, of_detail, times))
+        rows.append(_row(name, "all" if len(of_name) > 1 else "", of, times))
+    return rows
+
+
+def _row(name: str, detail: str, passes: Mapping[str, Sequence[Pass]], times: Times) -> list[str]:
+    first = next(iter(passes.values()))
+    flops = sum(p.flops for p in first)
+    row = [f"{name}, {detail}" if detail else name, str(len(first)), f"{flops / 1e9:.0f}" if flops else ""]
+    for precision, of in passes.items():
+        floor, expected = 1e6 * sum(p.seconds(precision, H100) for p in of), 1e6 * _expected(of, precision)
+        measured = times.get(precision, {}).get((name.strip("*"), detail or "all"))
+        row += [f"{sum(p.bytes for p in of) / 1e6:.0f}", f"{floor:.0f}", f"{expected:.0f}"]
+        row.append("" if measured is None else f"{measured:.0f}")
+    return row
+
+
+def _measured_us(
+    measured: Sequence[Mapping[str, Any]], case: Case, mode: str, precision: str, passes: Sequence[Pass]
+) -> dict[tuple[str, str], float]:
+    """The last records' device time of our kernels, by name and, where the calls are those of the passes, detail."""
+    found: dict[tuple[str, str], float] = {}
+    provider = "ours" if precision == "tf32" else f"ours, {precision}"
+    names = {**case._asdict(), "mode": mode, "provider": provider, "precision": precision}
+    for record in measured:
+        if "error" in record or any(record[key] != value for key, value in names.items()):
+            continue
+        found[record["kernel"], "all"] = record["device_us"]
+        details = [p.detail for p in passes if p.name == record["kernel"]]
+        if len(details) == len(record["each_us"]):
+            for detail in details:
+                found.pop((record["kernel"], detail), None)
+            for detail, us in zip(details, record["each_us"]):
+                found[record["kernel"], detail] = found.get((record["kernel"], detail), 0) + us
+    return found
+
+
+# ---- The profile
+
+
+class Kernel(NamedTuple):
+    """One run of a kernel on the device."""
+
+    name: str
+    start_us: float
+    end_us: float
+
+
+_OWN = re.compile(r"lpips_fast::(?:\(anonymous namespace\)::)?(\w+?)_kernel|^_([a-z]\w*?)_kernel")
+_LAYOUT = re.compile(r"nchwToNhwc|nhwcToNchw|AddPadding|tensorTransform", re.IGNORECASE)
+_LIBRARY = re.compile(
+    r"cudnn|cutlass|xmma|conv(?!ert)|implicit|gem[mv]|winograd|nvjet|fprop|dgrad|wgrad", re.IGNORECASE
+)
+_BACKWARD = re.compile(r"dgrad|wgrad|bprop|bwd|backward", re.IGNORECASE)
+# What tells torch's elementwise kernels apart: the function in the template's arguments.
+_FUNCTION = re.compile(r"(?!gpu_kernel_impl)(?:launch_)?\w*(?:[Ff]unctor|_kernel_cuda|_kernel_impl|launch_\w+)\w*")
+
+
+def group(name: str) -> str:
+    """The name under which a kernel is counted."""
+    own = _OWN.search(name)
+    if own is not None:
+        return own[1] or own[2]
+    if _LAYOUT.search(name):
+        return "layout"
+    if "at::native" not in name and not name.startswith("triton_") and _LIBRARY.search(name):
+        return GRADIENT if _BACKWARD.search(name) else CONVOLUTION
+    head, _, arguments = name.removeprefix("void ").replace("(anonymous namespace)::", "").partition("<")
+    function = _FUNCTION.search(arguments)
+    short = head.partition("(")[0].rpartition("::")[2].strip()
+    return f"{short} {function[0]}" if function is not None else short
+
+
+def kernels_of(events: Iterable[Any]) -> list[Kernel]:
+    """The kernels, copies and fills among a profiler's events, in the order in which they started."""
+    device = torch.autograd.DeviceType.CUDA
+    found = [event for event in events if event.device_type == device and not event.is_user_annotation]
+    kernels = [Kernel(event.name, event.time_range.start, event.time_range.end) for event in found]
+    return sorted(kernels, key=lambda kernel: kernel.start_us)
+
+
+def busy_us(kernels: Sequence[Kernel]) -> float:
+    """The time in which at least one of the kernels, in order of their starts, runs."""
+    busy, until = 0.0, -math.inf
+    for kernel in kernels:
+        busy += max(0.0, kernel.end_us - max(kernel.start_us, until))
+        until = max(until, kernel.end_us)
+    return busy
+
+
+def profile(call: Callable[[], object], device: torch.device) -> list[Kernel]:
+    """The kernels of CALLS calls."""
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    torch.cuda.synchronize(device)
+    with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
+        for _ in range(CALLS):
+            call()
+        torch.cuda.synchronize(device)
+    return kernels_of(profiler.events())
+
+
+def rows(
+    kernels: Sequence[Kernel], calls: int, wall_s: float, passes: Sequence[Pass], precision: str, limits: Ceilings
+) -> list[records.Record]:
+    """What is said of each group, the slowest first, and of all of it, from the kernels of so many calls.
+
+    Args:
+        wall_s: the seconds of a call.
+        passes: what our kernels must do, for the shares of the machine's rates that they reach.
+    """
+    groups: dict[str, list[Kernel]] = {}
+    for kernel in kernels:
+        groups.setdefault(group(kernel.name), []).append(kernel)
+    total_us = sum(kernel.end_us - kernel.start_us for kernel in kernels) / calls
+    found = []
+    for name, of in groups.items():
+        times = [kernel.end_us - kernel.start_us for kernel in of]
+        n, left = divmod(len(of), calls)
+        device_us = sum(times) / calls
+        record = {"kernel": name, "calls": len(of) / calls, "device_us": device_us, "share": device_us / total_us}
+        # The mean of each launch of a call, in order; none where the calls differ.
+        record["each_us"] = [] if left else [sum(times[i::n]) / calls for i in range(n)]
+        record["names"] = _by_name(of, calls)
+        work = [p for p in passes if p.name == name]
+        n_bytes, flops = sum(p.bytes for p in work), sum(p.flops for p in work)
+        if flops and precision in limits.flops_per_s:
+            record |= {"flops": flops, "share_of_product": flops / limits.flops_per_s[precision] / device_us * 1e6}
+        elif n_bytes and limits.bytes_per_s is not None:
+            record |= {"bytes": n_bytes, "share_of_copy": n_bytes / limits.bytes_per_s / device_us * 1e6}
+        found.append(record)
+    found.sort(key=lambda record: -record["device_us"])
+    busy = busy_us(kernels) / calls
+    whole = {"kernel": "all", "calls": len(kernels) / calls, "device_us": total_us, "share": 1.0, "each_us": []}
+    whole |= {"busy_us": busy, "wall_us": 1e6 * wall_s, "gap_us": max(0.0, 1e6 * wall_s - busy)}
+    return [*found, whole]
+
+
+def _by_name(kernels: Sequence[Kernel], calls: int) -> dict[str, float]:
+    """The device time of each name in a group, a call, the slowest first."""
+    times: dict[str, float] = {}
+    for kernel in kernels:
+        name = kernel.name[:200]  # torch's have their templates' arguments in them
+        times[name] = times.get(name, 0) + (kernel.end_us - kernel.start_us) / calls
+    return dict(sorted(times.items(), key=lambda item: -item[1]))
+
+
+def markdown(found: Sequence[records.Record]) -> str:
+    """The table of `rows`, with the names of the libraries' kernels below their group."""
+    lines = []
+    for record in found:
+        copy, product = (record.get(key) for key in ("share_of_copy", "share_of_product"))
+        of_copy, of_product = ("" if share is None else f"{share:.0%}" for share in (copy, product))
+        us, share = f"{record['device_us']:.1f}", f"{record['share']:.1%}"
+        lines.append([record["kernel"], f"{record['calls']:g}", us, share, of_copy, of_product])
+        if record["kernel"] in (CONVOLUTION, GRADIENT, "layout"):
+            lines += [[f"- {name[:90]}", "", f"{us:.1f}", "", "", ""] for name, us in record["names"].items()]
+    text = table(["kernel", "calls", "device, us", "share", "of a copy", "of a product"], lines)
+    whole = found[-1]
+    return f"{text}\n\nwall {whole['wall_us']:.1f} us, busy {whole['busy_us']:.1f} us, gap {whole['gap_us']:.1f} us"
+
+
+def machine_limits(path: Path | None, run: records.Run) -> Ceilings:
+    """Those of ceilings.jsonl beside the file of records, if it has this device; else measured."""
+    beside = None if path is None else path.with_name("ceilings.jsonl")
+    if beside is not None and beside.exists():
+        name = run.context["device"]
+        of_device = [record for record in records.read(beside) if record["device"] == name]
+        found = ceilings.of_records(of_device)
+        if found.bytes_per_s is not None:
+            return found
+    return ceilings.of_records(list(ceilings.measure(run.device, PRECISIONS, ROUNDS)))
+
+
+def measure(
+    case: Case, mode: str, name: str, device: torch.device, limits: Ceilings, expected: end_to_end.Oracle
+) -> list[records.Record]:
+    """The records of a provider.
+
+    Raises:
+        RuntimeError: the profiler saw no kernel.
+        Exception: whatever the provider raises, or ArithmeticError where it is wrong.
+    """
+    provider = PROVIDERS[name]
+    precision = provider.precision_on(device)
+    sample = images(case, device)
+    distance = provider.distance(random_lpips(case.net), *sample, gradient=mode == "step")
+    end_to_end.check(distance, mode, sample, expected, precision)
+    call = functools.partial(end_to_end.CALLS[mode], distance, *sample)
+    times, failures = interleaved({name: lambda: call}, Clock(device), ROUNDS)
+    if failures:
+        raise RuntimeError(failures[name])
+    kernels = profile(call, device)
+    if not kernels:
+        raise RuntimeError("torch's profiler saw no kernel: CUPTI may be missing or not permitted")
+    passes: list[Pass] = []
+    if name.startswith("ours") and precision in PRECISIONS:
+        passes = traffic_of_ours(case, mode, precision)
+        if mode == "step":
+            passes += [p for p in traffic_of_ours(case, mode, precision, True) if p.name == "head_tap_bwd"]
+    found = rows(kernels, CALLS, times[name].median, passes, precision, limits)
+    found[-1] |= times[name].record()
+    return found
+
+
+def parsed(text: str) -> Case:
+    try:
+        return Case.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", type=parsed, default=Case("vgg", 32, 256), help="NET:PAIRS:SIZE")
+    parser.add_argument("--mode", nargs="+", choices=end_to_end.MODES, default=end_to_end.MODES)
+    parser.add_argument("--precision", nargs="+", choices=tuple(DTYPES), default=PRECISIONS)
+    parser.add_argument("--provider", nargs="+", choices=tuple(PROVIDERS), default=DEFAULT, metavar="NAME")
+    parser.add_argument("--json", type=Path, help="append records here, one a line")
+    parser.add_argument("--floors", action="store_true", help="print what it should be; needs no GPU")
+    parser.add_argument("--measured", type=Path, help="with --floors: records of this script")
+    args = parser.parse_args(arguments)
+    if args.floors:
+        lines = [] if args.measured is None else args.measured.read_text(encoding="utf-8").splitlines()
+        print("\n\n".join(floors(args.case, mode, [json.loads(line) for line in lines]) for mode in args.mode))
+        return 0
+    if not torch.cuda.is_available():
+        print("there is no GPU that torch can use: the profile needs one; --floors does not", file=sys.stderr)
+        return 2
+    device = torch.device("cuda", torch.cuda.current_device())
+    run = records.Run(device)
+    limits = machine_limits(args.json, run)
+    failed = False
+    for mode in args.mode:
+        expected = end_to_end.oracle(args.case, images(args.case, device))
+        for name in args.provider:
+            provider = PROVIDERS[name]
+            precision = provider.precision_on(device)
+            if mode not in provider.modes or args.case.net not in provider.nets or precision not in args.precision:
+                continue
+            names = {**args.case._asdict(), "mode": mode, "provider": name, "precision": precision}
+            print(f"\n**{name}, {precision}, {mode}, {case_title(*args.case)}**\n", flush=True)
+            try:
+                missing = provider.missing()
+                if missing is not None:
+                    raise RuntimeError(missing)
+                found = measure(args.case, mode, name, device, limits, expected)
+                print(markdown(found), flush=True)
+            except Exception as error:  # one that fails must not keep the others from being profiled
+                failed = True
+                found = [{"error": described(error)}]
+                print(f"failed: {found[0]['error']}", flush=True)
+            release_memory()
+            if args.json is not None:
+                for record in found:
+                    records.append(args.json, {**names, **record, **run.context})
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,262 @@
+"""How a GPU's kernels are grouped and summed, and what they are expected to move, without a GPU."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks import kernels
+from benchmarks.kernels import CONVOLUTION, GRADIENT, Kernel, Pass
+from lpips_fast.bench import cases, records
+from lpips_fast.bench.cases import Case
+from lpips_fast.bench.ceilings import Ceilings
+
+CASES = [Case("vgg", 2, 64), Case("alex", 3, 67), Case("squeeze", 2, 64)]
+SMALL = CASES[0]
+LIMITS = Ceilings(1e12, {"tf32": 1e14, "bfloat16": 2e14})
+
+
+@pytest.mark.parametrize(
+    "name,group",
+    (
+        ("_bias_relu_kernel", "bias_relu"),
+        ("_head_tap_bwd_kernel", "head_tap_bwd"),
+        ("void lpips_fast::(anonymous namespace)::head_fwd_kernel<float>(lpips_fast::Layers<float>)", "head_fwd"),
+        ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize128x128x64", CONVOLUTION),
+        ("void cutlass__5x_cudnn::Kernel<cutlass_tensorop_s1688fprop_optimized_tf32_128x64>", CONVOLUTION),
+        ("sm80_xmma_dgrad_implicit_gemm_tf32f32_tf32f32_f32_nhwckrsc_nhwc", GRADIENT),
+        ("void cudnn::ops::nchwToNhwcKernel<float, float, float, false, true>", "layout"),
+        (
+            "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>, "
+            "std::array<char*, 3ul> >(int, at::native::CUDAFunctor_add<float>)",
+            "vectorized_elementwise_kernel CUDAFunctor_add",
+        ),
+        (
+            "void at::native::vectorized_elementwise_kernel<4, at::native::(anonymous namespace)::"
+            "launch_clamp_scalar(at::TensorIteratorBase&, c10::Scalar)::{lambda()#1}>",
+            "vectorized_elementwise_kernel launch_clamp_scalar",
+        ),
+        (
+            "void at::native::unrolled_elementwise_kernel<at::native::direct_copy_kernel_cuda(at::TensorIterator&)>",
+            "unrolled_elementwise_kernel direct_copy_kernel_cuda",
+        ),
+        ("void at::native::(anonymous namespace)::max_pool_forward_nchw<float, float>(int)", "max_pool_forward_nchw"),
+        ("void gemv2T_kernel_val<int, int, float, float, float, float, 128, 16, 4, 4, false>(float)", CONVOLUTION),
+        ("triton_poi_fused_convolution_relu_0", "triton_poi_fused_convolution_relu_0"),
+        ("Memset (Device)", "Memset"),
+    ),
+)
+def test_group(name, group):
+    assert kernels.group(name) == group
+
+
+def event(name, start, end, device="CUDA", annotation=False):
+    device = getattr(torch.autograd.DeviceType, device)
+    span = SimpleNamespace(start=start, end=end)
+    return SimpleNamespace(name=name, time_range=span, device_type=device, is_user_annotation=annotation)
+
+
+def test_kernels_are_the_devices_in_order():
+    events = [event("b", 5, 6), event("aten::add", 0, 9, "CPU"), event("step", 0, 9, annotation=True), event("a", 1, 2)]
+    assert kernels.kernels_of(events) == [Kernel("a", 1, 2), Kernel("b", 5, 6)]
+
+
+def test_torchs_events_have_what_is_asked_of_them():
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profiler:
+        torch.ones(3).add_(1)
+    events = list(profiler.events())
+    assert len(events) > 0
+    assert kernels.kernels_of(events) == []
+    assert events[0].time_range.end >= events[0].time_range.start >= 0
+
+
+def test_busy_counts_overlapping_kernels_once():
+    assert kernels.busy_us([Kernel("a", 0, 10), Kernel("b", 2, 5), Kernel("c", 8, 12), Kernel("d", 20, 21)]) == 13
+
+
+def two_calls():
+    """Of a call: a convolution, two of bias_relu, a fill; the second call is slower by 2 us a kernel."""
+    names = ["sm80_fprop", "_bias_relu_kernel", "_bias_relu_kernel", "Memset (Device)"]
+    return [Kernel(name, 100 * i, 100 * i + 10 * (i % 4 + 1) + 2 * (i // 4)) for i, name in enumerate(names * 2)]
+
+
+def test_rows():
+    passes = [Pass("bias_relu", "", 10**7), Pass("bias_relu", "pool", 2 * 10**7), Pass(CONVOLUTION, "", 1, 10**8)]
+    *found, whole = kernels.rows(two_calls(), 2, 1e-3, passes, "tf32", LIMITS)
+    by_name = {record["kernel"]: record for record in found}
+    assert [record["kernel"] for record in found] == ["bias_relu", "Memset", CONVOLUTION]
+    assert by_name["bias_relu"]["calls"] == 2
+    assert by_name["bias_relu"]["device_us"] == pytest.approx(52)
+    assert by_name["bias_relu"]["each_us"] == pytest.approx([21, 31])
+    assert by_name["bias_relu"]["share_of_copy"] == pytest.approx(3e7 / 1e12 / 52e-6)
+    assert by_name[CONVOLUTION]["share_of_product"] == pytest.approx(1e8 / 1e14 / 11e-6)
+    assert sum(record["share"] for record in found) == pytest.approx(1)
+    assert (whole["device_us"], whole["busy_us"], whole["wall_us"]) == pytest.approx((104, 104, 1000))
+    assert whole["gap_us"] == pytest.approx(896)
+
+
+def test_calls_that_differ_have_no_times_of_their_own():
+    found = kernels.rows(two_calls()[:-2], 2, 1e-3, [], "tf32", LIMITS)
+    assert next(record for record in found if record["kernel"] == "bias_relu")["each_us"] == []
+
+
+def test_table_has_the_libraries_names_below_their_group():
+    text = kernels.markdown(kernels.rows(two_calls(), 2, 1e-3, [], "tf32", LIMITS))
+    lines = text.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith(f"| {CONVOLUTION} |"))
+    assert lines[at + 1].startswith("| - sm80_fprop |")
+    assert "gap 896.0 us" in lines[-1]
+
+
+def total(passes, name, detail=None):
+    return sum(p.bytes for p in passes if p.name == name and detail in (None, p.detail))
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("precision,itemsize", (("tf32", 4), ("bfloat16", 2)))
+def test_forward_moves_what_the_shapes_say(case, precision, itemsize):
+    layers, taps = cases.trunk_layers(case.net, case.size)
+    passes = kernels.traffic_of_ours(case, "forward", precision)
+    n = 2 * case.pairs
+    features = n * itemsize * sum(c * h * w for c, h, w in taps)
+    distances_and_weights = 4 * (case.pairs * len(taps) + sum(c for c, _, _ in taps))
+    assert total(passes, "head_fwd") == features + distances_and_weights
+    prepared = n * case.size**2 * (3 * 4 + 16) + 2 * 3 * 4
+    assert total(passes, "prepare") == prepared
+    # A convolution's output is read and written once, its bias read.
+    bias_relu = [p for p in passes if p.name == "bias_relu"]
+    pooled = sum(n * itemsize * c * (h // 2) * (w // 2) for c, h, w in taps[:-1]) if case.net == "vgg" else 0
+    channels = sum(module.out_channels for module in convolutions(case.net))
+    assert len(bias_relu) == len(layers)
+    expected = n * itemsize * 2 * sum(layer.outputs for layer in layers) + pooled + itemsize * channels
+    assert total(passes, "bias_relu") == expected
+    flops = {p.detail: p.flops for p in passes if p.name == CONVOLUTION}
+    assert sum(flops.values()) > 0
+    assert sum(p.flops for p in passes[2:]) == n * sum(layer.flops for layer in layers[1:])
+
+
+def convolutions(net):
+    return [module for module in cases.random_lpips(net).net.modules() if isinstance(module, torch.nn.Conv2d)]
+
+
+def test_step_moves_what_the_shapes_say():
+    passes = kernels.traffic_of_ours(SMALL, "step", "bfloat16")
+    n = SMALL.pairs
+    taps = [n * c * h * w for c, h, w in cases.trunk_layers("vgg", 64)[1]]
+    # Each tap's gradient: the tap, the head's part and the result, and what comes from behind its pool.
+    assert total(passes, "tap_bwd") == 2 * (3 * sum(taps) + sum(taps[:-1]) // 4)
+    # Each gradient is read and written in its place, and the signs are a bit a value.
+    values = n * sum(p * c for p, c in ((64**2, 64), (32**2, 128), (16**2, 2 * 256), (8**2, 2 * 512), (4**2, 2 * 512)))
+    assert total(passes, "mask_by_signs") == 4 * values + values // 8
+    merged = kernels.traffic_of_ours(SMALL, "step", "bfloat16", in_forward=True)
+    weights_and_gradients = 4 * (sum(module.out_channels for module in tap_convolutions()) + 5 * n)
+    assert total(merged, "head_tap_bwd") == 2 * (3 * sum(taps) + sum(taps[:-1]) // 4) + weights_and_gradients
+    assert {"head_bwd", "tap_bwd"}.isdisjoint(p.name for p in merged)
+
+
+def tap_convolutions():
+    return [
+        [m for m in slice_ if isinstance(m, torch.nn.Conv2d)][-1] for slice_ in cases.random_lpips("vgg").net.slices
+    ]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_is_laid_out_anew(case):
+    """The GPU path stays in channels-last."""
+    for mode in ("forward", "step"):
+        names = {p.name for p in kernels.traffic_of_ours(case, mode, "tf32")}
+        assert names.isdisjoint({"clone", "_to_copy", "copy_", "layout", "bias"})
+        # The gradients of a Fire's two halves are parts of one tensor.
+        assert ("copy" in names) == (case.net == "squeeze" and mode == "step")
+
+
+def test_passes_of_lpips():
+    pytest.importorskip("lpips")
+    passes = kernels.traffic_of_lpips(SMALL, "forward")
+    names = [p.name for p in passes]
+    values = 4 * 2 * SMALL.pairs * sum(layer.outputs for layer in cases.trunk_layers("vgg", 64)[0])
+    assert (names.count("bias"), names.count("relu_"), names.count("layout")) == (26, 26, 26)
+    assert total(passes, "bias") == total(passes, "relu_") == 2 * values
+
+
+def test_larger_of_bytes_and_flops():
+    moved = Pass("a", "", 10**6, 10**6)
+    assert moved.seconds("tf32", LIMITS) == pytest.approx(1e-6)
+    assert moved.seconds("tf32", LIMITS, 0.5) == pytest.approx(2e-6)
+    assert Pass("a", "", 10**6, 10**9).seconds("tf32", LIMITS, 0.5, 0.5) == pytest.approx(2e-5)
+
+
+def test_floors_take_the_measured_times(capsys, tmp_path):
+    passes = kernels.traffic_of_ours(SMALL, "forward", "tf32")
+    n = sum(p.name == "bias_relu" for p in passes)
+    common = {**SMALL._asdict(), "mode": "forward", "provider": "ours", "precision": "tf32"}
+    file = tmp_path / "kernels.jsonl"
+    for record in (
+        {"kernel": "bias_relu", "device_us": 777.0, "each_us": [3000.0] + [1.0] * (n - 1)},
+        {"kernel": "all", "device_us": 8888.0, "each_us": []},
+        {"error": "none"},
+    ):
+        records.append(file, {**common, **record})
+    assert kernels.main(["--floors", "--case", str(SMALL), "--mode", "forward", "--measured", str(file)]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
+    measured = {row[0]: row[6] for row in reversed(rows) if len(row) > 6}  # ours come first
+    assert measured["| bias_relu, 64 x 64 x 64"] == "3000"
+    assert measured["| bias_relu, all"] == "777"
+    assert measured["| **all**"] == "8888"
+    assert measured["| head_fwd"].strip() == ""
+
+
+def test_providers_are_there():
+    assert set(kernels.DEFAULT) <= set(kernels.PROVIDERS)
+
+
+def test_without_a_gpu(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert kernels.main([]) == 2
+    assert "no GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("case", ("vgg", "vgg:1:8", "resnet:1:64"))
+def test_wrong_case(case, capsys):
+    with pytest.raises(SystemExit):
+        kernels.main(["--floors", "--case", case])
+    assert repr(case) in capsys.readouterr().err
+
+
+def test_limits_are_those_of_the_device(tmp_path, monkeypatch):
+    run = records.Run(torch.device("cpu"))
+    names = {"what": "copy", "precision": None, "q20_s": 1, "median_s": 1, "q80_s": 1}
+    for rate, device in ((5e12, run.context["device"]), (1e12, "another")):
+        records.append(tmp_path / "ceilings.jsonl", {**names, "bytes_per_s": rate, **run.context, "device": device})
+    assert kernels.machine_limits(tmp_path / "kernels.jsonl", run).bytes_per_s == 5e12
+    measured = {**names, "bytes_per_s": 7e12}
+    monkeypatch.setattr(kernels.ceilings, "measure", lambda *_: [measured])
+    assert kernels.machine_limits(tmp_path / "elsewhere" / "kernels.jsonl", run).bytes_per_s == 7e12
+
+
+def test_a_failure_keeps_no_record_back(tmp_path, monkeypatch, capsys):
+    """A provider that fails has a record of its error, and the next is profiled."""
+
+    def measure(case, mode, name, *_):
+        if name == "ours":
+            raise RuntimeError("as always")
+        return kernels.rows(two_calls(), 2, 1e-3, [], "bfloat16", LIMITS)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(records, "device_name", lambda device: "a GPU")
+    monkeypatch.setattr(kernels, "images", lambda *_: ())
+    monkeypatch.setattr(kernels.end_to_end, "oracle", lambda *_: None)
+    monkeypatch.setattr(kernels, "machine_limits", lambda *_: LIMITS)
+    monkeypatch.setattr(kernels, "measure", measure)
+    file = tmp_path / "kernels.jsonl"
+    command = ["--mode", "forward", "--json", str(file), "--provider", "ours", "ours, bfloat16", "--case", str(SMALL)]
+    assert kernels.main(command) == 1
+    found = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [record["provider"] for record in found] == ["ours"] + ["ours, bfloat16"] * 4
+    assert found[0]["error"] == "RuntimeError: as always"
+    assert all(record["device"] == "a GPU" and "torch" in record and "commit" in record for record in found)
+    assert "failed: RuntimeError: as always" in capsys.readouterr().out
