@@ -31,7 +31,7 @@ from torch import Tensor
 from ..gpu_layers import empty_nhwc
 from ..ops import library
 from . import head
-from .head import _normalized
+from .head import _normalized, cdiv, next_power_of_2
 
 NUM_WARPS = 4
 TILE = 32768 if triton.knobs.runtime.interpret else 4096  # values a program has in hand
@@ -269,9 +269,9 @@ def _blocks(channels: int, pixels: int, tensors: int = 1) -> tuple[int, int, int
     Args:
         tensors: how many tiles a program has in hand at a time.
     """
-    block_c = min(max(triton.next_power_of_2(channels), 8), 256)
-    block_p = max(1, min(TILE // tensors // block_c, triton.next_power_of_2(max(pixels, 1))))
-    return block_p, block_c, triton.cdiv(pixels, block_p), triton.cdiv(channels, block_c)
+    block_c = min(next_power_of_2(max(channels, 8)), 256)
+    block_p = max(1, min(TILE // tensors // block_c, next_power_of_2(max(pixels, 1))))
+    return block_p, block_c, cdiv(pixels, block_p), cdiv(channels, block_c)
 
 
 def prepare_triton(
@@ -282,8 +282,8 @@ def prepare_triton(
     n0, c, h, w = x0.shape
     n = sum(image.shape[0] for image in images)
     out = empty_nhwc(x0, n, channels, h, w, dtype)
-    block_p = min(PREPARED_PIXELS, triton.next_power_of_2(max(h * w, 1)))
-    grid = n * triton.cdiv(h * w, block_p)
+    block_p = min(PREPARED_PIXELS, next_power_of_2(max(h * w, 1)))
+    grid = n * cdiv(h * w, block_p)
     if grid:
         with torch.cuda.device_of(x0):
             _prepare_kernel[(grid,)](
@@ -298,7 +298,7 @@ def bias_relu_triton(y: Tensor, bias: Tensor, signs: Tensor | None, pooled: Tens
     assert y.is_contiguous(memory_format=torch.channels_last)  # it is written in its place, by that order
     n, c, h, w = y.shape
     side = 1 if pooled is None else 2
-    windows = triton.cdiv(h, side) * triton.cdiv(w, side)
+    windows = cdiv(h, side) * cdiv(w, side)
     block_p, block_c, blocks, blocks_c = _blocks(c, windows, side * side)
     if n * blocks:
         with torch.cuda.device_of(y):
