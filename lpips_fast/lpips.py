@@ -490,7 +490,7 @@ class LPIPS(nn.Module):
         if x0.requires_grad != x1.requires_grad:
             return self._taps(x0, affine=affine), self._taps(x1, affine=affine)
         taps = self._taps(x0, x1, affine=affine)
-        pairs = [t.split((x0.shape[0], x1.shape[0])) for t in taps]
+        pairs = [t.split_with_sizes((x0.shape[0], x1.shape[0])) for t in taps]
         return [t0 for t0, _ in pairs], [t1 for _, t1 in pairs]
 
     def _taps_by_modules(self, x: Tensor, normalize: bool) -> tuple[Tensor, ...]:

@@ -36,9 +36,15 @@ def describe(module: nn.Module) -> Description:
     return Description(
         type(module),
         settings(module.__dict__) if settings else None,
-        getattr(module, "bias", None) is not None,
+        _has_bias(module),
         tuple(describe(part) for part in module.children()),
     )
+
+
+def _has_bias(module: nn.Module) -> bool:
+    parameters = module.__dict__["_parameters"]
+    bias = parameters["bias"] if "bias" in parameters else getattr(module, "bias", None)  # of a replica it is none
+    return bias is not None
 
 
 def is_as_described(module: nn.Module, made: Description) -> bool:
@@ -56,12 +62,12 @@ def is_as_described(module: nn.Module, made: Description) -> bool:
     if made.settings is not None:
         if _SETTINGS[made.kind](own) != made.settings:
             return False
-        if (getattr(module, "bias", None) is not None) != made.has_bias:  # of a replica it is no parameter
+        if made.kind is nn.Conv2d and _has_bias(module) != made.has_bias:
             return False
     parts = own["_modules"]
     if len(parts) != len(made.parts):
         return False
-    return all(map(is_as_described, parts.values(), made.parts))
+    return not parts or all(map(is_as_described, parts.values(), made.parts))
 
 
 def _is_proxy(module: nn.Module, kind: type) -> bool:

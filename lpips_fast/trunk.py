@@ -149,11 +149,11 @@ class Trunk(nn.Module):
         if not (self.is_stock() if stock is None else stock):
             taps = self._by_layers(images, affine, n_taps)
         else:
-            setting = self.setting(images[0].device, n_taps)
+            parameters = self._parameters_in_order()
+            setting = self._setting(parameters, images[0].device, n_taps)
             if setting.frozen:
-                taps = frozen_trunk(setting, images, affine, self.tensors(setting))
+                taps = frozen_trunk(setting, images, affine, self._tensors(parameters, setting))
             else:
-                parameters = self._parameters_in_order()
                 if not self.trainable:
                     parameters = _detached(parameters)
                 taps, _ = run(setting, images, affine, _converted(parameters, setting))
@@ -193,7 +193,13 @@ class Trunk(nn.Module):
 
     def setting(self, device: torch.device, n_taps: int | None = None) -> Setting:
         """How to compute: as `precision` says; the inherited type is autocast's, or else the parameters'."""
-        parameters = self._parameters_in_order()
+        return self._setting(self._parameters_in_order(), device, n_taps)
+
+    def tensors(self, setting: Setting) -> list[Tensor]:
+        """The frozen trunk's tensors as the setting has them, made at the first call and kept."""
+        return self._tensors(self._parameters_in_order(), setting)
+
+    def _setting(self, parameters: list[Tensor], device: torch.device, n_taps: int | None) -> Setting:
         own = parameters[0].dtype
         dtype, tf32 = PRECISIONS[self.precision]
         if dtype is None:
@@ -217,9 +223,7 @@ class Trunk(nn.Module):
             return setting._replace(filters=filters)
         return setting
 
-    def tensors(self, setting: Setting) -> list[Tensor]:
-        """The frozen trunk's tensors as the setting has them, made at the first call and kept."""
-        parameters = self._parameters_in_order()
+    def _tensors(self, parameters: list[Tensor], setting: Setting) -> list[Tensor]:
         if torch.compiler.is_compiling():
             return _converted(_detached(parameters), setting)
         if setting.filters is not None:
