@@ -2,9 +2,10 @@
 
 All of it is bound by memory, so what follows on one another goes through in one pass:
 
-    prepare         images -> (image - shift) / scale, together, channels-last, in the trunk's type, channels filled up
+    first_conv_relu images -> relu(conv((image - shift) / scale) + bias) of the trunk's first layer; the ReLU's signs
     bias_relu       a convolution's output -> relu(y + bias) in its place; the ReLU's signs; the maxima of 2x2 windows
-    max_pool        the maxima of other windows, and no indices
+    pack_signs      the signs of a ReLU's output
+    max_pool        the maxima of windows, and no indices
     mask_by_signs   the gradient back through a ReLU of which the signs are kept, in its place
     tap_bwd         the gradient at a tap: the head's, plus what comes from the layers behind, through the pool if there
                     is one, and back through the tap's ReLU
@@ -16,7 +17,12 @@ With f the tap, t the head's gradient to it (kernels/head.py), g what comes from
 The maximum's place is found anew from f: it is the first, or the last NaN, as in torch. A ReLU passes the gradient
 where its output is not <= 0; its signs are as lpips_fast/layers.py says, bit c % 8 of byte c // 8 for channel c.
 
-Tensors are dense and channels-last, so that a pixel's channels are adjacent; sums and products are float32.
+Tensors are dense and channels-last, so that a pixel's channels are adjacent; sums and products are float32, but for the
+products of the first layer, whose factors are of the trunk's type (TF32 for float32 where that is allowed).
+
+The first layer has 3 channels, too few for cuDNN's kernels, and more to write than any other. Here a program holds the
+3 k k values below the windows of BLOCK_P pixels, read straight from the images, whatever their type and layout, and
+multiplies them by the filters, which lie in memory as [C, k k 3].
 """
 
 from __future__ import annotations
@@ -34,38 +40,70 @@ from . import head
 from .head import _normalized, cdiv, next_power_of_2
 
 NUM_WARPS = 4
-TILE = 32768 if triton.knobs.runtime.interpret else 4096  # values a program has in hand
-PREPARED_PIXELS = 32768 if triton.knobs.runtime.interpret else 512
+# Where time goes by the number of programs: they are larger and fewer there. And bfloat16's products are wrong.
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+# Values that a program has in hand. On an H200 bandwidth falls by a third and more with twice or half as many.
+TILE = 32768 if INTERPRETED.value else 4096
+POOL_TILE = 32768 if INTERPRETED.value else 1024
+SIGNS_TILE = 32768 if INTERPRETED.value else 1024
+TAP_TILE_BYTES = 131072 if INTERPRETED.value else 4096
+HEAD_TAP_TILE_BYTES = 131072 if INTERPRETED.value else 4096
+FIRST_TILE = 4096 if INTERPRETED.value else 128  # pixels; half of it where the filters take several steps
+FIRST_BLOCK_C, FIRST_BLOCK_K = 64, 32
 
 
 @triton.jit(do_not_specialize=("N0",))  # so that no batch size compiles it anew
-def _prepare_kernel(
-    x0_ptr, x1_ptr, shift_ptr, scale_ptr, out_ptr, N0, C, H, W,
+def _first_conv_relu_kernel(
+    x0_ptr, x1_ptr, shift_ptr, scale_ptr, w_ptr, bias_ptr, y_ptr, signs_ptr, N0, H, W, OUT_H, OUT_W, C_OUT,
     x0_stride_n, x0_stride_c, x0_stride_h, x0_stride_w,
     x1_stride_n, x1_stride_c, x1_stride_h, x1_stride_w,
-    CHANNELS: tl.constexpr, BLOCK_P: tl.constexpr,
+    C_IN: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_P pixels of one image, the first N0 of them x0's, with CHANNELS channels."""
-    blocks = tl.cdiv(H * W, BLOCK_P)
+    """BLOCK_P pixels of the output for one image, the first N0 of them x0's, BLOCK_C channels of each."""
+    K: tl.constexpr = KERNEL * KERNEL * C_IN
+    blocks = tl.cdiv(OUT_H * OUT_W, BLOCK_P)
     n = (tl.program_id(0) // blocks).to(tl.int64)
     offs_p = tl.program_id(0) % blocks * BLOCK_P + tl.arange(0, BLOCK_P)
-    offs_c = tl.arange(0, CHANNELS)
-    y, x = (offs_p // W).to(tl.int64), (offs_p % W).to(tl.int64)
-    mask_p, mask_c = offs_p < H * W, offs_c < C
-    mask = mask_p[:, None] & mask_c[None, :]
-    offs_c_64 = offs_c.to(tl.int64)[None, :]
-    if n < N0:
-        offs = n * x0_stride_n + (y * x0_stride_h + x * x0_stride_w)[:, None] + offs_c_64 * x0_stride_c
-        image = tl.load(x0_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-    else:
-        offs = (n - N0) * x1_stride_n + (y * x1_stride_h + x * x1_stride_w)[:, None] + offs_c_64 * x1_stride_c
-        image = tl.load(x1_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-    if shift_ptr is not None:
-        shift = tl.load(shift_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)
-        scale = tl.load(scale_ptr + offs_c, mask=mask_c, other=1.0).to(tl.float32)
-        image = (image - shift[None, :]) / scale[None, :]
-    out_offs = (n * H * W + offs_p)[:, None] * CHANNELS + offs_c[None, :]
-    tl.store(out_ptr + out_offs, image.to(out_ptr.dtype.element_ty), mask=mask_p[:, None])
+    top, left = offs_p // OUT_W * STRIDE - PADDING, offs_p % OUT_W * STRIDE - PADDING
+    offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask_p, mask_c = offs_p < OUT_H * OUT_W, offs_c < C_OUT
+    y = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    for start in range(0, K, BLOCK_K):
+        # Pixels in the last dimension, for they are what is adjacent in NCHW.
+        offs_k = start + tl.arange(0, BLOCK_K)
+        c, tap = offs_k % C_IN, offs_k // C_IN
+        row, column = top[None, :] + (tap // KERNEL)[:, None], left[None, :] + (tap % KERNEL)[:, None]
+        mask = (row >= 0) & (row < H) & (column >= 0) & (column < W) & (offs_k < K)[:, None] & mask_p[None, :]
+        row, column, channel = row.to(tl.int64), column.to(tl.int64), c.to(tl.int64)[:, None]
+        if n < N0:
+            offs = n * x0_stride_n + channel * x0_stride_c + row * x0_stride_h + column * x0_stride_w
+            x = tl.load(x0_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+        else:
+            offs = (n - N0) * x1_stride_n + channel * x1_stride_c + row * x1_stride_h + column * x1_stride_w
+            x = tl.load(x1_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+        if shift_ptr is not None:
+            shift, scale = tl.load(shift_ptr + c).to(tl.float32), tl.load(scale_ptr + c).to(tl.float32)
+            x = tl.where(mask, (x - shift[:, None]) / scale[:, None], 0.0)  # padding is 0 after scaling
+        mask = (offs_k < K)[:, None] & mask_c[None, :]
+        w = tl.load(w_ptr + offs_c[None, :] * K + offs_k[:, None], mask=mask, other=0.0)
+        x = tl.trans(x.to(w.dtype))
+        if INTERPRETED:
+            y += tl.dot(x.to(tl.float32), w.to(tl.float32), input_precision="ieee")
+        else:
+            y = tl.dot(x, w, y, input_precision=PRECISION)
+    y += tl.load(bias_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)[None, :]
+    y = tl.where(y < 0, 0.0, y).to(y_ptr.dtype.element_ty)  # NaN stays NaN
+    pixel = n * OUT_H * OUT_W + offs_p
+    tl.store(y_ptr + pixel[:, None] * C_OUT + offs_c[None, :], y, mask=mask_p[:, None] & mask_c[None, :])
+    if signs_ptr is not None:
+        passes = (
+            tl.where(y.to(tl.float32) <= 0, 0, 1).reshape(BLOCK_P, BLOCK_C // 8, 8) << tl.arange(0, 8)[None, None, :]
+        )
+        offs_b = tl.program_id(1) * (BLOCK_C // 8) + tl.arange(0, BLOCK_C // 8)
+        signs_offs = pixel[:, None] * (C_OUT // 8) + offs_b[None, :]
+        signs_mask = mask_p[:, None] & (offs_b * 8 < C_OUT)[None, :]
+        tl.store(signs_ptr + signs_offs, tl.sum(passes, axis=2).to(tl.uint8), mask=signs_mask)
 
 
 @triton.jit
@@ -86,6 +124,13 @@ def _bias_relu_kernel(
     offs_c = offs_b[:, None] * 8 + bit[None, :]
     mask_c = offs_c < C
     bias = tl.load(bias_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)
+    # All loads before the first store: the compiler moves none over a store to the same tensor.
+    values = ()
+    for i in tl.static_range(SIDE * SIDE):
+        y, x = row + i // SIDE, column + i % SIDE
+        inside = (offs_p < windows) & (y < H) & (x < W)
+        offs = ((n * H + y) * W + x)[:, None, None] * C + offs_c[None, :, :]
+        values += (tl.load(y_ptr + offs, mask=inside[:, None, None] & mask_c[None, :, :], other=0.0),)
     best = tl.full((BLOCK_P, BLOCK_C // 8, 8), float("-inf"), tl.float32)
     for i in tl.static_range(SIDE * SIDE):
         y, x = row + i // SIDE, column + i % SIDE
@@ -93,7 +138,7 @@ def _bias_relu_kernel(
         pixel = (n * H + y) * W + x
         offs = pixel[:, None, None] * C + offs_c[None, :, :]
         mask = inside[:, None, None] & mask_c[None, :, :]
-        value = tl.load(y_ptr + offs, mask=mask, other=0.0).to(tl.float32) + bias[None, :, :]
+        value = values[i].to(tl.float32) + bias[None, :, :]
         value = tl.where(value < 0, 0.0, value).to(y_ptr.dtype.element_ty)  # NaN stays NaN
         tl.store(y_ptr + offs, value, mask=mask)
         value = value.to(tl.float32)
@@ -124,7 +169,7 @@ def _max_pool_kernel(
     offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_p, mask_c = offs_p < OUT_H * OUT_W, offs_c < C
     best = tl.full((BLOCK_P, BLOCK_C), float("-inf"), tl.float32)
-    for i in range(KERNEL * KERNEL):  # not unrolled, or all of the loads would be in registers at once
+    for i in tl.static_range(KERNEL * KERNEL):
         y, x = offs_p // OUT_W * STRIDE + i // KERNEL, offs_p % OUT_W * STRIDE + i % KERNEL
         mask = (mask_p & (y < H) & (x < W))[:, None] & mask_c[None, :]
         offs = ((n * H + y) * W + x)[:, None] * C + offs_c[None, :]
@@ -134,23 +179,27 @@ def _max_pool_kernel(
     tl.store(out_ptr + offs, best.to(out_ptr.dtype.element_ty), mask=mask_p[:, None] & mask_c[None, :])
 
 
-@triton.jit(do_not_specialize=("pixels",))  # so that no batch size compiles it anew
-def _mask_by_signs_kernel(d_ptr, signs_ptr, addend_ptr, C, pixels, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """BLOCK_P pixels, BLOCK_C channels of each."""
-    offs_p = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    offs_b = tl.program_id(1) * (BLOCK_C // 8) + tl.arange(0, BLOCK_C // 8)
-    bit = tl.arange(0, 8)
-    offs_c = offs_b[:, None] * 8 + bit[None, :]
-    mask_p = offs_p < pixels
-    mask = mask_p[:, None, None] & (offs_c < C)[None, :, :]
-    offs = offs_p[:, None, None] * C + offs_c[None, :, :]
-    signs_mask = mask_p[:, None] & (offs_b * 8 < C)[None, :]
-    signs = tl.load(signs_ptr + offs_p[:, None] * tl.cdiv(C, 8) + offs_b[None, :], mask=signs_mask, other=0)
-    passes = (signs.to(tl.int32)[:, :, None] >> bit[None, None, :]) & 1
+@triton.jit
+def _pack_signs_kernel(y_ptr, signs_ptr, n_bytes, BLOCK_B: tl.constexpr):
+    """BLOCK_B bytes of signs. Channels come by eights, so that byte i is of the eight values from 8 i on."""
+    offs_b = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
+    bit = tl.arange(0, 8)[None, :]
+    mask = offs_b < n_bytes
+    y = tl.load(y_ptr + offs_b[:, None] * 8 + bit, mask=mask[:, None], other=0.0).to(tl.float32)
+    tl.store(signs_ptr + offs_b, tl.sum(tl.where(y <= 0, 0, 1) << bit, axis=1).to(tl.uint8), mask=mask)
+
+
+@triton.jit
+def _mask_by_signs_kernel(d_ptr, signs_ptr, addend_ptr, n_bytes, BLOCK_B: tl.constexpr):
+    """The values of BLOCK_B bytes of signs, as in _pack_signs_kernel."""
+    offs_b = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
+    bit = tl.arange(0, 8)[None, :]
+    offs, mask = offs_b[:, None] * 8 + bit, (offs_b < n_bytes)[:, None]
+    signs = tl.load(signs_ptr + offs_b, mask=offs_b < n_bytes, other=0).to(tl.int32)
     d = tl.load(d_ptr + offs, mask=mask, other=0.0).to(tl.float32)
     if addend_ptr is not None:
         d += tl.load(addend_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-    tl.store(d_ptr + offs, tl.where(passes != 0, d, 0.0).to(d_ptr.dtype.element_ty), mask=mask)
+    tl.store(d_ptr + offs, tl.where((signs[:, None] >> bit) & 1 != 0, d, 0.0).to(d_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -263,32 +312,34 @@ def _dense(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _blocks(channels: int, pixels: int, tensors: int = 1) -> tuple[int, int, int, int]:
-    """BLOCK_P and BLOCK_C, and the number of blocks of an image's pixels and of channels.
-
-    Args:
-        tensors: how many tiles a program has in hand at a time.
-    """
+def _blocks(channels: int, pixels: int, tile: int) -> tuple[int, int, int, int]:
+    """BLOCK_P and BLOCK_C for a tile of that many values, and the numbers of blocks of pixels and of channels."""
     block_c = min(next_power_of_2(max(channels, 8)), 256)
-    block_p = max(1, min(TILE // tensors // block_c, next_power_of_2(max(pixels, 1))))
+    block_p = max(1, min(tile // block_c, next_power_of_2(max(pixels, 1))))
     return block_p, block_c, cdiv(pixels, block_p), cdiv(channels, block_c)
 
 
-def prepare_triton(
-    images: Sequence[Tensor], shift: Tensor | None, scale: Tensor | None, channels: int, dtype: torch.dtype
-) -> Tensor:
-    """[N, channels, H, W] of one or two batches of images; see gpu_layers.py for the contract."""
+def first_conv_relu_triton(
+    images: Sequence[Tensor], shift: Tensor | None, scale: Tensor | None, weight: Tensor, bias: Tensor,
+    stride: int, padding: int, tf32: bool, signs: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """[N, C, OUT_H, OUT_W] of one or two batches of images; see gpu_layers.py for the contract."""
+    assert weight.is_contiguous(memory_format=torch.channels_last)
     x0, x1 = images[0], images[-1]
-    n0, c, h, w = x0.shape
+    (c_out, c_in, kernel, _), (n0, _, h, w) = weight.shape, x0.shape
+    out_h, out_w = ((side + 2 * padding - kernel) // stride + 1 for side in (h, w))
     n = sum(image.shape[0] for image in images)
-    out = empty_nhwc(x0, n, channels, h, w, dtype)
-    block_p = min(PREPARED_PIXELS, next_power_of_2(max(h * w, 1)))
-    grid = n * cdiv(h * w, block_p)
-    if grid:
+    out = empty_nhwc(x0, n, c_out, out_h, out_w, weight.dtype)
+    block_p = FIRST_TILE if kernel * kernel * c_in <= FIRST_BLOCK_K else FIRST_TILE // 2
+    blocks = cdiv(out_h * out_w, block_p)
+    if n * blocks:
         with torch.cuda.device_of(x0):
-            _prepare_kernel[(grid,)](
-                x0, x1, shift, scale, out, n0, c, h, w, *x0.stride(), *x1.stride(),
-                CHANNELS=channels, BLOCK_P=block_p, num_warps=NUM_WARPS, enable_fp_fusion=False,
+            _first_conv_relu_kernel[(n * blocks, cdiv(c_out, FIRST_BLOCK_C))](
+                x0, x1, shift, scale, weight, bias, out, signs, n0, h, w, out_h, out_w, c_out,
+                *x0.stride(), *x1.stride(),
+                C_IN=c_in, KERNEL=kernel, STRIDE=stride, PADDING=padding, PRECISION="tf32" if tf32 else "ieee",
+                BLOCK_P=block_p, BLOCK_C=FIRST_BLOCK_C, BLOCK_K=FIRST_BLOCK_K,
+                num_warps=NUM_WARPS,
             )  # fmt: skip
     return out
 
@@ -299,7 +350,7 @@ def bias_relu_triton(y: Tensor, bias: Tensor, signs: Tensor | None, pooled: Tens
     n, c, h, w = y.shape
     side = 1 if pooled is None else 2
     windows = cdiv(h, side) * cdiv(w, side)
-    block_p, block_c, blocks, blocks_c = _blocks(c, windows, side * side)
+    block_p, block_c, blocks, blocks_c = _blocks(c, windows, TILE // side**2)
     if n * blocks:
         with torch.cuda.device_of(y):
             _bias_relu_kernel[(n * blocks, blocks_c)](
@@ -309,12 +360,26 @@ def bias_relu_triton(y: Tensor, bias: Tensor, signs: Tensor | None, pooled: Tens
             )  # fmt: skip
 
 
+def pack_signs_triton(y: Tensor) -> Tensor:
+    """[N, H, W, C / 8]; see gpu_layers.py for the contract."""
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    n, c, h, w = y.shape
+    signs = torch.empty((n, h, w, c // 8), dtype=torch.uint8, device=y.device)
+    block_b = SIGNS_TILE // 8
+    if signs.numel():
+        with torch.cuda.device_of(y):
+            _pack_signs_kernel[(cdiv(signs.numel(), block_b),)](
+                y, signs, signs.numel(), BLOCK_B=block_b, num_warps=NUM_WARPS
+            )
+    return signs
+
+
 def max_pool_triton(x: Tensor, kernel: int, stride: int, out_h: int, out_w: int) -> Tensor:
     """[N, C, out_h, out_w]; see gpu_layers.py for the contract."""
     x = _dense(x)
     n, c, h, w = x.shape
     out = empty_nhwc(x, n, c, out_h, out_w, x.dtype)
-    block_p, block_c, blocks, blocks_c = _blocks(c, out_h * out_w)
+    block_p, block_c, blocks, blocks_c = _blocks(c, out_h * out_w, POOL_TILE)
     if n * blocks:
         with torch.cuda.device_of(x):
             _max_pool_kernel[(n * blocks, blocks_c)](
@@ -328,14 +393,12 @@ def max_pool_triton(x: Tensor, kernel: int, stride: int, out_h: int, out_w: int)
 def mask_by_signs_triton(d: Tensor, signs: Tensor, addend: Tensor | None) -> None:
     """d in its place; see gpu_layers.py for the contract."""
     assert d.is_contiguous(memory_format=torch.channels_last)  # it is written in its place, by that order
-    n, c, h, w = d.shape
-    block_p, block_c, blocks, blocks_c = _blocks(c, n * h * w)
-    if blocks:
+    block_b = SIGNS_TILE // 8
+    if signs.numel():
         with torch.cuda.device_of(d):
-            _mask_by_signs_kernel[(blocks, blocks_c)](
-                d, signs, None if addend is None else _dense(addend), c, n * h * w,
-                BLOCK_P=block_p, BLOCK_C=block_c,
-                num_warps=NUM_WARPS, enable_fp_fusion=False,
+            _mask_by_signs_kernel[(cdiv(signs.numel(), block_b),)](
+                d, signs, None if addend is None else _dense(addend), signs.numel(),
+                BLOCK_B=block_b, num_warps=NUM_WARPS, enable_fp_fusion=False,
             )  # fmt: skip
 
 
@@ -344,7 +407,7 @@ def tap_bwd_triton(tap: Tensor, d_tap: Tensor, behind: Tensor | None, kernel: in
     tap, d_tap, behind = _dense(tap), _dense(d_tap), None if behind is None else _dense(behind)
     n, c, h, w = tap.shape
     out = empty_nhwc(tap, n, c, h, w, tap.dtype)
-    block_p, block_c, blocks, blocks_c = _blocks(c, h * w, 2)
+    block_p, block_c, blocks, blocks_c = _blocks(c, h * w, TAP_TILE_BYTES // tap.element_size())
     behind_h, behind_w = (0, 0) if behind is None else behind.shape[2:]
     if n * blocks:
         with torch.cuda.device_of(tap):
@@ -367,7 +430,7 @@ def head_tap_bwd_triton(
     f0, f1 = _dense(f0), _dense(f1[:1] if one_for_all else f1)
     behind = None if behind is None else _dense(behind)
     out = empty_nhwc(f0, 2 * n if both else n, c, h, w, f0.dtype)
-    block_c, block_p, blocks = head._blocks(f0, head.BWD_TILE)
+    block_c, block_p, blocks = head._blocks(f0, HEAD_TAP_TILE_BYTES)
     behind_h, behind_w = (0, 0) if behind is None else behind.shape[2:]
     if n * blocks:
         with torch.cuda.device_of(f0):
@@ -375,13 +438,14 @@ def head_tap_bwd_triton(
                 grad, f0, f1, weight, behind, out, n, c, h, w, behind_h, behind_w, divisor,
                 grad.stride(0), grad.stride(2), grad.stride(3), f1_stride_n,
                 EPS=eps, BOTH=both, KERNEL=kernel, STRIDE=stride, BLOCK_C=block_c, BLOCK_P=block_p,
-                num_warps=head.NUM_WARPS, enable_fp_fusion=False,
+                num_warps=NUM_WARPS, enable_fp_fusion=False,
             )  # fmt: skip
     return out
 
 
 for _operator in (
-    prepare_triton, bias_relu_triton, max_pool_triton, mask_by_signs_triton, tap_bwd_triton, head_tap_bwd_triton
+    first_conv_relu_triton, bias_relu_triton, pack_signs_triton, max_pool_triton, mask_by_signs_triton, tap_bwd_triton,
+    head_tap_bwd_triton,
 ):  # fmt: skip
     for _key in ("CUDA", "CPU"):  # the CPU's is for the interpreter
         library.impl(_operator.__name__, _operator, _key)

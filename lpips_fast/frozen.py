@@ -6,7 +6,8 @@ for the other ReLUs' signs: for VGG16 33 MB an image of 256 x 256 in float32, wh
 
 `run` and `run_backward` are plain functions that need no autograd; `frozen_trunk` is a differentiable one around them.
 A trunk is given as a `Setting`, which torch.compile takes for a constant, and its tensors, weight, bias, weight, bias,
-..., in the setting's type and layout. `affine` is what it does to images first: (x - shift) / scale, or nothing.
+..., in the setting's type and layout, as `Trunk.tensors` has them. `affine` is what it does to images first:
+(x - shift) / scale, or nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .gpu_layers import HeadGradient
-from .layers import conv_backward, conv_relu, max_pool, prepare, tap_backward
+from .layers import conv_backward, conv_relu, first_conv_relu, max_pool, tap_backward
 from .plan import Affine, Fire, Pool, Setting, without_autocast
 from .transforms import has_saved_tensor_hooks, in_torch_func, is_batched, is_differentiated, keeps_graph
 
@@ -32,7 +33,7 @@ def run(
     taps: list[Tensor] = []
     signs: list[Tensor] = []
     with without_autocast(images[0].device):
-        x, affine = prepare(setting, images, affine)
+        x = images[0]
         pooled = None  # what the next step, a pool, gives, where a convolution has done it on its way
         for number, step in enumerate(setting.plan):
             following = setting.plan[number + 1] if number + 1 < len(setting.plan) else None
@@ -46,9 +47,12 @@ def run(
                 y3, signs3, _ = conv_relu(setting, tensors, step.expand3x3, s, keep and not step.tap)
                 x = torch.cat((y1, y3), dim=1)
                 signs += [torch.cat(pair, dim=-1) for pair in zip(signs1, signs3, strict=True)]
+            elif number == 0:
+                x, signs, pooled = first_conv_relu(
+                    setting, tensors, step, images, affine, keep and not step.tap, following
+                )
             else:
-                first = affine if number == 0 else (None, None)
-                x, y_signs, pooled = conv_relu(setting, tensors, step, x, keep and not step.tap, first, following)
+                x, y_signs, pooled = conv_relu(setting, tensors, step, x, keep and not step.tap, following=following)
                 signs += y_signs
             if step.tap:
                 taps.append(x)
@@ -67,7 +71,7 @@ def run_backward(
     """dL/d(images of channels, height and width `size`) of `run`, from what it returned and dL/dtaps."""
     scale = affine[1]
     plan, taps, signs, d_taps = setting.plan, list(taps), list(signs), list(d_taps)
-    channels, height, width = size
+    _, height, width = size
     with without_autocast(taps[0].device):
         # From here on grad is dL/d(what goes into the ReLU of the step at hand), or for a pool, dL/d(its output).
         grad = tap_backward(setting, taps.pop(), d_taps.pop())
@@ -89,8 +93,6 @@ def run_backward(
                 grad = conv_backward(setting, tensors, step, grad, addend=d_taps.pop(), passes=taps.pop())
             else:
                 grad = conv_backward(setting, tensors, step, grad, passes=signs.pop())
-        if grad.shape[1] > channels:  # some were added to fill up
-            grad = grad[:, :channels]
         return grad if scale is None else grad / scale
 
 
@@ -136,7 +138,6 @@ class _FrozenTrunk(torch.autograd.Function):
         differentiated = is_differentiated(*images, *d_taps)
         if differentiated or is_batched(*d_taps):
             setting = setting.plain()
-            tensors = [tensors[0][:, : size[0]], *tensors[1:]]
         if differentiated:
             if ctx.versions != _versions(ctx.images):
                 raise RuntimeError(
@@ -161,8 +162,12 @@ def _versions(images: Sequence[Tensor]) -> list[int]:
     return [0 if image.is_inference() else image._version for image in images]
 
 
+def needs_gradient(images: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(image.requires_grad for image in images)
+
+
 def frozen_trunk(setting: Setting, images: Sequence[Tensor], affine: Affine, tensors: Sequence[Tensor]) -> list[Tensor]:
     """The taps of one or two batches of images, differentiable in them; keeps little for that, and only if needed."""
-    if torch.is_grad_enabled() and any(image.requires_grad for image in images):
+    if needs_gradient(images):
         return list(_FrozenTrunk.apply(setting, len(images), *affine, *images, *tensors)[: setting.n_taps])
     return run(setting, images, affine, tensors)[0]

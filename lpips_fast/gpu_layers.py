@@ -1,11 +1,19 @@
-"""A frozen trunk on a GPU, in channels-last: torch's convolutions, and ours for what lies between them.
+"""A frozen trunk on a GPU, in channels-last: cuDNN's convolutions, and ours for the first and what lies between them.
+
+cuDNN's convolution adds the bias and applies the ReLU on its way, at no cost. But its ReLU makes 0 of NaN for some
+shapes and types (float32, filters of 1 x 1), and an image with a NaN must have a NaN distance: so as far as the first
+tap ours is used. The gradient of a convolution of stride 1 is a convolution with turned filters, for which cuDNN's
+kernels are as fast and torch copies nothing.
 
 Schemas and fake implementations of the operators that kernels/trunk.py implements, and how the layers use them.
-Activations y, taps and gradients d are [N, C, H, W], channels-last, all of the trunk's type; signs are as in layers.py.
+Activations y, taps and gradients d are [N, C, H, W], channels-last, all of the trunk's type; signs are as in layers.py,
+C being a multiple of 8.
 
-  * prepare: (x - shift) / scale of images of any types and layouts, one batch or two, the second following on the
-    first; shift and scale may be missing; channels of zeros are added up to `channels`.
+  * first_conv_relu: relu(conv((x - shift) / scale) + bias) of images of any types and layouts, one batch or two, the
+    second following on the first; shift and scale may be missing; the signs go into those given.
+  * conv_relu_cudnn: relu(conv(x) + bias).
   * bias_relu: y becomes relu(y + bias), dense y; its signs and max_pool2d(y, 2) go into those given.
+  * pack_signs: the signs of a ReLU's output.
   * max_pool: the maxima of windows, which may overrun x at the end as in ceil_mode; a NaN is a maximum.
   * mask_by_signs: d becomes d + addend where the signs say so, else 0; dense d.
   * tap_bwd: (d_tap + what comes from behind) where tap is not <= 0, else 0. What comes from behind is dL/d(pool's
@@ -17,6 +25,7 @@ Activations y, taps and gradients d are [N, C, H, W], channels-last, all of the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import extension, flops
-from .convolution import conv2d
+from .convolution import allows_tf32, conv2d, conv2d_input
 from .ops import head_flops, library
 from .plan import Affine, Conv, Pool, Setting
 
@@ -34,13 +43,31 @@ def empty_nhwc(like: Tensor, n: int, channels: int, h: int, w: int, dtype: torch
     return torch.empty(shape, dtype=dtype, device=like.device, memory_format=torch.channels_last)
 
 
-def _prepare_fake(images, shift, scale, channels, dtype):
-    h, w = images[0].shape[2:]
-    return empty_nhwc(images[0], sum(image.shape[0] for image in images), channels, h, w, dtype)
+def _first_conv_relu_fake(images, shift, scale, weight, bias, stride, padding, tf32, signs):
+    return _conv_fake(weight, sum(image.shape[0] for image in images), images[0].shape[2:], stride, padding)
+
+
+def _conv_relu_cudnn_fake(x, weight, bias, stride, padding):
+    return _conv_fake(weight, x.shape[0], x.shape[2:], stride, padding)
+
+
+def _conv_fake(weight, n, size, stride, padding):
+    h, w = _convolved(size, weight, stride, padding)
+    return empty_nhwc(weight, n, weight.shape[0], h, w, weight.dtype)
+
+
+def _convolved(size: Sequence[int], weight: Tensor, stride: int, padding: int) -> list[int]:
+    """The height and width of a convolution's output."""
+    return [(side + 2 * padding - k) // stride + 1 for side, k in zip(size, weight.shape[2:], strict=True)]
 
 
 def _bias_relu_fake(y, bias, signs, pooled):
     return None
+
+
+def _pack_signs_fake(y):
+    n, c, h, w = y.shape
+    return torch.empty((n, h, w, c // 8), dtype=torch.uint8, device=y.device)
 
 
 def _max_pool_fake(x, kernel, stride, out_h, out_w):
@@ -61,15 +88,21 @@ def _head_tap_bwd_fake(grad, f0, f1, weight, eps, divisor, both, behind, kernel,
 
 
 _OPERATORS: dict[str, tuple[str, Callable[..., Any]]] = {
-    "prepare": (
-        "(Tensor[] images, Tensor? shift, Tensor? scale, int channels, ScalarType dtype) -> Tensor",
-        _prepare_fake,
+    "first_conv_relu_triton": (
+        "(Tensor[] images, Tensor? shift, Tensor? scale, Tensor weight, Tensor bias, int stride, int padding, "
+        "bool tf32, Tensor(a!)? signs) -> Tensor",
+        _first_conv_relu_fake,
     ),
-    "bias_relu": ("(Tensor(a!) y, Tensor bias, Tensor(b!)? signs, Tensor(c!)? pooled) -> ()", _bias_relu_fake),
-    "max_pool": ("(Tensor x, int kernel, int stride, SymInt out_h, SymInt out_w) -> Tensor", _max_pool_fake),
-    "mask_by_signs": ("(Tensor(a!) d, Tensor signs, Tensor? addend) -> ()", _mask_by_signs_fake),
-    "tap_bwd": ("(Tensor tap, Tensor d_tap, Tensor? behind, int kernel, int stride) -> Tensor", _tap_bwd_fake),
-    "head_tap_bwd": (
+    "conv_relu_cudnn": (
+        "(Tensor x, Tensor weight, Tensor bias, int stride, int padding) -> Tensor",
+        _conv_relu_cudnn_fake,
+    ),
+    "bias_relu_triton": ("(Tensor(a!) y, Tensor bias, Tensor(b!)? signs, Tensor(c!)? pooled) -> ()", _bias_relu_fake),
+    "pack_signs_triton": ("(Tensor y) -> Tensor", _pack_signs_fake),
+    "max_pool_triton": ("(Tensor x, int kernel, int stride, SymInt out_h, SymInt out_w) -> Tensor", _max_pool_fake),
+    "mask_by_signs_triton": ("(Tensor(a!) d, Tensor signs, Tensor? addend) -> ()", _mask_by_signs_fake),
+    "tap_bwd_triton": ("(Tensor tap, Tensor d_tap, Tensor? behind, int kernel, int stride) -> Tensor", _tap_bwd_fake),
+    "head_tap_bwd_triton": (
         "(Tensor grad, Tensor f0, Tensor f1, Tensor weight, float eps, SymInt divisor, bool both, Tensor? behind, "
         "int kernel, int stride) -> Tensor",
         _head_tap_bwd_fake,
@@ -77,28 +110,58 @@ _OPERATORS: dict[str, tuple[str, Callable[..., Any]]] = {
 }
 
 for _name, (_schema, _fake) in _OPERATORS.items():
-    library.define(f"{_name}_triton{_schema}")
-    torch.library.register_fake(f"lpips_fast::{_name}_triton", _fake, lib=library)
+    library.define(f"{_name}{_schema}")
+    torch.library.register_fake(f"lpips_fast::{_name}", _fake, lib=library)
 
-flops.register({"head_tap_bwd_triton": lambda grad, f0, *_, **__: head_flops([f0])})
+
+def _conv_relu_cudnn(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+    return _dense(torch.cudnn_convolution_relu(x, weight, bias, (stride,) * 2, (padding,) * 2, (1, 1), 1))
+
+
+library.impl("conv_relu_cudnn", _conv_relu_cudnn, "CUDA")
+
+
+def _conv_flops(weight: Sequence[int], y: Sequence[int]) -> int:
+    return 2 * y[0] * y[2] * y[3] * prod(weight)
+
+
+flops.register(
+    {
+        "first_conv_relu_triton": lambda images, shift, scale, weight, *_, out_shape, **__: _conv_flops(
+            weight, out_shape
+        ),
+        "conv_relu_cudnn": lambda x, weight, *_, out_shape, **__: _conv_flops(weight, out_shape),
+        "head_tap_bwd_triton": lambda grad, f0, *_, **__: head_flops([f0]),
+    }
+)
 
 
 def available() -> bool:
     return extension.backends()["triton"] is None
 
 
-# As in extension.choose: a constant to torch.compile.
+def _cudnn_applies_relu(dtype: torch.dtype, tf32: bool | None) -> bool:
+    """Whether cuDNN's convolution with bias and ReLU is there; in float32 it goes by torch's flag for TF32."""
+    by_flag = dtype != torch.float32 or tf32 is None or tf32 == allows_tf32(None)
+    return by_flag and torch.version.cuda is not None and torch.backends.cudnn.enabled
+
+
+# As in extension.choose: constants to torch.compile.
 available._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_cudnn_applies_relu._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _padded_channels(dtype: torch.dtype) -> int:
-    """To how many channels images are filled up: 16 bytes a pixel, the least that matrix units load at once."""
-    return 16 // dtype.itemsize
+def gradient_filters(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """For each weight of a trunk's tensors, weight, bias, weight, ..., that by which `conv_backward` goes.
 
-
-def padded(weight: Tensor) -> Tensor:
-    """The first convolution's weight for images that `prepare` has filled up."""
-    return F.pad(weight, (0, 0, 0, 0, 0, _padded_channels(weight.dtype) - weight.shape[1]))
+    The first's has its input filled up with channels of zeros to 16 bytes a pixel, the least that matrix units load at
+    once; but for filters of 11 x 11 in 16-bit types cuDNN is faster with three channels (a quarter of the time on an
+    H200). The others are turned.
+    """
+    first, *others = tensors[::2]
+    if not (first.shape[2] == 11 and first.dtype.itemsize == 2):
+        first = F.pad(first, (0, 0, 0, 0, 0, 16 // first.dtype.itemsize - first.shape[1]))
+    return [first, *(weight.flip(2, 3).transpose(0, 1) for weight in others)]
 
 
 class HeadGradient(NamedTuple):
@@ -116,22 +179,62 @@ class HeadGradient(NamedTuple):
     both: bool
 
 
-def prepare(setting: Setting, images: Sequence[Tensor], affine: Affine) -> Tensor:
+def first_conv_relu(
+    setting: Setting,
+    weight: Tensor,
+    bias: Tensor,
+    conv: Conv,
+    images: Sequence[Tensor],
+    affine: Affine,
+    keep_signs: bool,
+) -> tuple[Tensor, list[Tensor], None]:
+    """As layers.first_conv_relu."""
     shift, scale = (None if t is None else t.flatten() for t in affine)
-    channels = _padded_channels(setting.dtype)
-    return torch.ops.lpips_fast.prepare_triton(images, shift, scale, channels, setting.dtype)
+    signs = None
+    if keep_signs:
+        n, (h, w) = sum(x.shape[0] for x in images), _convolved(images[0].shape[2:], weight, conv.stride, conv.padding)
+        signs = torch.empty((n, h, w, weight.shape[0] // 8), dtype=torch.uint8, device=weight.device)
+    y = torch.ops.lpips_fast.first_conv_relu_triton(
+        images, shift, scale, weight, bias, conv.stride, conv.padding, allows_tf32(setting.tf32), signs
+    )
+    return y, [] if signs is None else [signs], None
 
 
 def conv_relu(
     setting: Setting, weight: Tensor, bias: Tensor, conv: Conv, x: Tensor, keep_signs: bool, pools: bool
 ) -> tuple[Tensor, list[Tensor], Tensor | None]:
-    """As layers.conv_relu; `pools` asks for the pool of 2 x 2 after it, too."""
+    """As layers.conv_relu; `pools` asks for the pool of 2 x 2 after it, too, if it costs nothing."""
+    if conv.at > setting.first_tap and x.device.type != "cpu" and _cudnn_applies_relu(setting.dtype, setting.tf32):
+        # An operator is for torch.compile and for those who watch; to call it takes the host longer.
+        watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or x.device.type != "cuda"
+        function = torch.ops.lpips_fast.conv_relu_cudnn if watched else _conv_relu_cudnn
+        y = function(x, weight, bias, conv.stride, conv.padding)
+        return y, [torch.ops.lpips_fast.pack_signs_triton(y)] if keep_signs else [], None
     y = _dense(conv2d(x, weight, None, conv.stride, conv.padding, setting.tf32))
     n, c, h, w = y.shape
-    signs = torch.empty((n, h, w, -(-c // 8)), dtype=torch.uint8, device=y.device) if keep_signs else None
+    signs = torch.empty((n, h, w, c // 8), dtype=torch.uint8, device=y.device) if keep_signs else None
     pooled = empty_nhwc(y, n, c, h // 2, w // 2, y.dtype) if pools else None
     torch.ops.lpips_fast.bias_relu_triton(y, bias, signs, pooled)
     return y, [] if signs is None else [signs], pooled
+
+
+def conv_backward(
+    setting: Setting,
+    tensors: Sequence[Tensor],
+    conv: Conv,
+    grad: Tensor,
+    size: Sequence[int],
+    addend: Tensor | HeadGradient | None,
+    passes: Tensor | None,
+) -> Tensor:
+    """As layers.conv_backward, for x of that size; after the trunk's tensors come its `gradient_filters`."""
+    filters = tensors[len(tensors) // 3 * 2 + conv.at // 2]
+    if conv.at > 0:
+        d_x = conv2d(grad, filters, None, 1, filters.shape[2] - 1 - conv.padding, setting.tf32)
+    else:
+        n, c, h, w = size
+        d_x = conv2d_input((n, filters.shape[1], h, w), filters, grad, conv.stride, conv.padding, setting.tf32)[:, :c]
+    return d_x if passes is None else relu_backward(d_x, addend, passes)
 
 
 def relu_backward(d: Tensor, addend: Tensor | HeadGradient | None, passes: Tensor) -> Tensor:

@@ -24,14 +24,24 @@ from .plan import Affine, Conv, Fire, Pool, Setting
 from .reference import to_dtype
 
 
-def prepare(setting: Setting, images: Sequence[Tensor], affine: Affine) -> tuple[Tensor, Affine]:
-    """One or two batches of images as one, and what of `affine` the first convolution has still to do.
+def first_conv_relu(
+    setting: Setting,
+    tensors: Sequence[Tensor],
+    conv: Conv,
+    images: Sequence[Tensor],
+    affine: Affine,
+    keep_signs: bool,
+    following: Conv | Pool | Fire | None,
+) -> tuple[Tensor, list[Tensor], Tensor | None]:
+    """As `conv_relu`, of one or two batches of images as one, the second after the first.
 
     Images of two types are promoted to the wider one, and scaled in it or, if that is wider, in that of `affine`.
     """
     if setting.triton:
-        return gpu_layers.prepare(setting, images, affine), (None, None)
-    return images[0] if len(images) == 1 else torch.cat(list(images)), affine
+        weight, bias = tensors[conv.at], tensors[conv.at + 1]
+        return gpu_layers.first_conv_relu(setting, weight, bias, conv, images, affine, keep_signs)
+    x = images[0] if len(images) == 1 else torch.cat(list(images))
+    return conv_relu(setting, tensors, conv, x, keep_signs, affine, following)
 
 
 def conv_relu(
@@ -90,13 +100,13 @@ def conv_backward(
         height, width = (side + weight.shape[2] - 1 - 2 * conv.padding for side in grad.shape[2:])
     else:
         height, width = size
+    x_size = (grad.shape[0], weight.shape[1], height, width)
+    if setting.triton:
+        return gpu_layers.conv_backward(setting, tensors, conv, grad, x_size, addend, passes)
+    assert not isinstance(addend, HeadGradient)
     if setting.filters is not None:
         weight = setting.filters.direct(conv)
-    x_size = (grad.shape[0], weight.shape[1], height, width)
     d_x = conv2d_input(x_size, weight, grad, conv.stride, conv.padding, setting.tf32)
-    if setting.triton and passes is not None:
-        return gpu_layers.relu_backward(d_x, addend, passes)
-    assert not isinstance(addend, HeadGradient)
     if passes is not None and passes.dtype == torch.uint8:
         return mask_by_signs(setting, d_x, passes, addend)
     if addend is not None:

@@ -599,7 +599,7 @@ class LPIPS(nn.Module):
             x1.taps if isinstance(x1, Features) else x1.expand(n if need1 else -1, -1, -1, -1),
             weight,
             affine,
-            self.net.tensors(setting),
+            self.net.tensors(setting, gradient=True),
             [w.detach().reshape(-1).to(acc) for w in linear],
         )
         return value.view(-1, 1, 1, 1)

@@ -54,11 +54,16 @@ class Setting(NamedTuple):
     tf32: bool | None = None  # None: as torch's flags have it
     frozen: bool = False  # whether its tensors need no gradient: then little is kept (frozen.py)
     filters: Filters | None = None  # of the CPU's convolutions by Winograd's algorithm, if there are to be any
-    triton: bool = False  # whether Triton's kernels do what lies between the convolutions
+    triton: bool = False  # whether the GPU's kernels do what lies between the convolutions (gpu_layers.py)
 
     def plain(self) -> Setting:
         """The same in torch's operators alone, which can be differentiated and transformed."""
         return self._replace(filters=None, triton=False)
+
+    @property
+    def first_tap(self) -> int:
+        """Where the tensors of the convolution are whose output is the first tap."""
+        return next(step.at for step in self.plan if isinstance(step, Conv) and step.tap)
 
     @property
     def n_taps(self) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import convolution, cpu_layers, gpu_layers, weights, winograd
-from .frozen import frozen_trunk, run
+from .frozen import frozen_trunk, needs_gradient, run
 from .networks import LAYERS
 from .plan import Affine, Conv, Fire, Plan, Pool, Setting, is_autocast_enabled, without_autocast
 from .reference import to_dtype
@@ -152,7 +152,8 @@ class Trunk(nn.Module):
             parameters = self._parameters_in_order()
             setting = self._setting(parameters, images[0].device, n_taps)
             if setting.frozen:
-                taps = frozen_trunk(setting, images, affine, self._tensors(parameters, setting))
+                tensors = self._tensors(parameters, setting, needs_gradient(images))
+                taps = frozen_trunk(setting, images, affine, tensors)
             else:
                 if not self.trainable:
                     parameters = _detached(parameters)
@@ -195,9 +196,13 @@ class Trunk(nn.Module):
         """How to compute: as `precision` says; the inherited type is autocast's, or else the parameters'."""
         return self._setting(self._parameters_in_order(), device, n_taps)
 
-    def tensors(self, setting: Setting) -> list[Tensor]:
-        """The frozen trunk's tensors as the setting has them, made at the first call and kept."""
-        return self._tensors(self._parameters_in_order(), setting)
+    def tensors(self, setting: Setting, gradient: bool) -> list[Tensor]:
+        """The frozen trunk's tensors as the setting has them, made at the first call and kept.
+
+        Args:
+            gradient: whether there is to be a gradient, for which a GPU has further filters, after the others.
+        """
+        return self._tensors(self._parameters_in_order(), setting, gradient)
 
     def _setting(self, parameters: list[Tensor], device: torch.device, n_taps: int | None) -> Setting:
         own = parameters[0].dtype
@@ -223,13 +228,20 @@ class Trunk(nn.Module):
             return setting._replace(filters=filters)
         return setting
 
-    def _tensors(self, parameters: list[Tensor], setting: Setting) -> list[Tensor]:
-        if torch.compiler.is_compiling():
-            return _converted(_detached(parameters), setting)
+    def _tensors(self, parameters: list[Tensor], setting: Setting, gradient: bool) -> list[Tensor]:
         if setting.filters is not None:
             return _detached(parameters)
-        key = setting.dtype, setting.layout, setting.triton
-        return self._once(key, parameters, lambda: _converted(_detached(parameters), setting))
+
+        def once(key: object, make: Callable[[], list[Tensor]]) -> list[Tensor]:
+            return make() if torch.compiler.is_compiling() else self._once(key, parameters, make)
+
+        key = setting.dtype, setting.layout
+        tensors = once(key, lambda: _converted(_detached(parameters), setting))
+        if not (setting.triton and gradient):
+            return tensors
+        return tensors + once(
+            (*key, "gradient"), lambda: _in_layout(gpu_layers.gradient_filters(tensors), setting.layout)
+        )
 
     def _parameters_in_order(self) -> list[Tensor]:
         # Looked up each time: a replica of nn.DataParallel has layers of its own.
@@ -272,17 +284,15 @@ def _detached(parameters: Iterable[Tensor]) -> list[Tensor]:
 
 
 def _converted(parameters: Iterable[Tensor], setting: Setting) -> list[Tensor]:
-    tensors = [to_dtype(p, setting.dtype) for p in parameters]
-    if setting.triton:
-        tensors[0] = gpu_layers.padded(tensors[0])
-    return [_in_layout(t, setting.layout) if t.dim() == 4 else t for t in tensors]
+    return _in_layout([to_dtype(p, setting.dtype) for p in parameters], setting.layout)
 
 
-def _in_layout(weight: Tensor, layout: torch.memory_format) -> Tensor:
+def _in_layout(tensors: Iterable[Tensor], layout: torch.memory_format) -> list[Tensor]:
+    """Tensors whose weights are in this layout."""
     if layout == torch.contiguous_format:
-        return weight.contiguous()
+        return [t.contiguous() for t in tensors]
     # By a copy: a 1x1 filter counts as channels-last already, with the strides of NCHW, by which cuDNN goes.
-    return torch.empty(weight.shape, dtype=weight.dtype, device=weight.device, memory_format=layout).copy_(weight)
+    return [torch.empty_like(t, memory_format=layout).copy_(t) if t.dim() == 4 else t for t in tensors]
 
 
 def _plan(slices: Sequence[nn.Sequential]) -> Plan:

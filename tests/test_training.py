@@ -568,7 +568,7 @@ def kept_bytes(fn, in0, in1):
     """Bytes of the distinct tensors that a forward leaves for its backward, less the inputs and fn's parameters."""
     known = {t.untyped_storage().data_ptr() for t in (in0, in1, *fn.parameters(), *fn.buffers())}
     if isinstance(fn, lpips_fast.LPIPS):
-        known |= {t.untyped_storage().data_ptr() for t in fn.net.tensors(fn.net.setting(in0.device))}
+        known |= {t.untyped_storage().data_ptr() for t in fn.net.tensors(fn.net.setting(in0.device), gradient=True)}
     storages = {}
 
     def pack(tensor):

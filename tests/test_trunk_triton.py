@@ -25,7 +25,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Of the largest value: one rounding to the type of what float32 arithmetic gives.
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-SHAPES = [(2, 64, 8, 8), (1, 24, 7, 5), (3, 13, 4, 6), (2, 520, 3, 3), (1, 8, 1, 1), (0, 16, 4, 4)]
+SHAPES = [(2, 64, 8, 8), (1, 24, 7, 5), (2, 520, 3, 3), (1, 8, 1, 1), (0, 16, 4, 4)]
 POOLS = (Pool(2, 2, False), Pool(3, 2, False), Pool(3, 2, True))
 
 
@@ -52,19 +52,47 @@ def signs_ref(y):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scaled", (True, False))
-def test_prepare(dtype, scaled):
-    x0 = torch.rand(2, 3, 9, 7, device=DEVICE)
-    x1 = torch.rand(3, 9, 7, 3, device=DEVICE).permute(0, 3, 1, 2)  # another layout
-    gray = torch.rand(1, 1, 9, 7, device=DEVICE).expand(2, 3, 9, 7)
-    shift, scale = torch.rand(3, device=DEVICE), torch.rand(3, device=DEVICE) + 1
+@pytest.mark.parametrize(("kernel", "stride", "padding"), ((3, 1, 1), (11, 4, 2), (3, 2, 0)))
+def test_first_conv_relu(dtype, scaled, kernel, stride, padding):
+    """Each net's first layer."""
+    x0 = torch.rand(2, 3, 19, 17, device=DEVICE)
+    x1 = torch.rand(3, 19, 17, 3, device=DEVICE).permute(0, 3, 1, 2)  # another layout
+    gray = torch.rand(1, 1, 19, 17, device=DEVICE).expand(2, 3, 19, 17)
+    weight = nhwc(torch.randn(72, 3, kernel, kernel, device=DEVICE).to(dtype))
+    bias, shift = torch.randn(72, device=DEVICE).to(dtype), torch.rand(3, device=DEVICE)
+    scale = torch.rand(3, device=DEVICE) + 1
     for images in ([x0], [x0, x1], [gray, x0], [x0.bfloat16(), x1], [x0, x1.half()], [x0.half(), x1.bfloat16()]):
-        found = ops.prepare_triton(images, *((shift, scale) if scaled else (None, None)), 8, dtype)
-        expected = torch.cat(images).double()
+        scaled_images = torch.cat(images).double()
         if scaled:
-            expected = (expected - shift.double().view(-1, 1, 1)) / scale.double().view(-1, 1, 1)
+            scaled_images = (scaled_images - shift.double().view(-1, 1, 1)) / scale.double().view(-1, 1, 1)
+        rounded = scaled_images.to(dtype).double()
+        expected = F.conv2d(rounded, weight.double(), bias.double(), stride, padding).relu()
+        n, _, h, w = expected.shape
+        signs = torch.full((n, h, w, 9), 99, dtype=torch.uint8, device=DEVICE)
+        affine = (shift, scale) if scaled else (None, None)
+        found = ops.first_conv_relu_triton(images, *affine, weight, bias, stride, padding, False, signs)
         assert found.is_contiguous(memory_format=torch.channels_last)
-        assert_near(found[:, :3], expected, dtype)
-        assert not found[:, 3:].any()
+        assert_near(found, expected, dtype, slack=2)  # the images are rounded, too, in the interpreter towards 0
+        assert torch.equal(signs, signs_ref(found))
+        without = ops.first_conv_relu_triton(images, *affine, weight, bias, stride, padding, False, None)
+        assert torch.equal(without, found)
+
+
+def test_first_conv_relu_keeps_nan():
+    image, weight = torch.rand(1, 3, 9, 9, device=DEVICE), nhwc(torch.randn(8, 3, 3, 3, device=DEVICE))
+    image[0, 1, 4, 4] = torch.nan
+    ones = torch.ones(3, device=DEVICE)
+    found = ops.first_conv_relu_triton([image], ones, ones, weight, torch.zeros(8, device=DEVICE), 1, 1, False, None)
+    assert found[0, :, 3:6, 3:6].isnan().all()
+    assert found.isnan().sum() == 9 * 8
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_pack_signs(dtype, shape):
+    y = random(*shape, dtype=dtype)
+    y[:1, :1, :1, :1] = torch.nan
+    assert torch.equal(ops.pack_signs_triton(y), signs_ref(y))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -178,12 +206,12 @@ def test_trunk(net):
     exact = [image.detach().double().requires_grad_() for image in images]
     plain, triton = settings(trunk, torch.float32)
     double = plain._replace(dtype=torch.float64)
-    tensors64 = [p.double() for p in trunk.tensors(plain)]
+    tensors64 = [p.double() for p in trunk.tensors(plain, gradient=False)]
     expected = frozen_trunk(double, exact, tuple(t.double() for t in affine), tensors64)
     d_taps = [torch.randn_like(t) for t in expected]
     d_expected = torch.autograd.grad(expected, exact, d_taps)
 
-    found = frozen_trunk(triton, images, affine, trunk.tensors(triton))
+    found = frozen_trunk(triton, images, affine, trunk.tensors(triton, gradient=True))
     for tap, e in zip(found, expected, strict=True):
         torch.testing.assert_close(tap.double(), e, rtol=1e-4, atol=1e-5 * e.abs().max().item())
     (d_found,) = torch.autograd.grad(found, images[1], [nhwc(d.float()) for d in d_taps])
@@ -197,7 +225,7 @@ def test_trunk_and_head_backward_in_one(net):
     trunk = Trunk(net).to(DEVICE).requires_grad_(False)
     images = [torch.rand(2, 3, 36, 33, device=DEVICE) * 2 - 1 for _ in range(2)]
     _, triton = settings(trunk, torch.float32)
-    tensors = trunk.tensors(triton)
+    tensors = trunk.tensors(triton, gradient=True)
     taps, signs = run(triton, images, (None, None), tensors, keep=True)
     weights = [torch.rand(t.shape[1], device=DEVICE) for t in taps]
     pairs = [t.split(2) for t in taps]
@@ -222,7 +250,7 @@ def test_double_backward():
     x = torch.rand(1, 3, 33, 33, device=DEVICE, requires_grad=True)
     grads = []
     for setting in settings(trunk, torch.float32):
-        taps = frozen_trunk(setting, [x], (None, None), trunk.tensors(setting))
+        taps = frozen_trunk(setting, [x], (None, None), trunk.tensors(setting, gradient=True))
         (d_x,) = torch.autograd.grad(sum(t.square().sum() for t in taps), x, create_graph=True)
         grads.append(torch.autograd.grad(d_x.square().sum(), x)[0])
     assert F.cosine_similarity(*(g.flatten() for g in grads), dim=0) > 0.9999
@@ -231,9 +259,23 @@ def test_double_backward():
 def test_opcheck():
     y, bias = random(2, 16, 6, 7), torch.randn(16, device=DEVICE)
     image, ones = torch.rand(2, 3, 6, 7, device=DEVICE), torch.ones(3, device=DEVICE)
+    filters = nhwc(torch.randn(16, 3, 3, 3, device=DEVICE))
     pooled = F.max_pool2d(y, 2)
     for op, *arguments in (
-        (ops.prepare_triton, [image, image], ones, ones, 4, torch.float32),
+        (
+            ops.first_conv_relu_triton,
+            [image, image],
+            ones,
+            ones,
+            filters,
+            bias,
+            1,
+            1,
+            False,
+            signs_ref(torch.cat((y, y))),
+        ),
+        (ops.first_conv_relu_triton, [image], None, None, filters, bias, 2, 0, False, None),
+        (ops.pack_signs_triton, y),
         (ops.bias_relu_triton, y.clone(), bias, signs_ref(y), pooled.clone()),
         (ops.bias_relu_triton, y.clone(), bias, None, None),
         (ops.max_pool_triton, y, 2, 2, 3, 3),
@@ -248,7 +290,7 @@ def test_compiles():
     """As one graph, with the operators' fake implementations and what they change in place."""
     trunk = Trunk("alex").to(DEVICE).requires_grad_(False)
     _, setting = settings(trunk, torch.float32)
-    tensors = trunk.tensors(setting)
+    tensors = trunk.tensors(setting, gradient=True)
 
     def loss(x):
         return sum(t.square().mean() for t in frozen_trunk(setting, [x], (None, None), tensors))

@@ -46,9 +46,9 @@ CASES = [
 ]
 NO_POOL, POOL = (0, 1), (2, 2)
 TRUNK_CASES = [  # kind, channels, size, pool, type
-    ("prepare", 8, 256, NO_POOL, torch.bfloat16),
-    ("prepare", 4, 256, NO_POOL, torch.float32),
-    *((kind, 8, 1, NO_POOL, torch.bfloat16) for kind in ("prepare", "bias_relu", "mask_by_signs", "tap_bwd")),
+    *(("first_conv_relu", c, size, NO_POOL, torch.bfloat16) for c, size in ((64, 256), (8, 1))),
+    ("first_conv_relu", 64, 256, NO_POOL, torch.float32),
+    *((kind, 8, 1, NO_POOL, torch.bfloat16) for kind in ("bias_relu", "pack_signs", "mask_by_signs", "tap_bwd")),
     ("head_tap_bwd", 8, 1, NO_POOL, torch.bfloat16),
     *(
         (kind, channels, size, pool, dtype)
@@ -56,6 +56,8 @@ TRUNK_CASES = [  # kind, channels, size, pool, type
         for kind, channels, size, pool in (
             ("bias_relu", 64, 256, POOL),
             ("bias_relu", 512, 32, NO_POOL),
+            ("pack_signs", 128, 128, NO_POOL),
+            ("max_pool", 64, 256, POOL),
             ("max_pool", 192, 31, (3, 2)),
             ("mask_by_signs", 256, 64, NO_POOL),
             ("tap_bwd", 64, 256, POOL),
@@ -125,7 +127,7 @@ def head_launches(kind, channels, size, layout, dtype):
     return recorded(head, "_head_bwd_kernel", lambda: head.head_bwd_triton(grads, *arguments, True, True, True, True))
 
 
-def trunk_launches(kind, channels, size, pool, dtype):
+def trunk_launches(kind, channels, size, pool, dtype, backend):
     """What one call of a trunk's operator launches; pool: kernel and stride, 0 and 1 for none."""
 
     def empty(n, c, side, dtype=dtype):
@@ -135,14 +137,16 @@ def trunk_launches(kind, channels, size, pool, dtype):
     tap, kernel, stride = empty(2 * pairs, channels, size), *pool
     behind = empty(2 * pairs, channels, (size - kernel) // stride + 1 if kernel else size)
     vector = torch.empty(channels, device="meta")
-    if kind == "prepare":
-        image = torch.empty(pairs, 3, size, size, device="meta")
-        arguments = [image, image], vector, vector, channels, dtype
-        return recorded(trunk, "_prepare_kernel", lambda: trunk.prepare_triton(*arguments))
     signs = torch.empty(2 * pairs, size, size, channels // 8, dtype=torch.uint8, device="meta")
+    if kind == "first_conv_relu":
+        image, weight = torch.empty(pairs, 3, size, size, device="meta"), empty(channels, 3, 3)
+        arguments = [image, image], vector, vector, weight, vector.to(dtype), 1, 1, backend == "cuda", signs
+        return recorded(trunk, "_first_conv_relu_kernel", lambda: trunk.first_conv_relu_triton(*arguments))
     if kind == "bias_relu":
         pooled = behind if kernel else None
         return recorded(trunk, "_bias_relu_kernel", lambda: trunk.bias_relu_triton(tap, vector, signs, pooled))
+    if kind == "pack_signs":
+        return recorded(trunk, "_pack_signs_kernel", lambda: trunk.pack_signs_triton(tap))
     if kind == "max_pool":
         sides = behind.shape[2:]
         return recorded(trunk, "_max_pool_kernel", lambda: trunk.max_pool_triton(tap, *pool, *sides))
@@ -185,8 +189,8 @@ def main(backend, arch, warp_size, tile=None):
         head.BWD_TILE = int(tile)
         cases = [(BACKWARD, 512, 32, torch.channels_last, torch.float32)]
     for case in cases:
-        launches = trunk_launches if isinstance(case[3], tuple) else head_launches
-        for source, options in launches(*case):
+        launches = trunk_launches(*case, backend) if isinstance(case[3], tuple) else head_launches(*case)
+        for source, options in launches:
             compiled = triton.compile(source, target=target, options=options)
             cost = nvidia_cost(compiled) if backend == "cuda" else amd_cost(compiled)
             print(json.dumps({"variant": " ".join(map(str, case)), **cost}), flush=True)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import conv_backward, conv_relu, prepare, tap_backward
+from ..layers import conv_backward, conv_relu, first_conv_relu, max_pool, tap_backward
 from ..plan import Affine, Conv, Fire, Pool
 from ..trunk import Trunk
 from .cases import Case, Layer, images, limit, random_lpips, slices_of, trunk_layers
@@ -96,21 +96,23 @@ class Ours(NamedTuple):
 
     def forward(self, unit: Unit, x: Tensor) -> Tensor:
         setting = self.trunk.setting(x.device)
-        affine = unit.affine
-        if affine[0] is not None:
-            x, affine = prepare(setting, [x], affine)
-        tensors = self.trunk.tensors(setting)
-        return conv_relu(setting, tensors, unit.conv, x, False, affine, unit.pool)[0]
+        tensors = self.trunk.tensors(setting, gradient=False)
+        if unit.conv.at == 0:
+            return first_conv_relu(setting, tensors, unit.conv, [x], unit.affine, False, unit.pool)[0]
+        y, _, pooled = conv_relu(setting, tensors, unit.conv, x, False, following=unit.pool)
+        if unit.pool is not None and pooled is None:
+            max_pool(setting, y, unit.pool)
+        return y
 
     def backward(self, unit: Unit, x: Tensor) -> Callable[[Tensor], Tensor]:
         setting = self.trunk.setting(x.device)
-        tensors = self.trunk.tensors(setting)
+        tensors = self.trunk.tensors(setting, gradient=True)
         y = self.forward(unit, x)
-        channels, size, scale = x.shape[1], (x.shape[2], x.shape[3]), unit.affine[1]
+        size, scale = (x.shape[2], x.shape[3]), unit.affine[1]
 
         def gradient(d_y: Tensor) -> Tensor:
             d = tap_backward(setting, y, d_y)
-            d_x = conv_backward(setting, tensors, unit.conv, d, size=size)[:, :channels]
+            d_x = conv_backward(setting, tensors, unit.conv, d, size=size)
             return d_x if scale is None else d_x / scale
 
         return gradient
