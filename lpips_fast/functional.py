@@ -9,7 +9,6 @@ from torch import Tensor
 
 from . import extension, ops
 from .reference import accumulation_dtype, to_dtype
-from .transforms import is_recorded
 
 FEATURE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -85,10 +84,9 @@ def _checked(
         raise TypeError(f"feats0[0] must be of a floating type ({accepted}), got {like.dtype}")
     acc = accumulation_dtype(like.dtype)
     pairs0, pairs1, flat_weights = [], [], []
-    recorded = is_recorded()  # a recorded program may meet other batches
     for layer, (f0, f1) in enumerate(zip(feats0, feats1, strict=True)):
         _check_pair(layer, f0, f1, like)
-        if recorded or f0.shape != f1.shape:
+        if f0.shape != f1.shape:
             f0, f1 = torch.broadcast_tensors(f0, f1)  # an expand would fix, in a trace, which of the two is expanded
         pairs0.append(f0)
         pairs1.append(f1)
