@@ -65,7 +65,12 @@ def _normalized(
 ):  # fmt: skip
     """a [BLOCK_C, BLOCK_P], r and q [BLOCK_P] of the header, for one image's feature; a = 0 where masked."""
     offs = offs_c.to(tl.int64)[:, None] * stride_c + (y * stride_h + x * stride_w)[None, :]
-    f = tl.load(f_ptr + offs, mask=mask, other=0.0).to(ACC_DTYPE)
+    return _normalized_values(tl.load(f_ptr + offs, mask=mask, other=0.0).to(ACC_DTYPE), EPS, EPS_INSIDE_SQRT)
+
+
+@triton.jit
+def _normalized_values(f, EPS: tl.constexpr, EPS_INSIDE_SQRT: tl.constexpr):
+    """The same of a feature's values."""
     radicand = tl.sum(f * f, axis=0)
     if EPS_INSIDE_SQRT:
         radicand += EPS

@@ -37,7 +37,7 @@ from torch import Tensor
 from ..gpu_layers import empty_nhwc
 from ..ops import library
 from . import head
-from .head import _normalized, cdiv, next_power_of_2
+from .head import _normalized_values, cdiv, next_power_of_2
 
 NUM_WARPS = 4
 # Where time goes by the number of programs: they are larger and fewer there. And bfloat16's products are wrong.
@@ -47,7 +47,7 @@ TILE = 32768 if INTERPRETED.value else 4096
 POOL_TILE = 32768 if INTERPRETED.value else 1024
 SIGNS_TILE = 32768 if INTERPRETED.value else 1024
 TAP_TILE_BYTES = 131072 if INTERPRETED.value else 4096
-HEAD_TAP_TILE_BYTES = 131072 if INTERPRETED.value else 4096
+HEAD_TAP_TILE = 32768 if INTERPRETED.value else 1024
 FIRST_TILE = 4096 if INTERPRETED.value else 128  # pixels; half of it where the filters take several steps
 FIRST_BLOCK_C, FIRST_BLOCK_K = 64, 32
 
@@ -203,109 +203,180 @@ def _mask_by_signs_kernel(d_ptr, signs_ptr, addend_ptr, n_bytes, BLOCK_B: tl.con
 
 
 @triton.jit
-def _from_behind(
-    behind_ptr, behind_n, f_ptr, n, offs_c, y, x, mask_c, mask_p, C, H, W, BEHIND_H, BEHIND_W,
+def _load_window(f_ptr, offs_c, row, column, mask_c, mask_p, C, H, W, SIDE: tl.constexpr):
+    """The pixels of windows of SIDE x SIDE in one image, a [BLOCK_C, BLOCK_P] each; 0 outside."""
+    values = ()
+    for i in tl.static_range(SIDE * SIDE):
+        y, x = row + i // SIDE, column + i % SIDE
+        mask = mask_c[:, None] & (mask_p & (y < H) & (x < W))[None, :]
+        offs = offs_c[:, None] + ((y * W + x).to(tl.int64) * C)[None, :]
+        values += (tl.load(f_ptr + offs, mask=mask, other=0.0),)
+    return values
+
+
+@triton.jit
+def _maximum_of_window(values, row, column, H, W, SIDE: tl.constexpr):
+    """Which pixel of the windows has the maximum, by channel: the first, or the last NaN."""
+    best = tl.full(values[0].shape, float("-inf"), tl.float32)
+    winner = tl.zeros(values[0].shape, tl.int32)
+    for i in tl.static_range(SIDE * SIDE):
+        inside = ((row + i // SIDE < H) & (column + i % SIDE < W))[None, :]
+        value = tl.where(inside, values[i].to(tl.float32), float("-inf"))
+        better = (value > best) | (value != value)
+        best = tl.where(better, value, best)
+        winner = tl.where(better, i, winner)
+    return winner
+
+
+@triton.jit
+def _from_overlapping(
+    behind_ptr, f_ptr, offs_c, y, x, mask_c, mask_p, C, H, W, BEHIND_H, BEHIND_W,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """What comes to pixels of image n of f from image behind_n of what is behind, [BLOCK_C, BLOCK_P].
-
-    KERNEL 0: there is no pool in between.
-    """
-    if KERNEL == 0:
-        offs = offs_c[:, None] + (((behind_n * H + y) * W + x) * C)[None, :]
-        return tl.load(behind_ptr + offs, mask=mask_c[:, None] & mask_p[None, :], other=0.0).to(tl.float32)
+    """What comes to pixels of one image of f from one of what is behind, through windows that overlap."""
     OVERLAP: tl.constexpr = (KERNEL + STRIDE - 1) // STRIDE
-    # Where windows overlap, loops stay loops: unrolled, all of their loads would be in registers at once.
-    UNROLL: tl.constexpr = KERNEL * KERNEL if OVERLAP == 1 else 1
     d = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
-    for i in range(OVERLAP * OVERLAP):
+    for i in range(OVERLAP * OVERLAP):  # loops stay loops: unrolled, all of their loads would be in registers at once
         window_y, window_x = y // STRIDE - i // OVERLAP, x // STRIDE - i % OVERLAP
         in_y, in_x = y - window_y * STRIDE, x - window_x * STRIDE
         there = mask_p & (window_y >= 0) & (window_y < BEHIND_H) & (in_y < KERNEL)
         there = there & (window_x >= 0) & (window_x < BEHIND_W) & (in_x < KERNEL)
         best = tl.full((BLOCK_C, BLOCK_P), float("-inf"), tl.float32)
         winner = tl.zeros((BLOCK_C, BLOCK_P), tl.int32)
-        for j in tl.range(KERNEL * KERNEL, loop_unroll_factor=UNROLL):
+        for j in tl.range(KERNEL * KERNEL, loop_unroll_factor=1):
             row, column = window_y * STRIDE + j // KERNEL, window_x * STRIDE + j % KERNEL
             inside = there & (row < H) & (column < W)
-            offs = offs_c[:, None] + (((n * H + row) * W + column) * C)[None, :]
+            offs = offs_c[:, None] + ((row * W + column).to(tl.int64) * C)[None, :]
             value = tl.load(f_ptr + offs, mask=mask_c[:, None] & inside[None, :], other=float("-inf")).to(tl.float32)
             better = (value > best) | (value != value)
             best = tl.where(better, value, best)
             winner = tl.where(better, j, winner)
-        offs = offs_c[:, None] + (((behind_n * BEHIND_H + window_y) * BEHIND_W + window_x) * C)[None, :]
+        offs = offs_c[:, None] + ((window_y * BEHIND_W + window_x).to(tl.int64) * C)[None, :]
         g = tl.load(behind_ptr + offs, mask=mask_c[:, None] & there[None, :], other=0.0).to(tl.float32)
         d += tl.where(winner == (in_y * KERNEL + in_x)[None, :], g, 0.0)
     return d
 
 
 @triton.jit
+def _tap_bwd_of_window(
+    f, f_ptr, g_ptr, d_f_ptr, w, grad_ptr, grad_stride_h, grad_stride_w, divisor, behind_ptr, out_ptr,
+    offs_c, row, column, mask_c, mask_p, C, H, W, BEHIND_H, BEHIND_W,
+    EPS: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, SIDE: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """Writes the gradient at the pixels of windows of one image, whose values are f; pointers are to images.
+
+    The head's part is d_f, or made here of f and g, the other image's feature.
+    """
+    if d_f_ptr is None:
+        g = _load_window(g_ptr, offs_c, row, column, mask_c, mask_p, C, H, W, SIDE)
+    else:
+        g = _load_window(d_f_ptr, offs_c, row, column, mask_c, mask_p, C, H, W, SIDE)
+    if SIDE > 1:
+        winner = _maximum_of_window(f, row, column, H, W, SIDE)
+        window_y, window_x = row // SIDE, column // SIDE
+        mask = mask_c[:, None] & (mask_p & (window_y < BEHIND_H) & (window_x < BEHIND_W))[None, :]
+        offs = offs_c[:, None] + ((window_y * BEHIND_W + window_x).to(tl.int64) * C)[None, :]
+        behind = tl.load(behind_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+    for i in tl.static_range(SIDE * SIDE):
+        y, x = row + i // SIDE, column + i % SIDE
+        inside = mask_p & (y < H) & (x < W)
+        offs = offs_c[:, None] + ((y * W + x).to(tl.int64) * C)[None, :]
+        value = f[i].to(tl.float32)
+        if d_f_ptr is None:
+            a, r, q = _normalized_values(value, EPS, False)
+            b, _, _ = _normalized_values(g[i].to(tl.float32), EPS, False)
+            grad_offs = y.to(tl.int64) * grad_stride_h + x.to(tl.int64) * grad_stride_w
+            s = tl.load(grad_ptr + grad_offs, mask=inside, other=0.0).to(tl.float32) / divisor
+            u = (2 * s)[None, :] * w[:, None] * (a - b)
+            d = r[None, :] * (u - a * (q * tl.sum(u * a, axis=0))[None, :])
+        else:
+            d = g[i].to(tl.float32)
+        if SIDE > 1:
+            d += tl.where(winner == i, behind, 0.0)
+        elif behind_ptr is not None:
+            if KERNEL == 0:
+                d += tl.load(behind_ptr + offs, mask=mask_c[:, None] & inside[None, :], other=0.0).to(tl.float32)
+            else:
+                d += _from_overlapping(
+                    behind_ptr, f_ptr, offs_c, y, x, mask_c, inside, C, H, W, BEHIND_H, BEHIND_W,
+                    KERNEL, STRIDE, BLOCK_C, BLOCK_P,
+                )  # fmt: skip
+        d = tl.where(value <= 0, 0.0, d).to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + offs, d, mask=mask_c[:, None] & inside[None, :])
+
+
+@triton.jit
+def _windows(H, W, SIDE: tl.constexpr, BLOCK_P: tl.constexpr):
+    """The image of this program, the first row and column of its windows, and which of them are there."""
+    windows_w = tl.cdiv(W, SIDE)
+    windows = tl.cdiv(H, SIDE) * windows_w
+    blocks = tl.cdiv(windows, BLOCK_P)
+    offs_p = tl.program_id(0) % blocks * BLOCK_P + tl.arange(0, BLOCK_P)
+    n = (tl.program_id(0) // blocks).to(tl.int64)
+    return n, offs_p // windows_w * SIDE, offs_p % windows_w * SIDE, offs_p < windows
+
+
+@triton.jit
 def _tap_bwd_kernel(
     f_ptr, d_f_ptr, behind_ptr, out_ptr, C, H, W, BEHIND_H, BEHIND_W,
-    KERNEL: tl.constexpr, STRIDE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, SIDE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_P pixels of one image, BLOCK_C channels of each, with the head's gradient d_f as it is."""
-    blocks = tl.cdiv(H * W, BLOCK_P)
-    n = (tl.program_id(0) // blocks).to(tl.int64)
-    offs_p = tl.program_id(0) % blocks * BLOCK_P + tl.arange(0, BLOCK_P)
+    """BLOCK_P windows of one image, BLOCK_C channels of each, with the head's gradient d_f as it is.
+
+    SIDE is that of the windows, of one pixel where those of the pool overlap or there is none.
+    """
+    n, row, column, mask_p = _windows(H, W, SIDE, BLOCK_P)
     offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mask_c, mask_p = offs_c < C, offs_p < H * W
-    mask = mask_c[:, None] & mask_p[None, :]
-    offs = offs_c[:, None] + ((n * H * W + offs_p) * C)[None, :]
-    d = tl.load(d_f_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+    mask_c = offs_c < C
+    f_ptr += n * H * W * C
     if behind_ptr is not None:
-        d += _from_behind(
-            behind_ptr, n, f_ptr, n, offs_c, offs_p // W, offs_p % W, mask_c, mask_p, C, H, W, BEHIND_H, BEHIND_W,
-            KERNEL, STRIDE, BLOCK_C, BLOCK_P,
-        )  # fmt: skip
-    f = tl.load(f_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out_ptr + offs, tl.where(f <= 0, 0.0, d).to(out_ptr.dtype.element_ty), mask=mask)
+        behind_ptr += n * BEHIND_H * BEHIND_W * C
+    f = _load_window(f_ptr, offs_c, row, column, mask_c, mask_p, C, H, W, SIDE)
+    _tap_bwd_of_window(
+        f, f_ptr, None, d_f_ptr + n * H * W * C, None, None, 0, 0, 1, behind_ptr, out_ptr + n * H * W * C,
+        offs_c, row, column, mask_c, mask_p, C, H, W, BEHIND_H, BEHIND_W,
+        0.0, KERNEL, STRIDE, SIDE, BLOCK_C, BLOCK_P,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=("grad_ptr", "N"))
 def _head_tap_bwd_kernel(
     grad_ptr, f0_ptr, f1_ptr, w_ptr, behind_ptr, out_ptr, N, C, H, W, BEHIND_H, BEHIND_W, divisor,
     grad_stride_n, grad_stride_h, grad_stride_w, f1_stride_n,
-    EPS: tl.constexpr, BOTH: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr,
+    EPS: tl.constexpr, BOTH: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, SIDE: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_P pixels of one pair with all channels, the head's gradient made here; out: of f0, then, if BOTH, of f1."""
-    blocks = tl.cdiv(H * W, BLOCK_P)
-    n = (tl.program_id(0) // blocks).to(tl.int64)
-    offs_p = tl.program_id(0) % blocks * BLOCK_P + tl.arange(0, BLOCK_P)
+    """BLOCK_P windows of one pair with all channels, the head's gradient made here; out: of f0, then, if BOTH, of f1.
+
+    The distance is symmetric: its gradient to f1 is that to f0 with the features exchanged.
+    """
+    n, row, column, mask_p = _windows(H, W, SIDE, BLOCK_P)
     offs_c = tl.arange(0, BLOCK_C)
-    mask_c, mask_p = offs_c < C, offs_p < H * W
-    mask = mask_c[:, None] & mask_p[None, :]
-    y, x = offs_p // W, offs_p % W
-    row = tl.zeros((BLOCK_P,), tl.int64)
-    pixel = offs_p.to(tl.int64)
-    f1 = f1_ptr + n * f1_stride_n
-    a, r0, q0 = _normalized(f0_ptr + n * H * W * C, offs_c, row, pixel, mask, 1, 0, C, tl.float32, EPS, False)
-    b, r1, q1 = _normalized(f1, offs_c, row, pixel, mask, 1, 0, C, tl.float32, EPS, False)
+    mask_c = offs_c < C
     w = tl.load(w_ptr + offs_c, mask=mask_c, other=0.0)
-    grad_offs = n * grad_stride_n + y.to(tl.int64) * grad_stride_h + x.to(tl.int64) * grad_stride_w
-    s = tl.load(grad_ptr + grad_offs, mask=mask_p, other=0.0).to(tl.float32) / divisor
-    u = (2 * s)[None, :] * w[:, None] * (a - b)
-    d = r0[None, :] * (u - a * (q0 * tl.sum(u * a, axis=0))[None, :])
-    offs = offs_c[:, None] + ((n * H * W + pixel) * C)[None, :]
+    grad_ptr += n * grad_stride_n
+    f0_ptr += n * H * W * C
+    f1_ptr += n * f1_stride_n
+    out_ptr += n * H * W * C
     if behind_ptr is not None:
-        d += _from_behind(
-            behind_ptr, n, f0_ptr, n, offs_c, y, x, mask_c, mask_p, C, H, W, BEHIND_H, BEHIND_W,
-            KERNEL, STRIDE, BLOCK_C, BLOCK_P,
-        )  # fmt: skip
-    f = tl.load(f0_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out_ptr + offs, tl.where(f <= 0, 0.0, d).to(out_ptr.dtype.element_ty), mask=mask)
+        behind_ptr += n * BEHIND_H * BEHIND_W * C
+    f = _load_window(f0_ptr, offs_c, row, column, mask_c, mask_p, C, H, W, SIDE)
+    _tap_bwd_of_window(
+        f, f0_ptr, f1_ptr, None, w, grad_ptr, grad_stride_h, grad_stride_w, divisor, behind_ptr, out_ptr,
+        offs_c, row, column, mask_c, mask_p, C, H, W, BEHIND_H, BEHIND_W,
+        EPS, KERNEL, STRIDE, SIDE, BLOCK_C, BLOCK_P,
+    )  # fmt: skip
     if BOTH:
-        d = r1[None, :] * (b * (q1 * tl.sum(u * b, axis=0))[None, :] - u)
-        second = n + N  # the second images' gradients follow on the first ones'
+        out_ptr += tl.cast(N, tl.int64) * H * W * C  # the second images' gradients follow on the first ones'
         if behind_ptr is not None:
-            d += _from_behind(
-                behind_ptr, second, f1_ptr, n, offs_c, y, x, mask_c, mask_p,
-                C, H, W, BEHIND_H, BEHIND_W, KERNEL, STRIDE, BLOCK_C, BLOCK_P,
-            )  # fmt: skip
-        f = tl.load(f1_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-        offs = offs_c[:, None] + ((second * H * W + pixel) * C)[None, :]
-        tl.store(out_ptr + offs, tl.where(f <= 0, 0.0, d).to(out_ptr.dtype.element_ty), mask=mask)
+            behind_ptr += tl.cast(N, tl.int64) * BEHIND_H * BEHIND_W * C
+        f = _load_window(f1_ptr, offs_c, row, column, mask_c, mask_p, C, H, W, SIDE)
+        _tap_bwd_of_window(
+            f, f1_ptr, f0_ptr, None, w, grad_ptr, grad_stride_h, grad_stride_w, divisor, behind_ptr, out_ptr,
+            offs_c, row, column, mask_c, mask_p, C, H, W, BEHIND_H, BEHIND_W,
+            EPS, KERNEL, STRIDE, SIDE, BLOCK_C, BLOCK_P,
+        )  # fmt: skip
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -355,8 +426,7 @@ def bias_relu_triton(y: Tensor, bias: Tensor, signs: Tensor | None, pooled: Tens
         with torch.cuda.device_of(y):
             _bias_relu_kernel[(n * blocks, blocks_c)](
                 y, bias, signs, pooled, c, h, w,
-                SIDE=side, BLOCK_P=block_p, BLOCK_C=block_c,
-                num_warps=NUM_WARPS, enable_fp_fusion=False,
+                SIDE=side, BLOCK_P=block_p, BLOCK_C=block_c, num_warps=NUM_WARPS,
             )  # fmt: skip
 
 
@@ -384,8 +454,7 @@ def max_pool_triton(x: Tensor, kernel: int, stride: int, out_h: int, out_w: int)
         with torch.cuda.device_of(x):
             _max_pool_kernel[(n * blocks, blocks_c)](
                 x, out, c, h, w, out_h, out_w,
-                KERNEL=kernel, STRIDE=stride, BLOCK_P=block_p, BLOCK_C=block_c,
-                num_warps=NUM_WARPS, enable_fp_fusion=False,
+                KERNEL=kernel, STRIDE=stride, BLOCK_P=block_p, BLOCK_C=block_c, num_warps=NUM_WARPS,
             )  # fmt: skip
     return out
 
@@ -398,8 +467,13 @@ def mask_by_signs_triton(d: Tensor, signs: Tensor, addend: Tensor | None) -> Non
         with torch.cuda.device_of(d):
             _mask_by_signs_kernel[(cdiv(signs.numel(), block_b),)](
                 d, signs, None if addend is None else _dense(addend), signs.numel(),
-                BLOCK_B=block_b, num_warps=NUM_WARPS, enable_fp_fusion=False,
+                BLOCK_B=block_b, num_warps=NUM_WARPS,
             )  # fmt: skip
+
+
+def _window_side(kernel: int, stride: int) -> int:
+    """The side of the pool's windows, where they do not overlap; else 1, as without a pool."""
+    return stride if kernel == stride else 1
 
 
 def tap_bwd_triton(tap: Tensor, d_tap: Tensor, behind: Tensor | None, kernel: int, stride: int) -> Tensor:
@@ -407,14 +481,15 @@ def tap_bwd_triton(tap: Tensor, d_tap: Tensor, behind: Tensor | None, kernel: in
     tap, d_tap, behind = _dense(tap), _dense(d_tap), None if behind is None else _dense(behind)
     n, c, h, w = tap.shape
     out = empty_nhwc(tap, n, c, h, w, tap.dtype)
-    block_p, block_c, blocks, blocks_c = _blocks(c, h * w, TAP_TILE_BYTES // tap.element_size())
+    side = _window_side(kernel, stride)
+    windows = cdiv(h, side) * cdiv(w, side)
+    block_p, block_c, blocks, blocks_c = _blocks(c, windows, TAP_TILE_BYTES // tap.element_size() // side)
     behind_h, behind_w = (0, 0) if behind is None else behind.shape[2:]
     if n * blocks:
         with torch.cuda.device_of(tap):
             _tap_bwd_kernel[(n * blocks, blocks_c)](
                 tap, d_tap, behind, out, c, h, w, behind_h, behind_w,
-                KERNEL=kernel, STRIDE=stride, BLOCK_C=block_c, BLOCK_P=block_p,
-                num_warps=NUM_WARPS, enable_fp_fusion=False,
+                KERNEL=kernel, STRIDE=stride, SIDE=side, BLOCK_C=block_c, BLOCK_P=block_p, num_warps=NUM_WARPS,
             )  # fmt: skip
     return out
 
@@ -430,14 +505,17 @@ def head_tap_bwd_triton(
     f0, f1 = _dense(f0), _dense(f1[:1] if one_for_all else f1)
     behind = None if behind is None else _dense(behind)
     out = empty_nhwc(f0, 2 * n if both else n, c, h, w, f0.dtype)
-    block_c, block_p, blocks = head._blocks(f0, HEAD_TAP_TILE_BYTES)
+    side = _window_side(kernel, stride)
+    block_c = max(head.MIN_BLOCK_C, next_power_of_2(max(c, 1)))
+    block_p = max(1, HEAD_TAP_TILE // block_c // side)
+    blocks = cdiv(cdiv(h, side) * cdiv(w, side), block_p)
     behind_h, behind_w = (0, 0) if behind is None else behind.shape[2:]
     if n * blocks:
         with torch.cuda.device_of(f0):
             _head_tap_bwd_kernel[(n * blocks,)](
                 grad, f0, f1, weight, behind, out, n, c, h, w, behind_h, behind_w, divisor,
                 grad.stride(0), grad.stride(2), grad.stride(3), f1_stride_n,
-                EPS=eps, BOTH=both, KERNEL=kernel, STRIDE=stride, BLOCK_C=block_c, BLOCK_P=block_p,
+                EPS=eps, BOTH=both, KERNEL=kernel, STRIDE=stride, SIDE=side, BLOCK_C=block_c, BLOCK_P=block_p,
                 num_warps=NUM_WARPS, enable_fp_fusion=False,
             )  # fmt: skip
     return out
