@@ -157,12 +157,12 @@ class Device {
     void* stream = nullptr;
     if (torch_stream_native_handle != nullptr) {
       StreamHandle current = nullptr;
-      STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_stream(index_, &current));
+      TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_stream(index_, &current));
       const torch::stable::accelerator::Stream owner(current);
-      STABLE_TORCH_ERROR_CODE_CHECK(torch_stream_native_handle(current, &stream));
+      TORCH_ERROR_CODE_CHECK(torch_stream_native_handle(current, &stream));
     } else {
       STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "lpips_fast: this torch has no CUDA streams");
-      STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
+      TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
     }
     stream_ = static_cast<cudaStream_t>(stream);
   }
