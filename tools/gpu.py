@@ -126,13 +126,16 @@ def steps(results: Path, run_name: str, gpu: bool, prebuilt: bool) -> Iterator[S
     if gpu and importlib.util.find_spec("pytest") is None:
         no_tests = "pytest is not installed"
     xdist = importlib.util.find_spec("xdist") is not None
-    share = max(1, min(6, (os.cpu_count() or 1) // 2 - 2))
-    several, two, all_ = (["-n", str(n), "--dist", "worksteal"] if xdist else [] for n in (share, 2, 2 * share))
-    head = [*pytest, *several, "-k", ON_DEVICE, "tests/head/test_head.py"]
-    yield Step("tests of the head", 100, head, no_tests, together=True)
+
+    def several(share: float) -> list[str]:
+        """A share of the processors, each for a process of tests."""
+        return ["-n", str(max(1, int(share * (os.cpu_count() or 1)))), "--dist", "worksteal"] if xdist else []
+
+    head = [*pytest, *several(0.55), "-k", ON_DEVICE, "tests/head/test_head.py"]
+    yield Step("tests of the head", 130, head, no_tests, together=True)
     no_sanitizer = None if shutil.which("compute-sanitizer") else "compute-sanitizer is not installed"
-    yield Step("sanitizer", 100, [*pytest, *two, SANITIZER], no_tests or no_sanitizer, together=True)
-    yield Step("tests of modes", 100, [*pytest, *several, *MODES], no_tests, together=True)
+    yield Step("sanitizer", 130, [*pytest, *several(0.13), SANITIZER], no_tests or no_sanitizer, together=True)
+    yield Step("tests of modes", 130, [*pytest, *several(0.32), *MODES], no_tests, together=True)
 
     if gpu:
         eager, graphs = options("provider", EAGER), options("provider", (BASELINE, OURS, OURS_BFLOAT16, *GRAPHS))
@@ -150,7 +153,7 @@ def steps(results: Path, run_name: str, gpu: bool, prebuilt: bool) -> Iterator[S
         yield Step("bench layers", 100, [*bench, "layers", "--case", "alex:1:64", *small])
 
     ignored = [f"--ignore={path}" for path in MODES]
-    rest = [*pytest, *all_, *ignored, "--deselect", SANITIZER, "-k", f"not ({ON_DEVICE})", "tests"]
+    rest = [*pytest, *several(0.75), *ignored, "--deselect", SANITIZER, "-k", f"not ({ON_DEVICE})", "tests"]
     no_suite = None if xdist else "pytest-xdist is not installed, and one process would take too long"
     yield Step("all other tests", 240, rest, no_tests or no_suite)
     if gpu:
