@@ -4,6 +4,7 @@ The library uses LibTorch's stable ABI and no Python, so one build serves every 
 with or without CUDA. It is optional: without a compiler the package installs all the same and falls back to plain
 torch. Environment variables:
 
+    LPIPS_FAST_NO_BUILD=1    build nothing; an editable installation has the library that lies in lpips_fast/, if any
     LPIPS_FAST_NO_CUDA=1     leave the CUDA part out although there is nvcc
     LPIPS_FAST_CUDA_ARCHS    architectures, '80;90' or '80;90;100+PTX'; default: 80, 90 and 100, the last with PTX
     LPIPS_FAST_SANITIZE=1    stop at the first wrong access to memory or undefined arithmetic: tools/sanitize.py
@@ -65,6 +66,8 @@ def cuda_arch_flags(toolkit: Path) -> list[str]:
 
 def native_build() -> dict:
     """The part of setup()'s arguments that builds the library; empty, after a warning, where torch is not there."""
+    if os.environ.get("LPIPS_FAST_NO_BUILD", "0") not in ("", "0"):
+        return {}
     try:
         from torch.utils import cpp_extension
     except ImportError as error:

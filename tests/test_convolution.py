@@ -18,8 +18,8 @@ from lpips_fast import convolution, pairwise
 from lpips_fast.frozen import run, run_backward
 
 from .conftest import NETS
-from .images import pair
-from .test_modes import CUDA, assert_same
+from .images import VALUE_TOLERANCE, assert_close, assert_gradients_close, pair
+from .test_modes import CUDA
 from .test_modes import run as run_module
 
 GEOMETRIES = ((11, 4, 2, 47, 50), (5, 1, 2, 9, 8), (3, 2, 0, 17, 20), (3, 1, 1, 8, 9), (1, 1, 0, 5, 4))  # of the nets
@@ -180,8 +180,10 @@ def test_the_flag_that_the_docs_advise_can_be_set():
 @pytest.mark.parametrize("grad_in_forward", (True, False))
 def test_float32_on_a_gpu_whatever_the_flag(make_ours, monkeypatch, grad_in_forward, allowed):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
-    fn, (in0, in1) = make_ours("vgg", precision="float32", grad_in_forward=grad_in_forward), pair(2, 64, 64)
-    expected = run_module(fn, in0, in1)
-    assert_same(run_module(fn.cuda(), in0.cuda(), in1.cuda()), expected)
-    with torch.autocast("cuda", dtype=torch.bfloat16):
-        assert_same(run_module(fn, in0.cuda(), in1.cuda()), expected)
+    fn, images = make_ours("vgg", precision="float32", grad_in_forward=grad_in_forward).cuda(), pair(2, 32, 32)
+    value, grad = run_module(make_ours("vgg").double(), *(x.double() for x in images))
+    for autocast in (False, True):
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=autocast):
+            found, found_grad = run_module(fn, *(x.cuda() for x in images))
+        assert_close(found, value, VALUE_TOLERANCE[torch.float32])
+        assert_gradients_close([found_grad], [grad], torch.float32)

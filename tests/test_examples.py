@@ -32,7 +32,9 @@ def weights(out):
     return torch.load(out / "checkpoint.pt", weights_only=True)["model"]
 
 
-def test_autoencoder(tmp_path, torch_home):
+def test_autoencoder(tmp_path, torch_home, monkeypatch):
+    """On the CPU, whose sums have a fixed order, and where two processes need no second GPU."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     script = EXAMPLES / "train_autoencoder.py"
     small = ("--batch-size", 4, "--size", 32, "--save-every", 2, "--log-every", 1)
     whole, resumed, two = (tmp_path / name for name in ("whole", "resumed", "two"))

@@ -1,14 +1,19 @@
 """Everything that needs a GPU, in one command and under nine minutes, without network: `make gpu`.
 
-    python tools/gpu.py [--output FOLDER] [--only STEP ...] [--limit SECONDS]
+    python tools/gpu.py [--prebuilt] [--output FOLDER] [--logs FOLDER] [--run NAME] [--only STEP ...] [--limit SECONDS]
     python tools/gpu.py --backends
 
 Builds the extension into the environment it runs in, which must have torch, and fails where a backend is then missing
-or wrong; runs the tests on the device and the kernels under compute-sanitizer; measures the machine's limits and the
-benchmarks; and writes records, table.md and plots to benchmarks/results/<device>/. A step that fails or runs out of its
-time does not keep the others from running; the summary names it, and the exit status is then 1. The limits of all steps
-together are more than there is: where some take all of theirs, the last are left out, and `--only` runs them. Without a
-CUDA device the tests are left to `make test` and the benchmarks are rehearsed on the CPU, small, and thrown away.
+or wrong; measures the machine's limits and the head; runs the tests on the device and the kernels under
+compute-sanitizer; measures the rest; and writes records, table.md and plots to benchmarks/results/<device>/. The steps
+come in the order of their worth. A step that fails or runs out of its time does not keep the others from running, and
+loses no record that it has measured; the summary names it, and the exit status is then 1. The limits of all steps
+together are more than there is: where some take all of theirs, the last are left out, and `--only` runs them. Steps of
+tests run beside each other, those that measure alone. Without a CUDA device the tests are left to `make test` and the
+benchmarks are rehearsed on the CPU, small, and thrown away.
+
+The folder of logs has a log of each step, and all of them in log.txt. `--prebuilt` compiles nothing and takes the
+lpips_fast/_C.abi3.so that is in the checkout, which may come from another machine.
 """
 
 from __future__ import annotations
@@ -17,28 +22,42 @@ import argparse
 import importlib.util
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-LOGS = ROOT / "build" / "gpu"
+LIBRARY = ROOT / "lpips_fast" / "_C.abi3.so"
 LIMIT = 520  # seconds for everything but this process's own start, which imports torch
 REPORT = 20  # of these kept for the last step
 BACKENDS = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}  # compiled, and the device that each is tried on
 PACKAGES = ("lpips", "torchmetrics", "piq", "pytest", "xdist", "matplotlib")
-EAGER = ("lpips 0.1.4", "ours", "ours, gradient in forward, chunks", "ours, bfloat16")
-EAGER += ("ours, bfloat16, gradient in forward, chunks",)
-SWEEP = [f"vgg:{pairs}:256" for pairs in (1, 4, 16, 64)] + [f"vgg:8:{size}" for size in (64, 128, 256, 512, 1024)]
-SWEEP += ["alex:32:256", "squeeze:32:256"]
+
+BASELINE, OURS, OURS_BFLOAT16 = "lpips 0.1.4", "ours", "ours, bfloat16"
+CHUNKS = ("ours, gradient in forward, chunks", "ours, bfloat16, gradient in forward, chunks")
+EAGER = (BASELINE, "torchmetrics", "piq", "plain torch", OURS, OURS_BFLOAT16, "ours, float32", "ours, float16")
+EAGER += ("ours, gradient in forward", "ours, bfloat16, gradient in forward", *CHUNKS)
+GRAPHS = ("ours, CUDA graph", "ours, bfloat16, CUDA graph")
+BEST_TUNED = "lpips 0.1.4, bfloat16 autocast, channels-last, torch.compile"
+COMPILED = ("lpips 0.1.4, torch.compile", "ours, torch.compile")
+SWEEP = ["alex:32:256", "squeeze:32:256", *(f"vgg:{pairs}:256" for pairs in (1, 4, 16, 64))]
+SWEEP += [f"vgg:8:{size}" for size in (64, 128, 256, 512, 1024)]
+
+ON_DEVICE = "cuda-cuda or triton-cuda"  # the head's tests whose backend and device are these
+SANITIZER = "tests/head/test_cuda_build.py::test_sanitizer"
+MODES = [f"tests/test_{name}.py" for name in ("trunk_triton", "convolution", "modes", "training", "metric")]
+TAIL = 2500  # characters of a failing step's log that are printed: all of them together are read
 
 
 class Step(NamedTuple):
@@ -46,6 +65,9 @@ class Step(NamedTuple):
     limit: int  # seconds
     command: list[str]
     left_out: str | None = None  # why, where it cannot run
+    together: bool = False  # may run while its neighbours of this kind do
+    environment: Mapping[str, str] = MappingProxyType({})
+    note: str = ""  # for the summary
 
 
 def check_backends() -> None:
@@ -75,74 +97,143 @@ def options(name: str, values: list[str] | tuple[str, ...]) -> list[str]:
     return [word for value in values for word in (f"--{name}", value)]
 
 
-def steps(results: Path, gpu: bool) -> Iterator[Step]:
+def built_with_cuda(library: Path) -> bool:
+    """Whether it is there and names the CUDA backend's operators; whether it loads and is right is for later steps."""
+    return library.exists() and b"head_fwd_cuda" in library.read_bytes()
+
+
+def steps(results: Path, run_name: str, gpu: bool, prebuilt: bool) -> Iterator[Step]:
     python = sys.executable
     install = [python, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-input", "--editable", "."]
-    yield Step("build", 150, install)
+    if prebuilt and built_with_cuda(LIBRARY):
+        yield Step("build", 60, install, environment={"LPIPS_FAST_NO_BUILD": "1"}, note="nothing compiled: prebuilt")
+    else:
+        yield Step("build", 150, install)
 
     no_tests = None if gpu else "no CUDA device; `make test` runs what needs none"
     yield Step("backends", 40, [python, str(Path(__file__).resolve()), "--backends"], no_tests)
 
-    pytest = [python, "-m", "pytest", "-q", "--no-header", "-rsfE", "-p", "no:cacheprovider"]
+    bench = [python, "-m", "lpips_fast", "bench", "--output", str(results), "--run", run_name]
+    end_to_end, case = [*bench, "end-to-end"], ["--case", "vgg:32:256"]
+    if gpu:
+        floats = options("precision", ("float32", "bfloat16"))
+        yield Step("bench head", 90, [*bench, "ceilings", "head", *case, *floats, "--no-compile"])
+    else:
+        small = ["--rounds", "1", "--threads", "1", "--precision", "float32"]  # others are slow on some CPUs
+        yield Step("bench head", 90, [*bench, "head", "--case", "alex:1:64", *small])
+
+    pytest = [python, "-m", "pytest", "-v", "--tb=short", "--no-header", "-rsfE", "-p", "no:cacheprovider"]
     if gpu and importlib.util.find_spec("pytest") is None:
         no_tests = "pytest is not installed"
     xdist = importlib.util.find_spec("xdist") is not None
-    most = max(1, min(12, (os.cpu_count() or 1) - 2))
-    several, two = (["-n", str(n), "--dist", "worksteal"] if xdist else [] for n in (most, 2))
-    sanitizer = "tests/head/test_cuda_build.py::test_sanitizer"
-    yield Step("tests of the head", 160, [*pytest, *several, "tests/head/test_head.py"], no_tests)
-    no_sanitizer = None if shutil.which("compute-sanitizer") else "compute-sanitizer is not installed"
-    yield Step("sanitizer", 60, [*pytest, *two, sanitizer], no_tests or no_sanitizer)
-    rest = [*pytest, *several, "--ignore", "tests/head/test_head.py", "--deselect", sanitizer, "tests"]
-    no_suite = None if xdist else "pytest-xdist is not installed, and one process would take too long"
-    yield Step("all other tests", 110, rest, no_tests or no_suite)
 
-    bench = [python, "-m", "lpips_fast", "bench", "--output", str(results)]
+    def several(share: float) -> list[str]:
+        """A share of the processors, each for a process of tests."""
+        return ["-n", str(max(1, int(share * (os.cpu_count() or 1)))), "--dist", "worksteal"] if xdist else []
+
+    head = [*pytest, *several(0.55), "-k", ON_DEVICE, "tests/head/test_head.py"]
+    yield Step("tests of the head", 130, head, no_tests, together=True)
+    no_sanitizer = None if shutil.which("compute-sanitizer") else "compute-sanitizer is not installed"
+    yield Step("sanitizer", 130, [*pytest, *several(0.13), SANITIZER], no_tests or no_sanitizer, together=True)
+    yield Step("tests of modes", 130, [*pytest, *several(0.32), *MODES], no_tests, together=True)
+
     if gpu:
-        floats = options("precision", ("float32", "bfloat16"))
-        yield Step("bench head", 100, [*bench, "head", "--case", "vgg:32:256", *floats])
-        yield Step("bench end-to-end", 150, [*bench, "end-to-end", "--case", "vgg:32:256"])
-        yield Step("bench latency", 30, [*bench, "end-to-end", "--case", "vgg:1:64", "--no-compile", "--rounds", "100"])
-        yield Step("bench layers", 50, [*bench, "layers", "--case", "vgg:32:256", "--rounds", "10"])
-        sweep = [*options("case", SWEEP), *options("provider", EAGER), "--rounds", "7"]
-        yield Step("bench sizes", 110, [*bench, "end-to-end", *sweep])
+        eager, graphs = options("provider", EAGER), options("provider", (BASELINE, OURS, OURS_BFLOAT16, *GRAPHS))
+        tuned = options("provider", (BASELINE, BEST_TUNED, OURS_BFLOAT16, "ours, bfloat16, torch.compile"))
+        yield Step("bench end-to-end", 60, [*end_to_end, *case, *eager])
+        yield Step("bench graphs", 40, [*end_to_end, *case, *graphs])
+        yield Step("bench compiled", 90, [*end_to_end, *case, *tuned])
+        yield Step("bench latency", 40, [*end_to_end, "--case", "vgg:1:64", "--no-compile", "--rounds", "100"])
+        sweep = [*options("case", SWEEP), *options("provider", (BASELINE, OURS, OURS_BFLOAT16, *CHUNKS))]
+        yield Step("bench sizes", 110, [*end_to_end, *sweep, "--rounds", "7"])
+        yield Step("bench layers", 50, [*bench, "layers", *case, "--rounds", "10"])
     else:
-        small = [*bench, "--rounds", "1", "--threads", "1", "--precision", "float32"]  # others are slow on some CPUs
-        yield Step("bench head", 100, [*small, "head", "--case", "alex:1:64"])
         cases = options("case", ("alex:1:64", "alex:2:64", "alex:1:96"))
-        yield Step("bench end-to-end", 150, [*small, "end-to-end", *cases, "--no-memory"])
-        yield Step("bench layers", 100, [*small, "layers", "--case", "alex:1:64"])
+        yield Step("bench end-to-end", 150, [*end_to_end, *cases, *small, "--no-memory"])
+        yield Step("bench layers", 100, [*bench, "layers", "--case", "alex:1:64", *small])
+
+    ignored = [f"--ignore={path}" for path in MODES]
+    rest = [*pytest, *several(0.75), *ignored, "--deselect", SANITIZER, "-k", f"not ({ON_DEVICE})", "tests"]
+    no_suite = None if xdist else "pytest-xdist is not installed, and one process would take too long"
+    yield Step("all other tests", 240, rest, no_tests or no_suite)
+    if gpu:
+        more = options("provider", (BASELINE, OURS, *COMPILED))
+        yield Step("bench more compiled", 90, [*end_to_end, *case, *more])
+        yield Step("bench head compiled", 150, [*bench, "head", *case, *floats])
     yield Step("report", REPORT, [python, "-m", "lpips_fast", "bench", "--report", str(results)])
 
 
-def run(step: Step, seconds: float) -> str:
-    """Runs a step, its output in a log, and says how it went."""
-    LOGS.mkdir(parents=True, exist_ok=True)
-    log = LOGS / f"{step.name.replace(' ', '-')}.log"
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    if "pytest" in step.command:
-        environment["OMP_NUM_THREADS"] = "2"  # there are many processes
+def run(steps: Sequence[Step], seconds: float, logs: Path) -> dict[str, str]:
+    """Runs steps beside each other, the output of each in a log, and says by name how they went."""
     start = time.monotonic()
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            step.command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            status: int | None = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            status = None
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-    took = f"{time.monotonic() - start:.0f} s"
-    lines = log.read_text(errors="replace").splitlines()
-    print("\n".join(lines[-3 if status == 0 else -40 :]), flush=True)
-    if status == 0:
-        if "pytest" in step.command and not any(re.search(r"\b\d+ passed\b.* in [\d.]+s", line) for line in lines):
-            return f"not available here: all was skipped, {took}; see {log.relative_to(ROOT)}"
-        return f"ok, {took}"
-    return f"FAILED: {'stopped' if status is None else f'status {status}'} after {took}; see {log.relative_to(ROOT)}"
+    outcomes: dict[str, str] = {}
+    running: list[tuple[Step, Path, subprocess.Popen[bytes]]] = []
+    try:
+        for step in steps:
+            log = logs / f"{re.sub(r'[^a-z]+', '-', step.name).strip('-')}.log"
+            environment = {**os.environ, "PYTHONUNBUFFERED": "1", **step.environment}
+            if "pytest" in step.command:
+                environment["OMP_NUM_THREADS"] = "2"  # there are many processes
+            with log.open("w") as output:
+                process = subprocess.Popen(
+                    step.command,
+                    cwd=ROOT,
+                    env=environment,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            running.append((step, log, process))
+        while running:
+            for entry in tuple(running):
+                step, log, process = entry
+                stopped = process.poll() is None and time.monotonic() - start > min(step.limit, seconds)
+                if stopped:
+                    kill(process)
+                elif process.poll() is None:
+                    continue
+                running.remove(entry)
+                status = None if stopped else process.returncode
+                outcomes[step.name] = report(step, status, time.monotonic() - start, log, logs / "log.txt")
+            time.sleep(0.05)
+    finally:
+        for _, _, process in running:
+            kill(process)
+    return outcomes
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """With all that it has started."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def report(step: Step, status: int | None, seconds: float, log: Path, logs: Path) -> str:
+    """Prints how a step went, adds its log to the file of all logs, and returns the outcome.
+
+    Args:
+        status: the process's exit status, or None if it was stopped.
+    """
+    text = log.read_text(errors="replace")
+    lines = text.splitlines()
+    if status != 0:
+        outcome = f"FAILED: {'stopped' if status is None else f'status {status}'} after {seconds:.0f} s; see {log.name}"
+    elif "pytest" in step.command and not any(re.search(r"\b\d+ passed\b.* in [\d.]+s", line) for line in lines):
+        outcome = f"not available here: all was skipped, {seconds:.0f} s; see {log.name}"
+    else:
+        outcome = f"ok, {seconds:.0f} s{'; ' if step.note else ''}{step.note}"
+    print(f"\n== {step.name}: {outcome}\n{excerpt(lines) if status != 0 else ''.join(lines[-1:])[:200]}", flush=True)
+    with logs.open("a") as all_logs:
+        all_logs.write(f"== {step.name}: {outcome}\n{text}\n")
+    return outcome
+
+
+def excerpt(lines: list[str]) -> str:
+    """Of a failing step's log the last lines that name what failed, and the end."""
+    failures = [line[:200] for line in lines if re.search(r"(^|\s)(FAILED|ERROR)(\s|$)", line)]
+    end = "\n".join(line[:200] for line in lines[-15:])[-TAIL // 2 :]
+    named = "\n".join(failures)[-TAIL // 2 :]
+    return f"{named}\n...\n{end}" if failures else end
 
 
 def device_folder() -> Path:
@@ -154,6 +245,9 @@ def main() -> int:
     started = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="folder of results (default: benchmarks/results/<device>)")
+    parser.add_argument("--prebuilt", action="store_true", help="compile nothing: take the library that is there")
+    parser.add_argument("--logs", type=Path, default=ROOT / "build" / "gpu", help="folder of logs (default: build/gpu)")
+    parser.add_argument("--run", help="count the records as part of the run of this name (default: a run of its own)")
     parser.add_argument("--only", nargs="+", metavar="STEP", help="only these steps, named as in the summary")
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds for everything (default: %(default)s)")
     parser.add_argument("--backends", action="store_true", help="only check that each backend is there and right")
@@ -169,30 +263,30 @@ def main() -> int:
         print(f"not installed, and left out: {', '.join(absent)}")
     with tempfile.TemporaryDirectory() as rehearsal:
         results = (args.output or device_folder()) if gpu else Path(rehearsal)
-        planned = list(steps(results.resolve(), gpu))
+        planned = list(steps(results.resolve(), args.run or secrets.token_hex(4), gpu, args.prebuilt))
         unknown = set(args.only or ()) - {step.name for step in planned}
         if unknown:
             parser.error(
                 f"no step {', '.join(map(repr, sorted(unknown)))}; there are {[step.name for step in planned]}"
             )
+        chosen = [step for step in planned if not args.only or step.name in args.only]
+        args.logs.mkdir(parents=True, exist_ok=True)
+        (args.logs / "log.txt").unlink(missing_ok=True)
         outcomes: dict[str, str] = {}
-        for step in planned:
-            left = args.limit - (time.monotonic() - started) - (REPORT if step.name != "report" else 0)
-            if args.only and step.name not in args.only:
-                continue
-            if step.left_out is not None or left <= 0:
-                outcomes[step.name] = f"left out: {step.left_out or 'no time is left'}"
-                continue
-            print(f"\n== {step.name}", flush=True)
-            outcomes[step.name] = run(step, min(step.limit, left))
-        table = results / "table.md"
-        if table.exists():
-            print(f"\n{table.read_text()}")
+        for _, group in groupby(chosen, lambda step: "tests" if step.together else step.name):
+            ready = []
+            for step in group:
+                left = args.limit - (time.monotonic() - started) - (REPORT if step.name != "report" else 0)
+                if step.left_out is not None or left <= 0:
+                    outcomes[step.name] = f"left out: {step.left_out or 'no time is left'}"
+                else:
+                    ready.append(step)
+            outcomes |= run(ready, left, args.logs)
     print(f"\n== summary, {time.monotonic() - started:.0f} s")
     for name, outcome in outcomes.items():
-        print(f"{name:20}{outcome}")
+        print(f"{name:21}{outcome}")
     if gpu:
-        print(f"results: {results}")
+        print(f"results: {results}; logs: {args.logs}")
     else:
         print("No CUDA device: nothing was measured on a GPU; the benchmarks were rehearsed on the CPU.")
     return int(any(outcome.startswith("FAILED") for outcome in outcomes.values()))

@@ -42,16 +42,22 @@ MEASURED = ("q20_s", "median_s", "q80_s")
 
 
 class Run:
-    """One run of benchmarks, on a device."""
+    """One run of benchmarks, on a device.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        device: what computes.
+        name: the run's; processes that measure parts of one run share it.
+    """
+
+    def __init__(self, device: torch.device, name: str | None = None) -> None:
         self.device = device
+        self.name = name or secrets.token_hex(4)
 
     @cached_property
     def context(self) -> Record:
         """What every record of the run says."""
         return {
-            "run": secrets.token_hex(4),
+            "run": self.name,
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "commit": _commit(),
             "device": device_name(self.device),

@@ -81,6 +81,15 @@ Memory = Annotated[bool, typer.Option(help="Measure peak memory, on the CPU in a
 Results = Annotated[
     Path | None, typer.Option("--output", help="A folder of results: add the records to its files.", metavar="FOLDER")
 ]
+RunName = Annotated[
+    str | None,
+    typer.Option(
+        "--run",
+        help="Count the records as part of the run of this name: one table has the records of one run.",
+        metavar="NAME",
+        show_default="a run of its own",
+    ),
+]
 Table = Annotated[
     Path | None,
     typer.Option(
@@ -107,6 +116,7 @@ def bench(
     rounds: Rounds = None,
     memory: Memory = True,
     results: Results = None,
+    run_name: RunName = None,
     table: Table = None,
     report: Report = None,
 ) -> None:
@@ -138,7 +148,7 @@ def bench(
     compile = gpu if compile is None else compile
     providers = _providers(provider, on, compile)
     every = list(Precision) if gpu else [Precision.FLOAT32, Precision.BFLOAT16]
-    run = Run(on)
+    run = Run(on, run_name)
     found: dict[str, list[Record]] = {}
     for name, record in _measured(
         what or list(Benchmark),

@@ -211,8 +211,8 @@ def test_our_providers_are_lpips(name):
 
 def test_exit_status_and_usage(monkeypatch):
     def run(*arguments):
-        command = ["bench", "end-to-end", "--case", "alex:1:32", "--rounds", "1", "--no-memory", *arguments]
-        return CliRunner().invoke(app, command)
+        command = ["bench", "end-to-end", "--device", "cpu", "--case", "alex:1:32", "--rounds", "1", "--no-memory"]
+        return CliRunner().invoke(app, [*command, *arguments])
 
     monkeypatch.setattr(ceilings, "measure", lambda *_: iter(()))
     wrong, _ = scaled(1.1, 1.1)

@@ -1,6 +1,7 @@
 """The command line as people run it, a process, and folders of images to run it on.
 
 A process takes seconds to start, so a test makes few and checks much; what does not depend on it runs in this process.
+Commands compute on the CPU where a GPU is, too, for what they print is compared with what the library gives there.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import lpips_fast
-from lpips_fast.cli import app
+from lpips_fast.cli import app, model
+from lpips_fast.cli.model import find_device
 
 TIMEOUT = 240
 
 
 def environment() -> dict[str, str]:
-    """That of the tests, with this package and without a trunk in reach."""
+    """That of the tests, with this package, and without a trunk or a GPU in reach."""
     package = str(Path(lpips_fast.__file__).resolve().parents[1])
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([package, *sys.path]), "COLUMNS": "100"}
+    path = os.pathsep.join([package, *sys.path])
+    return {**os.environ, "PYTHONPATH": path, "COLUMNS": "100", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def command(*arguments: object, processes: int = 1) -> list[str]:
@@ -87,6 +90,7 @@ def run_and_stop(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
 def call(tmp_path, monkeypatch) -> Callable[..., str]:
     """Runs a command in this process, which is quicker, and returns what it says, in one line."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(model, "find_device", lambda name: find_device("cpu" if name == "auto" else name))
 
     def call(*arguments: object, status: int = 0) -> str:
         result = CliRunner().invoke(app, [str(a) for a in arguments])

@@ -51,6 +51,15 @@ def test_json_csv_and_layers(run, trunk, fn, tmp_path):
     assert (row["a"], row["b"], float(row["lpips"])) == ("a.png", "b.png", found["lpips"])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu(call, trunk, distance, tmp_path):
+    for seed, name in enumerate(("a.png", "b.png")):
+        save_noise(tmp_path / name, seed)
+    call("pair", "a.png", "b.png", *trunk, "--device", "cuda", "--precision", "float32", "--csv", "out.csv")
+    [row] = csv.DictReader((tmp_path / "out.csv").open())
+    assert float(row["lpips"]) == pytest.approx(distance(tmp_path / "a.png", tmp_path / "b.png"), rel=1e-4)
+
+
 def test_weights_of_a_file(call, trunk, fn, distance, tmp_path):
     """Linear weights alone, or a whole model, whose trunk is used as well."""
     save_noise(tmp_path / "a.png", 0)

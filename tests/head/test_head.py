@@ -193,7 +193,7 @@ def test_more_than_2_31_elements_apart(backend, device, layout):
 
 
 def test_more_than_2_31_elements_expanded(backend, device):
-    if backend in ("reference", "triton") and device == "cpu":
+    if backend == "reference" or (backend == "triton" and device == "cpu"):
         pytest.skip("would need the memory, or the interpreter would take hours")
     n, c, h, w = 1100, 64, 176, 176
     assert n * c * h * w > 2**31
