@@ -183,7 +183,9 @@ def traffic_of_ours(case: Case, mode: str, precision: str, in_forward: bool = Fa
         model = LPIPS(net=case.net, pnet_rand=True).to(meta)
         x0, x1 = (torch.empty(case.pairs, 3, case.size, case.size, device=meta) for _ in range(2))
         trunk = model.net
-        setting = trunk.setting(meta)._replace(dtype=dtype, layout=torch.channels_last, frozen=True, triton=True)
+        setting = trunk.setting(meta)._replace(
+            dtype=dtype, layout=torch.channels_last, frozen=True, triton=True, cudnn_relu=True
+        )
         tensors, affine = trunk.tensors(setting, gradient=True), (model.scaling_layer.shift, model.scaling_layer.scale)
         weights = [weight.detach().flatten() for weight in model.lins.parameters()]
         with Traffic() as traffic:

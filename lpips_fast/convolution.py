@@ -32,14 +32,15 @@ def conv2d_input(
     size: Sequence[int], weight: Tensor, grad: Tensor, stride: int, padding: int, tf32: bool | None
 ) -> Tensor:
     """dL/dx of `conv2d`, x of that size [N, C, H, W], from dL/dy."""
-    if grad.device.type != "cuda":
+    follows_flags = _follows_flags(tf32, grad.device)
+    if follows_flags and grad.device.type != "cuda":
         return grad_of_conv2d.conv2d_input(size, weight, grad, stride, padding)
     # This is a transposed convolution, and not torch's function for gradients, which on a GPU writes a tensor of x's
     # size for its values, which it does not need. Its output is padded to the size of x: the last windows may end
     # before x does.
     sides = zip(size[2:], grad.shape[2:], weight.shape[2:], strict=True)
     output_padding = [side - ((out - 1) * stride + kernel - 2 * padding) for side, out, kernel in sides]
-    if _follows_flags(tf32, grad.device):
+    if follows_flags:
         return F.conv_transpose2d(grad, weight, None, stride, padding, output_padding)
     return _convolution(grad, weight, None, stride, padding, output_padding, True, tf32)
 

@@ -140,15 +140,20 @@ def available() -> bool:
     return extension.backends()["triton"] is None
 
 
-def _cudnn_applies_relu(dtype: torch.dtype, tf32: bool | None) -> bool:
-    """Whether cuDNN's convolution with bias and ReLU is there; in float32 it goes by torch's flag for TF32."""
-    by_flag = dtype != torch.float32 or tf32 is None or tf32 == allows_tf32(None)
-    return by_flag and torch.version.cuda is not None and torch.backends.cudnn.enabled
+def cudnn_applies_relu(dtype: torch.dtype, tf32: bool | None) -> bool:
+    """Whether torch has cuDNN's convolution with bias and ReLU, as it is asked for.
+
+    It goes by torch's flag for TF32, and by none that asks for deterministic algorithms.
+    """
+    flags = torch.backends.cudnn
+    deterministic = flags.deterministic or torch.are_deterministic_algorithms_enabled()
+    follows_flag = dtype != torch.float32 or tf32 is None or tf32 == allows_tf32(None)
+    return torch.version.cuda is not None and flags.enabled and follows_flag and not deterministic
 
 
 # As in extension.choose: constants to torch.compile.
 available._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_cudnn_applies_relu._dynamo_marked_constant = True  # type: ignore[attr-defined]
+cudnn_applies_relu._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def gradient_filters(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -204,7 +209,7 @@ def conv_relu(
     setting: Setting, weight: Tensor, bias: Tensor, conv: Conv, x: Tensor, keep_signs: bool, pools: bool
 ) -> tuple[Tensor, list[Tensor], Tensor | None]:
     """As layers.conv_relu; `pools` asks for the pool of 2 x 2 after it, too, if it costs nothing."""
-    if conv.at > setting.first_tap and x.device.type != "cpu" and _cudnn_applies_relu(setting.dtype, setting.tf32):
+    if setting.cudnn_relu and conv.at > setting.first_tap:
         # An operator is for torch.compile and for those who watch; to call it takes the host longer.
         watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or x.device.type != "cuda"
         function = torch.ops.lpips_fast.conv_relu_cudnn if watched else _conv_relu_cudnn

@@ -54,11 +54,12 @@ class Setting(NamedTuple):
     tf32: bool | None = None  # None: as torch's flags have it
     frozen: bool = False  # whether its tensors need no gradient: then little is kept (frozen.py)
     filters: Filters | None = None  # of the CPU's convolutions by Winograd's algorithm, if there are to be any
-    triton: bool = False  # whether the GPU's kernels do what lies between the convolutions (gpu_layers.py)
+    triton: bool = False  # whether Triton's kernels do what lies between the convolutions
+    cudnn_relu: bool = False  # whether cuDNN's convolution adds the bias and applies the ReLU (gpu_layers.py)
 
     def plain(self) -> Setting:
         """The same in torch's operators alone, which can be differentiated and transformed."""
-        return self._replace(filters=None, triton=False)
+        return self._replace(filters=None, triton=False, cudnn_relu=False)
 
     @property
     def first_tap(self) -> int:

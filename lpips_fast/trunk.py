@@ -220,7 +220,9 @@ class Trunk(nn.Module):
         if not frozen:
             return setting
         if device.type == "cuda":
-            return setting._replace(triton=layout == torch.channels_last and gpu_layers.available())
+            if layout == torch.channels_last and gpu_layers.available():
+                return setting._replace(triton=True, cudnn_relu=gpu_layers.cudnn_applies_relu(dtype, tf32))
+            return setting
         own_kernels = device.type == "cpu" and dtype == torch.float32 == own and not torch.compiler.is_compiling()
         if own_kernels and self.cpu_conv != "direct" and winograd.available():
             always = self.cpu_conv == "winograd"

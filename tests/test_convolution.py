@@ -47,6 +47,10 @@ class Convolutions(TorchDispatchMode):
             self.seen.append(args[12])
         elif func in (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default):
             self.seen.append("flags")
+        elif func is torch.ops.lpips_fast.conv_relu_cudnn.default:
+            self.seen.append("flags")
+        elif func is torch.ops.lpips_fast.first_conv_relu_triton.default:
+            self.seen.append(args[7])
         return func(*args, **(kwargs or {}))
 
 
@@ -108,22 +112,31 @@ def test_argument_is_not_lost_in_torch_compile(monkeypatch):
 
 
 @FAKES
+@pytest.mark.parametrize("allowed", (True, False))
 @pytest.mark.parametrize("precision,tf32", (("inherit", "flags"), ("float32", False), ("tf32", True)))
 @pytest.mark.parametrize("net", NETS)
-def test_each_convolution_on_cuda_has_the_precisions_tf32(make_ours, net, precision, tf32):
+def test_each_convolution_on_cuda_has_the_precisions_tf32(make_ours, monkeypatch, net, precision, tf32, allowed):
+    """By an argument, or by the flag where that says the same."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
     fn, mode = on_fake_cuda(make_ours(net, precision=precision))
     count = sum(isinstance(module, nn.Conv2d) for module in fn.net.modules())
+
+    def check(seen):
+        assert len(seen) == count
+        for one in seen:
+            assert (allowed if one == "flags" else one) == (allowed if tf32 == "flags" else tf32)
+
     with mode:
         in0, in1 = (torch.empty(2, 3, 64, 64, device="cuda") for _ in range(2))
         with Convolutions() as convolutions:
             fn(in0, in1)
-        assert convolutions.seen == [tf32] * count
+        check(convolutions.seen)
         setting = fn.net.setting(in0.device)
-        affine, tensors = fn._affine(False), fn.net.tensors(setting)
+        affine, tensors = fn._affine(False), fn.net.tensors(setting, gradient=True)
         taps, signs = run(setting, [in0], affine, tensors, keep=True)
         with Convolutions() as convolutions:
             run_backward(setting, in0.shape[1:], affine, tensors, taps, signs, taps)
-        assert convolutions.seen == [tf32] * count
+        check(convolutions.seen)
         fn.net.slice2[0] = nn.AvgPool2d(3, 2)  # so that the layers are called
         with Convolutions() as convolutions:
             fn(in0, in1)

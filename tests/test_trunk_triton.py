@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from lpips_fast import gpu_layers
 from lpips_fast.frozen import frozen_trunk, run, run_backward
@@ -85,6 +86,45 @@ def test_first_conv_relu_keeps_nan():
     found = ops.first_conv_relu_triton([image], ones, ones, weight, torch.zeros(8, device=DEVICE), 1, 1, False, None)
     assert found[0, :, 3:6, 3:6].isnan().all()
     assert found.isnan().sum() == 9 * 8
+
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU, and so no cuDNN")
+
+
+@on_a_gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("c_in", "c_out", "kernel", "side"), ((64, 128, 3, 24), (64, 192, 5, 9), (64, 16, 1, 13)))
+def test_conv_relu_cudnn(dtype, c_in, c_out, kernel, side):
+    """Like torch's, the same each time, whatever lay in the memory of its output."""
+    x, weight = random(2, c_in, side, side, dtype=dtype), random(c_out, c_in, kernel, kernel, dtype=dtype)
+    bias = torch.randn(c_out, device=DEVICE).to(dtype)
+    expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=kernel // 2).relu()
+    found = ops.conv_relu_cudnn(x, weight, bias, 1, kernel // 2)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert_near(found, expected, dtype, slack=2)
+    reused = 0
+    for _ in range(5):
+        again = found.clone()
+        before = again.data_ptr()
+        again.fill_(torch.nan)
+        del again
+        again = ops.conv_relu_cudnn(x, weight, bias, 1, kernel // 2)
+        reused += again.data_ptr() == before
+        assert torch.equal(again, found)
+        del again
+    assert reused
+
+
+@on_a_gpu
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("precision", ("tf32", "inherit", "bfloat16", "float16"))
+def test_an_image_with_a_nan_has_a_nan_distance(make_ours, net, precision):
+    """Though cuDNN's ReLU makes 0 of it in some layers."""
+    fn = make_ours(net, precision=precision).to(DEVICE)
+    in0, in1 = (torch.rand(3, 3, 64, 64, device=DEVICE) * 2 - 1 for _ in range(2))
+    in0[1, 2, 30, 20], in1[2, 0, 3, 5] = torch.nan, torch.inf
+    for x in (in0, in0.clone().requires_grad_()):
+        assert fn(x, in1).flatten().isfinite().tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -242,6 +282,20 @@ def test_trunk_and_head_backward_in_one(net):
     found = run_backward(triton, size, (None, None), tensors, taps, signs, merged)
     expected = run_backward(triton, size, (None, None), tensors, taps, signs, d_taps)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_flops_are_counted(net):
+    """As those of torch's convolutions."""
+    trunk = Trunk(net).to(DEVICE).requires_grad_(False)
+    counts = []
+    for setting in settings(trunk, torch.float32):
+        with FlopCounterMode(display=False) as counter:
+            frozen_trunk(
+                setting, [torch.rand(1, 3, 40, 35, device=DEVICE)], (None, None), trunk.tensors(setting, False)
+            )
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
 
 
 def test_double_backward():
