@@ -2,7 +2,9 @@
 
 cuDNN's convolution adds the bias and applies the ReLU on its way, at no cost. But its ReLU makes 0 of NaN for some
 shapes and types (float32, filters of 1 x 1), and an image with a NaN must have a NaN distance: so as far as the first
-tap ours is used. The gradient of a convolution of stride 1 is a convolution with turned filters, for which cuDNN's
+tap ours is used. The two convolutions at the end of a Fire, of 1 x 1 and 3 x 3, are one of 3 x 3, whose filters are 0
+around those of 1 x 1: SqueezeNet's time goes by the number of its kernels, and nothing has to be put together. The
+gradient of a convolution of stride 1 is a convolution with turned filters, for which cuDNN's
 kernels are as fast and torch copies nothing.
 
 Schemas and fake implementations of the operators that kernels/trunk.py implements, and how the layers use them.
@@ -35,7 +37,7 @@ from torch import Tensor
 from . import extension, flops
 from .convolution import allows_tf32, conv2d, conv2d_input
 from .ops import head_flops, library
-from .plan import Affine, Conv, Pool, Setting
+from .plan import Affine, Conv, Fire, Plan, Pool, Setting
 
 
 def empty_nhwc(like: Tensor, n: int, channels: int, h: int, w: int, dtype: torch.dtype) -> Tensor:
@@ -154,6 +156,30 @@ def cudnn_applies_relu(dtype: torch.dtype, tf32: bool | None) -> bool:
 # As in extension.choose: constants to torch.compile.
 available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 cudnn_applies_relu._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def fused(setting: Setting, n_tensors: int) -> Setting:
+    """A setting of a trunk with that many tensors, weights and biases, with what is here."""
+    plan: list[Conv | Pool] = []
+    for step in setting.plan:
+        if isinstance(step, Fire):
+            expand = Conv(n_tensors, 1, 1, step.tap)  # of the tensors of merged_filters, which follow the trunk's
+            plan += [step.squeeze, expand]
+            n_tensors += 2
+        else:
+            plan.append(step)
+    cudnn_relu = cudnn_applies_relu(setting.dtype, setting.tf32)
+    return setting._replace(plan=tuple(plan), triton=True, cudnn_relu=cudnn_relu, plain_plan=setting.plan)
+
+
+def merged_filters(plan: Plan, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """A weight and a bias for each Fire of a plan, which do its expand1x1 and expand3x3 in one."""
+    merged = []
+    for step in plan:
+        if isinstance(step, Fire):
+            (weight1, bias1), (weight3, bias3) = (tensors[c.at : c.at + 2] for c in (step.expand1x1, step.expand3x3))
+            merged += [torch.cat((F.pad(weight1, (1, 1, 1, 1)), weight3)), torch.cat((bias1, bias3))]
+    return merged
 
 
 def gradient_filters(tensors: Sequence[Tensor]) -> list[Tensor]:

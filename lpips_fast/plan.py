@@ -56,10 +56,12 @@ class Setting(NamedTuple):
     filters: Filters | None = None  # of the CPU's convolutions by Winograd's algorithm, if there are to be any
     triton: bool = False  # whether Triton's kernels do what lies between the convolutions
     cudnn_relu: bool = False  # whether cuDNN's convolution adds the bias and applies the ReLU (gpu_layers.py)
+    plain_plan: Plan = ()  # the plan in torch's operators, where that is another
 
     def plain(self) -> Setting:
         """The same in torch's operators alone, which can be differentiated and transformed."""
-        return self._replace(filters=None, triton=False, cudnn_relu=False)
+        plan = self.plain_plan or self.plan
+        return self._replace(plan=plan, filters=None, triton=False, cudnn_relu=False, plain_plan=())
 
     @property
     def first_tap(self) -> int:

@@ -220,9 +220,8 @@ class Trunk(nn.Module):
         if not frozen:
             return setting
         if device.type == "cuda":
-            if layout == torch.channels_last and gpu_layers.available():
-                return setting._replace(triton=True, cudnn_relu=gpu_layers.cudnn_applies_relu(dtype, tf32))
-            return setting
+            fuses = layout == torch.channels_last and gpu_layers.available()
+            return gpu_layers.fused(setting, len(parameters)) if fuses else setting
         own_kernels = device.type == "cpu" and dtype == torch.float32 == own and not torch.compiler.is_compiling()
         if own_kernels and self.cpu_conv != "direct" and winograd.available():
             always = self.cpu_conv == "winograd"
@@ -237,8 +236,13 @@ class Trunk(nn.Module):
         def once(key: object, make: Callable[[], list[Tensor]]) -> list[Tensor]:
             return make() if torch.compiler.is_compiling() else self._once(key, parameters, make)
 
-        key = setting.dtype, setting.layout
-        tensors = once(key, lambda: _converted(_detached(parameters), setting))
+        def converted() -> list[Tensor]:
+            tensors = _converted(_detached(parameters), setting)
+            merged = gpu_layers.merged_filters(self.plan, tensors) if setting.triton else []
+            return tensors + _in_layout(merged, setting.layout)
+
+        key = setting.dtype, setting.layout, setting.triton
+        tensors = once(key, converted)
         if not (setting.triton and gradient):
             return tensors
         return tensors + once(

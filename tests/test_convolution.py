@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lpips_fast import convolution, pairwise
 from lpips_fast.frozen import run, run_backward
+from lpips_fast.plan import Conv, Fire, Pool
 
 from .conftest import NETS
 from .images import VALUE_TOLERANCE, assert_close, assert_gradients_close, pair
@@ -119,7 +120,8 @@ def test_each_convolution_on_cuda_has_the_precisions_tf32(make_ours, monkeypatch
     """By an argument, or by the flag where that says the same."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
     fn, mode = on_fake_cuda(make_ours(net, precision=precision))
-    count = sum(isinstance(module, nn.Conv2d) for module in fn.net.modules())
+    plan = fn.net.setting(torch.device("cuda")).plan
+    count = sum({Conv: 1, Fire: 3, Pool: 0}[type(step)] for step in plan)
 
     def check(seen):
         assert len(seen) == count
@@ -140,6 +142,7 @@ def test_each_convolution_on_cuda_has_the_precisions_tf32(make_ours, monkeypatch
         fn.net.slice2[0] = nn.AvgPool2d(3, 2)  # so that the layers are called
         with Convolutions() as convolutions:
             fn(in0, in1)
+        count = sum(isinstance(module, nn.Conv2d) for module in fn.net.modules())
         assert convolutions.seen == [tf32] * 2 * count + ["flags"] * fn.L  # the last are the linear layers
 
 
