@@ -42,8 +42,8 @@ from .head import _normalized_values, cdiv, next_power_of_2
 NUM_WARPS = 4
 # Where time goes by the number of programs: they are larger and fewer there. And bfloat16's products are wrong.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-# Values that a program has in hand. On an H200 bandwidth falls by a third and more with twice or half as many.
-TILE = 32768 if INTERPRETED.value else 4096
+# What a program has in hand, in bytes or values. On an H200 twice or half as much takes up to a third of the bandwidth.
+BIAS_RELU_TILE_BYTES = 131072 if INTERPRETED.value else 8192
 POOL_TILE = 32768 if INTERPRETED.value else 1024
 SIGNS_TILE = 32768 if INTERPRETED.value else 1024
 TAP_TILE_BYTES = 131072 if INTERPRETED.value else 4096
@@ -421,7 +421,7 @@ def bias_relu_triton(y: Tensor, bias: Tensor, signs: Tensor | None, pooled: Tens
     n, c, h, w = y.shape
     side = 1 if pooled is None else 2
     windows = cdiv(h, side) * cdiv(w, side)
-    block_p, block_c, blocks, blocks_c = _blocks(c, windows, TILE // side**2)
+    block_p, block_c, blocks, blocks_c = _blocks(c, windows, BIAS_RELU_TILE_BYTES // y.element_size() // side**2)
     if n * blocks:
         with torch.cuda.device_of(y):
             _bias_relu_kernel[(n * blocks, blocks_c)](

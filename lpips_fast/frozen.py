@@ -52,7 +52,10 @@ def run(
                     setting, tensors, step, images, affine, keep and not step.tap, following
                 )
             else:
-                x, y_signs, pooled = conv_relu(setting, tensors, step, x, keep and not step.tap, following=following)
+                exact = not taps  # so that an image with a NaN has one in its first tap, and in its distance
+                x, y_signs, pooled = conv_relu(
+                    setting, tensors, step, x, keep and not step.tap, following=following, exact=exact
+                )
                 signs += y_signs
             if step.tap:
                 taps.append(x)

@@ -158,18 +158,31 @@ available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 cudnn_applies_relu._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def fused(setting: Setting, n_tensors: int) -> Setting:
-    """A setting of a trunk with that many tensors, weights and biases, with what is here."""
-    plan: list[Conv | Pool] = []
-    for step in setting.plan:
-        if isinstance(step, Fire):
-            expand = Conv(n_tensors, 1, 1, step.tap)  # of the tensors of merged_filters, which follow the trunk's
-            plan += [step.squeeze, expand]
-            n_tensors += 2
-        else:
-            plan.append(step)
+def fused(setting: Setting, plan: Plan) -> Setting:
+    """A setting with what is here, and the plan of `without_fires`."""
     cudnn_relu = cudnn_applies_relu(setting.dtype, setting.tf32)
-    return setting._replace(plan=tuple(plan), triton=True, cudnn_relu=cudnn_relu, plain_plan=setting.plan)
+    return setting._replace(plan=plan, triton=True, cudnn_relu=cudnn_relu, plain_plan=setting.plan)
+
+
+def without_fires(plan: Plan) -> Plan:
+    """A trunk's plan with two convolutions for each Fire, the second by the tensors of `merged_filters`.
+
+    These follow on the trunk's own.
+    """
+    own = [
+        c
+        for step in plan
+        for c in ((step.squeeze, step.expand1x1, step.expand3x3) if isinstance(step, Fire) else (step,))
+    ]
+    at = 2 * sum(isinstance(step, Conv) for step in own)
+    found: list[Conv | Pool | Fire] = []
+    for step in plan:
+        if isinstance(step, Fire):
+            found += [step.squeeze, Conv(at, 1, 1, step.tap)]
+            at += 2
+        else:
+            found.append(step)
+    return tuple(found)
 
 
 def merged_filters(plan: Plan, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -232,10 +245,10 @@ def first_conv_relu(
 
 
 def conv_relu(
-    setting: Setting, weight: Tensor, bias: Tensor, conv: Conv, x: Tensor, keep_signs: bool, pools: bool
+    setting: Setting, weight: Tensor, bias: Tensor, conv: Conv, x: Tensor, keep_signs: bool, pools: bool, exact: bool
 ) -> tuple[Tensor, list[Tensor], Tensor | None]:
     """As layers.conv_relu; `pools` asks for the pool of 2 x 2 after it, too, if it costs nothing."""
-    if setting.cudnn_relu and conv.at > setting.first_tap:
+    if setting.cudnn_relu and not exact:
         # An operator is for torch.compile and for those who watch; to call it takes the host longer.
         watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or x.device.type != "cuda"
         function = torch.ops.lpips_fast.conv_relu_cudnn if watched else _conv_relu_cudnn

@@ -52,12 +52,14 @@ def conv_relu(
     keep_signs: bool,
     affine: Affine = (None, None),
     following: Conv | Pool | Fire | None = None,
+    exact: bool = False,
 ) -> tuple[Tensor, list[Tensor], Tensor | None]:
     """y = relu(conv((x - shift) / scale)), [its signs] if asked for, and the pool of y, where that comes with it.
 
     Args:
         affine: shift and scale, for a trunk's first layer.
         following: the next step.
+        exact: whether NaN must come out as NaN, which some of cuDNN's kernels miss.
     """
     weight, bias = tensors[conv.at], tensors[conv.at + 1]
     filters = cpu_layers.filters_for(setting, conv, weight, x)
@@ -65,7 +67,7 @@ def conv_relu(
     if filters is not None:
         return cpu_layers.conv_relu(filters, conv, bias, x, keep_signs, affine, pools)
     if setting.triton:
-        return gpu_layers.conv_relu(setting, weight, bias, conv, x, keep_signs, pools)
+        return gpu_layers.conv_relu(setting, weight, bias, conv, x, keep_signs, pools, exact)
     shift, scale = affine
     if shift is not None and scale is not None:
         x = (x - shift) / scale

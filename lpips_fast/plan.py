@@ -64,11 +64,6 @@ class Setting(NamedTuple):
         return self._replace(plan=plan, filters=None, triton=False, cudnn_relu=False, plain_plan=())
 
     @property
-    def first_tap(self) -> int:
-        """Where the tensors of the convolution are whose output is the first tap."""
-        return next(step.at for step in self.plan if isinstance(step, Conv) and step.tap)
-
-    @property
     def n_taps(self) -> int:
         return sum(not isinstance(step, Pool) and step.tap for step in self.plan)
 

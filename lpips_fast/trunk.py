@@ -98,6 +98,7 @@ class Trunk(nn.Module):
             slice_ = nn.Sequential(OrderedDict((str(i), features[i]) for i in layers))
             self.add_module(f"slice{k + 1}", slice_)
         self.plan = _plan(self.slices)
+        self._gpu_plan = gpu_layers.without_fires(self.plan)
         self._made = tuple(describe(slice_) for slice_ in self.slices)
         self._kept: dict[object, tuple[object, Any]] = {}  # made from the parameters: see _once
 
@@ -209,7 +210,7 @@ class Trunk(nn.Module):
         dtype, tf32 = PRECISIONS[self.precision]
         if dtype is None:
             dtype = torch.get_autocast_dtype(device.type) if is_autocast_enabled(device) else own
-        plan = self.plan if n_taps is None or n_taps == self.N_slices else _until_tap(self.plan, n_taps)
+        plan = self._up_to(self.plan, n_taps)
         # Channels-last is faster but for float64 on the CPU and CUDA's convolutions in full float32.
         contiguous = dtype == torch.float64 or (device.type == "cuda" and tf32 is False)
         layout = torch.contiguous_format if contiguous else torch.channels_last
@@ -221,13 +222,16 @@ class Trunk(nn.Module):
             return setting
         if device.type == "cuda":
             fuses = layout == torch.channels_last and gpu_layers.available()
-            return gpu_layers.fused(setting, len(parameters)) if fuses else setting
+            return gpu_layers.fused(setting, self._up_to(self._gpu_plan, n_taps)) if fuses else setting
         own_kernels = device.type == "cpu" and dtype == torch.float32 == own and not torch.compiler.is_compiling()
         if own_kernels and self.cpu_conv != "direct" and winograd.available():
             always = self.cpu_conv == "winograd"
             filters = self._once("filters", parameters, lambda: cpu_layers.Filters(_detached(parameters), always))
             return setting._replace(filters=filters)
         return setting
+
+    def _up_to(self, plan: Plan, n_taps: int | None) -> Plan:
+        return plan if n_taps is None or n_taps == self.N_slices else _until_tap(plan, n_taps)
 
     def _tensors(self, parameters: list[Tensor], setting: Setting, gradient: bool) -> list[Tensor]:
         if setting.filters is not None:

@@ -234,7 +234,7 @@ def test_tap_backward_with_the_heads_gradient(dtype, shape, pool, case, mean):
 def settings(trunk, dtype):
     """Torch's, and ours."""
     setting = trunk.setting(torch.device("cpu"))._replace(dtype=dtype, layout=torch.channels_last, filters=None)
-    fused = gpu_layers.fused(setting, len(list(trunk.parameters())))
+    fused = gpu_layers.fused(setting, gpu_layers.without_fires(setting.plan))
     return setting, fused if DEVICE == "cuda" else fused._replace(cudnn_relu=False)
 
 

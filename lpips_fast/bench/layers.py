@@ -43,6 +43,7 @@ class Unit(NamedTuple):
     module: nn.Conv2d
     pool: Pool | None  # the step after it
     affine: Affine  # what is done to its input first
+    exact: bool  # whether it comes no later than the first tap
 
 
 class LayerProvider(Protocol):
@@ -99,7 +100,7 @@ class Ours(NamedTuple):
         tensors = self.trunk.tensors(setting, gradient=False)
         if unit.conv.at == 0:
             return first_conv_relu(setting, tensors, unit.conv, [x], unit.affine, False, unit.pool)[0]
-        y, _, pooled = conv_relu(setting, tensors, unit.conv, x, False, following=unit.pool)
+        y, _, pooled = conv_relu(setting, tensors, unit.conv, x, False, following=unit.pool, exact=unit.exact)
         if unit.pool is not None and pooled is None:
             max_pool(setting, y, unit.pool)
         return y
@@ -125,13 +126,14 @@ def units(net: str, size: int, device: torch.device) -> list[Unit]:
     layers = iter(trunk_layers(net, size)[0])
     found: list[Unit] = []
     plan = model.net.plan
+    first_tap = next(step.at for step in plan if isinstance(step, Conv) and step.tap)
     for step, after in zip(plan, (*plan[1:], None), strict=True):
         if isinstance(step, Pool):
             continue
         pool = after if isinstance(after, Pool) and isinstance(step, Conv) else None
         for conv in (step.squeeze, step.expand1x1, step.expand3x3) if isinstance(step, Fire) else (step,):
             affine = (None, None) if found else (model.scaling_layer.shift, model.scaling_layer.scale)
-            found.append(Unit(next(layers), conv, next(modules), pool, affine))
+            found.append(Unit(next(layers), conv, next(modules), pool, affine, conv.at <= first_tap))
     return found
 
 
