@@ -6,7 +6,8 @@
 
 The first form needs an NVIDIA GPU. A provider of lpips_fast/bench/providers.py is checked against float64, timed, and
 profiled. `busy` is the time in which the device runs at least one kernel, `gap` the rest of the time that a call takes.
-Kernels of this package have their operator's name; those of cuDNN and cuBLAS are one group, with their names below it.
+Kernels of this package have their operator's name; those of cuDNN and cuBLAS are convolutions, convolutions' gradients
+or changes of layout, with their names below.
 The bandwidth of a copy and the rate of a matrix product are those of ceilings.jsonl beside the file of records, where
 it has the same device, or else are measured first.
 
@@ -82,11 +83,17 @@ class Pass(NamedTuple):
 class Traffic(TorchDispatchMode):
     """Writes down a Pass for each operator that is called.
 
-    A GPU's convolution adds its bias, and changes tensors from NCHW to cuDNN's layout and back, in passes of their own.
+    torch's convolution on a GPU adds its bias, and changes tensors from NCHW to cuDNN's layout and back, in passes of
+    their own.
+
+    Args:
+        convolution: the name of a convolution's pass. A gradient by turned filters is a convolution like any other, so
+            the caller must say that it traces a backward.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, convolution: str = CONVOLUTION) -> None:
         super().__init__()
+        self.convolution = convolution
         self.passes: list[Pass] = []
 
     def __torch_dispatch__(
@@ -95,17 +102,28 @@ class Traffic(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if func._schema.name.startswith("aten::convolution"):  # on the device meta, always NCHW
             result = tree_map(functools.partial(_in_layout_of, args[0]), result)
-        name = func._schema.name.split("::")[1]
+        name = re.sub("_(triton|cuda)$", "", func._schema.name.split("::")[1])
         if func.is_view or name.startswith(("empty", "new_empty", "detach", "alias")):
             return result
         read, written = _tensors((args, kwargs)), _tensors(result)
+        if name == "first_conv_relu":
+            self._convolution(name, args[0][0], args[3], result, (*read, *written))
+            return result
+        if name == "conv_relu_cudnn":
+            self._convolution(self.convolution, args[0], args[1], result, (*read, *written))
+            self._layout(args[0], result)
+            return result
         if func.namespace == "lpips_fast":
-            name = re.sub("_(triton|cuda)$", "", name)
             # An argument (a!) is read and written in place; (b!) and (c!) are outputs, counted once among `read`.
             arguments = zip(args, func._schema.arguments)
             written += [x for x, of in arguments if of.is_write and "a" in of.alias_info.before_set]
         elif name == "convolution":
-            self._convolution(args[0], args[1], args[2], result)
+            x, weight, bias, transposed = *args[:3], args[6]
+            name = GRADIENT if transposed else self.convolution
+            self._convolution(name, x, weight, result, (x, weight, result), transposed)
+            if bias is not None:
+                self.passes.append(Pass("bias", _size(result), 2 * _bytes(result)))
+            self._layout(x, result)
             return result
         elif name == "convolution_backward":
             self._convolution_backward(args[0], args[1], args[2], result)
@@ -117,12 +135,11 @@ class Traffic(TorchDispatchMode):
         self.passes.append(Pass(name, detail, sum(map(_bytes, (*read, *written)))))
         return result
 
-    def _convolution(self, x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor) -> None:
-        flops = 2 * y.numel() * weight[0].numel()
-        self.passes.append(Pass(CONVOLUTION, f"{_channels(x)} to {_size(y)}", sum(map(_bytes, (x, weight, y))), flops))
-        if bias is not None:
-            self.passes.append(Pass("bias", _size(y), 2 * _bytes(y)))
-        self._layout(x, y)
+    def _convolution(
+        self, name: str, x: Tensor, weight: Tensor, y: Tensor, moved: Iterable[Tensor], transposed: bool = False
+    ) -> None:
+        flops = 2 * (x if transposed else y).numel() * weight[0].numel()
+        self.passes.append(Pass(name, f"{_channels(x)} to {_size(y)}", sum(map(_bytes, moved)), flops))
 
     def _convolution_backward(self, d_y: Tensor, x: Tensor, weight: Tensor, result: Sequence[Tensor | None]) -> None:
         for d, read in zip(result[:2], (weight, x)):
@@ -202,8 +219,9 @@ def traffic_of_ours(case: Case, mode: str, precision: str, in_forward: bool = Fa
                 d_taps: Any = [HeadGradient(grad, 1, f0, f1, weight, 1e-10, False) for grad, f0, f1, weight in layers]
             else:
                 d_taps = ops.head_bwd("triton", [value], taps0, taps1, weights, 1e-10, False, True, True, False, False)
+        with Traffic(convolution=GRADIENT) as backward:
             run_backward(setting, x0.shape[1:], affine, tensors, taps0, signs, d_taps)
-    return traffic.passes
+    return traffic.passes + backward.passes
 
 
 def traffic_of_lpips(case: Case, mode: str) -> list[Pass]:
@@ -322,13 +340,14 @@ class Kernel(NamedTuple):
 
 
 _OWN = re.compile(r"lpips_fast::(?:\(anonymous namespace\)::)?(\w+?)_kernel|^_([a-z]\w*?)_kernel")
-_LAYOUT = re.compile(r"nchwToNhwc|nhwcToNchw|AddPadding|tensorTransform", re.IGNORECASE)
+_LAYOUT = re.compile(r"n(?:chw|hwc)To\w*n(?:chw|hwc)|convertTensor|AddPadding|tensorTransform", re.IGNORECASE)
 _LIBRARY = re.compile(
     r"cudnn|cutlass|xmma|conv(?!ert)|implicit|gem[mv]|winograd|nvjet|fprop|dgrad|wgrad", re.IGNORECASE
 )
+_PREPARES = re.compile(r"init_device_workspace")  # apart, so that a convolution is one kernel, by layer, too
 _BACKWARD = re.compile(r"dgrad|wgrad|bprop|bwd|backward", re.IGNORECASE)
 # What tells torch's elementwise kernels apart: the function in the template's arguments.
-_FUNCTION = re.compile(r"(?!gpu_kernel_impl)(?:launch_)?\w*(?:[Ff]unctor|_kernel_cuda|_kernel_impl|launch_\w+)\w*")
+_FUNCTION = re.compile(r"\b(?!gpu_kernel_impl)(?:launch_)?\w*(?:[Ff]unctor|_kernel_cuda|_kernel_impl|launch_\w+)\w*")
 
 
 def group(name: str) -> str:
@@ -338,12 +357,27 @@ def group(name: str) -> str:
         return own[1] or own[2]
     if _LAYOUT.search(name):
         return "layout"
-    if "at::native" not in name and not name.startswith("triton_") and _LIBRARY.search(name):
+    of_library = "at::native" not in name and not name.startswith("triton_") and not _PREPARES.search(name)
+    if of_library and _LIBRARY.search(name):
         return GRADIENT if _BACKWARD.search(name) else CONVOLUTION
     head, _, arguments = name.removeprefix("void ").replace("(anonymous namespace)::", "").partition("<")
     function = _FUNCTION.search(arguments)
     short = head.partition("(")[0].rpartition("::")[2].strip()
     return f"{short} {function[0]}" if function is not None else short
+
+
+def groups_of(kernels: Iterable[Kernel]) -> list[str]:
+    """The group of each kernel, in order.
+
+    A gradient by turned filters runs a convolution's kernel. It comes after our kernel for a tap's gradient and before
+    our first layer of the next forward.
+    """
+    groups, backward = [], False
+    for kernel in kernels:
+        name = group(kernel.name)
+        backward = name in ("tap_bwd", "head_tap_bwd") or (backward and name != "first_conv_relu")
+        groups.append(GRADIENT if backward and name == CONVOLUTION else name)
+    return groups
 
 
 def kernels_of(events: Iterable[Any]) -> list[Kernel]:
@@ -384,8 +418,8 @@ def rows(
         passes: what our kernels must do, for the shares of the machine's rates that they reach.
     """
     groups: dict[str, list[Kernel]] = {}
-    for kernel in kernels:
-        groups.setdefault(group(kernel.name), []).append(kernel)
+    for name, kernel in zip(groups_of(kernels), kernels, strict=True):
+        groups.setdefault(name, []).append(kernel)
     total_us = sum(kernel.end_us - kernel.start_us for kernel in kernels) / calls
     found = []
     for name, of in groups.items():
@@ -400,7 +434,7 @@ def rows(
         n_bytes, flops = sum(p.bytes for p in work), sum(p.flops for p in work)
         if flops and precision in limits.flops_per_s:
             record |= {"flops": flops, "share_of_product": flops / limits.flops_per_s[precision] / device_us * 1e6}
-        elif n_bytes and limits.bytes_per_s is not None:
+        if n_bytes and limits.bytes_per_s is not None:
             record |= {"bytes": n_bytes, "share_of_copy": n_bytes / limits.bytes_per_s / device_us * 1e6}
         found.append(record)
     found.sort(key=lambda record: -record["device_us"])

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from benchmarks import kernels
 from benchmarks.kernels import CONVOLUTION, GRADIENT, Kernel, Pass
 from lpips_fast.bench import cases, records
 from lpips_fast.bench.cases import Case
 from lpips_fast.bench.ceilings import Ceilings
+from lpips_fast.plan import Pool
 
 CASES = [Case("vgg", 2, 64), Case("alex", 3, 67), Case("squeeze", 2, 64)]
 SMALL = CASES[0]
 LIMITS = Ceilings(1e12, {"tf32": 1e14, "bfloat16": 2e14})
+NAMES = Path(__file__).with_name("kernel_names.txt")  # of an H200's profiles, cut at 110 characters, and their groups
 
 
 @pytest.mark.parametrize(
     "name,group",
     (
-        ("_bias_relu_kernel", "bias_relu"),
+        ("_first_conv_relu_kernel", "first_conv_relu"),
+        ("_pack_signs_kernel", "pack_signs"),
         ("_head_tap_bwd_kernel", "head_tap_bwd"),
         ("void lpips_fast::(anonymous namespace)::head_fwd_kernel<float>(lpips_fast::Layers<float>)", "head_fwd"),
         ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize128x128x64", CONVOLUTION),
@@ -40,6 +45,11 @@ LIMITS = Ceilings(1e12, {"tf32": 1e14, "bfloat16": 2e14})
             "vectorized_elementwise_kernel launch_clamp_scalar",
         ),
         (
+            "void at::native::elementwise_kernel<128, 2, at::native::gpu_kernel_impl_nocast<"
+            "at::native::CUDAFunctor_add<float> >(at::TensorIteratorBase&)::{lambda(int)#1}>",
+            "elementwise_kernel CUDAFunctor_add",
+        ),
+        (
             "void at::native::unrolled_elementwise_kernel<at::native::direct_copy_kernel_cuda(at::TensorIterator&)>",
             "unrolled_elementwise_kernel direct_copy_kernel_cuda",
         ),
@@ -51,6 +61,27 @@ LIMITS = Ceilings(1e12, {"tf32": 1e14, "bfloat16": 2e14})
 )
 def test_group(name, group):
     assert kernels.group(name) == group
+
+
+def test_groups_of_a_devices_names():
+    lines = [line.split(" | ") for line in NAMES.read_text(encoding="utf-8").splitlines()]
+    assert len(lines) > 60
+    assert [(name, kernels.group(name)) for _, name in lines] == [(name, group) for group, name in lines]
+
+
+def test_forward_kernels_of_a_backward_are_gradients():
+    """A gradient by turned filters runs a forward's kernel."""
+    names = ["_first_conv_relu_kernel", "sm90_fprop", "head_fwd", "_tap_bwd_kernel", "sm90_fprop", "nchwToNhwcKernel"]
+    names += ["_head_tap_bwd_kernel", "sm90_fprop", "sm90_dgrad"]
+    forward = ["first_conv_relu", CONVOLUTION, "head_fwd"]
+    backward = ["tap_bwd", GRADIENT, "layout", "head_tap_bwd", GRADIENT, GRADIENT]
+    calls = [Kernel(name, i, i + 1) for i, name in enumerate(names * 2)]
+    assert kernels.groups_of(calls) == (forward + backward) * 2
+    record = next(r for r in kernels.rows(calls, 2, 1e-3, [], "tf32", LIMITS) if r["kernel"] == GRADIENT)
+    assert record["calls"] == 3
+    # Where our first layer is not used, no gradient is by turned filters.
+    calls = [Kernel(name, 0, 1) for name in ("sm90_fprop", "lpips_fast::head_bwd_kernel", "sm90_dgrad") * 2]
+    assert kernels.groups_of(calls) == [CONVOLUTION, "head_bwd", GRADIENT] * 2
 
 
 def event(name, start, end, device="CUDA", annotation=False):
@@ -84,7 +115,7 @@ def two_calls():
 
 
 def test_rows():
-    passes = [Pass("bias_relu", "", 10**7), Pass("bias_relu", "pool", 2 * 10**7), Pass(CONVOLUTION, "", 1, 10**8)]
+    passes = [Pass("bias_relu", "", 10**7), Pass("bias_relu", "pool", 2 * 10**7), Pass(CONVOLUTION, "", 10**6, 10**8)]
     *found, whole = kernels.rows(two_calls(), 2, 1e-3, passes, "tf32", LIMITS)
     by_name = {record["kernel"]: record for record in found}
     assert [record["kernel"] for record in found] == ["bias_relu", "Memset", CONVOLUTION]
@@ -93,6 +124,7 @@ def test_rows():
     assert by_name["bias_relu"]["each_us"] == pytest.approx([21, 31])
     assert by_name["bias_relu"]["share_of_copy"] == pytest.approx(3e7 / 1e12 / 52e-6)
     assert by_name[CONVOLUTION]["share_of_product"] == pytest.approx(1e8 / 1e14 / 11e-6)
+    assert by_name[CONVOLUTION]["share_of_copy"] == pytest.approx(1e6 / 1e12 / 11e-6)
     assert sum(record["share"] for record in found) == pytest.approx(1)
     assert (whole["device_us"], whole["busy_us"], whole["wall_us"]) == pytest.approx((104, 104, 1000))
     assert whole["gap_us"] == pytest.approx(896)
@@ -124,18 +156,23 @@ def test_forward_moves_what_the_shapes_say(case, precision, itemsize):
     features = n * itemsize * sum(c * h * w for c, h, w in taps)
     distances_and_weights = 4 * (case.pairs * len(taps) + sum(c for c, _, _ in taps))
     assert total(passes, "head_fwd") == features + distances_and_weights
-    prepared = n * case.size**2 * (3 * 4 + 16) + 2 * 3 * 4
-    assert total(passes, "prepare") == prepared
-    # A convolution's output is read and written once, its bias read.
-    bias_relu = [p for p in passes if p.name == "bias_relu"]
-    pooled = sum(n * itemsize * c * (h // 2) * (w // 2) for c, h, w in taps[:-1]) if case.net == "vgg" else 0
-    channels = sum(module.out_channels for module in convolutions(case.net))
-    assert len(bias_relu) == len(layers)
-    expected = n * itemsize * 2 * sum(layer.outputs for layer in layers) + pooled + itemsize * channels
-    assert total(passes, "bias_relu") == expected
-    flops = {p.detail: p.flops for p in passes if p.name == CONVOLUTION}
-    assert sum(flops.values()) > 0
-    assert sum(p.flops for p in passes[2:]) == n * sum(layer.flops for layer in layers[1:])
+    # The first layer reads float32 images, the shift and the scale; each convolution its bias.
+    first, *others = convolutions(case.net)
+    images, affine, of_first = n * 3 * case.size**2 * 4, 2 * 3 * 4, first.weight.numel() + first.out_channels
+    assert total(passes, "first_conv_relu") == images + affine + itemsize * (of_first + n * layers[0].outputs)
+    biases = sum(module.out_channels for module in others)
+    with_pool = layers[1].name == "conv1_2"  # of VGG; cuDNN's ReLU begins behind the first tap
+    if with_pool:
+        y, biases = layers[1].outputs, biases - others[0].out_channels
+        assert total(passes, "bias_relu") == itemsize * (n * (2 * y + y // 4) + others[0].out_channels)
+    assert sum(p.name == "bias_relu" for p in passes) == with_pool
+    assert sum(p.name == CONVOLUTION for p in passes) == len(others)
+    convolved = sum(layer.bytes(n, itemsize) for layer in layers[1:])
+    assert total(passes, CONVOLUTION) == convolved + itemsize * biases
+    pools = sum(isinstance(step, Pool) for step in cases.random_lpips(case.net).net.plan)
+    assert sum(p.name == "max_pool" for p in passes) == pools - with_pool
+    assert "pack_signs" not in {p.name for p in passes}
+    assert sum(p.flops for p in passes) == n * sum(layer.flops for layer in layers)
 
 
 def convolutions(net):
@@ -149,12 +186,31 @@ def test_step_moves_what_the_shapes_say():
     # Each tap's gradient: the tap, the head's part and the result, and what comes from behind its pool.
     assert total(passes, "tap_bwd") == 2 * (3 * sum(taps) + sum(taps[:-1]) // 4)
     # Each gradient is read and written in its place, and the signs are a bit a value.
-    values = n * sum(p * c for p, c in ((64**2, 64), (32**2, 128), (16**2, 2 * 256), (8**2, 2 * 512), (4**2, 2 * 512)))
+    sides = ((64, 64), (32, 128), (16, 2 * 256), (8, 2 * 512), (4, 2 * 512))
+    first, *others = (n * side**2 * channels for side, channels in sides)
+    values = first + sum(others)
     assert total(passes, "mask_by_signs") == 4 * values + values // 8
+    # The first layer writes its signs itself, for the first images only; other convolutions' outputs are read for them.
+    with_signs, without = (p.bytes for p in passes if p.name == "first_conv_relu")
+    assert with_signs - without == first // 8
+    assert total(passes, "pack_signs") == 2 * sum(others) + sum(others) // 8
+    layers = cases.trunk_layers("vgg", 64)[0]
+    assert [p.flops for p in passes if p.name == GRADIENT][:-1] == [n * layer.flops for layer in layers[:0:-1]]
+    assert sum(p.name == CONVOLUTION for p in passes) == 2 * (len(layers) - 1)
     merged = kernels.traffic_of_ours(SMALL, "step", "bfloat16", in_forward=True)
     weights_and_gradients = 4 * (sum(module.out_channels for module in tap_convolutions()) + 5 * n)
     assert total(merged, "head_tap_bwd") == 2 * (3 * sum(taps) + sum(taps[:-1]) // 4) + weights_and_gradients
     assert {"head_bwd", "tap_bwd"}.isdisjoint(p.name for p in merged)
+
+
+def test_a_transposed_convolution_is_a_gradient():
+    d_y, weight = torch.empty(2, 64, 5, 5, device="meta"), torch.empty(64, 4, 3, 3, device="meta")
+    with kernels.Traffic() as traffic:
+        F.conv_transpose2d(d_y, weight, None, 2, 1, 1)
+    gradient = traffic.passes[0]
+    assert (gradient.name, gradient.detail) == (GRADIENT, "64 to 3 x 10 x 10")
+    assert gradient.bytes == 4 * (d_y.numel() + weight.numel() + 2 * 4 * 10**2)
+    assert gradient.flops == 2 * d_y.numel() * 4 * 3**2
 
 
 def tap_convolutions():
@@ -191,11 +247,11 @@ def test_larger_of_bytes_and_flops():
 
 def test_floors_take_the_measured_times(capsys, tmp_path):
     passes = kernels.traffic_of_ours(SMALL, "forward", "tf32")
-    n = sum(p.name == "bias_relu" for p in passes)
+    n = sum(p.name == CONVOLUTION for p in passes)
     common = {**SMALL._asdict(), "mode": "forward", "provider": "ours", "precision": "tf32"}
     file = tmp_path / "kernels.jsonl"
     for record in (
-        {"kernel": "bias_relu", "device_us": 777.0, "each_us": [3000.0] + [1.0] * (n - 1)},
+        {"kernel": CONVOLUTION, "device_us": 777.0, "each_us": [3000.0] + [1.0] * (n - 1)},
         {"kernel": "all", "device_us": 8888.0, "each_us": []},
         {"error": "none"},
     ):
@@ -203,8 +259,8 @@ def test_floors_take_the_measured_times(capsys, tmp_path):
     assert kernels.main(["--floors", "--case", str(SMALL), "--mode", "forward", "--measured", str(file)]) == 0
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
     measured = {row[0]: row[6] for row in reversed(rows) if len(row) > 6}  # ours come first
-    assert measured["| bias_relu, 64 x 64 x 64"] == "3000"
-    assert measured["| bias_relu, all"] == "777"
+    assert measured["| convolution, 64 to 64 x 64 x 64"] == "3000"
+    assert measured["| convolution, all"] == "777"
     assert measured["| **all**"] == "8888"
     assert measured["| head_fwd"].strip() == ""
 
