@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lpips_fast import ops
+from lpips_fast import gpu_layers, ops
 from lpips_fast.bench import ceilings, end_to_end, providers, records
 from lpips_fast.bench.cases import Case, images, random_lpips
 from lpips_fast.bench.ceilings import DTYPES, Ceilings
@@ -200,9 +200,8 @@ def traffic_of_ours(case: Case, mode: str, precision: str, in_forward: bool = Fa
         model = LPIPS(net=case.net, pnet_rand=True).to(meta)
         x0, x1 = (torch.empty(case.pairs, 3, case.size, case.size, device=meta) for _ in range(2))
         trunk = model.net
-        setting = trunk.setting(meta)._replace(
-            dtype=dtype, layout=torch.channels_last, frozen=True, triton=True, cudnn_relu=True
-        )
+        setting = trunk.setting(meta)._replace(dtype=dtype, layout=torch.channels_last, frozen=True)
+        setting = gpu_layers.fused(setting, gpu_layers.without_fires(trunk.plan))._replace(cudnn_relu=True)
         tensors, affine = trunk.tensors(setting, gradient=True), (model.scaling_layer.shift, model.scaling_layer.scale)
         weights = [weight.detach().flatten() for weight in model.lins.parameters()]
         with Traffic() as traffic:

@@ -133,7 +133,10 @@ struct ChannelsLastTile {
   // Writes the gradients of the tile, and adds those of the weights to the block's row, which the first tile starts.
   __device__ __forceinline__ void backward(A eps, bool eps_inside_sqrt, bool first) const {
     load_tile();
-    if (layer.d0.data != nullptr || layer.d1.data != nullptr) write_gradients(eps, eps_inside_sqrt);
+    const bool need0 = layer.d0.data != nullptr, need1 = layer.d1.data != nullptr;
+    if (need0 && need1) write_gradients<true, true>(eps, eps_inside_sqrt);
+    if (need0 && !need1) write_gradients<true, false>(eps, eps_inside_sqrt);
+    if (!need0 && need1) write_gradients<false, true>(eps, eps_inside_sqrt);
     if (layer.partials != nullptr) add_weight_sums(eps, eps_inside_sqrt, first);
   }
 
@@ -142,6 +145,8 @@ struct ChannelsLastTile {
     return layer.grad.data[image * layer.grad.stride_n + pixel(i) * layer.grad.stride_w] * layer.grad_scale;
   }
 
+  // Of the tensors that are asked for: what is not is not computed, which for two-byte types is a fifth of all.
+  template <bool NEED0, bool NEED1>
   __device__ __forceinline__ void write_gradients(A eps, bool eps_inside_sqrt) const {
 #pragma unroll 1
     for (int i = 0; i < PIXELS; ++i) {
@@ -159,8 +164,8 @@ struct ChannelsLastTile {
         for (int v = 0; v < VEC; ++v) {
           const A a = multiply(x0.get(v), r0), b = multiply(x1.get(v), r1);
           const A u = w[v] * (a - b);
-          dot0 += u * a;
-          dot1 += u * b;
+          if constexpr (NEED0) dot0 += u * a;
+          if constexpr (NEED1) dot1 += u * b;
         }
       }
       sum_over_lanes(dot0, dot1);
@@ -171,14 +176,15 @@ struct ChannelsLastTile {
         A w[VEC];
         load_weights(w, k);
 #pragma unroll
-        for (int v = 0; v < VEC; ++v) {  // the gradients take the features' place
-          const A a = multiply(x0.get(v), r0), b = multiply(x1.get(v), r1);
-          const A u = w[v] * (a - b) * s2;
-          x0.set(v, r0 * (u - a * t0));
-          x1.set(v, r1 * (b * t1 - u));
+        for (int v = 0; v < VEC; v += 2) {  // the gradients take the features' place
+          const A a[2] = {multiply(x0.get(v), r0), multiply(x0.get(v + 1), r0)};
+          const A b[2] = {multiply(x1.get(v), r1), multiply(x1.get(v + 1), r1)};
+          const A u[2] = {w[v] * (a[0] - b[0]) * s2, w[v + 1] * (a[1] - b[1]) * s2};
+          if constexpr (NEED0) x0.set_pair(v, r0 * (u[0] - a[0] * t0), r0 * (u[1] - a[1] * t0));
+          if constexpr (NEED1) x1.set_pair(v, r1 * (b[0] * t1 - u[0]), r1 * (b[1] * t1 - u[1]));
         }
-        if (layer.d0.data != nullptr) store_pack(layer.d0, x0, i, k);
-        if (layer.d1.data != nullptr) store_pack(layer.d1, x1, i, k);
+        if constexpr (NEED0) store_pack(layer.d0, x0, i, k);
+        if constexpr (NEED1) store_pack(layer.d1, x1, i, k);
       }
     }
   }

@@ -34,13 +34,17 @@ struct alignas(16) Pack {
     }
   }
 
-  __device__ __forceinline__ void set(int i, Acc<T> x) {
+  // Elements i and i + 1, i even: one conversion for two elements of two bytes.
+  __device__ __forceinline__ void set_pair(int i, Acc<T> x, Acc<T> y) {
     if constexpr (std::is_same_v<T, __half>) {
-      set_element(i, __float2half_rn(x));
+      const __half2 pair = __floats2half2_rn(x, y);
+      words[i / 2] = __half_as_ushort(__low2half(pair)) | static_cast<uint32_t>(__half_as_ushort(__high2half(pair))) << 16;
     } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-      set_element(i, __float2bfloat16_rn(x));
+      const __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);
+      words[i / 2] = __bfloat16_as_ushort(pair.x) | static_cast<uint32_t>(__bfloat16_as_ushort(pair.y)) << 16;
     } else {
       set_element(i, x);
+      set_element(i + 1, y);
     }
   }
 

@@ -311,15 +311,25 @@ struct PlanarTile {
     for (int k = 0; k < n; ++k) {
       Pack<T> x0 = get_part(0, k, part), x1 = get_part(1, k, part);
       const A w = __ldg(layer.weights + channel(chunk, k));
+      A u[PART];
 #pragma unroll
-      for (int v = 0; v < PART; ++v) {
-        const A a = multiply(x0.get(v), r0[v]), b = multiply(x1.get(v), r1[v]);
-        const A u = w * (a - b) * s2[v];
-        x0.set(v, r0[v] * (u - a * t0[v]));
-        x1.set(v, r1[v] * (b * t1[v] - u));
+      for (int v = 0; v < PART; ++v) u[v] = w * (multiply(x0.get(v), r0[v]) - multiply(x1.get(v), r1[v])) * s2[v];
+      if (layer.d0.data != nullptr) {
+#pragma unroll
+        for (int v = 0; v < PART; v += 2) {
+          const A a[2] = {multiply(x0.get(v), r0[v]), multiply(x0.get(v + 1), r0[v + 1])};
+          x0.set_pair(v, r0[v] * (u[v] - a[0] * t0[v]), r0[v + 1] * (u[v + 1] - a[1] * t0[v + 1]));
+        }
+        set_part(0, k, part, x0);
       }
-      set_part(0, k, part, x0);
-      set_part(1, k, part, x1);
+      if (layer.d1.data != nullptr) {
+#pragma unroll
+        for (int v = 0; v < PART; v += 2) {
+          const A b[2] = {multiply(x1.get(v), r1[v]), multiply(x1.get(v + 1), r1[v + 1])};
+          x1.set_pair(v, r1[v] * (b[0] * t1[v] - u[v]), r1[v + 1] * (b[1] * t1[v + 1] - u[v + 1]));
+        }
+        set_part(1, k, part, x1);
+      }
     }
   }
 
