@@ -47,9 +47,10 @@ BIAS_RELU_TILE_BYTES = 131072 if INTERPRETED.value else 8192
 POOL_TILE = 32768 if INTERPRETED.value else 1024
 SIGNS_TILE = 32768 if INTERPRETED.value else 1024
 TAP_TILE_BYTES = 131072 if INTERPRETED.value else 4096
-HEAD_TAP_TILE = 32768 if INTERPRETED.value else 1024
-FIRST_TILE = 4096 if INTERPRETED.value else 128  # pixels; half of it where the filters take several steps
+HEAD_TAP_TILE_BYTES = 131072 if INTERPRETED.value else 4096
+FIRST_TILE = 512 if INTERPRETED.value else 128  # pixels; half of it where the filters take several steps
 FIRST_BLOCK_C, FIRST_BLOCK_K = 64, 32
+KEEP_NAN = tl.constexpr(tl.PropagateNan.ALL)  # of maxima
 
 
 @triton.jit(do_not_specialize=("N0",))  # so that no batch size compiles it anew
@@ -93,7 +94,7 @@ def _first_conv_relu_kernel(
         else:
             y = tl.dot(x, w, y, input_precision=PRECISION)
     y += tl.load(bias_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)[None, :]
-    y = tl.where(y < 0, 0.0, y).to(y_ptr.dtype.element_ty)  # NaN stays NaN
+    y = tl.maximum(y, 0.0, propagate_nan=KEEP_NAN).to(y_ptr.dtype.element_ty)
     pixel = n * OUT_H * OUT_W + offs_p
     tl.store(y_ptr + pixel[:, None] * C_OUT + offs_c[None, :], y, mask=mask_p[:, None] & mask_c[None, :])
     if signs_ptr is not None:
@@ -139,7 +140,7 @@ def _bias_relu_kernel(
         offs = pixel[:, None, None] * C + offs_c[None, :, :]
         mask = inside[:, None, None] & mask_c[None, :, :]
         value = values[i].to(tl.float32) + bias[None, :, :]
-        value = tl.where(value < 0, 0.0, value).to(y_ptr.dtype.element_ty)  # NaN stays NaN
+        value = tl.maximum(value, 0.0, propagate_nan=KEEP_NAN).to(y_ptr.dtype.element_ty)
         tl.store(y_ptr + offs, value, mask=mask)
         value = value.to(tl.float32)
         if signs_ptr is not None:
@@ -148,7 +149,7 @@ def _bias_relu_kernel(
             signs_mask = inside[:, None] & (offs_b * 8 < C)[None, :]
             tl.store(signs_ptr + signs_offs, tl.sum(passes, axis=2).to(tl.uint8), mask=signs_mask)
         if pooled_ptr is not None:
-            best = tl.where((value > best) | (value != value), value, best)
+            best = tl.maximum(best, value, propagate_nan=KEEP_NAN)
     if pooled_ptr is not None:
         whole = (offs_p < windows) & (row + SIDE <= H) & (column + SIDE <= W)
         pixel = (n * (H // SIDE) + row // SIDE) * (W // SIDE) + column // SIDE
@@ -174,7 +175,7 @@ def _max_pool_kernel(
         mask = (mask_p & (y < H) & (x < W))[:, None] & mask_c[None, :]
         offs = ((n * H + y) * W + x)[:, None] * C + offs_c[None, :]
         value = tl.load(x_ptr + offs, mask=mask, other=float("-inf")).to(tl.float32)
-        best = tl.where((value > best) | (value != value), value, best)
+        best = tl.maximum(best, value, propagate_nan=KEEP_NAN)
     offs = (n * OUT_H * OUT_W + offs_p)[:, None] * C + offs_c[None, :]
     tl.store(out_ptr + offs, best.to(out_ptr.dtype.element_ty), mask=mask_p[:, None] & mask_c[None, :])
 
@@ -507,7 +508,7 @@ def head_tap_bwd_triton(
     out = empty_nhwc(f0, 2 * n if both else n, c, h, w, f0.dtype)
     side = _window_side(kernel, stride)
     block_c = max(head.MIN_BLOCK_C, next_power_of_2(max(c, 1)))
-    block_p = max(1, HEAD_TAP_TILE // block_c // side)
+    block_p = max(1, HEAD_TAP_TILE_BYTES // f0.element_size() // block_c // side)
     blocks = cdiv(cdiv(h, side) * cdiv(w, side), block_p)
     behind_h, behind_w = (0, 0) if behind is None else behind.shape[2:]
     if n * blocks:
