@@ -248,8 +248,10 @@ def test_snippets_of_docs_training(make_ours):
 @pytest.mark.parametrize("wrap", ("trace", "data parallel"))
 def test_modules_of_other_kinds(make_ours, wrap):
     """Of which torch.func.functional_call would take none."""
-    fn = make_ours()
-    in0, in1 = pair(2, 48, 52)
+    # DataParallel takes a GPU where there is one.
+    device = "cuda" if wrap == "data parallel" and torch.cuda.is_available() else "cpu"
+    fn = make_ours().to(device)
+    in0, in1 = (x.to(device) for x in pair(2, 48, 52))
     other_trunk(fn)
     fn.net.requires_grad_(True)
     expected = fn(in0, in1)

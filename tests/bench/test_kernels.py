@@ -320,6 +320,7 @@ def test_a_failure_keeps_no_record_back(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(kernels, "measure", measure)
     file = tmp_path / "kernels.jsonl"
     command = ["--mode", "forward", "--json", str(file), "--provider", "ours", "ours, bfloat16", "--case", str(SMALL)]
+    command += ["--precision", "float32", "tf32", "bfloat16"]
     assert kernels.main(command) == 1
     found = [json.loads(line) for line in file.read_text().splitlines()]
     assert [record["provider"] for record in found] == ["ours"] + ["ours, bfloat16"] * 4
