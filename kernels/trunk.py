@@ -42,7 +42,7 @@ from .head import _normalized_values, cdiv, next_power_of_2
 NUM_WARPS = 4
 # Where time goes by the number of programs: they are larger and fewer there. And bfloat16's products are wrong.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-# What a program has in hand, in bytes or values. On an H200 twice or half as much takes up to a third of the bandwidth.
+# What a program has in hand, in bytes or values; on an H200 twice as much and half as much were slower.
 BIAS_RELU_TILE_BYTES = 131072 if INTERPRETED.value else 8192
 POOL_TILE = 32768 if INTERPRETED.value else 1024
 SIGNS_TILE = 32768 if INTERPRETED.value else 1024

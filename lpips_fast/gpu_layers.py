@@ -199,8 +199,7 @@ def gradient_filters(tensors: Sequence[Tensor]) -> list[Tensor]:
     """For each weight of a trunk's tensors, weight, bias, weight, ..., that by which `conv_backward` goes.
 
     The first's has its input filled up with channels of zeros to 16 bytes a pixel, the least that matrix units load at
-    once; but for filters of 11 x 11 in 16-bit types cuDNN is faster with three channels (a quarter of the time on an
-    H200). The others are turned.
+    once; but for filters of 11 x 11 in 16-bit types cuDNN is faster with three channels. The others are turned.
     """
     first, *others = tensors[::2]
     if not (first.shape[2] == 11 and first.dtype.itemsize == 2):
