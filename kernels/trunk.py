@@ -34,6 +34,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..convolution import allows_tf32
 from ..gpu_layers import empty_nhwc
 from ..ops import library
 from . import head
@@ -391,9 +392,15 @@ def _blocks(channels: int, pixels: int, tile: int) -> tuple[int, int, int, int]:
     return block_p, block_c, cdiv(pixels, block_p), cdiv(channels, block_c)
 
 
+def _precision(dtype: torch.dtype, tf32: bool | None) -> str:
+    """Of products, as tl.dot has it. TF32 is NVIDIA's; the flag is looked at here, so that compiled graphs heed it."""
+    takes_tf32 = dtype == torch.float32 and torch.version.hip is None and allows_tf32(tf32)
+    return "tf32" if takes_tf32 else "ieee"
+
+
 def first_conv_relu_triton(
     images: Sequence[Tensor], shift: Tensor | None, scale: Tensor | None, weight: Tensor, bias: Tensor,
-    stride: int, padding: int, tf32: bool, signs: Tensor | None,
+    stride: int, padding: int, tf32: bool | None, signs: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """[N, C, OUT_H, OUT_W] of one or two batches of images; see gpu_layers.py for the contract."""
     assert weight.is_contiguous(memory_format=torch.channels_last)
@@ -409,7 +416,7 @@ def first_conv_relu_triton(
             _first_conv_relu_kernel[(n * blocks, cdiv(c_out, FIRST_BLOCK_C))](
                 x0, x1, shift, scale, weight, bias, out, signs, n0, h, w, out_h, out_w, c_out,
                 *x0.stride(), *x1.stride(),
-                C_IN=c_in, KERNEL=kernel, STRIDE=stride, PADDING=padding, PRECISION="tf32" if tf32 else "ieee",
+                C_IN=c_in, KERNEL=kernel, STRIDE=stride, PADDING=padding, PRECISION=_precision(weight.dtype, tf32),
                 BLOCK_P=block_p, BLOCK_C=FIRST_BLOCK_C, BLOCK_K=FIRST_BLOCK_K,
                 num_warps=NUM_WARPS,
             )  # fmt: skip

@@ -4,15 +4,16 @@ cuDNN's convolution adds the bias and applies the ReLU on its way, at no cost. B
 shapes and types (float32, filters of 1 x 1), and an image with a NaN must have a NaN distance: so as far as the first
 tap ours is used. The two convolutions at the end of a Fire, of 1 x 1 and 3 x 3, are one of 3 x 3, whose filters are 0
 around those of 1 x 1: SqueezeNet's time goes by the number of its kernels, and nothing has to be put together. The
-gradient of a convolution of stride 1 is a convolution with turned filters, for which cuDNN's
-kernels are as fast and torch copies nothing.
+gradient of a convolution of stride 1 is a convolution with turned filters, for which cuDNN's kernels are as fast and
+torch copies nothing.
 
 Schemas and fake implementations of the operators that kernels/trunk.py implements, and how the layers use them.
 Activations y, taps and gradients d are [N, C, H, W], channels-last, all of the trunk's type; signs are as in layers.py,
 C being a multiple of 8.
 
   * first_conv_relu: relu(conv((x - shift) / scale) + bias) of images of any types and layouts, one batch or two, the
-    second following on the first; shift and scale may be missing; the signs go into those given.
+    second following on the first; shift and scale may be missing; the signs go into those given; tf32 as in
+    convolution.conv2d.
   * conv_relu_cudnn: relu(conv(x) + bias).
   * bias_relu: y becomes relu(y + bias), dense y; its signs and max_pool2d(y, 2) go into those given.
   * pack_signs: the signs of a ReLU's output.
@@ -92,7 +93,7 @@ def _head_tap_bwd_fake(grad, f0, f1, weight, eps, divisor, both, behind, kernel,
 _OPERATORS: dict[str, tuple[str, Callable[..., Any]]] = {
     "first_conv_relu_triton": (
         "(Tensor[] images, Tensor? shift, Tensor? scale, Tensor weight, Tensor bias, int stride, int padding, "
-        "bool tf32, Tensor(a!)? signs) -> Tensor",
+        "bool? tf32, Tensor(a!)? signs) -> Tensor",
         _first_conv_relu_fake,
     ),
     "conv_relu_cudnn": (
@@ -138,8 +139,13 @@ flops.register(
 )
 
 
-def available() -> bool:
-    return extension.backends()["triton"] is None
+def available(device: torch.device | None = None) -> bool:
+    """Whether Triton's kernels are there and, on NVIDIA's, the matrix units that they are made for, from Ampere on."""
+    if extension.backends()["triton"] is not None:
+        return False
+    if device is None or torch.version.hip is not None or not torch.cuda.is_available():  # tensors without values
+        return True
+    return torch.cuda.get_device_capability(device)[0] >= 8
 
 
 def cudnn_applies_relu(dtype: torch.dtype, tf32: bool | None) -> bool:
@@ -238,7 +244,7 @@ def first_conv_relu(
         n, (h, w) = sum(x.shape[0] for x in images), _convolved(images[0].shape[2:], weight, conv.stride, conv.padding)
         signs = torch.empty((n, h, w, weight.shape[0] // 8), dtype=torch.uint8, device=weight.device)
     y = torch.ops.lpips_fast.first_conv_relu_triton(
-        images, shift, scale, weight, bias, conv.stride, conv.padding, allows_tf32(setting.tf32), signs
+        images, shift, scale, weight, bias, conv.stride, conv.padding, setting.tf32, signs
     )
     return y, [] if signs is None else [signs], None
 
@@ -247,7 +253,8 @@ def conv_relu(
     setting: Setting, weight: Tensor, bias: Tensor, conv: Conv, x: Tensor, keep_signs: bool, pools: bool, exact: bool
 ) -> tuple[Tensor, list[Tensor], Tensor | None]:
     """As layers.conv_relu; `pools` asks for the pool of 2 x 2 after it, too, if it costs nothing."""
-    if setting.cudnn_relu and not exact:
+    outputs = x.numel() // weight.shape[1] * weight.shape[0]
+    if setting.cudnn_relu and not exact and outputs < 2**31:  # beyond, torch's convolution knows what to do
         # An operator is for torch.compile and for those who watch; to call it takes the host longer.
         watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or x.device.type != "cuda"
         function = torch.ops.lpips_fast.conv_relu_cudnn if watched else _conv_relu_cudnn

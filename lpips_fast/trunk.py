@@ -221,7 +221,7 @@ class Trunk(nn.Module):
         if not frozen:
             return setting
         if device.type == "cuda":
-            fuses = layout == torch.channels_last and gpu_layers.available()
+            fuses = layout == torch.channels_last and gpu_layers.available(device)
             return gpu_layers.fused(setting, self._up_to(self._gpu_plan, n_taps)) if fuses else setting
         own_kernels = device.type == "cpu" and dtype == torch.float32 == own and not torch.compiler.is_compiling()
         if own_kernels and self.cpu_conv != "direct" and winograd.available():
@@ -286,6 +286,10 @@ class Trunk(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._gpu_plan = gpu_layers.without_fires(self.plan)  # older pickles have none
 
 
 def _detached(parameters: Iterable[Tensor]) -> list[Tensor]:

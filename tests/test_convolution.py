@@ -51,7 +51,7 @@ class Convolutions(TorchDispatchMode):
         elif func is torch.ops.lpips_fast.conv_relu_cudnn.default:
             self.seen.append("flags")
         elif func is torch.ops.lpips_fast.first_conv_relu_triton.default:
-            self.seen.append(args[7])
+            self.seen.append("flags" if args[7] is None else args[7])
         return func(*args, **(kwargs or {}))
 
 

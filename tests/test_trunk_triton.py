@@ -5,6 +5,8 @@ On a GPU, or on the CPU in Triton's interpreter.
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -92,10 +94,14 @@ on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU, and
 
 
 @on_a_gpu
+@pytest.mark.parametrize("benchmark", (False, True))
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("c_in", "c_out", "kernel", "side"), ((64, 128, 3, 24), (64, 192, 5, 9), (64, 16, 1, 13)))
-def test_conv_relu_cudnn(dtype, c_in, c_out, kernel, side):
+@pytest.mark.parametrize(
+    ("c_in", "c_out", "kernel", "side"), ((64, 128, 3, 24), (64, 192, 5, 9), (64, 16, 1, 13), (512, 512, 3, 2))
+)
+def test_conv_relu_cudnn(monkeypatch, dtype, c_in, c_out, kernel, side, benchmark):
     """Like torch's, the same each time, whatever lay in the memory of its output."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", benchmark)
     x, weight = random(2, c_in, side, side, dtype=dtype), random(c_out, c_in, kernel, kernel, dtype=dtype)
     bias = torch.randn(c_out, device=DEVICE).to(dtype)
     expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=kernel // 2).relu()
@@ -311,6 +317,26 @@ def test_double_backward(net):
         (d_x,) = torch.autograd.grad(sum(t.square().sum() for t in taps), x, create_graph=True)
         grads.append(torch.autograd.grad(d_x.square().sum(), x)[0])
     assert F.cosine_similarity(*(g.flatten() for g in grads), dim=0) > 0.9999
+
+
+def test_a_trunk_pickled_by_an_older_version():
+    trunk = Trunk("squeeze")
+    state = trunk.__getstate__()
+    del state["_gpu_plan"]
+    found = Trunk.__new__(Trunk)
+    found.__setstate__(state)
+    assert found._gpu_plan == trunk._gpu_plan != trunk.plan
+
+
+@pytest.mark.parametrize("allowed", (True, False))
+def test_precision_of_the_first_layer(monkeypatch, allowed):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    precision = importlib.import_module("lpips_fast.kernels.trunk")._precision
+    assert precision(torch.float32, None) == ("tf32" if allowed else "ieee")
+    assert [precision(torch.float32, tf32) for tf32 in (True, False)] == ["tf32", "ieee"]
+    assert precision(torch.bfloat16, True) == "ieee"
+    monkeypatch.setattr(torch.version, "hip", "any")
+    assert precision(torch.float32, True) == "ieee"
 
 
 def test_opcheck():

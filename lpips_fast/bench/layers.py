@@ -2,8 +2,8 @@
 
 `torch` is what `lpips` runs, torch's layers one after the other; the others are this package's trunk. `forward` is over
 both images of all pairs; `backward`, over one, is the gradient to the layer's input from that to its ReLU's output,
-without the pool. Inputs are those of a pass over random images. On a GPU these are the times of kernels, with cold
-caches.
+without the pool. SqueezeNet's expanding convolutions are timed apart, though on a GPU they run as one. Inputs are those
+of a pass over random images. On a GPU these are the times of kernels, with cold caches.
 """
 
 from __future__ import annotations
