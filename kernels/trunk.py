@@ -35,7 +35,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..convolution import allows_tf32
-from ..gpu_layers import empty_nhwc
+from ..gpu_layers import empty_nhwc, empty_signs
 from ..ops import library
 from . import head
 from .head import _normalized_values, cdiv, next_power_of_2
@@ -400,15 +400,16 @@ def _precision(dtype: torch.dtype, tf32: bool | None) -> str:
 
 def first_conv_relu_triton(
     images: Sequence[Tensor], shift: Tensor | None, scale: Tensor | None, weight: Tensor, bias: Tensor,
-    stride: int, padding: int, tf32: bool | None, signs: Tensor | None,
-) -> Tensor:  # fmt: skip
-    """[N, C, OUT_H, OUT_W] of one or two batches of images; see gpu_layers.py for the contract."""
+    stride: int, padding: int, tf32: bool | None, keep_signs: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """[N, C, OUT_H, OUT_W] of one or two batches of images, and its signs; see gpu_layers.py for the contract."""
     assert weight.is_contiguous(memory_format=torch.channels_last)
     x0, x1 = images[0], images[-1]
     (c_out, c_in, kernel, _), (n0, _, h, w) = weight.shape, x0.shape
     out_h, out_w = ((side + 2 * padding - kernel) // stride + 1 for side in (h, w))
     n = sum(image.shape[0] for image in images)
     out = empty_nhwc(x0, n, c_out, out_h, out_w, weight.dtype)
+    signs = empty_signs(out) if keep_signs else None
     block_p = FIRST_TILE if kernel * kernel * c_in <= FIRST_BLOCK_K else FIRST_TILE // 2
     blocks = cdiv(out_h * out_w, block_p)
     if n * blocks:
@@ -420,7 +421,7 @@ def first_conv_relu_triton(
                 BLOCK_P=block_p, BLOCK_C=FIRST_BLOCK_C, BLOCK_K=FIRST_BLOCK_K,
                 num_warps=NUM_WARPS,
             )  # fmt: skip
-    return out
+    return out, out.new_empty(0, dtype=torch.uint8) if signs is None else signs
 
 
 def bias_relu_triton(y: Tensor, bias: Tensor, signs: Tensor | None, pooled: Tensor | None) -> None:
@@ -441,8 +442,7 @@ def bias_relu_triton(y: Tensor, bias: Tensor, signs: Tensor | None, pooled: Tens
 def pack_signs_triton(y: Tensor) -> Tensor:
     """[N, H, W, C / 8]; see gpu_layers.py for the contract."""
     assert y.is_contiguous(memory_format=torch.channels_last)
-    n, c, h, w = y.shape
-    signs = torch.empty((n, h, w, c // 8), dtype=torch.uint8, device=y.device)
+    signs = empty_signs(y)
     block_b = SIGNS_TILE // 8
     if signs.numel():
         with torch.cuda.device_of(y):

@@ -12,8 +12,8 @@ Activations y, taps and gradients d are [N, C, H, W], channels-last, all of the 
 C being a multiple of 8.
 
   * first_conv_relu: relu(conv((x - shift) / scale) + bias) of images of any types and layouts, one batch or two, the
-    second following on the first; shift and scale may be missing; the signs go into those given; tf32 as in
-    convolution.conv2d.
+    second following on the first; shift and scale may be missing; tf32 as in convolution.conv2d. And its signs, empty
+    unless they are to be kept.
   * conv_relu_cudnn: relu(conv(x) + bias).
   * bias_relu: y becomes relu(y + bias), dense y; its signs and max_pool2d(y, 2) go into those given.
   * pack_signs: the signs of a ReLU's output.
@@ -46,8 +46,9 @@ def empty_nhwc(like: Tensor, n: int, channels: int, h: int, w: int, dtype: torch
     return torch.empty(shape, dtype=dtype, device=like.device, memory_format=torch.channels_last)
 
 
-def _first_conv_relu_fake(images, shift, scale, weight, bias, stride, padding, tf32, signs):
-    return _conv_fake(weight, sum(image.shape[0] for image in images), images[0].shape[2:], stride, padding)
+def _first_conv_relu_fake(images, shift, scale, weight, bias, stride, padding, tf32, keep_signs):
+    y = _conv_fake(weight, sum(image.shape[0] for image in images), images[0].shape[2:], stride, padding)
+    return y, empty_signs(y) if keep_signs else y.new_empty(0, dtype=torch.uint8)
 
 
 def _conv_relu_cudnn_fake(x, weight, bias, stride, padding):
@@ -68,7 +69,7 @@ def _bias_relu_fake(y, bias, signs, pooled):
     return None
 
 
-def _pack_signs_fake(y):
+def empty_signs(y: Tensor) -> Tensor:
     n, c, h, w = y.shape
     return torch.empty((n, h, w, c // 8), dtype=torch.uint8, device=y.device)
 
@@ -93,7 +94,7 @@ def _head_tap_bwd_fake(grad, f0, f1, weight, eps, divisor, both, behind, kernel,
 _OPERATORS: dict[str, tuple[str, Callable[..., Any]]] = {
     "first_conv_relu_triton": (
         "(Tensor[] images, Tensor? shift, Tensor? scale, Tensor weight, Tensor bias, int stride, int padding, "
-        "bool? tf32, Tensor(a!)? signs) -> Tensor",
+        "bool? tf32, bool keep_signs) -> (Tensor, Tensor)",
         _first_conv_relu_fake,
     ),
     "conv_relu_cudnn": (
@@ -101,7 +102,7 @@ _OPERATORS: dict[str, tuple[str, Callable[..., Any]]] = {
         _conv_relu_cudnn_fake,
     ),
     "bias_relu_triton": ("(Tensor(a!) y, Tensor bias, Tensor(b!)? signs, Tensor(c!)? pooled) -> ()", _bias_relu_fake),
-    "pack_signs_triton": ("(Tensor y) -> Tensor", _pack_signs_fake),
+    "pack_signs_triton": ("(Tensor y) -> Tensor", empty_signs),
     "max_pool_triton": ("(Tensor x, int kernel, int stride, SymInt out_h, SymInt out_w) -> Tensor", _max_pool_fake),
     "mask_by_signs_triton": ("(Tensor(a!) d, Tensor signs, Tensor? addend) -> ()", _mask_by_signs_fake),
     "tap_bwd_triton": ("(Tensor tap, Tensor d_tap, Tensor? behind, int kernel, int stride) -> Tensor", _tap_bwd_fake),
@@ -131,7 +132,7 @@ def _conv_flops(weight: Sequence[int], y: Sequence[int]) -> int:
 flops.register(
     {
         "first_conv_relu_triton": lambda images, shift, scale, weight, *_, out_shape, **__: _conv_flops(
-            weight, out_shape
+            weight, out_shape[0]
         ),
         "conv_relu_cudnn": lambda x, weight, *_, out_shape, **__: _conv_flops(weight, out_shape),
         "head_tap_bwd_triton": lambda grad, f0, *_, **__: head_flops([f0]),
@@ -239,14 +240,10 @@ def first_conv_relu(
 ) -> tuple[Tensor, list[Tensor], None]:
     """As layers.first_conv_relu."""
     shift, scale = (None if t is None else t.flatten() for t in affine)
-    signs = None
-    if keep_signs:
-        n, (h, w) = sum(x.shape[0] for x in images), _convolved(images[0].shape[2:], weight, conv.stride, conv.padding)
-        signs = torch.empty((n, h, w, weight.shape[0] // 8), dtype=torch.uint8, device=weight.device)
-    y = torch.ops.lpips_fast.first_conv_relu_triton(
-        images, shift, scale, weight, bias, conv.stride, conv.padding, setting.tf32, signs
+    y, signs = torch.ops.lpips_fast.first_conv_relu_triton(
+        images, shift, scale, weight, bias, conv.stride, conv.padding, setting.tf32, keep_signs
     )
-    return y, [] if signs is None else [signs], None
+    return y, [signs] if keep_signs else [], None
 
 
 def conv_relu(
@@ -262,7 +259,7 @@ def conv_relu(
         return y, [torch.ops.lpips_fast.pack_signs_triton(y)] if keep_signs else [], None
     y = _dense(conv2d(x, weight, None, conv.stride, conv.padding, setting.tf32))
     n, c, h, w = y.shape
-    signs = torch.empty((n, h, w, c // 8), dtype=torch.uint8, device=y.device) if keep_signs else None
+    signs = empty_signs(y) if keep_signs else None
     pooled = empty_nhwc(y, n, c, h // 2, w // 2, y.dtype) if pools else None
     torch.ops.lpips_fast.bias_relu_triton(y, bias, signs, pooled)
     return y, [] if signs is None else [signs], pooled

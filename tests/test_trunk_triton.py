@@ -70,22 +70,21 @@ def test_first_conv_relu(dtype, scaled, kernel, stride, padding):
             scaled_images = (scaled_images - shift.double().view(-1, 1, 1)) / scale.double().view(-1, 1, 1)
         rounded = scaled_images.to(dtype).double()
         expected = F.conv2d(rounded, weight.double(), bias.double(), stride, padding).relu()
-        n, _, h, w = expected.shape
-        signs = torch.full((n, h, w, 9), 99, dtype=torch.uint8, device=DEVICE)
         affine = (shift, scale) if scaled else (None, None)
-        found = ops.first_conv_relu_triton(images, *affine, weight, bias, stride, padding, False, signs)
+        found, signs = ops.first_conv_relu_triton(images, *affine, weight, bias, stride, padding, False, True)
         assert found.is_contiguous(memory_format=torch.channels_last)
         assert_near(found, expected, dtype, slack=2)  # the images are rounded, too, in the interpreter towards 0
         assert torch.equal(signs, signs_ref(found))
-        without = ops.first_conv_relu_triton(images, *affine, weight, bias, stride, padding, False, None)
+        without, none = ops.first_conv_relu_triton(images, *affine, weight, bias, stride, padding, False, False)
         assert torch.equal(without, found)
+        assert none.numel() == 0
 
 
 def test_first_conv_relu_keeps_nan():
     image, weight = torch.rand(1, 3, 9, 9, device=DEVICE), nhwc(torch.randn(8, 3, 3, 3, device=DEVICE))
     image[0, 1, 4, 4] = torch.nan
     ones = torch.ones(3, device=DEVICE)
-    found = ops.first_conv_relu_triton([image], ones, ones, weight, torch.zeros(8, device=DEVICE), 1, 1, False, None)
+    found, _ = ops.first_conv_relu_triton([image], ones, ones, weight, torch.zeros(8, device=DEVICE), 1, 1, None, False)
     assert found[0, :, 3:6, 3:6].isnan().all()
     assert found.isnan().sum() == 9 * 8
 
@@ -94,14 +93,14 @@ on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU, and
 
 
 @on_a_gpu
-@pytest.mark.parametrize("benchmark", (False, True))
+@pytest.mark.parametrize("timed", (False, True))
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("c_in", "c_out", "kernel", "side"), ((64, 128, 3, 24), (64, 192, 5, 9), (64, 16, 1, 13), (512, 512, 3, 2))
 )
-def test_conv_relu_cudnn(monkeypatch, dtype, c_in, c_out, kernel, side, benchmark):
+def test_conv_relu_cudnn(monkeypatch, dtype, c_in, c_out, kernel, side, timed):
     """Like torch's, the same each time, whatever lay in the memory of its output."""
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", benchmark)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", timed)
     x, weight = random(2, c_in, side, side, dtype=dtype), random(c_out, c_in, kernel, kernel, dtype=dtype)
     bias = torch.randn(c_out, device=DEVICE).to(dtype)
     expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=kernel // 2).relu()
@@ -355,9 +354,9 @@ def test_opcheck():
             1,
             1,
             False,
-            signs_ref(torch.cat((y, y))),
+            True,
         ),
-        (ops.first_conv_relu_triton, [image], None, None, filters, bias, 2, 0, False, None),
+        (ops.first_conv_relu_triton, [image], None, None, filters, bias, 2, 0, False, False),
         (ops.pack_signs_triton, y),
         (ops.bias_relu_triton, y.clone(), bias, signs_ref(y), pooled.clone()),
         (ops.bias_relu_triton, y.clone(), bias, None, None),
@@ -367,6 +366,22 @@ def test_opcheck():
         (ops.head_tap_bwd_triton, y[:, :1], y, y, bias, 1e-10, 1, False, pooled, 2, 2),
     ):
         torch.library.opcheck(op.default, tuple(arguments))
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_compiles_with_inductor(net):
+    """As a metric: the operators' code, called by what Inductor makes."""
+    trunk = Trunk(net).to(DEVICE).requires_grad_(False)
+    _, setting = settings(trunk, torch.float32)
+    tensors = trunk.tensors(setting, gradient=False)
+
+    def taps(x):
+        return frozen_trunk(setting, [x], (None, None), tensors)
+
+    x = torch.rand(1, 3, 33, 33, device=DEVICE)
+    torch._dynamo.reset()
+    for found, expected in zip(torch.compile(taps, fullgraph=True)(x), taps(x), strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 def test_compiles():

@@ -140,7 +140,7 @@ def trunk_launches(kind, channels, size, pool, dtype, backend):
     signs = torch.empty(2 * pairs, size, size, channels // 8, dtype=torch.uint8, device="meta")
     if kind == "first_conv_relu":
         image, weight = torch.empty(pairs, 3, size, size, device="meta"), empty(channels, 3, 3)
-        arguments = [image, image], vector, vector, weight, vector.to(dtype), 1, 1, None, signs
+        arguments = [image, image], vector, vector, weight, vector.to(dtype), 1, 1, None, True
         return recorded(trunk, "_first_conv_relu_kernel", lambda: trunk.first_conv_relu_triton(*arguments))
     if kind == "bias_relu":
         pooled = behind if kernel else None

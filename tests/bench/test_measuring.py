@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import gc
+import weakref
 
 import pytest
 import torch
@@ -227,3 +229,20 @@ def test_exit_status_and_usage(monkeypatch):
     assert "ours" in result.output
     assert run("--case", "vgg:1:1").exit_code == 2
     assert run("--device", "meta").exit_code == 2
+
+
+def test_a_graph_keeps_what_has_its_weights(monkeypatch):
+    """It knows their addresses alone: once they are freed it reads other memory."""
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda function, sample: lambda *images: sum(images))
+
+    class Weights:
+        def __call__(self, in0, in1):
+            return in0 + in1
+
+    weights = Weights()
+    alive = weakref.ref(weights)
+    distance = providers.graphed(weights, (torch.ones(1), torch.ones(1)))
+    del weights
+    gc.collect()
+    assert alive() is not None
+    assert distance(torch.ones(1), torch.ones(1)) == 2
