@@ -2,6 +2,7 @@
 
     python -m benchmarks.kernels --case vgg:32:256 [--precision tf32 bfloat16] [--mode forward step]
                                  [--provider NAME ...] [--json kernels.jsonl]
+    python -m benchmarks.kernels --table kernels.jsonl
     python -m benchmarks.kernels --floors --case vgg:32:256 [--measured kernels.jsonl]
 
 The first form needs an NVIDIA GPU. A provider of lpips_fast/bench/providers.py is checked against float64, timed, and
@@ -11,11 +12,14 @@ or changes of layout, with their names below.
 The bandwidth of a copy and the rate of a matrix product are those of ceilings.jsonl beside the file of records, where
 it has the same device, or else are measured first.
 
-The second form works anywhere. It runs this package's GPU path, and lpips 0.1.4 where it is installed, on tensors
+The second form prints of such records what each provider's calls take in all.
+
+The third form works anywhere. It runs this package's GPU path, and lpips 0.1.4 where it is installed, on tensors
 without values, and counts what each operator reads, writes and computes. Each input of an operator counts as read once
 and each output as written once. `floor` is the larger of the times for the bytes and for the operations at the rates
-that are assumed of an H100; `expected` is the same at the share of these rates that good kernels reach. With --measured
-it adds the device's time from the records of the first form.
+of a machine; `expected` is the same at the share of these rates that good kernels reach. The rates are assumed of an
+H100; with --measured they are those of ceilings.jsonl beside the records of the first form, whose device's times are
+added.
 """
 
 from __future__ import annotations
@@ -41,7 +45,7 @@ from lpips_fast.bench import ceilings, end_to_end, providers, records
 from lpips_fast.bench.cases import Case, images, random_lpips
 from lpips_fast.bench.ceilings import DTYPES, Ceilings
 from lpips_fast.bench.providers import BASELINE, PROVIDERS
-from lpips_fast.bench.tables import case_title, table
+from lpips_fast.bench.tables import case_title, context, table
 from lpips_fast.bench.timing import Clock, described, interleaved, release_memory
 from lpips_fast.frozen import run, run_backward
 from lpips_fast.gpu_layers import HeadGradient
@@ -107,7 +111,7 @@ class Traffic(TorchDispatchMode):
             return result
         read, written = _tensors((args, kwargs)), _tensors(result)
         if name == "first_conv_relu":
-            self._convolution(name, args[0][0], args[3], result, (*read, *written))
+            self._convolution(name, args[0][0], args[3], result[0], (*read, *written))
             return result
         if name == "conv_relu_cudnn":
             self._convolution(self.convolution, args[0], args[1], result, (*read, *written))
@@ -240,46 +244,46 @@ _COLUMNS = ("MB", "floor, us", "expected, us", "measured, us")
 Times = Mapping[str, Mapping[tuple[str, str], float]]  # by precision, name and detail; the detail "all" is their sum
 
 
-def floors(case: Case, mode: str, measured: Sequence[Mapping[str, Any]] = ()) -> str:
+def floors(case: Case, mode: str, limits: Ceilings = H100, measured: Sequence[Mapping[str, Any]] = ()) -> str:
     """Tables of what each pass of ours, and of lpips, is to take."""
     title = case_title(*case)
     ours = {precision: traffic_of_ours(case, mode, precision) for precision in PRECISIONS}
     times = {precision: _measured_us(measured, case, mode, precision, ours[precision]) for precision in PRECISIONS}
-    rows = [*_rows(ours, times), _row("**all**", "", ours, times)]
+    rows = [*_rows(ours, times, limits), _row("**all**", "", ours, times, limits)]
     if mode == "step":
         merged = {precision: traffic_of_ours(case, mode, precision, True) for precision in PRECISIONS}
         new = {key: [p for p in of if p.name == "head_tap_bwd"] for key, of in merged.items()}
-        rows += [*_rows(new, {}), _row("**all, with head_tap_bwd instead**", "", merged, {})]
+        rows += [*_rows(new, {}, limits), _row("**all, with head_tap_bwd instead**", "", merged, {}, limits)]
     head = ["pass", "calls", "GFLOP", *(f"{column}, {precision}" for precision in PRECISIONS for column in _COLUMNS)]
     text = f"**Ours, {mode}, {title}**\n\n{table(head, rows)}"
     lpips = {"tf32": traffic_of_lpips(case, mode)}
     if lpips["tf32"]:
         names = dict.fromkeys(p.name for p in lpips["tf32"])
-        rows = [_row(name, "", {"tf32": [p for p in lpips["tf32"] if p.name == name]}, {}) for name in names]
-        rows.append(_row("**all**", "", lpips, {}))
+        rows = [_row(name, "", {"tf32": [p for p in lpips["tf32"] if p.name == name]}, {}, limits) for name in names]
+        rows.append(_row("**all**", "", lpips, {}, limits))
         text += f"\n\n**{BASELINE}, {mode}, {title}**\n\n{table(head[: 3 + len(_COLUMNS)], rows)}"
-        text += f"\n\n**Whole, {mode}, {title}**\n\n{_whole(ours, lpips['tf32'])}"
+        text += f"\n\n**Whole, {mode}, {title}**\n\n{_whole(ours, lpips['tf32'], limits)}"
     return text
 
 
-def _whole(ours: Mapping[str, Sequence[Pass]], lpips: Sequence[Pass]) -> str:
+def _whole(ours: Mapping[str, Sequence[Pass]], lpips: Sequence[Pass], limits: Ceilings) -> str:
     """What is expected of ours beside lpips in TF32, as it is and if cuDNN took and gave NCHW as it is."""
     rows = []
-    of_lpips, without = (_expected(of, "tf32") for of in (lpips, [p for p in lpips if p.name != "layout"]))
+    of_lpips, without = (_expected(of, "tf32", limits) for of in (lpips, [p for p in lpips if p.name != "layout"]))
     for precision, of in ours.items():
-        seconds = _expected(of, precision)
-        at_rate = sum(p.flops for p in of) / H100.flops_per_s[precision]
+        seconds = _expected(of, precision, limits)
+        at_rate = sum(p.flops for p in of) / limits.flops_per_s[precision]
         ms, ratios = f"{1e3 * seconds:.1f}", (f"{other / seconds:.2f}" for other in (of_lpips, without))
         rows.append([precision, f"{1e3 * of_lpips:.1f}", ms, *ratios, f"{at_rate / seconds:.0%}"])
     head = ["precision of ours", f"{BASELINE}, ms", "ours, ms", "ratio", "ratio without layout", "share of a product"]
     return table(head, rows)
 
 
-def _expected(passes: Iterable[Pass], precision: str) -> float:
-    return sum(p.seconds(precision, H100, COPY_SHARE, PRODUCT_SHARE) for p in passes)
+def _expected(passes: Iterable[Pass], precision: str, limits: Ceilings) -> float:
+    return sum(p.seconds(precision, limits, COPY_SHARE, PRODUCT_SHARE) for p in passes)
 
 
-def _rows(passes: Mapping[str, Sequence[Pass]], times: Times) -> list[list[str]]:
+def _rows(passes: Mapping[str, Sequence[Pass]], times: Times, limits: Ceilings) -> list[list[str]]:
     """A row of each name and detail, and where a name has several details, of their sum."""
     details: dict[str, dict[str, None]] = {}
     for p in next(iter(passes.values())):
@@ -290,17 +294,20 @@ def _rows(passes: Mapping[str, Sequence[Pass]], times: Times) -> list[list[str]]
         if len(of_name) > 1:
             for detail in of_name:
                 of_detail = {precision: [p for p in named if p.detail == detail] for precision, named in of.items()}
-                rows.append(_row(name, detail, of_detail, times))
-        rows.append(_row(name, "all" if len(of_name) > 1 else "", of, times))
+                rows.append(_row(name, detail, of_detail, times, limits))
+        rows.append(_row(name, "all" if len(of_name) > 1 else "", of, times, limits))
     return rows
 
 
-def _row(name: str, detail: str, passes: Mapping[str, Sequence[Pass]], times: Times) -> list[str]:
+def _row(name: str, detail: str, passes: Mapping[str, Sequence[Pass]], times: Times, limits: Ceilings) -> list[str]:
     first = next(iter(passes.values()))
     flops = sum(p.flops for p in first)
     row = [f"{name}, {detail}" if detail else name, str(len(first)), f"{flops / 1e9:.0f}" if flops else ""]
     for precision, of in passes.items():
-        floor, expected = 1e6 * sum(p.seconds(precision, H100) for p in of), 1e6 * _expected(of, precision)
+        floor, expected = (
+            1e6 * seconds
+            for seconds in (sum(p.seconds(precision, limits) for p in of), _expected(of, precision, limits))
+        )
         measured = times.get(precision, {}).get((name.strip("*"), detail or "all"))
         row += [f"{sum(p.bytes for p in of) / 1e6:.0f}", f"{floor:.0f}", f"{expected:.0f}"]
         row.append("" if measured is None else f"{measured:.0f}")
@@ -319,12 +326,45 @@ def _measured_us(
             continue
         found[record["kernel"], "all"] = record["device_us"]
         details = [p.detail for p in passes if p.name == record["kernel"]]
-        if len(details) == len(record["each_us"]):
+        if len(details) == len(record.get("each_us", ())):
             for detail in details:
                 found.pop((record["kernel"], detail), None)
             for detail, us in zip(details, record["each_us"]):
                 found[record["kernel"], detail] = found.get((record["kernel"], detail), 0) + us
     return found
+
+
+def read(path: Path) -> list[records.Record]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def totals(measured: Sequence[records.Record]) -> str:
+    """A table for each case: of each provider's calls the launches, the device's time, and the time of the whole."""
+    texts = []
+    for case in dict.fromkeys(Case(r["net"], r["pairs"], r["size"]) for r in measured):
+        of_case = [r for r in measured if r["kernel"] == "all" and (r["net"], r["pairs"], r["size"]) == case]
+        texts.append(f"**{case_title(*case)}**, {context(of_case)}")
+        baseline = {(r["mode"], r["commit"]): r["wall_us"] for r in of_case if r["provider"] == BASELINE}
+        rows = []
+        for r in of_case:
+            wall = f"{r['wall_us'] / 1e3:.2f}"
+            if "q20_s" in r:
+                wall += f" ({1e3 * r['q20_s']:.2f} to {1e3 * r['q80_s']:.2f})"
+            other = baseline.get((r["mode"], r["commit"]))
+            ratio = "" if other is None else f"{other / r['wall_us']:.2f}"
+            row = [
+                r["provider"],
+                r["precision"],
+                r["mode"],
+                f"{r['calls']:.0f}",
+                f"{r['device_us'] / 1e3:.2f}",
+                wall,
+                ratio,
+            ]
+            rows.append([*row, "" if r.get("peak_bytes") is None else f"{r['peak_bytes'] / 2**20:.0f}"])
+        head = ["provider", "precision", "mode", "launches", "device, ms", "whole, ms (20% to 80%)", f"x {BASELINE}"]
+        texts.append(table([*head, "peak, MiB"], rows))
+    return "\n\n".join(texts)
 
 
 # ---- The profile
@@ -526,10 +566,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="append records here, one a line")
     parser.add_argument("--floors", action="store_true", help="print what it should be; needs no GPU")
     parser.add_argument("--measured", type=Path, help="with --floors: records of this script")
+    parser.add_argument("--table", type=Path, help="print what the calls of a file of records take in all")
     args = parser.parse_args(arguments)
+    if args.table is not None:
+        print(totals(read(args.table)))
+        return 0
     if args.floors:
-        lines = [] if args.measured is None else args.measured.read_text(encoding="utf-8").splitlines()
-        print("\n\n".join(floors(args.case, mode, [json.loads(line) for line in lines]) for mode in args.mode))
+        limits, measured = H100, []
+        if args.measured is not None:
+            limits = ceilings.of_records(records.read(args.measured.with_name("ceilings.jsonl")))
+            measured = read(args.measured)
+        print("\n\n".join(floors(args.case, mode, limits, measured) for mode in args.mode))
         return 0
     if not torch.cuda.is_available():
         print("there is no GPU that torch can use: the profile needs one; --floors does not", file=sys.stderr)

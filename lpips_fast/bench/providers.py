@@ -148,7 +148,7 @@ def graphed(fn: Distance, sample: Sample) -> Distance:
 
     def distance(in0: Tensor, in1: Tensor) -> Tensor:
         assert fn is not None  # it keeps the weights, of which the graph has the addresses alone
-        return captured(in0, in1)
+        return cast(Tensor, captured(in0, in1))
 
     return distance
 

@@ -266,6 +266,11 @@ def test_floors_take_the_measured_times(capsys, tmp_path):
         {"error": "none"},
     ):
         records.append(file, {**common, **record})
+    rates = {"copy": {"bytes_per_s": 1e12}, "tf32": {"flops_per_s": 1e14}, "bfloat16": {"flops_per_s": 2e14}}
+    for name, rate in rates.items():
+        what = {"what": "copy", "precision": None} if name == "copy" else {"what": "product", "precision": name}
+        context = dict.fromkeys((*records.CONTEXT, *records.MEASURED), 1)
+        records.append(tmp_path / "ceilings.jsonl", {**what, **rate, **context})
     assert kernels.main(["--floors", "--case", str(SMALL), "--mode", "forward", "--measured", str(file)]) == 0
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
     measured = {row[0]: row[6] for row in reversed(rows) if len(row) > 6}  # ours come first
@@ -273,6 +278,27 @@ def test_floors_take_the_measured_times(capsys, tmp_path):
     assert measured["| convolution, all"] == "777"
     assert measured["| **all**"] == "8888"
     assert measured["| head_fwd"].strip() == ""
+    floor = {row[0]: row[4] for row in reversed(rows) if len(row) > 6}["| head_fwd"]
+    assert float(floor) == pytest.approx(sum(p.bytes for p in passes if p.name == "head_fwd") / 1e12 * 1e6, abs=0.5)
+
+
+def test_table_of_totals(capsys, tmp_path):
+    """Ratios are of one commit; quantiles are shown where there are any."""
+    file = tmp_path / "kernels.jsonl"
+    common = {**SMALL._asdict(), "mode": "step", "precision": "tf32", "calls": 3.0, "device_us": 1000.0}
+    common |= {"device": "a GPU", "torch": "2", "date": "2026-01-01T00:00"}
+    for record in (
+        {"provider": "lpips 0.1.4", "kernel": "all", "wall_us": 9000.0, "commit": "a"},
+        {"provider": "ours", "kernel": "convolution", "commit": "a"},
+        {"provider": "ours", "kernel": "all", "wall_us": 3000.0, "q20_s": 0.002, "q80_s": 0.004, "commit": "a"},
+        {"provider": "ours", "kernel": "all", "wall_us": 2000.0, "commit": "b", "peak_bytes": 3 << 20},
+    ):
+        records.append(file, {**common, **record})
+    assert kernels.main(["--table", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "| ours | tf32 | step | 3 | 1.00 | 3.00 (2.00 to 4.00) | 3.00 |  |" in out
+    assert "| ours | tf32 | step | 3 | 1.00 | 2.00 |  | 3 |" in out
+    assert out.count("| ours |") == 2
 
 
 def test_providers_are_there():
