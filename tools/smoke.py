@@ -4,12 +4,13 @@
     make smoke      that, then this: python tools/smoke.py [TORCH ...]      default: the newest torch, and 2.11.0
 
 For each torch, in a virtual environment that is deleted afterwards (5 GB with torch's default CUDA build): the wheel
-must work, then the sdist compiled there without nvcc, then the sdist installed without a compiler.
+must work, then the sdist compiled there, with nvcc where there is one, then without, then installed without a compiler.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -85,12 +86,15 @@ def smoke(folder: Path, version: str, sdist: Path, wheel: Path) -> None:
     def build(**environment: str) -> None:
         install("--force-reinstall", "--no-deps", "--no-build-isolation", "--no-cache-dir", sdist, **environment)
 
-    def check(best: str) -> None:
-        run(ROOT / "tools" / "smoke_check.py", best)
+    def check(*built: str) -> None:
+        run(ROOT / "tools" / "smoke_check.py", *built)
 
     install("--upgrade", "pip", "setuptools>=77", "wheel", "ninja")
     install(f"torch=={version}" if version else "torch", wheel)
     check("cpu")
+    if shutil.which("nvcc") or Path("/usr/local/cuda/bin/nvcc").exists():
+        build()  # which installs without what nvcc refuses
+        check("cpu", "cuda")
     build(LPIPS_FAST_NO_CUDA="1")
     check("cpu")
     build(LPIPS_FAST_NO_CUDA="1", PATH=str(folder / "bin"), CC="", CXX="")

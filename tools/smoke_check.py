@@ -1,6 +1,7 @@
 """What tools/smoke.py runs in each environment: whether the installed package works. Ends with an error if not.
 
-python -I tools/smoke_check.py cpu|reference      the backend that is to be the best one on a CPU
+python -I tools/smoke_check.py cpu|reference [cuda]      the backend that is to be the best one on a CPU, and whether
+                                                         the CUDA kernels are to be there, too
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def check(fine: bool, message: str) -> None:
         sys.exit(f"smoke_check: {message}")
 
 
-def check_installation(best: str) -> None:
+def check_installation(best: str, cuda: bool) -> None:
     folder = Path(lpips_fast.__file__).parent
     check("site-packages" in folder.parts, f"{folder} is not what was installed")
     check((folder / "py.typed").is_file(), "no py.typed")
@@ -31,6 +32,8 @@ def check_installation(best: str) -> None:
         getattr(lpips_fast, name)
     reasons = lpips_fast.backends()
     check((reasons["cpu"] is None) == (best == "cpu"), f"{best!r} should be the best backend: {reasons}")
+    has_cuda = torch._C._dispatch_has_kernel_for_dispatch_key("lpips_fast::head_fwd_cuda", "CUDA")
+    check(has_cuda or not cuda, f"the CUDA kernels were not compiled: {reasons['cuda']}")
     if importlib.util.find_spec("triton"):
         importlib.import_module("lpips_fast.kernels")
 
@@ -61,8 +64,8 @@ def check_program() -> None:
 
 
 def main() -> None:
-    (best,) = sys.argv[1:]
-    check_installation(best)
+    best, *built = sys.argv[1:]
+    check_installation(best, "cuda" in built)
     for net in ("alex", "vgg", "squeeze"):
         check_numbers(net)
     check_program()
