@@ -46,8 +46,9 @@ PACKAGES = ("lpips", "torchmetrics", "piq", "pytest", "xdist", "matplotlib")
 
 BASELINE, OURS, OURS_BFLOAT16 = "lpips 0.1.4", "ours", "ours, bfloat16"
 CHUNKS = ("ours, gradient in forward, chunks", "ours, bfloat16, gradient in forward, chunks")
-EAGER = (BASELINE, "torchmetrics", "piq", "plain torch", OURS, OURS_BFLOAT16, "ours, float32", "ours, float16")
-EAGER += ("ours, gradient in forward", "ours, bfloat16, gradient in forward", *CHUNKS)
+EAGER = (BASELINE, OURS, OURS_BFLOAT16, *CHUNKS)
+OTHERS = (BASELINE, "torchmetrics", "piq", "plain torch", "ours, float32", "ours, float16")
+OTHERS += ("ours, gradient in forward", "ours, bfloat16, gradient in forward")
 GRAPHS = ("ours, CUDA graph", "ours, bfloat16, CUDA graph")
 BEST_TUNED = "lpips 0.1.4, bfloat16 autocast, channels-last, torch.compile"
 COMPILED = ("lpips 0.1.4, torch.compile", "ours, torch.compile")
@@ -142,11 +143,15 @@ def steps(results: Path, run_name: str, gpu: bool, prebuilt: bool) -> Iterator[S
         tuned = options("provider", (BASELINE, BEST_TUNED, OURS_BFLOAT16, "ours, bfloat16, torch.compile"))
         yield Step("bench end-to-end", 60, [*end_to_end, *case, *eager])
         yield Step("bench graphs", 40, [*end_to_end, *case, *graphs])
+        latency = ["--case", "vgg:1:64", *eager, *options("provider", GRAPHS), "--rounds", "100"]
+        yield Step("bench latency", 40, [*end_to_end, *latency])
+        profile = [python, "-m", "benchmarks.kernels", "--provider", BASELINE, OURS, OURS_BFLOAT16]
+        yield Step("profile", 60, [*profile, "--json", str(results / "kernels.jsonl")])
         yield Step("bench compiled", 90, [*end_to_end, *case, *tuned])
-        yield Step("bench latency", 40, [*end_to_end, "--case", "vgg:1:64", "--no-compile", "--rounds", "100"])
         sweep = [*options("case", SWEEP), *options("provider", (BASELINE, OURS, OURS_BFLOAT16, *CHUNKS))]
         yield Step("bench sizes", 110, [*end_to_end, *sweep, "--rounds", "7"])
         yield Step("bench layers", 50, [*bench, "layers", *case, "--rounds", "10"])
+        yield Step("bench others", 90, [*end_to_end, *case, *options("provider", OTHERS), "--rounds", "5"])
     else:
         cases = options("case", ("alex:1:64", "alex:2:64", "alex:1:96"))
         yield Step("bench end-to-end", 150, [*end_to_end, *cases, *small, "--no-memory"])
