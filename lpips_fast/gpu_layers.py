@@ -70,6 +70,7 @@ def _bias_relu_fake(y, bias, signs, pooled):
 
 
 def empty_signs(y: Tensor) -> Tensor:
+    """Memory for the signs of y."""
     n, c, h, w = y.shape
     return torch.empty((n, h, w, c // 8), dtype=torch.uint8, device=y.device)
 
@@ -176,12 +177,7 @@ def without_fires(plan: Plan) -> Plan:
 
     These follow on the trunk's own.
     """
-    own = [
-        c
-        for step in plan
-        for c in ((step.squeeze, step.expand1x1, step.expand3x3) if isinstance(step, Fire) else (step,))
-    ]
-    at = 2 * sum(isinstance(step, Conv) for step in own)
+    at = 2 * sum(3 if isinstance(step, Fire) else isinstance(step, Conv) for step in plan)
     found: list[Conv | Pool | Fire] = []
     for step in plan:
         if isinstance(step, Fire):
