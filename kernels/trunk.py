@@ -515,7 +515,9 @@ def head_tap_bwd_triton(
     out = empty_nhwc(f0, 2 * n if both else n, c, h, w, f0.dtype)
     side = _window_side(kernel, stride)
     block_c = max(head.MIN_BLOCK_C, next_power_of_2(max(c, 1)))
-    block_p = max(1, HEAD_TAP_TILE_BYTES // f0.element_size() // block_c // side)
+    # Half a tile where there are sums across warps, or windows that overlap, whose search takes registers, too.
+    tile = HEAD_TAP_TILE_BYTES // f0.element_size() // (2 if c > 256 or kernel > stride else 1)
+    block_p = max(1, tile // block_c // side)
     blocks = cdiv(cdiv(h, side) * cdiv(w, side), block_p)
     behind_h, behind_w = (0, 0) if behind is None else behind.shape[2:]
     if n * blocks:

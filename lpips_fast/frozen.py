@@ -20,7 +20,14 @@ from torch import Tensor
 from .gpu_layers import HeadGradient
 from .layers import conv_backward, conv_relu, first_conv_relu, max_pool, tap_backward
 from .plan import Affine, Fire, Pool, Setting, without_autocast
-from .transforms import has_saved_tensor_hooks, in_torch_func, is_batched, is_differentiated, keeps_graph
+from .transforms import (
+    has_saved_tensor_hooks,
+    in_torch_func,
+    is_batched,
+    is_differentiated,
+    keeps_graph,
+    with_signature,
+)
 
 
 def run(
@@ -103,6 +110,7 @@ class _FrozenTrunk(torch.autograd.Function):
     """The taps, then the signs, with `run_backward` as the derivative; nothing for the tensors."""
 
     @staticmethod
+    @with_signature
     def forward(setting, n_batches, shift, scale, *tensors):
         taps, signs = run(setting, tensors[:n_batches], (shift, scale), tensors[n_batches:], keep=True)
         if torch.compiler.is_compiling():

@@ -27,6 +27,7 @@ C being a multiple of 8.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, NamedTuple
@@ -147,6 +148,11 @@ def available(device: torch.device | None = None) -> bool:
         return False
     if device is None or torch.version.hip is not None or not torch.cuda.is_available():  # tensors without values
         return True
+    return _is_from_ampere_on(device)
+
+
+@functools.cache
+def _is_from_ampere_on(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device)[0] >= 8
 
 

@@ -21,6 +21,7 @@ from .frozen import run, run_backward
 from .gpu_layers import HeadGradient
 from .pixel_weights import shares, weighted_mean
 from .plan import Affine, Setting
+from .transforms import with_signature
 
 _EPS = 1e-10
 _CPU_PIXELS = 1 << 16  # of the pairs that go through at once: the larger a batch of small images, the faster
@@ -63,6 +64,7 @@ class _DistanceWithGradient(torch.autograd.Function):
     """LPIPS [N] and, for the backward, its gradients to x0 and x1 (empty where it needs none), in float32 at least."""
 
     @staticmethod
+    @with_signature
     def forward(job, counts, x0, shift, scale, *rest):
         affine = shift, scale
         others, masks, tensors, linear = _split(rest, counts)
@@ -138,7 +140,8 @@ def _chunk(job, x0, others, mask, affine, tensors, linear):
         grads = [s * scale for s in tap_shares]
     d_taps = _head_gradients(job, grads, taps0, taps1, linear, mean=mask is None)
     d_x = run_backward(setting, x0.shape[1:], affine, tensors, taps, signs, d_taps)
-    d_x = d_x.to(torch.promote_types(d_x.dtype, torch.float32)) / scale
+    d_x = d_x.to(torch.promote_types(d_x.dtype, torch.float32))
+    d_x = d_x if scale == 1.0 else d_x / scale
     return distances.sum(dim=1), (d_x[:k], d_x[k:])
 
 

@@ -332,8 +332,9 @@ class LPIPS(nn.Module):
             weight = _checked_pixel_weight(weight, max(_batch(x0), _batch(x1)), x0)
             weight = weight.to(accumulation_dtype(self._feature_dtype(x0)))
         stock = self._is_stock()
+        parts: list[Tensor] = []
         if stock and self._gradient_in_forward(x0, x1, weight, retPerLayer):
-            value, parts = self._value_with_gradient(x0, x1, weight, self._affine(normalize)), []
+            value = self._value_with_gradient(x0, x1, weight, self._affine(normalize))
         else:
             if isinstance(x1, Features) and x1.taps[0].is_inference() and self._keeps_graph(x0, x1, weight):
                 raise ValueError(
@@ -341,10 +342,10 @@ class LPIPS(nn.Module):
                     "torch.no_grad, or use grad_in_forward=True"
                 )
             if stock:
-                parts = self._parts(x0, x1, weight, self._affine(normalize))
+                value, parts = self._value_and_parts(x0, x1, weight, self._affine(normalize), retPerLayer)
             else:
                 parts = self._reduced(self._maps_by_modules(x0, x1, normalize), weight, x0.shape[2:])
-            value = sum(parts[1:], parts[0])
+                value = sum(parts[1:], parts[0])
         return _returned(value, parts, retPerLayer, clips, reduction)
 
     def features(self, x: Tensor, normalize: bool = False) -> Features:
@@ -431,8 +432,11 @@ class LPIPS(nn.Module):
 
     def _own(self) -> Tensor:
         """A tensor on the module's device and of its type."""
-        tensors = itertools.chain(self.net.parameters(), self.buffers(), self._replicated())
-        return next(tensors)
+        for module in self.net.modules():  # faster than parameters()
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    return parameter
+        return next(itertools.chain(self.buffers(), self._replicated()))
 
     def _replicated(self) -> Iterator[Tensor]:
         """The tensors of a replica of nn.DataParallel, which are neither parameters nor buffers."""
@@ -523,12 +527,14 @@ class LPIPS(nn.Module):
                 maps.append(squares.sum(dim=1, keepdim=True))
         return maps
 
-    def _parts(self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None, affine: Affine) -> list[Tensor]:
-        """Each layer's part of the value, [N, 1, 1, 1] or, when spatial, [N, 1, H, W]."""
+    def _value_and_parts(
+        self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None, affine: Affine, per_layer: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The value, [N, 1, 1, 1] or, when spatial, [N, 1, H, W], and, if asked for, each layer's part of it."""
         n = max(_batch(x0), _batch(x1))
         chunk = self._pairs_at_a_time(x0, self._keeps_graph(x0, x1, weight))
         if chunk is None or n <= chunk:
-            return self._parts_of_chunk(x0, x1, weight, affine)
+            return self._of_chunk(x0, x1, weight, affine, per_layer)
         if _batch(x1) == 1 and isinstance(x1, Tensor):  # one image for all: its taps, once
             x1 = Features(self._taps(x1, affine=affine), "", "", (0, 0))
         elif _batch(x0) == 1 and isinstance(x1, Tensor):
@@ -537,15 +543,20 @@ class LPIPS(nn.Module):
         for start in range(0, n, chunk):
             rows = slice(start, start + chunk)
             mask = None if weight is None else weight[rows]
-            chunks.append(self._parts_of_chunk(x0[rows], _rows(x1, rows), mask, affine))
-        return [torch.cat(parts) for parts in zip(*chunks, strict=True)]
+            chunks.append(self._of_chunk(x0[rows], _rows(x1, rows), mask, affine, per_layer))
+        values, parts = zip(*chunks, strict=True)
+        return torch.cat(values), [torch.cat(layer) for layer in zip(*parts, strict=True)]
 
-    def _parts_of_chunk(self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None, affine: Affine) -> list[Tensor]:
+    def _of_chunk(
+        self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None, affine: Affine, per_layer: bool
+    ) -> tuple[Tensor, list[Tensor]]:
         taps0, taps1 = self._taps_of_pair(x0, x1, affine)
         if self.spatial or weight is not None or self._drops_out():
-            return self._reduced(self._maps(taps0, taps1), weight, x0.shape[2:])
+            parts = self._reduced(self._maps(taps0, taps1), weight, x0.shape[2:])
+            return sum(parts[1:], parts[0]), parts if per_layer else []
         distances = self._head(functional.lpips_head, taps0, taps1)
-        return [d.view(-1, 1, 1, 1) for d in distances.unbind(dim=1)]
+        parts = [d.view(-1, 1, 1, 1) for d in distances.unbind(dim=1)] if per_layer else []
+        return distances.sum(dim=1).view(-1, 1, 1, 1), parts
 
     def _reduced(self, maps: Sequence[Tensor], weight: Tensor | None, size: Sequence[int]) -> list[Tensor]:
         """The maps enlarged to the images' size when spatial, else their means, [N, 1, 1, 1]."""
@@ -633,8 +644,9 @@ class LPIPS(nn.Module):
         if not self.lpips:
             return None
         # NetLinLayer has no `weight`, as in lpips: loops over modules that have one then ask for `kernel_size`, too.
-        weights = [cast(Tensor, lin.model[-1].weight) for lin in self._lins()]
-        return [w.detach() for w in weights] if self.eval_mode else weights
+        layers = [next(reversed(lin.model._modules.values())) for lin in self._lins()]  # faster than lin.model[-1]
+        weights = [cast(Tensor, cast(nn.Conv2d, layer).weight) for layer in layers]
+        return [w.detach() if w.requires_grad else w for w in weights] if self.eval_mode else weights
 
     def _drops_out(self) -> bool:
         return self.lpips and self.training and self._lins()[0].use_dropout

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from . import flops
 from .reference import accumulation_dtype, head_bwd_ref, head_maps_ref, head_ref
-from .transforms import is_batched, is_differentiated, plain_torch_only
+from .transforms import is_batched, is_differentiated, plain_torch_only, with_signature
 
 COMPILED_BACKENDS = ("cpu", "cuda", "triton")
 
@@ -100,6 +100,7 @@ class _Head(torch.autograd.Function):
     """D [N, L], or the L maps, of a compiled backend; tensors are feats0, feats1 and weights, one after the other."""
 
     @staticmethod
+    @with_signature
     def forward(backend, maps, eps, eps_inside_sqrt, *tensors):
         out = _forward_op(backend, maps)(*_split(tensors), eps, eps_inside_sqrt)
         return tuple(out) if maps else out

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,6 +77,12 @@ def has_saved_tensor_hooks() -> bool:
 def keeps_graph() -> bool:
     """Whether the backward that goes on may come again (retain_graph=True)."""
     return torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph()
+
+
+def with_signature(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, with its signature at hand, which autograd.Function.apply takes from its forward at each call."""
+    function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return function
 
 
 def as_plain_tensor(tensor: Tensor) -> Tensor:

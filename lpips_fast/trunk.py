@@ -246,21 +246,21 @@ class Trunk(nn.Module):
             return tensors + _in_layout(merged, setting.layout)
 
         key = setting.dtype, setting.layout, setting.triton
-        tensors = once(key, converted)
-        if not (setting.triton and gradient):
-            return tensors
-        return tensors + once(
-            (*key, "gradient"), lambda: _in_layout(gpu_layers.gradient_filters(tensors), setting.layout)
-        )
+
+        def with_gradient_filters() -> list[Tensor]:
+            tensors = once(key, converted)
+            return tensors + _in_layout(gpu_layers.gradient_filters(tensors), setting.layout)
+
+        if setting.triton and gradient:
+            return once((*key, "gradient"), with_gradient_filters)
+        return once(key, converted)
 
     def _parameters_in_order(self) -> list[Tensor]:
         # Looked up each time: a replica of nn.DataParallel has layers of its own.
-        tensors = []
+        tensors: list[Tensor] = []
         for slice_ in self.slices:
             for layer in slice_._modules.values():
-                for conv in (layer, *layer._modules.values()):  # a Fire has three
-                    if isinstance(conv, nn.Conv2d):
-                        tensors += [p for p in (conv.weight, conv.bias) if p is not None]
+                _add_parameters(layer, tensors)
         return tensors
 
     def _once(self, key: object, parameters: Sequence[Tensor], make: Callable[[], Any]) -> Any:
@@ -290,6 +290,17 @@ class Trunk(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._gpu_plan = gpu_layers.without_fires(self.plan)  # older pickles have none
+
+
+def _add_parameters(layer: Any, tensors: list[Tensor]) -> None:
+    """Those of a convolution or of the three of a Fire; from the modules' dictionaries, as in stock.py."""
+    if isinstance(layer, nn.Conv2d):
+        own = layer._parameters
+        pair = (own["weight"], own["bias"]) if "weight" in own else (layer.weight, layer.bias)  # those of a replica
+        tensors += [p for p in pair if p is not None]
+    elif layer._modules:
+        for part in layer._modules.values():
+            _add_parameters(part, tensors)
 
 
 def _detached(parameters: Iterable[Tensor]) -> list[Tensor]:
