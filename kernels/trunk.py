@@ -1,6 +1,6 @@
 """What lies between a trunk's convolutions, in Triton; NVIDIA and AMD GPUs, and the CPU in Triton's interpreter.
 
-All of it is bound by memory, so what follows on one another goes through in one pass:
+Most of it is bound by memory, so what follows on one another goes through in one pass:
 
     first_conv_relu images -> relu(conv((image - shift) / scale) + bias) of the trunk's first layer; the ReLU's signs
     bias_relu       a convolution's output -> relu(y + bias) in its place; the ReLU's signs; the maxima of 2x2 windows
@@ -43,7 +43,7 @@ from .head import _normalized_values, cdiv, next_power_of_2
 NUM_WARPS = 4
 # Where time goes by the number of programs: they are larger and fewer there. And bfloat16's products are wrong.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-# What a program has in hand, in bytes or values; on an H200 twice as much and half as much were slower.
+# What a program has in hand, in bytes or values.
 BIAS_RELU_TILE_BYTES = 131072 if INTERPRETED.value else 8192
 POOL_TILE = 32768 if INTERPRETED.value else 1024
 SIGNS_TILE = 32768 if INTERPRETED.value else 1024

@@ -73,6 +73,12 @@ def _triton_error() -> str | None:
     return None
 
 
+@functools.cache
+def is_from_ampere_on(device: torch.device) -> bool:
+    """Whether a GPU of NVIDIA's has what the kernels are made for."""
+    return torch.cuda.get_device_capability(device)[0] >= 8
+
+
 def check_name(backend: str) -> None:
     if backend not in ("auto", *BACKENDS):
         raise ValueError(f"backend must be 'auto' or one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
@@ -82,6 +88,8 @@ def choose(backend: str, device: torch.device) -> str:
     """The backend to use for tensors on `device`: `backend` itself, checked, or the best there is for 'auto'."""
     check_name(backend)
     errors = _errors()
+    if device.type == "cuda" and errors["cuda"] is None and not is_from_ampere_on(device):
+        errors = {**errors, "cuda": "the CUDA kernels need a GPU of compute capability 8.0 or newer"}
     if backend == "auto":
         wanted = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device.type, ())
         return next((name for name in wanted if errors[name] is None), "reference")

@@ -1,11 +1,10 @@
 """A frozen trunk on a GPU, in channels-last: cuDNN's convolutions, and ours for the first and what lies between them.
 
-cuDNN's convolution adds the bias and applies the ReLU on its way, at no cost. But its ReLU makes 0 of NaN for some
-shapes and types (float32, filters of 1 x 1), and an image with a NaN must have a NaN distance: so as far as the first
-tap ours is used. The two convolutions at the end of a Fire, of 1 x 1 and 3 x 3, are one of 3 x 3, whose filters are 0
-around those of 1 x 1: SqueezeNet's time goes by the number of its kernels, and nothing has to be put together. The
-gradient of a convolution of stride 1 is a convolution with turned filters, for which cuDNN's kernels are as fast and
-torch copies nothing.
+cuDNN's convolution adds the bias and applies the ReLU on its way. But its ReLU makes 0 of NaN for some shapes and types
+(float32, filters of 1 x 1), and a NaN in an image must not be lost: so as far as the first tap ours is used. The two
+convolutions at the end of a Fire, of 1 x 1 and 3 x 3, are one of 3 x 3, whose filters are 0 around those of 1 x 1:
+SqueezeNet's time goes by the number of its kernels, and nothing has to be put together. The gradient of a convolution
+of stride 1 is a convolution with turned filters, for which cuDNN's kernels are as fast and torch copies nothing.
 
 Schemas and fake implementations of the operators that kernels/trunk.py implements, and how the layers use them.
 Activations y, taps and gradients d are [N, C, H, W], channels-last, all of the trunk's type; signs are as in layers.py,
@@ -27,7 +26,6 @@ C being a multiple of 8.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, NamedTuple
@@ -148,12 +146,7 @@ def available(device: torch.device | None = None) -> bool:
         return False
     if device is None or torch.version.hip is not None or not torch.cuda.is_available():  # tensors without values
         return True
-    return _is_from_ampere_on(device)
-
-
-@functools.cache
-def _is_from_ampere_on(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device)[0] >= 8
+    return extension.is_from_ampere_on(device)
 
 
 def cudnn_applies_relu(dtype: torch.dtype, tf32: bool | None) -> bool:

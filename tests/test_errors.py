@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import lpips_fast
-from lpips_fast import functional
+from lpips_fast import extension, functional
 
 from .conftest import NETS
 from .images import MIN_SIZE, pair
@@ -237,3 +237,16 @@ def test_bad_backend_of_the_head():
         functional.lpips_head([F], [F], [W], backend="gpu")
     with pytest.raises((ValueError, RuntimeError), match="cuda"):
         functional.lpips_head([F], [F], [W], backend="cuda")
+
+
+@pytest.mark.parametrize(("capability", "best"), (((7, 5), "triton"), ((8, 0), "cuda")))
+def test_a_gpu_that_the_cuda_kernels_are_not_for(monkeypatch, capability, best):
+    extension.is_from_ampere_on.cache_clear()
+    monkeypatch.setattr(extension, "_errors", lambda: dict.fromkeys(extension.BACKENDS))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    device = torch.device("cuda", 5)
+    assert extension.choose("auto", device) == best
+    if best != "cuda":
+        with pytest.raises(RuntimeError, match="'cuda' cannot be used: .* compute capability 8.0 or newer"):
+            extension.choose("cuda", device)
+    extension.is_from_ampere_on.cache_clear()
