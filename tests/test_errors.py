@@ -247,6 +247,6 @@ def test_a_gpu_that_the_cuda_kernels_are_not_for(monkeypatch, capability, best):
     device = torch.device("cuda", 5)
     assert extension.choose("auto", device) == best
     if best != "cuda":
-        with pytest.raises(RuntimeError, match="'cuda' cannot be used: .* compute capability 8.0 or newer"):
+        with pytest.raises(RuntimeError, match=r"'cuda' cannot be used: .* compute capability 8\.0 or newer"):
             extension.choose("cuda", device)
     extension.is_from_ampere_on.cache_clear()
