@@ -134,9 +134,13 @@ struct ChannelsLastTile {
   __device__ __forceinline__ void backward(A eps, bool eps_inside_sqrt, bool first) const {
     load_tile();
     const bool need0 = layer.d0.data != nullptr, need1 = layer.d1.data != nullptr;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000  // where three forms of it would spill registers
+    if (need0 || need1) write_gradients<true, true>(eps, eps_inside_sqrt);
+#else
     if (need0 && need1) write_gradients<true, true>(eps, eps_inside_sqrt);
     if (need0 && !need1) write_gradients<true, false>(eps, eps_inside_sqrt);
     if (!need0 && need1) write_gradients<false, true>(eps, eps_inside_sqrt);
+#endif
     if (layer.partials != nullptr) add_weight_sums(eps, eps_inside_sqrt, first);
   }
 
@@ -145,7 +149,7 @@ struct ChannelsLastTile {
     return layer.grad.data[image * layer.grad.stride_n + pixel(i) * layer.grad.stride_w] * layer.grad_scale;
   }
 
-  // Of the tensors that are asked for: what is not is not computed, which for two-byte types is a fifth of all.
+  // Of the tensors that are asked for: what is not is not computed.
   template <bool NEED0, bool NEED1>
   __device__ __forceinline__ void write_gradients(A eps, bool eps_inside_sqrt) const {
 #pragma unroll 1
@@ -183,8 +187,8 @@ struct ChannelsLastTile {
           if constexpr (NEED0) x0.set_pair(v, r0 * (u[0] - a[0] * t0), r0 * (u[1] - a[1] * t0));
           if constexpr (NEED1) x1.set_pair(v, r1 * (b[0] * t1 - u[0]), r1 * (b[1] * t1 - u[1]));
         }
-        if constexpr (NEED0) store_pack(layer.d0, x0, i, k);
-        if constexpr (NEED1) store_pack(layer.d1, x1, i, k);
+        if (NEED0 && layer.d0.data != nullptr) store_pack(layer.d0, x0, i, k);
+        if (NEED1 && layer.d1.data != nullptr) store_pack(layer.d1, x1, i, k);
       }
     }
   }
