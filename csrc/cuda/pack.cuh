@@ -38,7 +38,8 @@ struct alignas(16) Pack {
   __device__ __forceinline__ void set_pair(int i, Acc<T> x, Acc<T> y) {
     if constexpr (std::is_same_v<T, __half>) {
       const __half2 pair = __floats2half2_rn(x, y);
-      words[i / 2] = __half_as_ushort(__low2half(pair)) | static_cast<uint32_t>(__half_as_ushort(__high2half(pair))) << 16;
+      words[i / 2] =
+          __half_as_ushort(__low2half(pair)) | static_cast<uint32_t>(__half_as_ushort(__high2half(pair))) << 16;
     } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
       const __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);
       words[i / 2] = __bfloat16_as_ushort(pair.x) | static_cast<uint32_t>(__bfloat16_as_ushort(pair.y)) << 16;
