@@ -172,7 +172,7 @@ def _head_bwd_kernel(
 
 
 def cdiv(a: int, b: int) -> int:
-    """As triton.cdiv, which on the host takes a microsecond, as much as a tenth of a launch."""
+    """As triton.cdiv, which on the host goes through Triton's own kind of function at each call."""
     return -(-a // b)
 
 

@@ -41,7 +41,10 @@ def _interpreting() -> bool:
 
 
 def backends() -> dict[str, str | None]:
-    """For each backend of the head None where it can be used in this process, else the reason why not."""
+    """For each backend of the head None where it can be used in this process, else the reason why not.
+
+    GPUs are not looked at here, which would start CUDA: one that is too old for 'cuda' is refused when it is used.
+    """
     return dict(_errors())
 
 
