@@ -144,7 +144,10 @@ def main():
         return
     if len(args.checkouts) != 2:
         parser.error("two checkouts are needed, BEFORE and AFTER")
-    from lpips_fast.bench.records import Run, append  # not in a worker, which is to have a checkout's
+    from lpips_fast.bench.records import (
+        Run,  # not in a worker, which is to have a checkout's
+        append,
+    )
 
     torch.set_num_threads(args.threads)
     run = Run(torch.device("cpu"))

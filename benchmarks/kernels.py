@@ -40,16 +40,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lpips_fast import gpu_layers, ops
 from lpips_fast.bench import ceilings, end_to_end, providers, records
 from lpips_fast.bench.cases import Case, images, random_lpips
 from lpips_fast.bench.ceilings import DTYPES, Ceilings
 from lpips_fast.bench.providers import BASELINE, PROVIDERS
 from lpips_fast.bench.tables import case_title, context, table
 from lpips_fast.bench.timing import Clock, described, interleaved, release_memory
-from lpips_fast.frozen import run, run_backward
-from lpips_fast.gpu_layers import HeadGradient
+from lpips_fast.head import operators
 from lpips_fast.lpips import LPIPS
+from lpips_fast.trunk import gpu_layers
+from lpips_fast.trunk.execute import run, run_backward
+from lpips_fast.trunk.gpu_layers import HeadGradient
 
 PRECISIONS = ("tf32", "bfloat16")
 H100 = Ceilings(3.0e12, {"tf32": 395e12, "bfloat16": 790e12})  # assumed; TF32's is half of bfloat16's
@@ -211,17 +212,19 @@ def traffic_of_ours(case: Case, mode: str, precision: str, in_forward: bool = Fa
         with Traffic() as traffic:
             if mode == "forward":
                 taps = [t.split(case.pairs) for t in run(setting, (x0, x1), affine, tensors)[0]]
-                ops.head("triton", [t for t, _ in taps], [t for _, t in taps], weights, 1e-10, False)
+                operators.head("triton", [t for t, _ in taps], [t for _, t in taps], weights, 1e-10, False)
                 return traffic.passes
             taps0, signs = run(setting, (x0,), affine, tensors, keep=True)
             taps1, _ = run(setting, (x1,), affine, tensors)
-            value = ops.head("triton", taps0, taps1, weights, 1e-10, False)
+            value = operators.head("triton", taps0, taps1, weights, 1e-10, False)
             if in_forward:
                 maps = [value[:, i, None, None, None].expand(-1, 1, *t.shape[2:]) for i, t in enumerate(taps0)]
                 layers = zip(maps, taps0, taps1, weights, strict=True)
                 d_taps: Any = [HeadGradient(grad, 1, f0, f1, weight, 1e-10, False) for grad, f0, f1, weight in layers]
             else:
-                d_taps = ops.head_bwd("triton", [value], taps0, taps1, weights, 1e-10, False, True, True, False, False)
+                d_taps = operators.head_bwd(
+                    "triton", [value], taps0, taps1, weights, 1e-10, False, True, True, False, False
+                )
         with Traffic(convolution=GRADIENT) as backward:
             run_backward(setting, x0.shape[1:], affine, tensors, taps0, signs, d_taps)
     return traffic.passes + backward.passes

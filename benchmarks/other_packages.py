@@ -410,14 +410,16 @@ def compared(values: list[float], expected: torch.Tensor, ours: torch.Tensor | N
 def records(packages: Iterable[Package]) -> Iterator[dict[str, Any]]:
     import lpips_fast
     from lpips_fast import compat, metric
-    from lpips_fast.compat import piq, taming  # noqa: F401  our settings name them
+    from lpips_fast.compat import (
+        piq,  # noqa: F401  our settings name them
+    )
 
     (states, whose), given = weights(), images()
     with tempfile.TemporaryDirectory() as name:
         trunks = Path(name)
         for net, state in states.items():
             torch.save(trunk(state), trunks / f"{net}.pth")
-        lpips_fast.weights._torchvision_file = lambda net, progress: trunks / f"{net}.pth"
+        lpips_fast.weights.files._torchvision_file = lambda net, progress: trunks / f"{net}.pth"
         names = {**given, "slices": slices, "LPIPS": lpips_fast.LPIPS, "compat": compat, "metric": metric}
         for package in packages:
             for call, found in zip(package.calls, ask(package, states, given), strict=True):

@@ -1,4 +1,4 @@
-// The operators of the `cpu` backend: head_fwd_cpu, head_maps_fwd_cpu, head_bwd_cpu. Contract: lpips_fast/ops.py.
+// The operators of the `cpu` backend: head_fwd_cpu, head_maps_fwd_cpu, head_bwd_cpu. Contract: lpips_fast/head/operators.py.
 //
 // All layers, images and blocks of pixels make one list of tasks of about the same size, which torch's threads take one
 // after the other. Tasks do not depend on the number of threads, each leaves its sums in a place of its own, and these
@@ -142,7 +142,7 @@ void use_large_pages([[maybe_unused]] const Tensor& tensor) {
 #endif
 }
 
-// grad_like of lpips_fast/ops.py.
+// grad_like of lpips_fast/head/operators.py.
 Tensor grad_like(const Tensor& feats) {
   const bool channels_last = feats.size(1) > 1 && feats.stride(1) == 1;
   Tensor grad = empty({feats.size(0), feats.size(1), feats.size(2), feats.size(3)}, feats.scalar_type(), feats,

@@ -37,8 +37,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..ops import grad_like, library
-from ..reference import accumulation_dtype
+from lpips_fast._library import library
+from lpips_fast.head.operators import grad_like
+from lpips_fast.head.reference import accumulation_dtype
 
 NUM_WARPS = 8
 # Bytes of a program's tile of one feature, in the accumulation type: 32 registers in each of 256 threads forward, 16

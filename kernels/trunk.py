@@ -15,7 +15,7 @@ With f the tap, t the head's gradient to it (kernels/head.py), g what comes from
     dL/d(before the ReLU)(p) = (t(p) + sum over v(p) of g(v) [p is where v has its maximum]) [f(p) > 0]
 
 The maximum's place is found anew from f: it is the first, or the last NaN, as in torch. A ReLU passes the gradient
-where its output is not <= 0; its signs are as lpips_fast/layers.py says, bit c % 8 of byte c // 8 for channel c.
+where its output is not <= 0; signs are as trunk/torch_layers.py says: bit c % 8 of byte c // 8 is channel c.
 
 Tensors are dense and channels-last, so that a pixel's channels are adjacent; sums and products are float32, but for the
 products of the first layer, whose factors are of the trunk's type (TF32 for float32 where that is allowed).
@@ -32,13 +32,13 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
+from lpips_fast.kernels import head
+from lpips_fast.kernels.head import _normalized_values, cdiv, next_power_of_2
 from torch import Tensor
 
-from ..convolution import allows_tf32
-from ..gpu_layers import empty_nhwc, empty_signs
-from ..ops import library
-from . import head
-from .head import _normalized_values, cdiv, next_power_of_2
+from lpips_fast._library import library
+from lpips_fast.trunk.convolution import allows_tf32
+from lpips_fast.trunk.gpu_layers import empty_nhwc, empty_signs
 
 NUM_WARPS = 4
 # Where time goes by the number of programs: they are larger and fewer there. And bfloat16's products are wrong.

@@ -8,9 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import functional
-    from .checkpoints import load_any
-    from .compat.lpips import (
+    from lpips_fast import functional
+    from lpips_fast.calibration.ranking import BCERankingLoss, Dist2LogitLayer
+    from lpips_fast.checkpoints import load_any
+    from lpips_fast.compat.lpips import (
         DSSIM,
         L2,
         FakeNet,
@@ -28,11 +29,10 @@ if TYPE_CHECKING:
         tensorlab2tensor,
         voc_ap,
     )
-    from .extension import backends
-    from .images import im2tensor, load_image, tensor2im
-    from .lpips import LPIPS, NetLinLayer, ScalingLayer, normalize_tensor, spatial_average, upsample
-    from .patching import patch
-    from .ranking import BCERankingLoss, Dist2LogitLayer
+    from lpips_fast.compat.monkeypatch import patch
+    from lpips_fast.head.backends import backends
+    from lpips_fast.images import im2tensor, load_image, tensor2im
+    from lpips_fast.lpips import LPIPS, NetLinLayer, ScalingLayer, normalize_tensor, spatial_average, upsample
 
 __version__ = "0.1.0"
 
@@ -74,12 +74,12 @@ _MODULE_OF = {
     "DSSIM": "compat.lpips",
     "L2": "compat.lpips",
     "LPIPS": "lpips",
-    "BCERankingLoss": "ranking",
-    "Dist2LogitLayer": "ranking",
+    "BCERankingLoss": "calibration.ranking",
+    "Dist2LogitLayer": "calibration.ranking",
     "FakeNet": "compat.lpips",
     "NetLinLayer": "lpips",
     "ScalingLayer": "lpips",
-    "backends": "extension",
+    "backends": "head.backends",
     "dssim": "compat.lpips",
     "im2tensor": "images",
     "l2": "compat.lpips",
@@ -87,7 +87,7 @@ _MODULE_OF = {
     "load_image": "images",
     "normalize_tensor": "lpips",
     "np2tensor": "compat.lpips",
-    "patch": "patching",
+    "patch": "compat.monkeypatch",
     "print_network": "compat.lpips",
     "psnr": "compat.lpips",
     "rgb2lab": "compat.lpips",

@@ -1,6 +1,6 @@
 """`python -m lpips_fast`, which is `lpips-fast`."""
 
-from .cli import main
+from lpips_fast.cli import main
 
 if __name__ == "__main__":
     main()

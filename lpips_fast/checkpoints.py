@@ -27,10 +27,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import weights
-from .lpips import LPIPS, ScalingLayer, check_choice
-from .networks import LAYERS
-from .trunk import SPECS, Spec
+from lpips_fast._checks import check_choice, some
+from lpips_fast.lpips import LPIPS, ScalingLayer
+from lpips_fast.trunk.module import SPECS, Spec
+from lpips_fast.trunk.nets import LAYERS
+from lpips_fast.weights import files as weights
 
 TARGETS = ("lpips", "taming", "torchmetrics")
 
@@ -53,7 +54,7 @@ class SeveralError(ValueError):
         self.path, self.prefixes = path, prefixes
 
     def __str__(self) -> str:
-        return f"{self.path} has several LPIPS: give load_any a prefix, one of {weights.some(self.prefixes)}"
+        return f"{self.path} has several LPIPS: give load_any a prefix, one of {some(self.prefixes)}"
 
 
 @dataclass(frozen=True)
@@ -165,9 +166,7 @@ def load_any(path: str | PathLike[str], net: str | None = None, prefix: str | No
     _check_trunk(path, net, numbers, trunk)
     if style == "model.":
         if net != "vgg" or linear or scaling:
-            raise ValueError(
-                f"{path} has the names of piq, whose LPIPS is VGG16's trunk, but holds {weights.some(state)}"
-            )
+            raise ValueError(f"{path} has the names of piq, whose LPIPS is VGG16's trunk, but holds {some(state)}")
         return _checkpoint("piq", net, weights.published_linear_weights(net, "0.1", [*spec.channels]), trunk)
     if style == "net.slices." or not scaling:
         if layers is None:
@@ -241,7 +240,7 @@ def _find(path: str | PathLike[str], content: object, prefix: str | None) -> _Pa
     if found:
         raise SeveralError(path, [part.full_prefix for part in found])
     if prefix is not None:
-        prefixes = weights.some(part.full_prefix for part in every) or "none"
+        prefixes = some(part.full_prefix for part in every) or "none"
         raise ValueError(f"{path} has no LPIPS with prefix {prefix!r:.99}; prefixes of names like its are: {prefixes}")
     for name, value in others.items():
         if isinstance(value, weights.StandIn):
@@ -250,7 +249,7 @@ def _find(path: str | PathLike[str], content: object, prefix: str | None) -> _Pa
     if not names:
         raise ValueError(f"{path} has no tensors by name")
     hint = "; a trunk alone is for trunk_weights=" if any(name.startswith("features.") for name in names) else ""
-    raise ValueError(f"{path} has no LPIPS, only names that are none of LPIPS's: {weights.some(names)}{hint}")
+    raise ValueError(f"{path} has no LPIPS, only names that are none of LPIPS's: {some(names)}{hint}")
 
 
 def _with_prefix(parts: list[_Part], prefix: str) -> list[_Part]:
@@ -295,7 +294,7 @@ def _trunk_names(
     for name, tensor in state.items():
         match = _TRUNK.fullmatch(name)
         if match is None or style not in ("", match[1]):
-            raise ValueError(f"{path} has a name that does not go with the others: {weights.some([name])}")
+            raise ValueError(f"{path} has a name that does not go with the others: {some([name])}")
         style = match[1]
         theirs = f"{match[2]}.{match[3]}" if style == "model." else match[3]
         trunk[theirs] = tensor
@@ -335,7 +334,7 @@ def _check_trunk(path: str | PathLike[str], net: str, numbers: Mapping[str, int]
     shapes = _trunk_shapes(net)
     for what, names in (("lacks", shapes.keys() - trunk), ("has, beside what belongs there,", trunk.keys() - shapes)):
         if names:
-            raise ValueError(f"{path}: the trunk of net {net} {what} {weights.some(names)}")
+            raise ValueError(f"{path}: the trunk of net {net} {what} {some(names)}")
     for name, tensor in trunk.items():
         if tensor.shape != shapes[name]:
             raise ValueError(

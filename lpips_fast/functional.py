@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from . import extension, ops
-from .reference import accumulation_dtype, to_dtype
+from lpips_fast._torch_state import to_dtype
+from lpips_fast.head import backends, operators
+from lpips_fast.head.reference import accumulation_dtype
 
 FEATURE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -47,7 +48,7 @@ def lpips_head(
     Norms from 1e-18 to 1e18 are told apart in float32; below, a feature counts as 0, above it as infinite.
     """
     arguments = _checked(feats0, feats1, weights, eps)
-    return ops.head(extension.choose(backend, feats0[0].device), *arguments, eps, eps_inside_sqrt)
+    return operators.head(backends.choose(backend, feats0[0].device), *arguments, eps, eps_inside_sqrt)
 
 
 def lpips_head_maps(
@@ -61,7 +62,7 @@ def lpips_head_maps(
 ) -> list[Tensor]:
     """As `lpips_head` before the mean over space: the maps sum_c w_c (a_c - b_c)^2, L tensors [N, 1, H_l, W_l]."""
     arguments = _checked(feats0, feats1, weights, eps)
-    return ops.head_maps(extension.choose(backend, feats0[0].device), *arguments, eps, eps_inside_sqrt)
+    return operators.head_maps(backends.choose(backend, feats0[0].device), *arguments, eps, eps_inside_sqrt)
 
 
 def _checked(

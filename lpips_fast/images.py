@@ -30,7 +30,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from . import tiff
+from lpips_fast import _tiff as tiff
 
 _OPAQUE = 240  # alpha from here on counts as opaque in notices: lossy codecs make 250 or so of 255
 _FEW_LEVELS = 32  # high bytes of a 16-bit image: fewer hardly show what it shows

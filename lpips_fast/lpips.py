@@ -16,18 +16,29 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from . import cpu_layers, extension, functional, pairwise, weights
-from .grad_in_forward import Job, distance_with_gradient
-from .lins import Layers, Lins, name_twice, saved_tensors
-from .pairwise import Images
-from .pixel_weights import shares, weighted_mean
-from .plan import Affine, Conv, is_autocast_enabled
-from .ranges import RangeCheck
-from .reference import accumulation_dtype, normalize_channels, to_dtype
-from .stock import Description, call_frozen, describe, is_as_described
-from .transforms import as_plain_tensor, in_torch_func, is_recorded, plain_torch_only
-from .trunk import PRECISIONS, SPECS, Trunk
-from .video import flatten_videos
+from lpips_fast import functional, pairwise
+from lpips_fast._checks import check_choice, check_flags, check_path
+from lpips_fast._torch_state import (
+    as_plain_tensor,
+    in_torch_func,
+    is_autocast_enabled,
+    is_recorded,
+    plain_torch_only,
+    to_dtype,
+)
+from lpips_fast.distance.grad_in_forward import Job, distance_with_gradient
+from lpips_fast.distance.lins import Layers, Lins, name_twice, saved_tensors
+from lpips_fast.distance.pixel_weights import shares, weighted_mean
+from lpips_fast.distance.ranges import RangeCheck
+from lpips_fast.distance.videos import flatten_videos
+from lpips_fast.head import backends
+from lpips_fast.head.reference import accumulation_dtype, normalize_channels
+from lpips_fast.pairwise import Images
+from lpips_fast.trunk import cpu_layers
+from lpips_fast.trunk.module import PRECISIONS, SPECS, Trunk
+from lpips_fast.trunk.program import Affine, Conv
+from lpips_fast.trunk.stock import Description, call_frozen, describe, is_as_described
+from lpips_fast.weights import files as weights
 
 NETS = {"alex": "alex", "vgg": "vgg", "vgg16": "vgg", "squeeze": "squeeze"}
 
@@ -83,7 +94,7 @@ class LPIPS(nn.Module):
         persistent: whether the weights are part of the state_dict, as in `lpips`. With False it has none of them, and
             loading neither misses them nor takes any that are there.
         check_range: whether to warn, once, where images are plainly in another range than they should be: of 0 to 255,
-            in [0, 1] without `normalize`, in [-1, 1] with it. Only the first calls look (lpips_fast/ranges.py).
+            in [0, 1] without `normalize`, in [-1, 1] with it. Only the first calls look (distance/ranges.py).
 
     To leave out the last taps, set the attribute `L` to the number of taps to use. Layers that were replaced, hooked or
     set otherwise after construction, in the trunk, the scaling or the linear layers, are called as `lpips` calls them,
@@ -142,7 +153,7 @@ class LPIPS(nn.Module):
         check_choice("version", version, weights.VERSIONS)
         check_choice("precision", precision, PRECISIONS)
         check_choice("cpu_conv", cpu_conv, cpu_layers.CHOICES)
-        extension.check_name(backend)
+        backends.check_name(backend)
         if pnet_tune and eval_mode:
             raise ValueError("pnet_tune=True trains the trunk, which eval_mode=True keeps frozen: pass eval_mode=False")
         if grad_in_forward and spatial:
@@ -167,9 +178,9 @@ class LPIPS(nn.Module):
         self.net = Trunk(NETS[net], precision, cpu_conv, trainable=not eval_mode)
         given = None
         if model_path is not None:
-            from .checkpoints import load_any  # which makes LPIPS
+            from lpips_fast.checkpoints import load_any  # which makes LPIPS
 
-            weights.check_path("model_path", model_path)
+            check_path("model_path", model_path)
             given = load_any(model_path, NETS[net])
             if lpips and given.linear is None:
                 raise ValueError(f"model_path {model_path} has no linear weights: pass lpips=False")
@@ -602,7 +613,7 @@ class LPIPS(nn.Module):
         need1 = isinstance(x1, Tensor) and x1.requires_grad
         setting = self.net.setting(x0.device, self.L)
         linear = self._linear_weights() or [torch.ones(c, device=x0.device) for c in self.chns[: self.L]]
-        job = Job(setting, extension.choose(self.backend, x0.device), self._pairs_at_a_time(x0, True), need1)
+        job = Job(setting, backends.choose(self.backend, x0.device), self._pairs_at_a_time(x0, True), need1)
         acc = accumulation_dtype(setting.dtype)
         value = distance_with_gradient(
             job,
@@ -663,19 +674,6 @@ def _returned(
         return t.view(clips) if t.shape[2:] == (1, 1) else t.view(*clips, *t.shape[1:])
 
     return (shaped(value), [shaped(part) for part in parts]) if ret_per_layer else shaped(value)
-
-
-def check_choice(name: str, given: str, accepted: Iterable[str]) -> None:
-    """Raises a ValueError that names the argument, unless it is one of those accepted."""
-    if given not in tuple(accepted):
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {given!r}")
-
-
-def check_flags(**flags: object) -> None:
-    """Raises a TypeError that names the argument, if one is a string: 'False' would count as true."""
-    for name, given in flags.items():
-        if isinstance(given, str):
-            raise TypeError(f"{name} must be True or False, got the string {given!r}")
 
 
 def _check_unknown(arguments: Mapping[str, object]) -> None:

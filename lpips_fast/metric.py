@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from .functional import FEATURE_DTYPES
-from .lpips import LPIPS, ScalingLayer, check_flags, check_pair, upsample
-from .pairwise import checked_count, widest_dtype
-from .reference import accumulation_dtype
-from .weights import rename
+from lpips_fast._checks import check_flags, checked_count
+from lpips_fast.functional import FEATURE_DTYPES
+from lpips_fast.head.reference import accumulation_dtype
+from lpips_fast.lpips import LPIPS, ScalingLayer, check_pair, upsample
+from lpips_fast.pairwise import widest_dtype
+from lpips_fast.weights.files import rename
 
 try:
     from torchmetrics import Metric

@@ -18,17 +18,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from numbers import Integral
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from .convolution import conv2d
-from .reference import accumulation_dtype, normalize_channels
+from lpips_fast._checks import checked_count
+from lpips_fast.head.reference import accumulation_dtype, normalize_channels
+from lpips_fast.trunk.convolution import conv2d
 
 if TYPE_CHECKING:
-    from .lpips import LPIPS
+    from lpips_fast.lpips import LPIPS
 
 NEAR = 1e-3  # below this share of |e|^2 + |f|^2, a distance is computed from the difference
 
@@ -143,13 +143,6 @@ def _tile_order(n_rows: int, n_columns: int | None) -> Iterator[tuple[int, int]]
             yield from ((i, j) for j in reversed(range(i + 1, n_rows)))
         else:
             yield from ((i, j) for j in (range(n_columns) if i % 2 == 0 else reversed(range(n_columns))))
-
-
-def checked_count(name: str, given: int, accepted: str) -> int:
-    """A number from 1, or an error that names the argument."""
-    if isinstance(given, bool) or not isinstance(given, Integral) or given < 1:  # True is an int, too
-        raise ValueError(f"{name} must be {accepted} from 1, got {given!r}")
-    return int(given)
 
 
 def images_at(name: str, x: Images, rows: slice) -> Tensor:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from . import weights
-from .trunk import Trunk
+from lpips_fast.trunk.module import Trunk
+from lpips_fast.weights import files as weights
 
 
 class _Pretrained(Trunk):

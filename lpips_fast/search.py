@@ -25,24 +25,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .files import replacing
-from .frozen import run
-from .lpips import check_flags
-from .pairwise import (
-    Images,
-    checked_count,
-    direct_distances,
-    embed_rows,
-    images_at,
-    product_distances,
-    product_rounding,
-)
-from .plan import Setting
-from .trunk import Spec
-from .weights import fingerprint
+from lpips_fast._checks import check_flags, checked_count
+from lpips_fast._files import replacing
+from lpips_fast.pairwise import Images, direct_distances, embed_rows, images_at, product_distances, product_rounding
+from lpips_fast.trunk.execute import run
+from lpips_fast.trunk.module import Spec
+from lpips_fast.trunk.program import Setting
+from lpips_fast.weights.files import fingerprint
 
 if TYPE_CHECKING:
-    from .lpips import LPIPS
+    from lpips_fast.lpips import LPIPS
 
 _FORMAT = "lpips_fast.Index"
 _FORMAT_VERSION = "1"

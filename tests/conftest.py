@@ -24,7 +24,7 @@ else:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import lpips_fast
-from lpips_fast.trunk import Trunk
+from lpips_fast.trunk.module import Trunk
 
 NETS = ("alex", "vgg", "squeeze")
 BACKENDS = ("auto", "reference")

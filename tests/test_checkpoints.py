@@ -14,7 +14,7 @@ import lpips_fast
 from lpips_fast import checkpoints
 from lpips_fast.checkpoints import SeveralError
 from lpips_fast.compat import piq, taming
-from lpips_fast.weights import published_linear_weights, save_state_dict
+from lpips_fast.weights.files import published_linear_weights, save_state_dict
 
 from .conftest import NETS
 from .images import pair

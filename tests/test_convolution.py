@@ -14,9 +14,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lpips_fast import convolution, pairwise
-from lpips_fast.frozen import run, run_backward
-from lpips_fast.plan import Conv, Fire, Pool
+from lpips_fast import pairwise
+from lpips_fast.trunk import convolution
+from lpips_fast.trunk.execute import run, run_backward
+from lpips_fast.trunk.program import Conv, Fire, Pool
 
 from .conftest import NETS
 from .images import VALUE_TOLERANCE, assert_close, assert_gradients_close, pair

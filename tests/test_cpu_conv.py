@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import lpips_fast
-from lpips_fast import winograd
+from lpips_fast.trunk import winograd
 
 pytestmark = pytest.mark.skipif(not winograd.available(), reason="the compiled library is not there")
 

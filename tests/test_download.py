@@ -15,9 +15,9 @@ import pytest
 import torch
 
 import lpips_fast
-from lpips_fast import download as module
-from lpips_fast import weights
-from lpips_fast.download import download
+from lpips_fast.weights import download as module
+from lpips_fast.weights import files as weights
+from lpips_fast.weights.download import download
 
 from .test_errors import raises
 
@@ -146,7 +146,7 @@ def test_a_server_that_does_not_answer(server, path, monkeypatch):
 def test_several_processes_at_once(server, path):
     """One fetches it, and all have it."""
     server.seconds = 0.5
-    code = "import sys, pathlib; from lpips_fast.download import download; "
+    code = "import sys, pathlib; from lpips_fast.weights.download import download; "
     code += "download(sys.argv[1], pathlib.Path(sys.argv[2]), sys.argv[3], False)"
     command = [sys.executable, "-c", code, server.url, str(path), SHA256]
     processes = [subprocess.Popen(command) for _ in range(4)]

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import lpips_fast
-from lpips_fast import extension, functional
+from lpips_fast import functional
+from lpips_fast.head import backends
 
 from .conftest import NETS
 from .images import MIN_SIZE, pair
@@ -241,12 +242,12 @@ def test_bad_backend_of_the_head():
 
 @pytest.mark.parametrize(("capability", "best"), (((7, 5), "triton"), ((8, 0), "cuda")))
 def test_a_gpu_that_the_cuda_kernels_are_not_for(monkeypatch, capability, best):
-    extension.is_from_ampere_on.cache_clear()
-    monkeypatch.setattr(extension, "_errors", lambda: dict.fromkeys(extension.BACKENDS))
+    backends.is_from_ampere_on.cache_clear()
+    monkeypatch.setattr(backends, "_errors", lambda: dict.fromkeys(backends.BACKENDS))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     device = torch.device("cuda", 5)
-    assert extension.choose("auto", device) == best
+    assert backends.choose("auto", device) == best
     if best != "cuda":
         with pytest.raises(RuntimeError, match=r"'cuda' cannot be used: .* compute capability 8\.0 or newer"):
-            extension.choose("cuda", device)
-    extension.is_from_ampere_on.cache_clear()
+            backends.choose("cuda", device)
+    backends.is_from_ampere_on.cache_clear()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lpips_fast import functional
-from lpips_fast.reference import head_maps_ref
+from lpips_fast.head.reference import head_maps_ref
 
 from .conftest import BACKENDS
 from .head import cases

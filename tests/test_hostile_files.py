@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 import lpips_fast
 from lpips_fast.cli import app
 from lpips_fast.images import image_size, load_image
-from lpips_fast.weights import read_state_dict
+from lpips_fast.weights.files import read_state_dict
 
 from .test_errors import raises
 from .test_weights import linear_state

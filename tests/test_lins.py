@@ -267,7 +267,7 @@ def as_before(module):
         module._modules["lins"] = nn.ModuleList(lins)
     for hooks in (module._state_dict_hooks, module._load_state_dict_pre_hooks):
         for key, hook in list(hooks.items()):
-            if getattr(hook, "hook", hook).__module__ == "lpips_fast.lins":
+            if getattr(hook, "hook", hook).__module__ == "lpips_fast.distance.lins":
                 del hooks[key]
     return module
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lpips_fast.networks import LAYERS
-from lpips_fast.weights import TRUNK_URLS
+from lpips_fast.trunk.nets import LAYERS
+from lpips_fast.weights.files import TRUNK_URLS
 
 
 def leaves(layers):

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import lpips_fast
-from lpips_fast import pretrained_networks, weights
+from lpips_fast import pretrained_networks
+from lpips_fast.weights import files as weights
 
 from .images import pair
 

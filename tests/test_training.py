@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-import lpips_fast.frozen
-import lpips_fast.grad_in_forward
-from lpips_fast.frozen import run
+import lpips_fast.distance.grad_in_forward
+import lpips_fast.trunk.execute
 from lpips_fast.lpips import LPIPS
+from lpips_fast.trunk.execute import run
 
 from .conftest import NETS
 
@@ -67,7 +67,7 @@ def test_gradient_equals_lpips(make_ours, make_theirs, net):
 @pytest.mark.parametrize("net", NETS)
 def test_chunked_equals_unchunked_to_the_bit(make_ours, net, monkeypatch):
     in0, in1 = images(5)
-    monkeypatch.setattr(lpips_fast.grad_in_forward, "_CPU_PIXELS", 2 * in0[0, 0].numel())
+    monkeypatch.setattr(lpips_fast.distance.grad_in_forward, "_CPU_PIXELS", 2 * in0[0, 0].numel())
     whole = gradients(make_ours(net, grad_in_forward=True), in0, in1, (True, False))
     for chunk_size in (1, 3):
         parts = gradients(make_ours(net, grad_in_forward=True, chunk_size=chunk_size), in0, in1, (True, False))
@@ -606,9 +606,9 @@ def test_a_chunk_at_a_time_goes_through_the_trunk(make_ours, monkeypatch):
         seen.append(sum(map(len, images)))
         return run(setting, images, *args, **options)
 
-    for module in (lpips_fast.grad_in_forward, lpips_fast.frozen):
+    for module in (lpips_fast.distance.grad_in_forward, lpips_fast.trunk.execute):
         monkeypatch.setattr(module, "run", spy)
-    monkeypatch.setattr(lpips_fast.grad_in_forward, "_CPU_PIXELS", 2 * in0[0, 0].numel())
+    monkeypatch.setattr(lpips_fast.distance.grad_in_forward, "_CPU_PIXELS", 2 * in0[0, 0].numel())
     gradients(fn, in0, in1, (True, False))
     assert max(seen) == 2  # two pairs at a time, whose images go through in turn
     assert sum(seen) == 10

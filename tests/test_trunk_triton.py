@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from lpips_fast import gpu_layers
-from lpips_fast.frozen import frozen_trunk, run, run_backward
-from lpips_fast.gpu_layers import HeadGradient
-from lpips_fast.plan import Pool
-from lpips_fast.reference import head_maps_ref, head_ref
-from lpips_fast.trunk import Trunk
+from lpips_fast.head.reference import head_maps_ref, head_ref
+from lpips_fast.trunk import gpu_layers
+from lpips_fast.trunk.execute import frozen_trunk, run, run_backward
+from lpips_fast.trunk.gpu_layers import HeadGradient
+from lpips_fast.trunk.module import Trunk
+from lpips_fast.trunk.program import Pool
 
 from .conftest import NETS
 

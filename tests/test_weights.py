@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lpips_fast
-from lpips_fast import weights
+from lpips_fast.weights import files as weights
 
 from .conftest import NETS
 from .images import pair

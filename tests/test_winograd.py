@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import lpips_fast  # noqa: F401  loads the compiled library
-from lpips_fast import winograd
+from lpips_fast.trunk import winograd
 
 ops = torch.ops.lpips_fast
 compiled = pytest.mark.skipif(not winograd.available(), reason="the compiled library is not there")

@@ -1,4 +1,4 @@
-"""Makes lpips_fast/weights/*.safetensors and their manifest from the files in the `lpips` 0.1.4 package.
+"""Makes lpips_fast/weights/linear/*.safetensors and their manifest from the files in the `lpips` 0.1.4 package.
 
     pip install lpips==0.1.4 && python tools/export_linear_weights.py
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-OUT = Path(__file__).resolve().parent.parent / "lpips_fast" / "weights"
+OUT = Path(__file__).resolve().parent.parent / "lpips_fast" / "weights" / "linear"
 
 
 def main() -> None:

@@ -29,8 +29,8 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
+from lpips_fast._files import replacing
 from lpips_fast.cli import app
-from lpips_fast.files import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = re.compile(

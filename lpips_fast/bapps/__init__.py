@@ -6,10 +6,10 @@
 A subset is named by its folders, as 'train/cnn' or 'val/traditional'.
 """
 
-from .datasets import PATCH, JNDDataset, Pair, SampleError, Triplet, TwoAFCDataset, list_subsets
-from .loading import read_batches
-from .scores import evaluate, score_2afc, score_jnd
-from .synthesize import give_taste, synthesize
+from lpips_fast.bapps.datasets import PATCH, JNDDataset, Pair, SampleError, Triplet, TwoAFCDataset, list_subsets
+from lpips_fast.bapps.loading import read_batches
+from lpips_fast.bapps.scores import evaluate, score_2afc, score_jnd
+from lpips_fast.bapps.synthesize import give_taste, synthesize
 
 __all__ = [
     "PATCH",

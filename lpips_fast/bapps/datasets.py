@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..images import im2tensor, load_image
+from lpips_fast.images import im2tensor, load_image
 
 PATCH = 64  # height and width of BAPPS's images, in pixels
 

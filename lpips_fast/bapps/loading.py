@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from .datasets import Judgements, Sample, SampleError
+from lpips_fast.bapps.datasets import Judgements, Sample, SampleError
 
 
 class _Batches(Dataset[Any]):

@@ -22,8 +22,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .datasets import Judgements, TwoAFCDataset
-from .loading import in_order, read_batches
+from lpips_fast.bapps.datasets import Judgements, TwoAFCDataset
+from lpips_fast.bapps.loading import in_order, read_batches
 
 
 def score_2afc(d0: ArrayLike, d1: ArrayLike, judge: ArrayLike) -> float:

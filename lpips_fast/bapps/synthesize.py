@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from ..distortions import blurred, compressed, noisy, recoloured, shifted
-from ..files import making_folder
-from ..images import im2tensor, image_size, load_image, resize_image
-from ..lpips import LPIPS
-from ..weights import linear_state_dict, save_state_dict
-from .datasets import PATCH, JNDDataset, TwoAFCDataset, unreadable
+from lpips_fast._files import making_folder
+from lpips_fast.bapps.datasets import PATCH, JNDDataset, TwoAFCDataset, unreadable
+from lpips_fast.bapps.distortions import blurred, compressed, noisy, recoloured, shifted
+from lpips_fast.images import im2tensor, image_size, load_image, resize_image
+from lpips_fast.lpips import LPIPS
+from lpips_fast.weights.files import linear_state_dict, save_state_dict
 
 SUBSET = "synthetic"
 PEOPLE = 5  # who judge each sample

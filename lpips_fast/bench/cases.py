@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..lpips import LPIPS, NETS
-from ..trunk import SPECS
-from .ceilings import Ceilings
+from lpips_fast.bench.ceilings import Ceilings
+from lpips_fast.lpips import LPIPS, NETS
+from lpips_fast.trunk.module import SPECS
 
 
 class Case(NamedTuple):

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from .records import Record
-from .timing import Call, Clock, interleaved
+from lpips_fast.bench.records import Record
+from lpips_fast.bench.timing import Call, Clock, interleaved
 
 DTYPES = {
     "float32": torch.float32,

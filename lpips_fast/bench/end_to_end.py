@@ -17,11 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .cases import Case, images, limit, random_lpips, work
-from .ceilings import DTYPES, Ceilings
-from .providers import PROVIDERS, Distance, Provider, Sample, plain_torch
-from .records import Record
-from .timing import (
+from lpips_fast.bench.cases import Case, images, limit, random_lpips, work
+from lpips_fast.bench.ceilings import DTYPES, Ceilings
+from lpips_fast.bench.providers import PROVIDERS, Distance, Provider, Sample, plain_torch
+from lpips_fast.bench.records import Record
+from lpips_fast.bench.timing import (
     Call,
     Clock,
     Quantiles,

@@ -14,12 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import extension, ops
-from ..reference import accumulation_dtype, head_ref
-from . import ceilings
-from .cases import Case, trunk_layers
-from .records import Record
-from .timing import Call, Clock, described, interleaved, release_memory
+from lpips_fast.bench import ceilings
+from lpips_fast.bench.cases import Case, trunk_layers
+from lpips_fast.bench.records import Record
+from lpips_fast.bench.timing import Call, Clock, described, interleaved, release_memory
+from lpips_fast.head import backends, operators
+from lpips_fast.head.reference import accumulation_dtype, head_ref
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 MODES = ("forward", "backward", "forward+backward")
@@ -62,11 +62,11 @@ def features(case: Case, dtype: torch.dtype, layout: str, mode: str, device: tor
 def providers(device: torch.device, compile: bool) -> dict[str, Head]:
     """The backends on the device, the reference first; with `compile` the reference under torch.compile, too."""
     found: dict[str, Head] = {}
-    for backend in extension.BACKENDS:
+    for backend in backends.BACKENDS:
         if backend == "triton" and device.type == "cpu":
             continue  # its interpreter is for tests
         try:
-            extension.choose(backend, device)
+            backends.choose(backend, device)
         except (ValueError, RuntimeError):
             continue
         found[backend] = functools.partial(_head_of, backend)
@@ -78,7 +78,7 @@ def providers(device: torch.device, compile: bool) -> dict[str, Head]:
 
 
 def _head_of(backend: str, feats0: list[Tensor], feats1: list[Tensor], weights: list[Tensor]) -> Tensor:
-    return ops.head(backend, feats0, feats1, weights, EPS, False)
+    return operators.head(backend, feats0, feats1, weights, EPS, False)
 
 
 def set_up(head: Head, feats: Features) -> Call:

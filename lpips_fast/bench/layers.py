@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import conv_backward, conv_relu, first_conv_relu, max_pool, tap_backward
-from ..plan import Affine, Conv, Fire, Pool
-from ..trunk import Trunk
-from .cases import Case, Layer, images, limit, random_lpips, slices_of, trunk_layers
-from .ceilings import DTYPES, Ceilings
-from .providers import copied, inherited_precision
-from .records import Record
-from .timing import Call, Clock, Quantiles, described, interleaved, release_memory
+from lpips_fast.bench.cases import Case, Layer, images, limit, random_lpips, slices_of, trunk_layers
+from lpips_fast.bench.ceilings import DTYPES, Ceilings
+from lpips_fast.bench.providers import copied, inherited_precision
+from lpips_fast.bench.records import Record
+from lpips_fast.bench.timing import Call, Clock, Quantiles, described, interleaved, release_memory
+from lpips_fast.trunk.module import Trunk
+from lpips_fast.trunk.program import Affine, Conv, Fire, Pool
+from lpips_fast.trunk.torch_layers import conv_backward, conv_relu, first_conv_relu, max_pool, tap_backward
 
 MODES = ("forward", "backward")
 LIMIT = "limit"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .ceilings import Ceilings, of_records
-from .end_to_end import LIMIT, MODES
-from .providers import PROVIDERS
-from .records import Record, by_case, distinct
-from .tables import NETS, case_title
+from lpips_fast.bench.ceilings import Ceilings, of_records
+from lpips_fast.bench.end_to_end import LIMIT, MODES
+from lpips_fast.bench.providers import PROVIDERS
+from lpips_fast.bench.records import Record, by_case, distinct
+from lpips_fast.bench.tables import NETS, case_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

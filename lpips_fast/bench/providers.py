@@ -15,10 +15,10 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from ..functional import lpips_head
-from ..lpips import LPIPS
-from ..trunk import SPECS
-from .cases import slices_of
+from lpips_fast.bench.cases import slices_of
+from lpips_fast.functional import lpips_head
+from lpips_fast.lpips import LPIPS
+from lpips_fast.trunk.module import SPECS
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 Sample = tuple[Tensor, Tensor]

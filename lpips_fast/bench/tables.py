@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from .providers import BASELINE, PROVIDERS
-from .records import Record, by_case, distinct
+from lpips_fast.bench.providers import BASELINE, PROVIDERS
+from lpips_fast.bench.records import Record, by_case, distinct
 
 NETS = {"alex": "AlexNet", "vgg": "VGG16", "squeeze": "SqueezeNet 1.1"}
 

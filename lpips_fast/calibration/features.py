@@ -17,11 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..bapps.datasets import PATCH, Triplet, TwoAFCDataset
-from ..bapps.loading import in_order, read_batches
-from ..files import replacing
-from ..lpips import LPIPS
-from ..weights import fingerprint
+from lpips_fast._files import replacing
+from lpips_fast.bapps.datasets import PATCH, Triplet, TwoAFCDataset
+from lpips_fast.bapps.loading import in_order, read_batches
+from lpips_fast.lpips import LPIPS
+from lpips_fast.weights.files import fingerprint
 
 _HEADER = "features.json"
 _CHUNK = 32  # triplets that go through the trunk together

@@ -26,11 +26,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..functional import lpips_head
-from ..lpips import LPIPS
-from ..ranking import BCERankingLoss
-from ..reference import normalize_channels
-from ..weights import check_values, checked_state_dict, fingerprint, linear_state_dict, linear_weights
+from lpips_fast.calibration.ranking import BCERankingLoss
+from lpips_fast.functional import lpips_head
+from lpips_fast.head.reference import normalize_channels
+from lpips_fast.lpips import LPIPS
+from lpips_fast.weights.files import check_values, checked_state_dict, fingerprint, linear_state_dict, linear_weights
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from . import bapps, bench, convert, demo, dirs, evaluate, map, matrix, pair, search, train, video
+from lpips_fast.cli.commands import bapps, bench, convert, demo, dirs, evaluate, map, matrix, pair, search, train, video
 
 app = typer.Typer(
     name="lpips-fast",

@@ -35,8 +35,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..images import Picture
-from .options import ReadError, UsageError
+from lpips_fast.cli.options import ReadError, UsageError
+from lpips_fast.images import Picture
 
 _LEAST_PYAV = 17  # older ones convert without regard to the frame's matrix and range
 

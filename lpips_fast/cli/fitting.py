@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from .options import ReadError, UsageError
+from lpips_fast.cli.options import ReadError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,7 +81,7 @@ class Fit:
             ReadError: the sizes differ, and this neither resizes nor crops; the mask is smaller than what A and B are
                 cropped to; or nothing is left within the border.
         """
-        from ..images import resize_image
+        from lpips_fast.images import resize_image
 
         name, first = images[0]
         height, width = first.shape[:2]

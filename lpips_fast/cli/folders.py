@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .fitting import ALPHA, MaskSource
-from .options import ReadError, UsageError
+from lpips_fast.cli.fitting import ALPHA, MaskSource
+from lpips_fast.cli.options import ReadError, UsageError
 
 
 def list_folder(folder: Path) -> list[Path]:
     """The images of a folder, at any depth: sorted paths relative to it."""
-    from ..images import list_images, suffixes
+    from lpips_fast.images import list_images, suffixes
 
     if not folder.is_dir():
         raise UsageError(f"{folder} is no folder")
@@ -26,7 +26,7 @@ def list_folder(folder: Path) -> list[Path]:
 
 def one_size(paths: Sequence[Path]) -> tuple[int, int]:
     """The width and height that all images have; those that cannot be read are left out."""
-    from ..images import image_size
+    from lpips_fast.images import image_size
 
     counts: Counter[tuple[int, int]] = Counter()
     for path in paths:
@@ -118,8 +118,8 @@ def find_masks(mask: str | None, names: Sequence[Path]) -> list[MaskSource]:
         if not found:
             raise UsageError(f"--mask {mask} has no mask, or more than one, named as an image in A, e.g. {names[0]}")
         return [path / found.get(name, name.with_suffix(".*")) for name in names]
-    from ..images import open_image
-    from .loading import gray_of
+    from lpips_fast.cli.loading import gray_of
+    from lpips_fast.images import open_image
 
     try:
         with open_image(path) as image:

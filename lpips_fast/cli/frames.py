@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageSequence
 
-from ..images import open_image, suffixes, to_picture
-from .decoding import Coding, Frame, decode_video
-from .fitting import ALPHA, Fit
-from .folders import list_folder
-from .loading import Pair, WeightsOf, make_pair, mask_source, no_alpha
-from .notices import FrameName, Notices
-from .options import ReadError, UsageError, VideoReading
-from .pairing import PairBy, Pairing, Stream
+from lpips_fast.cli.decoding import Coding, Frame, decode_video
+from lpips_fast.cli.fitting import ALPHA, Fit
+from lpips_fast.cli.folders import list_folder
+from lpips_fast.cli.loading import Pair, WeightsOf, make_pair, mask_source, no_alpha
+from lpips_fast.cli.notices import FrameName, Notices
+from lpips_fast.cli.options import ReadError, UsageError, VideoReading
+from lpips_fast.cli.pairing import PairBy, Pairing, Stream
+from lpips_fast.images import open_image, suffixes, to_picture
 
 # Decoded frames wait for the network until they hold this many pixels, as many as it takes at once.
 _PIXELS_AHEAD = 1 << 22

@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import replaceable
-from . import output
-from .options import UsageError
+from lpips_fast._files import replaceable
+from lpips_fast.cli import output
+from lpips_fast.cli.options import UsageError
 
 Row = dict[str, Any]
 

@@ -10,7 +10,9 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from ..images import (
+from lpips_fast.cli.fitting import ALPHA, Fit, MaskSource, check_sizes, same_shape
+from lpips_fast.cli.options import ReadError, Reading
+from lpips_fast.images import (
     Picture,
     alpha_of,
     has_sixteen_bits,
@@ -20,8 +22,6 @@ from ..images import (
     resize_image,
     to_picture,
 )
-from .fitting import ALPHA, Fit, MaskSource, check_sizes, same_shape
-from .options import ReadError, Reading
 
 T = TypeVar("T")
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoints import Checkpoint, SeveralError, load_any
-from ..lpips import LPIPS, NETS
-from ..pairwise import embed
-from ..weights import some
-from . import shards
-from .loading import Pair, by_size
-from .options import ReadError, Settings, UsageError
+from lpips_fast._checks import some
+from lpips_fast.checkpoints import Checkpoint, SeveralError, load_any
+from lpips_fast.cli import shards
+from lpips_fast.cli.loading import Pair, by_size
+from lpips_fast.cli.options import ReadError, Settings, UsageError
+from lpips_fast.lpips import LPIPS, NETS
+from lpips_fast.pairwise import embed
 
 
 def make_lpips(settings: Settings, **options: Any) -> LPIPS:

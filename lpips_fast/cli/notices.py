@@ -10,10 +10,10 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from ..images import Picture
-from . import output, shards
-from .loading import Pair, Pictures, Stretched
-from .options import Reading
+from lpips_fast.cli import output, shards
+from lpips_fast.cli.loading import Pair, Pictures, Stretched
+from lpips_fast.cli.options import Reading
+from lpips_fast.images import Picture
 
 Name = Path | str
 T = TypeVar("T")

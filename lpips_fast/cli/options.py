@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from . import shards
+from lpips_fast.cli import shards
 
 READ_ERRORS = 1
 USAGE = 2
@@ -143,7 +143,7 @@ class Reading:
     ] = None
 
     def __post_init__(self) -> None:
-        from ..images import check_background
+        from lpips_fast.images import check_background
 
         try:
             check_background(self.background_color)
@@ -186,7 +186,7 @@ class VideoReading(Reading):
 
 def parse_range(text: str | None) -> tuple[float, float] | None:
     """LOW:HIGH as numbers."""
-    from ..images import check_range
+    from lpips_fast.images import check_range
 
     if text is None:
         return None
@@ -239,7 +239,7 @@ def register(
                 arguments[group] = kind(**{p.name: arguments.pop(p.name) for p in shared[group]})
             if shards.count() > 1 and not sharded:
                 raise UsageError(f"{name} is one process's work; torchrun can share that of dirs, matrix and train")
-            from . import output
+            from lpips_fast.cli import output
 
             files = {option: arguments[key] for key, option in outputs.items() if arguments[key] is not None}
             with output.claiming(files if shards.rank() == 0 else {}):

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..files import replaceable, replacing, sha256_of
-from . import shards
-from .options import OUTPUT_PANEL, Reading, Settings, UsageError
+from lpips_fast._files import replaceable, replacing, sha256_of
+from lpips_fast.cli import shards
+from lpips_fast.cli.options import OUTPUT_PANEL, Reading, Settings, UsageError
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from . import output
-from .options import ReadError
+from lpips_fast.cli import output
+from lpips_fast.cli.options import ReadError
 
 if TYPE_CHECKING:
-    from .decoding import Frame
+    from lpips_fast.cli.decoding import Frame
 
 PairBy = Literal["time", "index"]
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import replacing
-from ..pictures import one_line
-from .options import UsageError
+from lpips_fast._files import replacing
+from lpips_fast.cli.drawing import one_line
+from lpips_fast.cli.options import UsageError
 
 if TYPE_CHECKING:
     import numpy as np

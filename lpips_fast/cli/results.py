@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from .journal import Row
+from lpips_fast.cli.journal import Row
 
 
 def summarize(values: Iterable[float], errors: int) -> dict[str, Any]:

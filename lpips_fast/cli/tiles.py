@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..pairwise import squared_distances
-from .loading import Images, read_ahead
-from .model import Model
-from .notices import Notices
-from .options import ReadError, Reading, UsageError
+from lpips_fast.cli.loading import Images, read_ahead
+from lpips_fast.cli.model import Model
+from lpips_fast.cli.notices import Notices
+from lpips_fast.cli.options import ReadError, Reading, UsageError
+from lpips_fast.pairwise import squared_distances
 
 _HELD_BYTES = 2**30
 _LEAST_BLOCK = 16

@@ -17,9 +17,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..bapps.scores import agreement, average_precision, score_jnd
-from ..images import im2tensor, tensor2im
-from ..lpips import check_choice
+from lpips_fast._checks import check_choice
+from lpips_fast.bapps.scores import agreement, average_precision, score_jnd
+from lpips_fast.images import im2tensor, tensor2im
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import lpips, weights
-from ..reference import normalize_channels
+from lpips_fast import lpips
+from lpips_fast._checks import check_choice
+from lpips_fast.head.reference import normalize_channels
+from lpips_fast.weights import files as weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -50,8 +52,8 @@ class LPIPS(lpips.LPIPS):
         std: Sequence[float] = IMAGENET_STD,
         **options: Any,
     ) -> None:
-        lpips.check_choice("distance", distance, ("mse", "mae"))
-        lpips.check_choice("reduction", reduction, ("none", "mean", "sum"))
+        check_choice("distance", distance, ("mse", "mae"))
+        check_choice("reduction", reduction, ("none", "mean", "sum"))
         for name, channels in (("mean", mean), ("std", std)):
             if not isinstance(channels, Iterable) or len(list(channels)) != 3:
                 raise ValueError(f"{name} must be three numbers, one a channel, got {channels}")

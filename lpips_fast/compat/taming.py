@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import lpips
+from lpips_fast import lpips
 
 
 class LPIPS(lpips.LPIPS):

@@ -3,6 +3,6 @@
 python -m lpips_fast.demo
 """
 
-from .run import main
+from lpips_fast.demo.run import main
 
 __all__ = ["main"]

@@ -1,7 +1,7 @@
 import argparse
 import inspect
 
-from .run import main
+from lpips_fast.demo.run import main
 
 defaults = {name: parameter.default for name, parameter in inspect.signature(main).parameters.items()}
 parser = argparse.ArgumentParser(prog="python -m lpips_fast.demo", description="What lpips_fast does, in a minute.")

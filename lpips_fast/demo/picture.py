@@ -14,8 +14,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from .run import Optimised
-from .speed import PAIRS, SIZE, Comparison
+from lpips_fast.demo.run import Optimised
+from lpips_fast.demo.speed import PAIRS, SIZE, Comparison
 
 OURS, PLAIN = "#1b7f79", "#c9c4b8"
 

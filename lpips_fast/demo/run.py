@@ -13,10 +13,12 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import extension, images, weights
-from ..distortions import DISTORTIONS
-from ..lpips import LPIPS, NETS
-from .speed import PAIRS, SIZE, Comparison, compare
+from lpips_fast import images
+from lpips_fast.bapps.distortions import DISTORTIONS
+from lpips_fast.demo.speed import PAIRS, SIZE, Comparison, compare
+from lpips_fast.head import backends
+from lpips_fast.lpips import LPIPS, NETS
+from lpips_fast.weights import files as weights
 
 SAMPLES = ("landscape", "marble", "spheres")
 
@@ -39,7 +41,7 @@ def main(net: str = "squeeze", steps: int = 60, output: str | PathLike[str] = "d
     started = time.perf_counter()
     torch.manual_seed(0)
     print("The head's backends:")
-    for name, reason in extension.backends().items():
+    for name, reason in backends.backends().items():
         print(f"  {name:10} {'ready' if reason is None else 'not here: ' + reason}")
     module, calibrated = load(net)
     samples = {name: load_sample(name) for name in SAMPLES}
@@ -50,7 +52,7 @@ def main(net: str = "squeeze", steps: int = 60, output: str | PathLike[str] = "d
     backend, comparisons = compare(rounds=3)
     print_comparisons(backend, comparisons)
 
-    from .picture import draw  # here, for matplotlib is slow to import
+    from lpips_fast.demo.picture import draw  # here, for matplotlib is slow to import
 
     draw(output, net, calibrated, samples["spheres"], maps, optimised, comparisons)
     print(f"\nWrote {output} after {time.perf_counter() - started:.0f} s.")

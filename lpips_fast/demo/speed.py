@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import extension, functional
-from ..lpips import LPIPS
+from lpips_fast import functional
+from lpips_fast.head import backends
+from lpips_fast.lpips import LPIPS
 
 SIZE = 256
 PAIRS = 1
@@ -86,7 +87,7 @@ def compare(rounds: int) -> tuple[str, list[Comparison]]:
             [leaf],
         ),
     ]
-    return extension.choose("auto", in0.device), comparisons
+    return backends.choose("auto", in0.device), comparisons
 
 
 def _compared(

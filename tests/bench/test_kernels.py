@@ -15,7 +15,7 @@ from benchmarks.kernels import CONVOLUTION, GRADIENT, Kernel, Pass
 from lpips_fast.bench import cases, records
 from lpips_fast.bench.cases import Case
 from lpips_fast.bench.ceilings import Ceilings
-from lpips_fast.plan import Pool
+from lpips_fast.trunk.program import Pool
 
 CASES = [Case("vgg", 2, 64), Case("alex", 3, 67), Case("squeeze", 2, 64)]
 SMALL = CASES[0]

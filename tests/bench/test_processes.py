@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lpips_fast import extension, functional
+from lpips_fast import functional
 from lpips_fast.bench import records
 from lpips_fast.bench.cases import Case
 from lpips_fast.bench.providers import PROVIDERS
+from lpips_fast.head import backends
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -239,7 +240,7 @@ def test_backends_must_be_there(gpu, monkeypatch):
 def works_on_the_cpu(backend):
     """Triton does in its interpreter alone, which is off where there is a GPU."""
     try:
-        return extension.choose(backend, torch.device("cpu")) == backend
+        return backends.choose(backend, torch.device("cpu")) == backend
     except (RuntimeError, ValueError):
         return False
 

@@ -250,7 +250,7 @@ def test_tuned_trunk(make, samples, tmp_path, dropout):
     train(calibration, samples, 2)
     assert not torch.equal(calibration.fn.net.slice1[0].weight, before)
     path = tmp_path / "weights.pth"
-    lpips_fast.weights.save_state_dict(path, calibration.weights())
+    lpips_fast.weights.files.save_state_dict(path, calibration.weights())
     calibration.fn.eval()
     pair = image(2, 40, 40, seed=1), image(2, 40, 40, seed=2)
     with torch.no_grad(), warnings.catch_warnings():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import lpips_fast
-from lpips_fast.weights import read_state_dict
+from lpips_fast.weights.files import read_state_dict
 
 SMALL = ("--batch-size", 8, "--epochs", 2, "--decay-epochs", 1, "--workers", 0)
 

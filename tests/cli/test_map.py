@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from lpips_fast import load_image
-from lpips_fast.pictures import one_line
+from lpips_fast.cli.drawing import one_line
 
 from .conftest import save_noise
 

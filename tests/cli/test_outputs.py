@@ -10,8 +10,8 @@ import subprocess
 import pytest
 import typer
 
+from lpips_fast._files import replacing
 from lpips_fast.cli import options, output
-from lpips_fast.files import replacing
 
 from .conftest import TIMEOUT, command, environment, save_noise
 

@@ -111,7 +111,7 @@ def test_processes_speak_once(run, views, trunk):
 
 def test_the_report_shows_what_was_compared(views, trunk, call, monkeypatch):
     shown = []
-    monkeypatch.setattr("lpips_fast.report.report_page", lambda *arguments: shown.append(arguments[6]) or "")
+    monkeypatch.setattr("lpips_fast.cli.report.report_page", lambda *arguments: shown.append(arguments[6]) or "")
     call("dirs", "truth", "rendered", "--background", "#102030", "--report", "out.html", "--workers", 0, *trunk)
     [groups] = shown
     pairs = [pair for group in groups.values() for pair in group]

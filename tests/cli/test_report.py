@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lpips_fast.report import Example, Pair, choose_examples, report_page
+from lpips_fast.cli.report import Example, Pair, choose_examples, report_page
 
 from .conftest import save_noise
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lpips_fast.cli import video
+from lpips_fast.cli.commands import video
 from lpips_fast.cli.frames import FramePair
 
 from .conftest import save_noise, soft_disc

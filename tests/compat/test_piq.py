@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from lpips_fast import weights
 from lpips_fast.compat.piq import LPIPS
+from lpips_fast.weights import files as weights
 
 from ..images import assert_close, image
 from ..test_errors import raises

@@ -9,16 +9,16 @@ import pytest
 import torch
 
 import lpips_fast
-from lpips_fast import extension
+from lpips_fast.head import backends
 
 
 def _combinations():
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    for backend in extension.BACKENDS:
+    for backend in backends.BACKENDS:
         there = False
         for device in devices:
             try:
-                extension.choose(backend, torch.device(device))
+                backends.choose(backend, torch.device(device))
             except (ValueError, RuntimeError):
                 continue
             there = True

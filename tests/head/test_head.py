@@ -7,8 +7,9 @@ import torch
 from torch._dynamo.backends.common import aot_autograd
 
 import lpips_fast
-from lpips_fast import functional, ops
-from lpips_fast.reference import head_maps_ref, head_ref
+from lpips_fast import functional
+from lpips_fast.head import operators
+from lpips_fast.head.reference import head_maps_ref, head_ref
 
 from .cases import (
     GRAD_TOLERANCE,
@@ -271,6 +272,6 @@ def test_compiled_in_one_graph(backend, device, maps, monkeypatch):
 
 
 def test_every_backend_is_reported():
-    assert set(lpips_fast.backends()) == {"reference", *ops.COMPILED_BACKENDS}
+    assert set(lpips_fast.backends()) == {"reference", *operators.COMPILED_BACKENDS}
     assert lpips_fast.backends()["reference"] is None
     assert all(reason is None or reason for reason in lpips_fast.backends().values())

@@ -1,0 +1,25 @@
+"""`lpips-fast demo`: what lpips_fast does, in a minute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from lpips_fast.cli import options
+
+Net = Annotated[Literal["alex", "vgg", "squeeze"], typer.Option(help="The trunk; squeeze's is the smallest download.")]
+Steps = Annotated[int, typer.Option(min=1, help="Of the optimisation.")]
+Output = Annotated[Path, typer.Option(help="The picture to write.")]
+
+
+def demo(net: Net = "squeeze", steps: Steps = 60, output: Output = Path("demo.png")) -> None:
+    """Distances of distorted images, an image optimised against LPIPS, speed beside plain torch; in one picture."""
+    from lpips_fast.demo import main
+
+    main(net, steps, output)
+
+
+def register(app: typer.Typer) -> None:
+    options.register(app, "demo", demo, ["lpips-fast demo", "lpips-fast demo --net alex --output alex.png"])

@@ -1,0 +1,233 @@
+"""`lpips-fast dirs`: the distance of each image of a folder to its namesake in another.
+
+Pairs in order of name form units of --batch-size; a unit goes through the network in one batch a size. Units are the
+same however many processes share them and wherever a run was cut short, and so are the numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lpips_fast.cli import options, output, shards
+from lpips_fast.cli.fitting import Fit, Mask, MaskSource
+from lpips_fast.cli.folders import Match, find_masks, list_folder, match, named_by
+from lpips_fast.cli.journal import Journal
+from lpips_fast.cli.options import ReadError, Reading, Settings, UsageError
+from lpips_fast.cli.results import Results, summarize
+
+if TYPE_CHECKING:
+    from lpips_fast.cli.model import Model
+    from lpips_fast.cli.notices import Notices
+
+Folder = Annotated[Path, typer.Argument(show_default=False, help="A folder of images, at any depth.")]
+Pattern = Annotated[
+    str,
+    typer.Option(
+        help="How B's images are named, without suffix, where {name} stands for A's name: {name}_x4 pairs 01.png with "
+        "01_x4.png."
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with the results that are in --json or --csv.",
+        rich_help_panel=output.OUTPUT_PANEL,
+    ),
+]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write a page (HTML, self-contained): histogram, pairs with their maps, all distances.",
+        rich_help_panel=output.OUTPUT_PANEL,
+    ),
+]
+
+_SHOWN = 20
+
+
+def dirs(
+    a: Folder,
+    b: Folder,
+    settings: Settings,
+    reading: Reading,
+    fit: Fit,
+    pattern: Pattern = "{name}",
+    mask: Mask = None,
+    json: output.Json = None,
+    csv: output.Csv = None,
+    resume: Resume = False,
+    report: Report = None,
+) -> None:
+    """The distance of each image of folder A to the image of the same name in folder B, with mean and deviation.
+
+    Images are matched by their path within the folder, and those left by that path without suffix.
+    """
+    with shards.group():
+        described = {
+            **output.describe(settings, reading),
+            "a": str(a),
+            "b": str(b),
+            "pattern": pattern,
+            **asdict(fit),
+            "mask": mask,
+        }
+
+        def prepare() -> tuple[Match, list[MaskSource], Journal]:
+            matched = _matched(a, b, pattern)
+            masks = find_masks(mask, [path_a for _, path_a, _ in matched.pairs])
+            return matched, masks, Journal(json, csv, described, ["name", "a", "b", "lpips", "error"], resume)
+
+        matched, masks, journal = shards.from_first(prepare)
+        results = Results([(name, str(a / path_a), str(b / path_b)) for name, path_a, path_b in matched.pairs])
+        results.add(journal.rows)
+        unmatched = {"a": [p.as_posix() for p in matched.only_a], "b": [p.as_posix() for p in matched.only_b]}
+        _warn_unmatched(a, b, unmatched, settings.strict)
+
+        from lpips_fast.cli.model import Model
+        from lpips_fast.cli.notices import Notices
+
+        model, notices = Model(settings), Notices(reading)
+        first = shards.rank() == 0
+        if first:
+            journal.start()
+        complete = False
+        try:
+            _run(results, model, fit, reading, masks, journal, notices)
+            complete = True
+        finally:
+            if first:
+                summary = summarize(results.values, len(results.errors))
+                journal.finish({"summary": summary, "unmatched": unmatched, "results": list(results.rows())}, complete)
+        if first and not output.to_stdout(json, csv, report):
+            _print(results, summary)
+        if first and report is not None:
+            _write_report(report, results, model, fit, reading, masks, described, summary, unmatched)
+        notices.tell()
+    for i, why in sorted(results.errors.items()):
+        output.warn(f"{results.pairs[i][0]}: {why}")
+    if results.errors:
+        raise typer.Exit(options.READ_ERRORS)
+
+
+def _matched(a: Path, b: Path, pattern: str) -> Match:
+    paths_a, paths_b = list_folder(a), list_folder(b)
+    matched = match(paths_a, paths_b, pattern)
+    if not matched.pairs:
+        first = paths_a[0]
+        raise UsageError(
+            f"no image in {a} has a namesake in {b}: e.g. {first} should be {named_by(pattern, first)}.* in {b}, which "
+            f"has {paths_b[0]}; --pattern says how B's images are named, without suffix, and is {pattern!r}; a name "
+            "that several images share without suffix pairs none"
+        )
+    return matched
+
+
+def _warn_unmatched(a: Path, b: Path, unmatched: dict[str, list[str]], strict: bool) -> None:
+    for folder, paths in ((a, unmatched["a"]), (b, unmatched["b"])):
+        if paths:
+            some = ", ".join(paths[:10]) + (", ..." if len(paths) > 10 else "")
+            message = f"{len(paths)} in {folder} without a counterpart: {some}"
+            if strict:
+                raise ReadError(message)
+            output.warn(message)
+
+
+def _run(
+    results: Results,
+    model: Model,
+    fit: Fit,
+    reading: Reading,
+    masks: Sequence[MaskSource],
+    journal: Journal,
+    notices: Notices,
+) -> None:
+    """Computes what is missing, unit by unit; rank 0 puts it into the results and the journal."""
+    from lpips_fast.cli.loading import Pairs, read_ahead
+
+    n, size = len(results.pairs), model.settings.batch_size
+    units = [range(i, min(i + size, n)) for i in range(0, n, size)]
+    units = [unit for unit in units if any(results.missing(i) for i in unit)]
+    own = shards.own(units)
+    paths = [(Path(results.pairs[i][1]), Path(results.pairs[i][2]), masks[i]) for unit in own for i in unit]
+    read = read_ahead(Pairs(paths, fit, reading), model.settings.reader_count())
+    images = notices.pairs([(a, b) for a, b, _ in paths], read)
+    computed = (model.outcomes(zip(unit, images, strict=False)) for unit in own)
+    with output.progress(sum(map(len, units)), "pairs") as advance:
+        for of_each_process in shards.gathered(computed, len(units)):
+            for outcomes in of_each_process:
+                new = [i for i in sorted(outcomes) if results.missing(i)]
+                for i in new:
+                    results.put(i, outcomes[i])
+                journal.append([results.row(i) for i in new])
+                advance(len(outcomes))
+
+
+def _print(results: Results, summary: dict[str, Any]) -> None:
+    """The largest distances, the errors and the summary."""
+    if len(results.pairs) <= _SHOWN:
+        title, shown = "Distances", [i for i in range(len(results.pairs)) if i not in results.errors]
+    else:
+        title, shown = f"The {_SHOWN} largest distances", results.worst(_SHOWN)
+    output.print_table(title, ("image", "LPIPS"), [(results.pairs[i][0], f"{results.values[i]:.7g}") for i in shown])
+    output.print_summary(summary)
+
+
+def _write_report(
+    path: Path,
+    results: Results,
+    model: Model,
+    fit: Fit,
+    reading: Reading,
+    masks: Sequence[MaskSource],
+    settings: dict[str, Any],
+    summary: dict[str, Any],
+    unmatched: dict[str, list[str]],
+) -> None:
+    from lpips_fast.cli import loading
+    from lpips_fast.cli.report import Pair, choose_examples, report_page
+
+    def load(pair: Pair) -> loading.Pair | None:
+        try:
+            return loading.load_pair(Path(pair.a), Path(pair.b), fit, reading, mask_of[pair]).pair()
+        except ReadError as error:  # the file is no longer as it was when its distance was computed
+            output.warn(f"{pair.name} is not shown in {path}: {error}")
+            return None
+
+    pairs = [Pair(*pair) for pair in results.pairs]
+    mask_of = dict(zip(pairs, masks, strict=True))
+    distances = [(pair, value) for pair, value in zip(pairs, results.values, strict=True) if not math.isnan(value)]
+    page = report_page(
+        (settings["a"], settings["b"]),
+        settings,
+        summary,
+        distances,
+        [(pairs[i], why) for i, why in sorted(results.errors.items())],
+        (unmatched["a"], unmatched["b"]),
+        choose_examples(distances, load, lambda loaded: model.maps(loaded)[0]),
+        None if path == output.STDOUT else path.parent,
+    )
+    output.write_text(path, page)
+
+
+def register(app: typer.Typer) -> None:
+    options.register(
+        app,
+        "dirs",
+        dirs,
+        [
+            "lpips-fast dirs originals/ outputs/ --json scores.json",
+            "lpips-fast dirs originals/ outputs/ --csv scores.csv --resume",
+            "lpips-fast dirs originals/ outputs/ --resize --net vgg --report report.html",
+            'lpips-fast dirs high_resolution/ outputs/ --pattern "{name}_x4" --crop --crop-border 4',
+            "lpips-fast dirs ground_truth/ renderings/ --mask alpha --background black",
+            "torchrun --nproc-per-node 4 -m lpips_fast dirs originals/ outputs/ --csv scores.csv",
+        ],
+        sharded=True,
+    )

@@ -1,0 +1,118 @@
+"""`lpips-fast map`: where two images differ."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lpips_fast.cli import options, output
+from lpips_fast.cli.commands.pair import A, B
+from lpips_fast.cli.fitting import Fit, Mask
+from lpips_fast.cli.folders import find_masks
+from lpips_fast.cli.options import ReadError, Reading, Settings, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Output = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        show_default=False,
+        help="The picture to write: A, B and the map of their distance. PNG, or another format by its suffix.",
+        rich_help_panel=output.OUTPUT_PANEL,
+    ),
+]
+Layers = Annotated[bool, typer.Option("--layers", help="Add a row with the map of each layer.")]
+Top = Annotated[
+    float | None,
+    typer.Option(
+        "--max",
+        help="The distance shown in the lightest colour, above 0, to compare pictures.",
+        show_default="the map's largest",
+    ),
+]
+
+
+def map_(
+    a: A,
+    b: B,
+    settings: Settings,
+    reading: Reading,
+    fit: Fit,
+    out: Output,
+    layers: Layers = False,
+    top: Top = None,
+    mask: Mask = None,
+    json: output.Json = None,
+) -> None:
+    """A picture of where two images differ, beside them.
+
+    Its mean is (up to the enlarging of each layer's map) the distance of the pair.
+
+    With --mask it is multiplied by the mask, and its mean is the weighted one.
+    """
+    from lpips_fast.cli.drawing import Panel, arrange, colorize
+    from lpips_fast.cli.loading import load_pair
+    from lpips_fast.cli.model import Model
+    from lpips_fast.cli.notices import Notices
+
+    output.check_picture(out)
+    if top is not None and not 0 < top < math.inf:
+        raise UsageError(f"--max must be a distance above 0, got {top:g}")
+    [own_mask] = find_masks(mask, [Path(a.name)])
+    model, notices = Model(settings), Notices(reading)
+    pair = notices.pair((a, b), load_pair(a, b, fit, reading, own_mask))
+    if why := model.too_small(*pair.image0.shape[:2]):
+        raise ReadError(f"{a}: {why}")
+    total, parts = model.maps(pair)
+    weights = total.size if pair.mask is None else pair.mask.sum() / 255
+
+    def mean(values: np.ndarray) -> float:
+        return float(values.sum() / weights)
+
+    def panel(name: str, values: np.ndarray) -> Panel:
+        largest = float(values.max()) if top is None else top
+        return Panel(colorize(values, largest), f"{name} {mean(values):.3f}, scale 0 to {largest:.3g}")
+
+    rows = [[Panel(pair.image0, a.name), Panel(pair.image1, b.name), panel("LPIPS", total)]]
+    if layers:
+        rows.append([panel(f"layer {k}", part) for k, part in enumerate(parts, start=1)])
+    output.save_picture(out, arrange(rows))
+    if not output.to_stdout(json):
+        print(f"{mean(total):.3f} ({mean(total):.7g}), at most {total.max():.3f}: {out}")
+    output.write_json(
+        json,
+        {
+            "settings": {
+                **output.describe(settings, reading),
+                **asdict(fit),
+                "mask": mask,
+            },
+            "a": str(a),
+            "b": str(b),
+            "map": str(out),
+            "mean": mean(total),
+            "max": float(total.max()),
+            "layers": [{"mean": mean(part), "max": float(part.max())} for part in parts],
+        },
+    )
+    notices.tell()
+
+
+def register(app: typer.Typer) -> None:
+    options.register(
+        app,
+        "map",
+        map_,
+        [
+            "lpips-fast map reference.png distorted.png -o map.png",
+            "lpips-fast map reference.png distorted.png -o map.png --layers --net vgg",
+            "lpips-fast map reference.png distorted.png -o map.png --mask mask.png",
+        ],
+    )

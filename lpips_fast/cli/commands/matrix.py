@@ -1,0 +1,196 @@
+"""`lpips-fast matrix`: the distances of all pairs of images, and their mean, a score of diversity.
+
+Blocks of images do not depend on the number of processes, which share the tiles, so neither do the numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lpips_fast.cli import options, output, shards
+from lpips_fast.cli.folders import list_folder, one_size
+from lpips_fast.cli.journal import Journal, Row
+from lpips_fast.cli.options import Reading, Settings
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lpips_fast.cli.tiles import Blocks, Table
+
+Folder = Annotated[Path, typer.Argument(show_default=False, help="A folder of images, at any depth.")]
+Other = Annotated[
+    Path | None,
+    typer.Argument(help="Another folder, to compare each image of the first with each of this.", show_default=False),
+]
+Size = Annotated[
+    str | None,
+    typer.Option(help="Resize all images (bicubic), e.g. 256x256; without it they must be of one size."),
+]
+Block = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Images whose embeddings are held at a time, twice over: bounds the memory.",
+        show_default="what fits 1 GiB",
+        rich_help_panel=options.RUN_PANEL,
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with the run that was writing to --json.",
+        rich_help_panel=output.OUTPUT_PANEL,
+    ),
+]
+Heatmap = Annotated[
+    Path | None,
+    typer.Option(help="Write the matrix as a picture (PNG or SVG).", rich_help_panel=output.OUTPUT_PANEL),
+]
+
+_SHOWN = 10
+
+
+def matrix(
+    folder: Folder,
+    settings: Settings,
+    reading: Reading,
+    other: Other = None,
+    size: Size = None,
+    block: Block = None,
+    json: output.Json = None,
+    csv: output.Csv = None,
+    resume: Resume = False,
+    heatmap: Heatmap = None,
+) -> None:
+    """The distances of all pairs of images in a folder, or of one folder to another, and their mean (diversity)."""
+    from lpips_fast.cli.plots import check_plot, save_heatmap
+
+    check_plot(heatmap, "--heatmap")
+    wanted = options.parse_size(size)
+    with shards.group():
+        folders = [folder] if other is None else [folder, other]
+        listed = shards.from_first(lambda: [list_folder(f) for f in folders])
+        sides = [[f / path for path in paths] for f, paths in zip(folders, listed, strict=True)]
+        if wanted is None:
+            wanted = shards.from_first(lambda: one_size([path for side in sides for path in side]))
+
+        from lpips_fast.cli.model import Model
+        from lpips_fast.cli.notices import Notices
+        from lpips_fast.cli.tiles import Blocks, Table
+
+        notices = Notices(reading)
+        blocks = Blocks(sides, Model(settings), wanted, block, reading, notices)
+        table = Table([[path.as_posix() for path in paths] for paths in listed])
+        names = hashlib.sha256("\0".join(name for side in table.names for name in side).encode(errors="replace"))
+        described = {
+            **output.describe(settings, reading),
+            "folders": [str(f) for f in folders],
+            "images": names.hexdigest()[:16],
+            "size": list(wanted),
+            "block": blocks.length,
+        }
+        checked = functools.partial(_checked, blocks, table, frozenset(blocks.tiles()))
+        journal = shards.from_first(lambda: Journal(json, None, described, [], resume, checked))
+        errors: dict[str, str] = {}
+        first = shards.rank() == 0
+        if first:
+            journal.start()
+        complete = False
+        try:
+            _run(blocks, table, journal, errors)
+            complete = True
+        finally:
+            if first:
+                summary = table.summary()
+                errors = dict(sorted(errors.items()))
+                shown = {"rows": table.names[0], "columns": table.names[-1], "matrix": table.values.tolist()}
+                journal.finish({"summary": summary, "errors": errors, **shown}, complete)
+                if csv is not None:
+                    _write_csv(csv, table)
+        if first:
+            if heatmap is not None:
+                title = f"{' and '.join(map(str, folders))}: mean {summary.get('mean', math.nan):.4f}"
+                save_heatmap(heatmap, table.values, table.names[0], table.names[-1], title)
+            if not output.to_stdout(json, csv):
+                output.print_table(
+                    "The nearest",
+                    ("image", "to", "LPIPS"),
+                    [(a, b, f"{value:.7g}") for a, b, value in table.nearest(_SHOWN)],
+                )
+                output.print_summary(summary)
+        notices.tell()
+    for why in errors.values():
+        output.warn(why)
+    if errors:
+        raise typer.Exit(options.READ_ERRORS)
+
+
+def _run(blocks: Blocks, table: Table, journal: Journal, errors: dict[str, str]) -> None:
+    """Computes the tiles that are not in the journal; rank 0 puts them into the table and the journal."""
+    import numpy as np
+
+    length = blocks.length
+    done = set()
+    for row in journal.rows:
+        i, j, tile = _tile(row)
+        if not np.isnan(tile).any():
+            table.put(i * length, j * length, tile)
+            done.add((i, j))
+    tiles = [at for at in blocks.tiles() if at not in done]
+    computed = ((at, *blocks.tile(*at)) for at in shards.own_run(tiles))
+    with output.progress(len(tiles), "tiles") as advance:
+        for of_each_process in shards.gathered(computed, len(tiles)):
+            for (i, j), tile, why in of_each_process:
+                table.put(i * length, j * length, tile)
+                errors.update(why)
+                journal.append([{"name": f"{i},{j}", "lpips": tile.tolist()}])
+                advance()
+
+
+def _tile(row: Row) -> tuple[int, int, np.ndarray]:
+    """A row of the journal: which block of rows meets which of columns, and their distances."""
+    import numpy as np
+
+    i, j = map(int, row["name"].split(","))
+    return i, j, np.array(row["lpips"], np.float32)
+
+
+def _checked(blocks: Blocks, table: Table, tiles: frozenset[tuple[int, int]], row: Any) -> Row:
+    """A row of the journal that was read, if it is that of a tile."""
+    import numpy as np
+
+    i, j, tile = _tile(row)
+    if (i, j) not in tiles:
+        raise ValueError(f"there is no tile {i},{j}")
+    length = blocks.length
+    shape = table.values[i * length : (i + 1) * length, j * length : (j + 1) * length].shape
+    if tile.shape != shape or np.isinf(tile).any():
+        raise ValueError(f"tile {i},{j} must be finite numbers of shape {shape}, got shape {tile.shape}")
+    return row
+
+
+def _write_csv(path: Path, table: Table) -> None:
+    columns = ["name", *table.names[-1]]
+    rows = zip(table.names[0], table.values.tolist(), strict=True)
+    output.write_csv(path, [dict(zip(columns, [name, *row], strict=True)) for name, row in rows], columns)
+
+
+def register(app: typer.Typer) -> None:
+    options.register(
+        app,
+        "matrix",
+        matrix,
+        [
+            "lpips-fast matrix samples/ --json matrix.json --heatmap matrix.png",
+            "lpips-fast matrix samples/ originals/ --size 256x256 --csv matrix.csv",
+            "torchrun --nproc-per-node 4 -m lpips_fast matrix samples/ --json matrix.json",
+        ],
+        sharded=True,
+    )

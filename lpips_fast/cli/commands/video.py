@@ -1,0 +1,199 @@
+"""`lpips-fast video`: the distance of two videos, frame by frame."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lpips_fast.cli import options, output
+from lpips_fast.cli.commands.dirs import Resume
+from lpips_fast.cli.fitting import Fit, mask_option
+from lpips_fast.cli.journal import Journal, Row
+from lpips_fast.cli.options import ReadError, Settings, VideoReading
+from lpips_fast.cli.pairing import PairBy
+from lpips_fast.cli.results import summarize
+
+if TYPE_CHECKING:
+    from lpips_fast.cli.frames import FramePair
+    from lpips_fast.cli.loading import Pair
+    from lpips_fast.cli.model import Model
+
+A = Annotated[
+    Path,
+    typer.Argument(
+        help="The reference: a video, an animated GIF, WebP, PNG or AVIF, a folder of frames.", show_default=False
+    ),
+]
+B = Annotated[Path, typer.Argument(help="The video to compare with it, likewise.", show_default=False)]
+Mask = Annotated[
+    str | None,
+    mask_option(
+        "The weights of pixels in the mean, white 1, black 0: an image for all frames, a video or folder with a mask "
+        "a frame, or alpha, which is A's alpha channel (./alpha is a file or folder of that name)."
+    ),
+]
+PairByOption = Annotated[
+    PairBy | None,
+    typer.Option(
+        help="time pairs each frame of A with the frame of B that is shown at its time, index with that of its number.",
+        show_default="time where A and B have times, else index",
+    ),
+]
+Plot = Annotated[
+    Path | None,
+    typer.Option(help="Write the distance over time as a picture (PNG or SVG).", rich_help_panel=output.OUTPUT_PANEL),
+]
+
+_SPANS = 10  # of frames in a row, which a message names
+
+
+def video(
+    a: A,
+    b: B,
+    settings: Settings,
+    reading: VideoReading,
+    fit: Fit,
+    mask: Mask = None,
+    pair_by: PairByOption = None,
+    json: output.Json = None,
+    csv: output.Csv = None,
+    resume: Resume = False,
+    plot: Plot = None,
+) -> None:
+    """The distance of each frame of A to the frame of B at the same time, with mean and deviation."""
+    from lpips_fast.cli.decoding import remarks
+    from lpips_fast.cli.frames import frame_pairs, open_pairing
+    from lpips_fast.cli.model import Model
+    from lpips_fast.cli.notices import Notices
+    from lpips_fast.cli.plots import check_plot, save_curve
+
+    check_plot(plot, "--plot")
+    described = {
+        **output.describe(settings, reading),
+        "a": str(a),
+        "b": str(b),
+        **asdict(fit),
+        "mask": mask,
+        "pair_by": pair_by,
+    }
+    journal = Journal(json, csv, described, ["frame", "seconds", "lpips", "error", "frame_b"], resume, _from_file)
+    rows = {row["frame"]: row for row in journal.rows}
+    model, notices = Model(settings), Notices(reading)
+
+    def uneven(message: str) -> None:
+        if settings.strict:
+            raise ReadError(message)
+        output.warn(message)
+
+    pairing, codings = open_pairing(a, b, mask, reading, pair_by, settings.strict)
+    pairs = frame_pairs(pairing, fit, uneven, notices)
+    for remark in remarks((a, b), codings):
+        output.warn(remark)
+    inputs = {name: coding._asdict() for name, coding in zip("ab", codings, strict=True) if coding is not None}
+    journal.start()
+    complete = False
+    try:
+        _run(pairs, model, rows, journal)
+        complete = True
+    finally:
+        results = [rows[n] for n in sorted(rows)]
+        values = [math.nan if row["lpips"] is None else row["lpips"] for row in results]
+        errors = {row["frame"]: row["error"] for row in results if row.get("error")}
+        summary = summarize(values, len(errors))
+        found = {"inputs": inputs, "pairing": pairing.described(), "summary": summary, "results": results}
+        journal.finish(found, complete)
+    if plot is not None and summary["count"]:
+        timed = all(row["seconds"] is not None for row in results)
+        x = [row["seconds" if timed else "frame"] for row in results]
+        title = f"{a.name} and {b.name}, {settings.net}, paired by {pairing.by}"
+        save_curve(plot, x, values, "time (s)" if timed else "frame", title)
+    if not output.to_stdout(json, csv):
+        output.print_summary({**summary, "paired by": pairing.by})
+    pairing.tell()
+    notices.tell()
+    for why, frames in _by_reason(errors).items():
+        output.warn(f"{_named(frames)}: {why}")
+    if errors:
+        raise typer.Exit(options.READ_ERRORS)
+
+
+def _run(pairs: Iterator[FramePair], model: Model, rows: dict[int, Row], journal: Journal) -> None:
+    """Computes the frames that have no row yet."""
+    from lpips_fast.cli.frames import ahead
+
+    size = model.settings.batch_size
+    frames = ahead(pairs, 2 * size)
+    with output.progress(None, "frames") as advance:
+        for start in itertools.count(0, size):
+            count = _compute(range(start, start + size), frames, model, rows, journal)
+            advance(count)
+            if count < size:
+                return
+
+
+def _compute(unit: range, frames: Iterator[FramePair], model: Model, rows: dict[int, Row], journal: Journal) -> int:
+    """Computes a unit of frames, read as the network takes them, unless each has its row; how many there were."""
+    read: dict[int, tuple[float | None, int]] = {}  # the time and the number in B, by number in A
+
+    def pairs() -> Iterator[tuple[int, Pair | str]]:
+        for n, (seconds, number_b, pair) in zip(unit, frames, strict=False):
+            if isinstance(pair, str) and model.settings.strict:
+                raise ReadError(f"frame {n}: {pair}")
+            read[n] = seconds, number_b
+            yield n, pair
+
+    if all(n in rows for n in unit):
+        deque(pairs(), maxlen=0)
+        return len(read)
+    for n, outcome in sorted(model.outcomes(pairs()).items()):
+        if n not in rows:
+            seconds, number_b = read[n]
+            found: Row = {"lpips": None, "error": outcome} if isinstance(outcome, str) else {"lpips": outcome}
+            rows[n] = {"frame": n, "seconds": seconds, **found, "frame_b": number_b}
+            journal.append([rows[n]])
+    return len(read)
+
+
+def _by_reason(errors: dict[int, str]) -> dict[str, list[int]]:
+    """The frames that each error is of."""
+    frames: dict[str, list[int]] = {}
+    for n, why in errors.items():
+        frames.setdefault(why, []).append(n)
+    return frames
+
+
+def _named(frames: list[int]) -> str:
+    """Frames in order as a message names them: frames 0 to 39, 41, 50 to 52."""
+    spans = []
+    for _, span in itertools.groupby(enumerate(frames), lambda counted: counted[1] - counted[0]):
+        (_, first), *others = span
+        spans.append(f"{first} to {others[-1][1]}" if others else f"{first}")
+    some = ", ".join(spans[:_SPANS]) + (", ..." if len(spans) > _SPANS else "")
+    return f"{len(frames)} frames ({some})" if len(spans) > _SPANS else f"frame{'s' * (len(frames) > 1)} {some}"
+
+
+def _from_file(row: Row) -> Row:
+    """A result as it was read, whose numbers may be text."""
+    numbers = {key: None if row[key] in (None, "") else float(row[key]) for key in ("seconds", "lpips")}
+    return {"frame": int(row["frame"]), **numbers, "frame_b": int(row["frame_b"])}
+
+
+def register(app: typer.Typer) -> None:
+    options.register(
+        app,
+        "video",
+        video,
+        [
+            "lpips-fast video original.mp4 compressed.mp4 --csv frames.csv --plot frames.png",
+            "lpips-fast video frames_a/ frames_b/ --net vgg --json frames.json",
+            "lpips-fast video original.mp4 compressed.mp4 --mask masks/ --crop-border 8",
+            "lpips-fast video slow.mp4 fast.mp4 --pair-by index",
+        ],
+    )

@@ -1,0 +1,437 @@
+"""A run's results as one HTML page that needs no other file and no network, and is whole without its script."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote
+
+import numpy as np
+from PIL import Image
+
+from lpips_fast.cli.drawing import colorize, one_line
+
+Loaded = TypeVar("Loaded", bound=tuple[Any, ...])
+
+_BINS = 30  # of the histogram, at most
+_BINS_SHOWN = 5  # at least, so that equal values give a bar and not a block
+_EQUAL = 1e-3  # values that spread over less, relative to the largest, are equal in the histogram
+_LARGEST_SIDE = 320  # of an embedded picture, in pixels
+_LOOKED_AT = 32  # pairs read for one group of examples, at most
+_THUMBNAIL = (8, 8)
+_NEARLY_EQUAL = 0.5  # mean squared difference of two thumbnails, relative to their variance
+
+
+class Pair(NamedTuple):
+    """Two image files, and their common name."""
+
+    name: str
+    a: str
+    b: str
+
+
+class Example(NamedTuple):
+    """A pair to look at: both images, uint8 [h, w, 3], and the map of their distance, [h, w], as small pictures."""
+
+    pair: Pair
+    distance: float
+    image0: np.ndarray
+    image1: np.ndarray
+    map: np.ndarray
+
+
+def choose_examples(
+    distances: Sequence[tuple[Pair, float]],
+    load: Callable[[Pair], Loaded | None],
+    distance_map: Callable[[Loaded], np.ndarray],
+) -> dict[str, list[Example]]:
+    """Pairs to look at, under the headings of their groups.
+
+    The pairs in order of distance are cut into thirds. The first gives up to 4 of the largest distances, the second up
+    to 2 around the median, the third up to 2 of the smallest. A group leaves out a pair whose image A is nearly equal
+    to one that it has, as neighbouring frames of a video are. It ends after 32 pairs, even where it is not full.
+
+    Args:
+        distances: each pair and its distance.
+        load: reads a pair. The first two items are its images, uint8 [H, W, 3] of one size. None leaves the pair out.
+        distance_map: gives the map [H, W] of what `load` gave.
+    """
+    ranked = _ranked(distances)
+    n = len(ranked)
+    second, third = -(-n // 3), n - (n + 1) // 3
+    about_median = sorted(range(second, third), key=lambda rank: abs(2 * rank - (n - 1)))
+    groups = (
+        ("Largest distances", 4, ranked[:second]),
+        ("Around the median", 2, [ranked[rank] for rank in about_median]),
+        ("Smallest distances", 2, ranked[third:][::-1]),
+    )
+    examples = {}
+    for heading, most, candidates in groups:
+        found = (
+            Example(pair, distance, *map(_shrink, (*loaded[:2], distance_map(loaded))))
+            for pair, distance, loaded in _distinct(candidates[:_LOOKED_AT], load, most)
+        )
+        if group := sorted(found, key=lambda example: -example.distance):
+            examples[heading] = group
+    return examples
+
+
+def report_page(
+    folders: tuple[str, str],
+    settings: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    distances: Sequence[tuple[Pair, float]],
+    errors: Sequence[tuple[Pair, str]],
+    unmatched: tuple[Sequence[str], Sequence[str]],
+    examples: Mapping[str, Sequence[Example]],
+    place: Path | None,
+) -> str:
+    """The page.
+
+    Args:
+        folders: the folders of the images A and B, as the page names them.
+        settings: how the numbers came about.
+        summary: their statistics.
+        distances: each pair and its distance, finite. The histogram and the table hold them all.
+        errors: each pair that has no distance, and why.
+        unmatched: the images of each folder that have no counterpart in the other, as paths within it.
+        examples: the pairs to show with their maps, in groups by heading. All maps have one scale.
+        place: the folder of the page, where links to the images start. None makes them absolute.
+    """
+    title = "LPIPS of {} and {}".format(*folders)
+    parts = [
+        f"<h1>{_shown(title)}</h1>",
+        '<div class="columns">',
+        _section("Histogram", _histogram([distance for _, distance in distances])),
+        _section("Summary", _properties(summary)),
+        _section("Settings", _properties(settings)),
+        "</div>",
+    ]
+    if examples:
+        top = max(float(np.nanmax(example.map)) for group in examples.values() for example in group)
+        ramp = f'<span class="ramp">0 {_picture("", colorize(_RAMP, 1.0))} {top:.3g}</span>'
+        scale = f'<p class="scale">Scale of all maps: {ramp}</p>' if top > 0 else ""
+        for heading, group in examples.items():
+            figures = "".join(_figure(example, top, place) for example in group)
+            parts.append(_section(heading, f'{scale}<div class="figures">{figures}</div>'))
+            scale = ""
+    rows = [_row(_links(pair, place), _shown(pair.name), _shown(why)) for pair, why in errors]
+    for label, folder, other, names in zip("AB", folders, reversed(folders), unmatched, strict=True):
+        why = _shown(f"no counterpart in {other}")
+        rows += [_row(_link(label, str(Path(folder, name)), place), _shown(name), why) for name in names]
+    if rows:
+        head = '<th class="files">files</th><th>image</th><th>reason</th>'
+        parts.append(_section(f"Not compared ({len(rows)})", _table("errors", head, rows)))
+    rows = [_row(f"{distance:.6f}", _links(pair, place), _shown(pair.name)) for pair, distance in _ranked(distances)]
+    parts.append(_section(f"All distances ({len(distances)})", _FILTER + _table("distances", _HEAD, rows)))
+    return _PAGE.substitute(
+        title=_shown(title),
+        body="\n".join(parts),
+        style=_STYLE,
+        style_hash=_content_hash(_STYLE),
+        script=_SCRIPT,
+        script_hash=_content_hash(_SCRIPT),
+    )
+
+
+def _ranked(distances: Iterable[tuple[Pair, float]]) -> list[tuple[Pair, float]]:
+    return sorted(distances, key=lambda pair: -pair[1])
+
+
+def _distinct(
+    candidates: Iterable[tuple[Pair, float]],
+    load: Callable[[Pair], Loaded | None],
+    most: int,
+) -> Iterator[tuple[Pair, float, Loaded]]:
+    """The first `most` candidates, as `load` gives them, no two of which have nearly equal images A."""
+    seen: list[np.ndarray] = []
+    for pair, distance in candidates:
+        if len(seen) == most:
+            return
+        if (loaded := load(pair)) is None:
+            continue
+        gray = Image.fromarray(loaded[0]).convert("L").resize(_THUMBNAIL, Image.Resampling.BOX)
+        thumbnail = np.asarray(gray, dtype=np.float64)
+        if not any(_nearly_equal(thumbnail, other) for other in seen):
+            seen.append(thumbnail)
+            yield pair, distance, loaded
+
+
+def _nearly_equal(x: np.ndarray, y: np.ndarray) -> bool:
+    # The limit is relative to the variance: dim or flat pictures differ by few levels of gray.
+    return bool(np.mean((x - y) ** 2) <= _NEARLY_EQUAL * (x.var() + y.var()) / 2)
+
+
+def _shrink(image: np.ndarray) -> np.ndarray:
+    """The image, uint8 [H, W, 3] or a map [H, W], with sides of at most a picture's."""
+    picture = Image.fromarray(image)
+    # A triangle filter does not overshoot: a map's values stay within its range.
+    picture.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.BILINEAR)
+    return np.asarray(picture)
+
+
+def _shown(text: str) -> str:
+    return escape(one_line(text))
+
+
+def _section(heading: str, body: str) -> str:
+    return f"<section><h2>{escape(heading)}</h2>{body}</section>"
+
+
+def _properties(values: Mapping[str, Any]) -> str:
+    lines = "".join(f'<tr><th scope="row">{_shown(key)}</th><td>{_value(v)}</td></tr>\n' for key, v in values.items())
+    return f"<table><tbody>{lines}</tbody></table>"
+
+
+def _value(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else "–" if value is None else _shown(str(value))
+
+
+def _table(name: str, head: str, rows: Iterable[str]) -> str:
+    return f'<table id="{name}"><thead><tr>{head}</tr></thead><tbody>\n{"".join(rows)}</tbody></table>'
+
+
+def _row(*cells: str) -> str:
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n"
+
+
+def _links(pair: Pair, place: Path | None) -> str:
+    return f"{_link('A', pair.a, place)} {_link('B', pair.b, place)}"
+
+
+def _link(label: str, file: str, place: Path | None) -> str:
+    return f'<a href="{_url(file, place)}">{label}</a>'
+
+
+def _url(file: str, place: Path | None) -> str:
+    """The URL of a file, relative to the folder `place` if both are on one drive.
+
+    The path is percent-encoded, colons and quotes too, so that no file name gives another scheme or ends an attribute.
+    """
+    if place is not None:
+        try:
+            return quote(os.fsencode(Path(os.path.relpath(file, place)).as_posix()))
+        except ValueError:  # on another drive
+            pass
+    return Path(file).absolute().as_uri()
+
+
+def _figure(example: Example, top: float, place: Path | None) -> str:
+    pair = example.pair
+    images = zip("AB", _differing(pair.a, pair.b), (pair.a, pair.b), (example.image0, example.image1))
+    panels = [
+        f'<a href="{_url(file, place)}" title="{_shown(file)}"><b>{label}</b> <small>{_shown(part)}</small>'
+        f"{_picture(label, image)}</a>"
+        for label, part, file, image in images
+    ]
+    panels.append(f"<div><b>map</b>{_picture('map', colorize(example.map, top))}</div>")
+    caption = f"<b>{example.distance:.4f}</b> {_shown(pair.name)}"
+    return f'<figure><figcaption>{caption}</figcaption><div class="panels">{"".join(panels)}</div></figure>'
+
+
+def _differing(a: str, b: str) -> tuple[str, str]:
+    """Both paths without their common first and last parts. Each keeps at least one part."""
+    parts_a, parts_b = Path(a).parts, Path(b).parts
+    for end in (0, -1):
+        while min(len(parts_a), len(parts_b)) > 1 and parts_a[end] == parts_b[end]:
+            parts_a, parts_b = (parts[:-1] if end else parts[1:] for parts in (parts_a, parts_b))
+    return str(Path(*parts_a)), str(Path(*parts_b))
+
+
+def _picture(label: str, image: np.ndarray) -> str:
+    """An image of at most a picture's size. A small one is enlarged, pixel by pixel."""
+    factor = max(1, _LARGEST_SIDE // max(image.shape[:2]))
+    file = io.BytesIO()
+    Image.fromarray(image.repeat(factor, axis=0).repeat(factor, axis=1)).save(file, "PNG")
+    data = base64.b64encode(file.getvalue()).decode()
+    return f'<img alt="{label}" src="data:image/png;base64,{data}">'
+
+
+def _histogram(values: Sequence[float]) -> str:
+    if not values:
+        return "<p>none</p>"
+    step, first, counts = _bins(np.array(values))
+    n, most = len(counts), int(counts.max())
+    left, top, width, height = 46, 8, 380, 180
+    bar, bottom = width / n, top + height
+    every = next(k for k in (1, 2, 5, 10) if n / k <= 8)  # bins between labels, for these to be round numbers
+    lines = max(1, int(_round_up(most / 5)))
+    parts = []
+    for count in range(0, most + 1, lines):
+        y = bottom - count / most * height
+        parts.append(f'<line x1="{left}" x2="{left + width}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{count}</text>')
+    for i, count in enumerate(counts.tolist()):
+        tall = count / most * height
+        told = f"{(first + i) * step:.6g} to {(first + i + 1) * step:.6g}: {count}"
+        parts.append(
+            f'<rect x="{left + i * bar:.1f}" y="{bottom - tall:.1f}" width="{bar - 1:.1f}" height="{tall:.1f}">'
+            f"<title>{told}</title></rect>"
+        )
+    for i in range(-first % every, n + 1, every):
+        x = left + i * bar
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{(first + i) * step:.6g}</text>')
+    middle_x, middle_y = left + width / 2, top + height / 2
+    parts.append(f'<text class="axis" x="{middle_x}" y="{bottom + 34}" text-anchor="middle">LPIPS</text>')
+    parts.append(
+        f'<text class="axis" x="12" y="{middle_y}" transform="rotate(-90 12 {middle_y})" text-anchor="middle">'
+        "pairs</text>"
+    )
+    box = f"0 0 {left + width + 30} {bottom + 40}"
+    label = f"Histogram of {len(values)} distances from {min(values):.4g} to {max(values):.4g}"
+    return f'<svg viewBox="{box}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+
+
+def _bins(values: np.ndarray) -> tuple[float, int, np.ndarray]:
+    """Bins of round width from about the smallest value to about the largest.
+
+    Returns:
+        the width, the number of the first bin, and the count of each bin. Bin i begins at i times the width.
+    """
+    low, high = float(values.min()), float(values.max())
+    wanted = min(_BINS, 2 * math.ceil(math.sqrt(len(values))))
+    spread, largest = high - low, max(abs(low), abs(high))
+    step = _round_up(spread / wanted if spread > _EQUAL * largest else largest / 10 or 0.01)
+    numbers = np.floor(values / step + 1e-9).astype(int)  # 3 * 0.1 is a little more than 0.3
+    first, last = int(numbers.min()), int(numbers.max())
+    missing = max(0, _BINS_SHOWN - (last - first + 1))
+    first -= min(missing // 2, first) if low >= 0 else missing // 2
+    return step, first, np.bincount(numbers - first, minlength=_BINS_SHOWN)
+
+
+def _round_up(step: float) -> float:
+    """The next of 1, 2, 5 times a power of ten; `step` is positive."""
+    power = 10.0 ** math.floor(math.log10(step))
+    return next(power * digit for digit in (1, 2, 5, 10) if power * digit >= step * (1 - 1e-9))
+
+
+def _content_hash(text: str) -> str:
+    """The source expression by which a Content-Security-Policy allows this inline text, and no other."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+_RAMP = np.tile(np.linspace(0.0, 1.0, 160, dtype=np.float32), (16, 1))
+
+_FILTER = (
+    '<p id="filter" hidden><label>Filter by name '
+    '<input type="search" autocomplete="off" spellcheck="false"></label> <output></output></p>'
+)
+_HEAD = (
+    '<th class="distance" data-order="distance" aria-sort="descending">LPIPS</th>'
+    '<th class="files">files</th><th data-order="name">image</th>'
+)
+
+# The rows come in order of falling distance, so their places hold an order that six decimals would lose.
+# A fragment collects sorted rows for the browser to lay them out once.
+_SCRIPT = """
+"use strict";
+const table = document.getElementById("distances");
+const body = table.tBodies[0];
+const rows = Array.from(body.rows, (row, rank) => ({row, rank, name: row.cells[2].textContent.normalize()}));
+const {compare} = new Intl.Collator(undefined, {numeric: true});
+const orders = {name: (x, y) => compare(x.name, y.name), distance: (x, y) => y.rank - x.rank};
+const headings = table.tHead.querySelectorAll("[data-order]");
+for (const heading of headings) {
+  const button = document.createElement("button");
+  button.textContent = heading.textContent;
+  heading.replaceChildren(button);
+  button.addEventListener("click", () => {
+    const ascending = heading.getAttribute("aria-sort") !== "ascending";
+    for (const other of headings) other.removeAttribute("aria-sort");
+    heading.setAttribute("aria-sort", ascending ? "ascending" : "descending");
+    const order = orders[heading.dataset.order];
+    rows.sort(ascending ? order : (x, y) => order(y, x));
+    const sorted = document.createDocumentFragment();
+    for (const {row} of rows) sorted.append(row);
+    body.append(sorted);
+  });
+}
+
+const filter = document.getElementById("filter");
+const input = filter.querySelector("input");
+input.addEventListener("input", () => {
+  const piece = input.value.normalize().toLowerCase();
+  let shown = 0;
+  for (const {row, name} of rows) {
+    row.hidden = !name.toLowerCase().includes(piece);
+    shown += !row.hidden;
+  }
+  filter.querySelector("output").textContent = piece && `${shown} of ${rows.length}`;
+});
+filter.hidden = false;
+"""
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --muted: #5c5c66; --accent: #b5367a; }
+@media (prefers-color-scheme: dark) { :root { --muted: #a5a5b0; --accent: #d9589b; } }
+* { box-sizing: border-box; }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; }
+h1 { font-size: 1.5rem; line-height: 1.25; overflow-wrap: anywhere; }
+h2 { font-size: 1.1rem; margin: 2.25rem 0 .6rem; }
+a { color: inherit; text-decoration-color: var(--accent); text-underline-offset: .15em; }
+.columns { display: flex; flex-wrap: wrap; gap: 0 3rem; }
+.columns section { flex: 1 1 16rem; min-width: 0; }
+.columns section:first-child { flex-basis: 26rem; }
+svg { display: block; width: 100%; max-width: 34rem; }
+svg text { fill: currentColor; font-size: 12px; font-variant-numeric: tabular-nums; }
+svg .axis { fill: var(--muted); }
+svg line { stroke: var(--line); }
+svg rect { fill: var(--accent); }
+table { border-collapse: collapse; max-width: 100%; }
+th, td { border-bottom: 1px solid var(--line); padding: .2rem 1.2rem .2rem 0; text-align: left; vertical-align: top; }
+td { overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
+th { color: var(--muted); font-weight: 500; }
+.scale { color: var(--muted); }
+.ramp { white-space: nowrap; }
+.scale img { height: .8em; width: 10em; vertical-align: baseline; margin: 0 .3em; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); gap: 1.75rem 2rem; }
+figure { margin: 0; min-width: 0; }
+figcaption { margin-bottom: .3rem; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
+.panels { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .75rem .5rem; align-items: end; }
+.panels > * { color: inherit; text-decoration: none; overflow-wrap: anywhere; line-height: 1.3; }
+.panels small { color: var(--muted); }
+.panels img { display: block; max-width: 100%; max-height: 20rem; margin-top: .2rem; }
+.panels img { outline: 1px solid var(--line); outline-offset: -1px; }
+#distances, #errors { table-layout: fixed; width: 100%; }
+#distances thead th { position: sticky; top: 0; background: Canvas; }
+.distance { width: 6.5rem; }
+.files { width: 4rem; }
+td a { padding: .2rem .15rem; }
+tbody tr:hover { background: #8881; }
+button { all: unset; cursor: pointer; text-decoration: underline dotted; text-underline-offset: .2em; }
+button:focus-visible { outline: 2px solid var(--accent); }
+[aria-sort=ascending] > button::after { content: " \\2191"; }
+[aria-sort=descending] > button::after { content: " \\2193"; }
+input { font: inherit; width: 16rem; max-width: 100%; padding: .2rem .4rem; }
+output { color: var(--muted); }
+@media (max-width: 40rem) {
+  body { margin: 1rem auto; }
+  .panels { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  th, td { padding-right: .7rem; }
+}
+"""
+
+_PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; base-uri 'none'; form-action 'none'; \
+img-src data:; style-src $style_hash; script-src $script_hash">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>$style</style>
+</head>
+<body>
+$body
+<script>$script</script>
+</body>
+</html>
+""")

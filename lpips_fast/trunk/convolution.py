@@ -1,0 +1,103 @@
+"""Convolutions whose use of TF32 is an argument, where torch has flags for it.
+
+The flags belong to the whole process. To set them around a call would change what other threads compute. They could not
+be put back either: a flag that was never set reads as the flag that it inherits from. Devices other than CUDA's ignore
+the argument.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._compile import _disable_dynamo  # torch.compiler.disable would import torch._dynamo now
+from torch.nn import grad as grad_of_conv2d
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lpips_fast._torch_state import is_recorded
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, tf32: bool | None) -> Tensor:
+    """As torch's, with TF32 or without; with None as torch's flags have it."""
+    if _follows_flags(tf32, x.device):
+        return F.conv2d(x, weight, bias, stride, padding)
+    return _convolution(x, weight, bias, stride, padding, (0, 0), False, tf32)
+
+
+def conv2d_input(
+    size: Sequence[int], weight: Tensor, grad: Tensor, stride: int, padding: int, tf32: bool | None
+) -> Tensor:
+    """dL/dx of `conv2d`, x of that size [N, C, H, W], from dL/dy."""
+    follows_flags = _follows_flags(tf32, grad.device)
+    if follows_flags and grad.device.type != "cuda":
+        return grad_of_conv2d.conv2d_input(size, weight, grad, stride, padding)
+    # This is a transposed convolution, and not torch's function for gradients, which on a GPU writes a tensor of x's
+    # size for its values, which it does not need. Its output is padded to the size of x: the last windows may end
+    # before x does.
+    sides = zip(size[2:], grad.shape[2:], weight.shape[2:], strict=True)
+    output_padding = [side - ((out - 1) * stride + kernel - 2 * padding) for side, out, kernel in sides]
+    if follows_flags:
+        return F.conv_transpose2d(grad, weight, None, stride, padding, output_padding)
+    return _convolution(grad, weight, None, stride, padding, output_padding, True, tf32)
+
+
+def allows_tf32(tf32: bool | None) -> bool:
+    """Whether CUDA's float32 convolutions may use TF32; with None as torch's flags have it."""
+    return torch.backends.cudnn.conv.fp32_precision == "tf32" if tf32 is None else tf32  # type: ignore[attr-defined]
+
+
+# A constant to torch.compile, which cannot trace the look at the flag.
+allows_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def tf32_for_all(tf32: bool | None, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """A context in which all convolutions of this thread do as `conv2d`, those of modules that are called, too."""
+    return contextlib.nullcontext() if _follows_flags(tf32, device) else _TF32ForAll(tf32)
+
+
+def _follows_flags(tf32: bool | None, device: torch.device) -> bool:
+    return tf32 is None or device.type != "cuda" or is_recorded()  # a recorded program follows those where it runs
+
+
+def _convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: int,
+    output_padding: Sequence[int],
+    transposed: bool,
+    tf32: bool | None,
+) -> Tensor:
+    geometry = ((stride, stride), (padding, padding), (1, 1), transposed, output_padding, 1)
+    function = _untraced if torch.compiler.is_compiling() else torch.ops.aten._convolution
+    return function(x, weight, bias, *geometry, *_cudnn_arguments(tf32))
+
+
+@_disable_dynamo
+def _untraced(*args: Any) -> Tensor:
+    """The same, not compiled: Inductor's convolution follows the flags, whatever the argument."""
+    return torch.ops.aten._convolution(*args)
+
+
+def _cudnn_arguments(tf32: bool | None) -> tuple[Any, ...]:
+    """The arguments that aten._convolution has beyond those of aten.convolution, which takes them from the flags."""
+    flags = torch.backends.cudnn
+    return flags.benchmark, flags.deterministic or torch.are_deterministic_algorithms_enabled(), flags.enabled, tf32
+
+
+class _TF32ForAll(TorchDispatchMode):
+    def __init__(self, tf32: bool | None) -> None:
+        super().__init__()
+        self.tf32 = tf32
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten.convolution.default:
+            func, args = torch.ops.aten._convolution.default, (*args, *_cudnn_arguments(self.tf32))
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,105 @@
+"""Whether modules are still as their classes made them, and how those that are not are called.
+
+Fused code computes what a module's layers would, without calling them. It does so only while the layers are the stock
+ones: a layer that was replaced, set otherwise, hooked or given another `forward` must be called.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from lpips_fast._torch_state import in_torch_func
+
+_CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+_POOL = ("kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode")
+_SETTINGS: dict[type, Callable[[Any], Any]] = {nn.Conv2d: itemgetter(*_CONV), nn.MaxPool2d: itemgetter(*_POOL)}
+
+
+class Description(NamedTuple):
+    """What a module computes, but for the values of its weights."""
+
+    kind: type
+    settings: object  # of a convolution or a pool
+    has_bias: bool
+    parts: tuple[Description, ...]
+
+
+def describe(module: nn.Module) -> Description:
+    """The description of a module and of all in it, to be compared with later."""
+    settings = _SETTINGS.get(type(module))
+    return Description(
+        type(module),
+        settings(module.__dict__) if settings else None,
+        _has_bias(module),
+        tuple(describe(part) for part in module.children()),
+    )
+
+
+def _has_bias(module: nn.Module) -> bool:
+    parameters = module.__dict__["_parameters"]
+    bias = parameters["bias"] if "bias" in parameters else getattr(module, "bias", None)  # of a replica it is none
+    return bias is not None
+
+
+def is_as_described(module: nn.Module, made: Description) -> bool:
+    """Whether the module still fits its description and nothing watches or replaces its forward or backward.
+
+    This runs at every call of LPIPS, so it reads the modules' dictionaries, which is faster than their attributes.
+    """
+    own = module.__dict__
+    if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
+        return False
+    if "forward" in own:
+        return False
+    if type(module) is not made.kind and not _is_proxy(module, made.kind):
+        return False
+    if made.settings is not None:
+        if _SETTINGS[made.kind](own) != made.settings:
+            return False
+        if made.kind is nn.Conv2d and _has_bias(module) != made.has_bias:
+            return False
+    parts = own["_modules"]
+    if len(parts) != len(made.parts):
+        return False
+    return not parts or all(map(is_as_described, parts.values(), made.parts))
+
+
+def _is_proxy(module: nn.Module, kind: type) -> bool:
+    """Whether it is a module of this kind that torch.export looks at through a proxy, whose class is a subclass."""
+    if not torch.compiler.is_exporting():
+        return False
+    theirs, ours = type(module), kind
+    return isinstance(module, kind) and all(
+        getattr(theirs, name, None) is getattr(ours, name, None) for name in ("forward", "_conv_forward")
+    )
+
+
+_flags = threading.RLock()
+
+
+def call_frozen(module: nn.Module, x: Any) -> Any:
+    """What a module gives for x, without a graph to its parameters, whatever their `requires_grad` says.
+
+    The flags are off during the call, and are then as they were: the module may be somebody else's, in training
+    elsewhere. Where flags cannot be set, in torch.compile and torch.func, detached parameters take the place.
+    """
+    if torch.compiler.is_compiling() or in_torch_func():
+        detached = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+        return torch.func.functional_call(module, detached, (x,)) if detached else module(x)
+    if not torch.is_grad_enabled():
+        return module(x)
+    with _flags:
+        trained = [p for p in module.parameters() if p.requires_grad and p.is_leaf]
+        for p in trained:
+            p.requires_grad_(False)
+        try:
+            return module(x)
+        finally:
+            for p in trained:
+                p.requires_grad_(True)
