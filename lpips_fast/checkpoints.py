@@ -29,8 +29,7 @@ from torch import Tensor, nn
 
 from lpips_fast._checks import check_choice, some
 from lpips_fast.lpips import LPIPS, ScalingLayer
-from lpips_fast.trunk.module import SPECS, Spec
-from lpips_fast.trunk.nets import LAYERS
+from lpips_fast.trunk.nets import NETS, Net
 from lpips_fast.weights import files as weights
 
 TARGETS = ("lpips", "taming", "torchmetrics")
@@ -111,7 +110,7 @@ class Checkpoint:
         if self.trunk is None:
             return linear
         repeated = {f"lins.{k}.model.1.weight": w for k, w in enumerate(self.linear or ())}
-        spec = SPECS[self.net]
+        spec = NETS[self.net]
         trunk = {f"net.slice{_slice(spec, name)}.{name}": tensor for name, tensor in self.trunk.items()}
         if target == "torchmetrics":
             if self.net == "squeeze":
@@ -142,7 +141,7 @@ def load_any(path: str | PathLike[str], net: str | None = None, prefix: str | No
             unknown or of another shape, or it is for another net.
     """
     if net is not None:
-        check_choice("net", net, SPECS)
+        check_choice("net", net, NETS)
     if not isinstance(prefix, str | None):
         raise TypeError(f"prefix must be a string, how the names begin, or None, got {type(prefix).__name__}")
     content = weights.read_file(path, stand_ins=True)
@@ -159,7 +158,7 @@ def load_any(path: str | PathLike[str], net: str | None = None, prefix: str | No
     style, numbers, trunk = _trunk_names(path, rest)
     if net is None:
         net = _net_of_linear(path, linear) if linear else _net_of_trunk(trunk)
-    spec = SPECS[net]
+    spec = NETS[net]
     layers = weights.linear_weights(linear, spec.channels, path) if linear else None
     if not trunk:
         return _checkpoint("lpips", net, layers, None)
@@ -180,14 +179,14 @@ def load_any(path: str | PathLike[str], net: str | None = None, prefix: str | No
 
 def _checkpoint(origin: str, net: str, linear: list[Tensor] | None, trunk: dict[str, Tensor] | None) -> Checkpoint:
     for version in weights.VERSIONS if linear is not None else ():
-        published = weights.published_linear_weights(net, version, [*SPECS[net].channels])
+        published = weights.published_linear_weights(net, version, [*NETS[net].channels])
         if all(torch.equal(w, p.to(w.dtype)) for w, p in zip(linear or (), published, strict=True)):
             return Checkpoint(origin, net, version, linear, trunk)
     return Checkpoint(origin, net, None, linear, trunk)
 
 
 def _from_piq_list(path: str | PathLike[str], content: list | tuple, net: str | None) -> Checkpoint:
-    channels = SPECS["vgg"].channels
+    channels = NETS["vgg"].channels
     fit = len(content) == len(channels) and all(
         isinstance(w, Tensor) and w.dim() >= 3 and w.numel() == c == w.shape[-3]
         for w, c in zip(content, channels, strict=True)
@@ -305,26 +304,26 @@ def _trunk_names(
 def _net_of_linear(path: str | PathLike[str], linear: Mapping[str, Tensor]) -> str:
     layers = {int(match[1]): tensor.numel() for name, tensor in linear.items() if (match := _LAYER.fullmatch(name))}
     found = tuple(size for _, size in sorted(layers.items()))
-    for net, spec in SPECS.items():
+    for net, spec in NETS.items():
         if found == spec.channels:
             return net
-    known = ", ".join(f"{net} {list(spec.channels)}" for net, spec in SPECS.items())
+    known = ", ".join(f"{net} {list(spec.channels)}" for net, spec in NETS.items())
     raise ValueError(f"{path} has linear weights of {list(found)} channels, which are no net's: {known}")
 
 
 def _net_of_trunk(trunk: Mapping[str, Tensor]) -> str:
     """The net with the most of these names and shapes."""
-    return max(SPECS, key=lambda net: sum(_trunk_shapes(net).get(name) == t.shape for name, t in trunk.items()))
+    return max(NETS, key=lambda net: sum(_trunk_shapes(net).get(name) == t.shape for name, t in trunk.items()))
 
 
 @functools.cache
 def _trunk_shapes(net: str) -> dict[str, torch.Size]:
     with torch.device("meta"):
-        features = nn.Sequential(*LAYERS[SPECS[net].model]())
+        features = nn.Sequential(*NETS[net].layers())
     return {name: tensor.shape for name, tensor in features.state_dict().items()}
 
 
-def _slice(spec: Spec, name: str) -> int:
+def _slice(spec: Net, name: str) -> int:
     """The slice, from 1, that has a tensor of torchvision's name."""
     layer = int(name.partition(".")[0])
     return sum(cut <= layer for cut in spec.cuts)
@@ -341,9 +340,9 @@ def _check_trunk(path: str | PathLike[str], net: str, numbers: Mapping[str, int]
                 f"{path}: the trunk's {name!r} must have shape {list(shapes[name])} in net {net}, "
                 f"got {list(tensor.shape)}"
             )
-        if numbers[name] not in (0, _slice(SPECS[net], name)):
+        if numbers[name] not in (0, _slice(NETS[net], name)):
             raise ValueError(
-                f"{path}: the trunk's {name!r} must be in slice {_slice(SPECS[net], name)}, is in {numbers[name]}"
+                f"{path}: the trunk's {name!r} must be in slice {_slice(NETS[net], name)}, is in {numbers[name]}"
             )
     weights.check_values(path, trunk)
 

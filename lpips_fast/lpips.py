@@ -35,12 +35,11 @@ from lpips_fast.head import backends
 from lpips_fast.head.reference import accumulation_dtype, normalize_channels
 from lpips_fast.pairwise import Images
 from lpips_fast.trunk import cpu_layers
-from lpips_fast.trunk.module import PRECISIONS, SPECS, Trunk
+from lpips_fast.trunk.module import PRECISIONS, Trunk
+from lpips_fast.trunk.nets import ALIASES, NETS, SCALE, SHIFT
 from lpips_fast.trunk.program import Affine, Conv
 from lpips_fast.trunk.stock import Description, call_frozen, describe, is_as_described
 from lpips_fast.weights import files as weights
-
-NETS = {"alex": "alex", "vgg": "vgg", "vgg16": "vgg", "squeeze": "squeeze"}
 
 # How many pixels the pairs have that go through at a time, with chunk_size='auto', and on the CPU in any case: there it
 # is faster, for the smaller the tensors, the less memory is fresh from the system at each layer. Where a graph keeps
@@ -149,7 +148,7 @@ class LPIPS(nn.Module):
             persistent=persistent,
             check_range=check_range,
         )
-        check_choice("net", net, NETS)
+        check_choice("net", net, ALIASES)
         check_choice("version", version, weights.VERSIONS)
         check_choice("precision", precision, PRECISIONS)
         check_choice("cpu_conv", cpu_conv, cpu_layers.CHOICES)
@@ -160,7 +159,7 @@ class LPIPS(nn.Module):
             raise ValueError("grad_in_forward=True has one number a pair to differentiate, spatial=True has a map")
         if chunk_size not in (None, "auto") and (type(chunk_size) is not int or chunk_size < 1):  # True is an int, too
             raise ValueError(f"chunk_size must be None, 'auto' or a number of pairs from 1, got {chunk_size!r}")
-        spec = SPECS[NETS[net]]
+        spec = NETS[ALIASES[net]]
         self.pnet_type = net
         self.pnet_tune = pnet_tune
         self.pnet_rand = pnet_rand
@@ -175,13 +174,13 @@ class LPIPS(nn.Module):
         self.L = len(self.chns)
 
         self.scaling_layer = ScalingLayer()
-        self.net = Trunk(NETS[net], precision, cpu_conv, trainable=not eval_mode)
+        self.net = Trunk(ALIASES[net], precision, cpu_conv, trainable=not eval_mode)
         given = None
         if model_path is not None:
             from lpips_fast.checkpoints import load_any  # which makes LPIPS
 
             check_path("model_path", model_path)
-            given = load_any(model_path, NETS[net])
+            given = load_any(model_path, ALIASES[net])
             if lpips and given.linear is None:
                 raise ValueError(f"model_path {model_path} has no linear weights: pass lpips=False")
         if given is not None and given.trunk is not None:
@@ -189,7 +188,7 @@ class LPIPS(nn.Module):
                 raise ValueError(f"model_path {model_path} has a trunk, too: leave out trunk_weights")
             self.net.load_features(given.trunk)
         elif not pnet_rand or trunk_weights is not None:
-            state = weights.trunk_weights(NETS[net], trunk_weights, progress=verbose)
+            state = weights.trunk_weights(ALIASES[net], trunk_weights, progress=verbose)
             try:
                 self.net.load_features(state)
             except ValueError as error:
@@ -205,7 +204,7 @@ class LPIPS(nn.Module):
             if given is not None and given.linear is not None:
                 self.set_linear_weights(given.linear)
             elif pretrained:
-                self.set_linear_weights(weights.published_linear_weights(NETS[net], version, self.chns))
+                self.set_linear_weights(weights.published_linear_weights(ALIASES[net], version, self.chns))
         if not persistent:
             self.register_state_dict_post_hook(_without_own_keys)
             self.register_load_state_dict_pre_hook(_with_own_tensors)
@@ -373,7 +372,7 @@ class LPIPS(nn.Module):
             taps = self._taps(x, affine=self._affine(normalize))
         else:
             taps = self._taps_by_modules(x, normalize)
-        return Features(taps, NETS[self.pnet_type], self.version, (x.shape[2], x.shape[3]))
+        return Features(taps, ALIASES[self.pnet_type], self.version, (x.shape[2], x.shape[3]))
 
     def embed(self, x: Images, normalize: bool = False) -> Tensor:
         """Vectors [N, D] of images [N, 3, H, W] whose squared distances are LPIPS; as `lpips_fast.pairwise.embed`."""
@@ -423,7 +422,7 @@ class LPIPS(nn.Module):
             converts = getattr(self.net, "precision", "inherit") != "inherit" or is_autocast_enabled(image.device)
             if not converts:
                 raise TypeError(f"{name} is {image.dtype}, LPIPS {own.dtype}: convert one with .to(), or use autocast")
-        smallest = SPECS[NETS[self.pnet_type]].min_size
+        smallest = NETS[ALIASES[self.pnet_type]].min_size
         if min(image.shape[2:]) < smallest and self._is_stock():
             raise ValueError(
                 f"{name} must have sides of at least {smallest} pixels for net {self.pnet_type!r}, "
@@ -481,7 +480,7 @@ class LPIPS(nn.Module):
 
     def _checked_features(self, features: Features, x0: Tensor) -> Features:
         for what, theirs, ours in (
-            ("net", features.net, NETS[self.pnet_type]),
+            ("net", features.net, ALIASES[self.pnet_type]),
             ("taps", f"1 to {len(features.taps)}", f"1 to {self.L}"),
             ("version", features.version, self.version),
             ("size", features.size, (x0.shape[2], x0.shape[3])),
@@ -744,8 +743,8 @@ class ScalingLayer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
-        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
+        self.register_buffer("shift", torch.tensor(SHIFT).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor(SCALE).view(1, 3, 1, 1))
 
     def forward(self, inp: Tensor) -> Tensor:
         return (inp - self.shift) / self.scale

@@ -26,6 +26,7 @@ from torch import Tensor
 from lpips_fast._checks import checked_count
 from lpips_fast.head.reference import accumulation_dtype, normalize_channels
 from lpips_fast.trunk.convolution import conv2d
+from lpips_fast.trunk.nets import ALIASES, NETS
 
 if TYPE_CHECKING:
     from lpips_fast.lpips import LPIPS
@@ -35,7 +36,6 @@ NEAR = 1e-3  # below this share of |e|^2 + |f|^2, a distance is computed from th
 _BLOCK_BYTES = 2**29  # of the embeddings of a block, where the caller leaves its size open
 _PART = 8192  # values of an embedding in one matrix product
 _BATCH_PIXELS = 2**19  # of the images that go through the trunk at once
-_VALUES_PER_PIXEL = {"alex": 11, "squeeze": 36, "vgg": 122, "vgg16": 122}  # of an embedding, no fewer than it has
 
 
 class Images(Protocol):
@@ -172,7 +172,7 @@ def _size(name: str, x: Images) -> torch.Size:
 
 
 def _default_block(fn: LPIPS, pixels: int) -> int:
-    values = _VALUES_PER_PIXEL[fn.pnet_type] * pixels
+    values = NETS[ALIASES[fn.pnet_type]].values_per_pixel * pixels
     return max(1, _BLOCK_BYTES // max(1, values * accumulation_dtype(fn._own().dtype).itemsize))
 
 

@@ -29,7 +29,7 @@ from lpips_fast._checks import check_flags, checked_count
 from lpips_fast._files import replacing
 from lpips_fast.pairwise import Images, direct_distances, embed_rows, images_at, product_distances, product_rounding
 from lpips_fast.trunk.execute import run
-from lpips_fast.trunk.module import Spec
+from lpips_fast.trunk.nets import Net
 from lpips_fast.trunk.program import Setting
 from lpips_fast.weights.files import fingerprint
 
@@ -370,7 +370,7 @@ def _header(fn: LPIPS, size: tuple[int, int], resized: bool, normalize: bool | N
     return Header(model, fn.version, fn.lpips, size, resized, normalize, raw, None, None, None, linear, trunk)
 
 
-def _spec(fn: LPIPS) -> Spec:
+def _spec(fn: LPIPS) -> Net:
     """The trunk's, which is that of the constructor."""
     if not fn._is_stock():
         raise ValueError("fn must have the layers that it was made with, for an index does not know them from others")

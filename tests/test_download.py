@@ -162,7 +162,8 @@ def torchvision_from(server, monkeypatch, tmp_path):
 
     def torchvision_from(content: bytes) -> Path:
         name = f"alexnet-owt-{hashlib.sha256(content).hexdigest()[:8]}.pth"
-        monkeypatch.setitem(weights.TRUNK_URLS, "alex", server.url.replace("file.pth", name))
+        url = server.url.replace("file.pth", name)
+        monkeypatch.setitem(weights.NETS, "alex", weights.NETS["alex"]._replace(url=url))
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))
         server.content = content
         return tmp_path / "hub" / "checkpoints" / name

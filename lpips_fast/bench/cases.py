@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from lpips_fast.bench.ceilings import Ceilings
-from lpips_fast.lpips import LPIPS, NETS
-from lpips_fast.trunk.module import SPECS
+from lpips_fast.lpips import LPIPS
+from lpips_fast.trunk.nets import ALIASES, NETS
 
 
 class Case(NamedTuple):
@@ -32,10 +32,10 @@ class Case(NamedTuple):
             ValueError: it is not that, or the images would be too small for the net.
         """
         found = re.fullmatch(r"(\w+):([1-9]\d*):([1-9]\d*)", text)
-        if found is None or found[1] not in NETS:
-            raise ValueError(f"a case must be NET:PAIRS:SIZE with NET one of {', '.join(SPECS)}, got {text!r}")
-        case = cls(NETS[found[1]], int(found[2]), int(found[3]))
-        smallest = SPECS[case.net].min_size
+        if found is None or found[1] not in ALIASES:
+            raise ValueError(f"a case must be NET:PAIRS:SIZE with NET one of {', '.join(NETS)}, got {text!r}")
+        case = cls(ALIASES[found[1]], int(found[2]), int(found[3]))
+        smallest = NETS[case.net].min_size
         if case.size < smallest:
             raise ValueError(f"case {text!r}: net {case.net!r} needs images of at least {smallest} pixels a side")
         return case

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lpips_fast.bench.cases import slices_of
 from lpips_fast.functional import lpips_head
 from lpips_fast.lpips import LPIPS
-from lpips_fast.trunk.module import SPECS
+from lpips_fast.trunk.nets import NETS
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 Sample = tuple[Tensor, Tensor]
@@ -35,7 +35,7 @@ class Provider(NamedTuple):
     package: str | None = None  # what must be importable, where it is not this one
     devices: tuple[str, ...] = ("cpu", "cuda")  # where it works,
     default: tuple[str, ...] = ("cpu", "cuda")  # and where it is measured unless others are asked for
-    nets: tuple[str, ...] = tuple(SPECS)
+    nets: tuple[str, ...] = tuple(NETS)
     modes: tuple[str, ...] = ("forward", "step")
     wrapper: str | None = None  # 'compile' or 'graph': called under torch.compile, or as a CUDA graph
 

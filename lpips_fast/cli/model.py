@@ -16,8 +16,9 @@ from lpips_fast.checkpoints import Checkpoint, SeveralError, load_any
 from lpips_fast.cli import shards
 from lpips_fast.cli.loading import Pair, by_size
 from lpips_fast.cli.options import ReadError, Settings, UsageError
-from lpips_fast.lpips import LPIPS, NETS
+from lpips_fast.lpips import LPIPS
 from lpips_fast.pairwise import embed
+from lpips_fast.trunk.nets import ALIASES
 
 
 def make_lpips(settings: Settings, **options: Any) -> LPIPS:
@@ -41,7 +42,7 @@ def make_lpips(settings: Settings, **options: Any) -> LPIPS:
 def _checkpoint(settings: Settings, path: Path) -> Checkpoint:
     """The weights in the file of --weights. Its errors name the command line's options, unlike those of `LPIPS`."""
     try:
-        found = load_any(path, NETS[settings.net])
+        found = load_any(path, ALIASES[settings.net])
     except SeveralError as error:
         raise UsageError(
             f"--weights {path} has several LPIPS: convert one first, lpips-fast convert {path} one.pth --to lpips "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,48 +14,9 @@ from lpips_fast._checks import some
 from lpips_fast._torch_state import is_autocast_enabled, plain_torch_only, to_dtype, without_autocast
 from lpips_fast.trunk import convolution, cpu_layers, gpu_layers, winograd
 from lpips_fast.trunk.execute import frozen_trunk, needs_gradient, run
-from lpips_fast.trunk.nets import LAYERS
+from lpips_fast.trunk.nets import NETS, Net
 from lpips_fast.trunk.program import Affine, Conv, Fire, Plan, Pool, Setting
 from lpips_fast.trunk.stock import call_frozen, describe, is_as_described
-
-AlexnetOutputs = namedtuple("AlexnetOutputs", ["relu1", "relu2", "relu3", "relu4", "relu5"])
-VggOutputs = namedtuple("VggOutputs", ["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"])
-SqueezeOutputs = namedtuple("SqueezeOutputs", ["relu1", "relu2", "relu3", "relu4", "relu5", "relu6", "relu7"])
-
-
-class Spec(NamedTuple):
-    """A trunk: slice k runs the layers [cuts[k], cuts[k+1]) of torchvision's `features` and ends in tap k."""
-
-    model: str  # a key of LAYERS, the function in torchvision.models
-    cuts: tuple[int, ...]
-    channels: tuple[int, ...]
-    min_size: int  # the smallest image, in pixels, from which every tap has at least one pixel
-    outputs: type  # the namedtuple of the taps
-
-
-SPECS = {
-    "alex": Spec(
-        "alexnet",
-        (0, 2, 5, 8, 10, 12),
-        (64, 192, 384, 256, 256),
-        31,
-        AlexnetOutputs,
-    ),
-    "vgg": Spec(
-        "vgg16",
-        (0, 4, 9, 16, 23, 30),
-        (64, 128, 256, 512, 512),
-        16,
-        VggOutputs,
-    ),
-    "squeeze": Spec(
-        "squeezenet1_1",
-        (0, 2, 5, 8, 10, 11, 12, 13),
-        (64, 128, 256, 384, 384, 512, 512),
-        17,
-        SqueezeOutputs,
-    ),
-}
 
 
 class Precision(NamedTuple):
@@ -79,7 +40,7 @@ class Trunk(nn.Module):
     the layers would, without calling them, as long as they are the stock ones; changed layers are called.
 
     Args:
-        net: a key of SPECS.
+        net: a key of NETS.
         precision: a key of PRECISIONS.
         cpu_conv: how the CPU does 3x3 convolutions in float32: 'winograd', 'direct', or 'auto' for what is faster.
         trainable: whether the parameters' `requires_grad` counts; without it they never get a gradient.
@@ -87,7 +48,7 @@ class Trunk(nn.Module):
 
     def __init__(self, net: str, precision: str = "inherit", cpu_conv: str = "auto", *, trainable: bool = True) -> None:
         super().__init__()
-        self.spec = SPECS[net]
+        self.spec = NETS[net]
         self.precision = precision
         self.cpu_conv = cpu_conv
         self.trainable = trainable
@@ -357,19 +318,13 @@ def _after(name: str, cut: int) -> bool:
     return index.isdecimal() and len(index) < 3 and int(index) >= cut
 
 
-def _random_features(spec: Spec) -> nn.Sequential:
+def _random_features(net: Net) -> nn.Sequential:
     """The layers, initialised as torchvision does."""
     with torch.device("meta"):
-        features = nn.Sequential(*LAYERS[spec.model]())
+        features = nn.Sequential(*net.layers())
     features = features.to_empty(device=torch.get_default_device())
     for conv in features.modules():
-        if not isinstance(conv, nn.Conv2d):
-            continue
-        conv.reset_parameters()
-        if spec.model == "vgg16":
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-        elif spec.model == "squeezenet1_1":
-            nn.init.kaiming_uniform_(conv.weight)
-        if spec.model != "alexnet" and conv.bias is not None:
-            nn.init.zeros_(conv.bias)
+        if isinstance(conv, nn.Conv2d):
+            conv.reset_parameters()
+            net.init(conv)
     return features

@@ -1,12 +1,14 @@
-"""The layers of AlexNet, VGG16 and SqueezeNet 1.1 up to their last taps, without parameters' values.
+"""AlexNet, VGG16 and SqueezeNet 1.1: their layers up to the last tap, and one table of all that differs between them.
 
-Numbered and named as torchvision's `features`, whose weights they take. torchvision itself takes longer to import than
-torch, and has the classifiers, too.
+Layers are numbered and named as in torchvision's `features`, whose weights they take. torchvision itself is not used,
+because its import takes longer than that of torch.
 """
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -76,9 +78,81 @@ def _squeezenet1_1() -> list[nn.Module]:
     ]
 
 
-# From torchvision's name of the model.
-LAYERS: dict[str, Callable[[], list[nn.Module]]] = {
-    "alexnet": _alexnet,
-    "vgg16": _vgg16,
-    "squeezenet1_1": _squeezenet1_1,
+def _init_alexnet(conv: nn.Conv2d) -> None:
+    """AlexNet keeps the values that torch gives a convolution."""
+
+
+def _init_vgg16(conv: nn.Conv2d) -> None:
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    _zero_bias(conv)
+
+
+def _init_squeezenet1_1(conv: nn.Conv2d) -> None:
+    nn.init.kaiming_uniform_(conv.weight)
+    _zero_bias(conv)
+
+
+def _zero_bias(conv: nn.Conv2d) -> None:
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+
+
+AlexnetOutputs = namedtuple("AlexnetOutputs", ["relu1", "relu2", "relu3", "relu4", "relu5"])
+VggOutputs = namedtuple("VggOutputs", ["relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3"])
+SqueezeOutputs = namedtuple("SqueezeOutputs", ["relu1", "relu2", "relu3", "relu4", "relu5", "relu6", "relu7"])
+
+
+class Net(NamedTuple):
+    """All that differs between the nets."""
+
+    model: str  # the function in torchvision.models
+    layers: Callable[[], list[nn.Module]]  # the layers up to the last tap
+    init: Callable[[nn.Conv2d], None]  # sets a new convolution's values as torchvision does
+    cuts: tuple[int, ...]  # slice k runs the layers [cuts[k], cuts[k + 1]) and ends in tap k
+    channels: tuple[int, ...]  # of each tap
+    outputs: type  # the namedtuple of the taps, named as in `lpips`
+    min_size: int  # the smallest image, in pixels, from which every tap has at least one pixel
+    values_per_pixel: int  # the taps' values for each pixel of the image, rounded up
+    url: str  # torchvision's IMAGENET1K_V1; before the suffix stand the first digits of the file's SHA-256
+
+
+NETS = {
+    "alex": Net(
+        model="alexnet",
+        layers=_alexnet,
+        init=_init_alexnet,
+        cuts=(0, 2, 5, 8, 10, 12),
+        channels=(64, 192, 384, 256, 256),
+        outputs=AlexnetOutputs,
+        min_size=31,
+        values_per_pixel=11,
+        url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+    ),
+    "vgg": Net(
+        model="vgg16",
+        layers=_vgg16,
+        init=_init_vgg16,
+        cuts=(0, 4, 9, 16, 23, 30),
+        channels=(64, 128, 256, 512, 512),
+        outputs=VggOutputs,
+        min_size=16,
+        values_per_pixel=122,
+        url="https://download.pytorch.org/models/vgg16-397923af.pth",
+    ),
+    "squeeze": Net(
+        model="squeezenet1_1",
+        layers=_squeezenet1_1,
+        init=_init_squeezenet1_1,
+        cuts=(0, 2, 5, 8, 10, 11, 12, 13),
+        channels=(64, 128, 256, 384, 384, 512, 512),
+        outputs=SqueezeOutputs,
+        min_size=17,
+        values_per_pixel=36,
+        url="https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth",
+    ),
 }
+ALIASES = {"alex": "alex", "vgg": "vgg", "vgg16": "vgg", "squeeze": "squeeze"}  # what callers may write for a net
+
+# By channel: the scaling layer makes (x - SHIFT) / SCALE of images in [-1, 1], to the statistics of ImageNet.
+SHIFT = (-0.030, -0.088, -0.188)
+SCALE = (0.458, 0.448, 0.450)

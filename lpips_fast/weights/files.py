@@ -20,14 +20,8 @@ from torch import Tensor
 
 from lpips_fast._checks import check_path, some
 from lpips_fast._files import replacing
+from lpips_fast.trunk.nets import NETS
 from lpips_fast.weights.download import download
-
-# torchvision's IMAGENET1K_V1; before the suffix stand the first digits of the file's SHA-256.
-TRUNK_URLS = {
-    "alex": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
-    "vgg": "https://download.pytorch.org/models/vgg16-397923af.pth",
-    "squeeze": "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth",
-}
 
 VERSIONS = ("0.1", "0.0")
 
@@ -316,7 +310,7 @@ def trunk_weights(
 
 def _torchvision_file(net: str, progress: bool) -> Path:
     """The file of torchvision's weights in its cache, downloaded if need be."""
-    url = TRUNK_URLS[net]
+    url = NETS[net].url
     name = Path(url).name
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     try:

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lpips_fast.trunk.nets import LAYERS
-from lpips_fast.weights.files import TRUNK_URLS
+from lpips_fast.trunk.nets import NETS
 
 
 def leaves(layers):
@@ -15,23 +14,23 @@ def leaves(layers):
     return [(name, str(layer)) for name, layer in layers.named_modules() if not list(layer.children())]
 
 
-@pytest.mark.parametrize("model", LAYERS)
-def test_layers_are_torchvisions(model):
+@pytest.mark.parametrize("net", NETS.values(), ids=NETS)
+def test_layers_are_torchvisions(net):
     import torchvision
 
     with torch.device("meta"):
-        ours = nn.Sequential(*LAYERS[model]())
-        theirs = getattr(torchvision.models, model)(weights=None).features[: len(ours)]
+        ours = nn.Sequential(*net.layers())
+        theirs = getattr(torchvision.models, net.model)(weights=None).features[: len(ours)]
     assert leaves(ours) == leaves(theirs)
     assert {n: p.shape for n, p in ours.state_dict().items()} == {n: p.shape for n, p in theirs.state_dict().items()}
 
 
-@pytest.mark.parametrize("model", LAYERS)
-def test_outputs_are_torchvisions(model):
+@pytest.mark.parametrize("net", NETS.values(), ids=NETS)
+def test_outputs_are_torchvisions(net):
     import torchvision
 
-    ours = nn.Sequential(*LAYERS[model]())
-    theirs = getattr(torchvision.models, model)(weights=None).features[: len(ours)]
+    ours = nn.Sequential(*net.layers())
+    theirs = getattr(torchvision.models, net.model)(weights=None).features[: len(ours)]
     ours.load_state_dict(theirs.state_dict())
     x = torch.rand(1, 3, 65, 65)
     with torch.no_grad():
@@ -42,4 +41,6 @@ def test_addresses_are_torchvisions():
     from torchvision import models
 
     enums = {"alex": models.AlexNet_Weights, "vgg": models.VGG16_Weights, "squeeze": models.SqueezeNet1_1_Weights}
-    assert {net: enum.IMAGENET1K_V1.url for net, enum in enums.items()} == TRUNK_URLS
+    assert {name: enum.IMAGENET1K_V1.url for name, enum in enums.items()} == {
+        name: net.url for name, net in NETS.items()
+    }
