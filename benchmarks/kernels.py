@@ -46,7 +46,8 @@ from lpips_fast.bench.ceilings import DTYPES, Ceilings
 from lpips_fast.bench.providers import BASELINE, PROVIDERS
 from lpips_fast.bench.tables import case_title, context, table
 from lpips_fast.bench.timing import Clock, described, interleaved, release_memory
-from lpips_fast.head import operators
+from lpips_fast.head import autograd
+from lpips_fast.head.operators import HeadInput, Norm
 from lpips_fast.lpips import LPIPS
 from lpips_fast.trunk import gpu_layers
 from lpips_fast.trunk.execute import run, run_backward
@@ -212,19 +213,22 @@ def traffic_of_ours(case: Case, mode: str, precision: str, in_forward: bool = Fa
         with Traffic() as traffic:
             if mode == "forward":
                 taps = [t.split(case.pairs) for t in run(setting, (x0, x1), affine, tensors)[0]]
-                operators.head("triton", [t for t, _ in taps], [t for _, t in taps], weights, 1e-10, False)
+                inputs = HeadInput([t for t, _ in taps], [t for _, t in taps], weights, Norm())
+                autograd.head("triton", inputs)
                 return traffic.passes
             taps0, signs = run(setting, (x0,), affine, tensors, keep=True)
             taps1, _ = run(setting, (x1,), affine, tensors)
-            value = operators.head("triton", taps0, taps1, weights, 1e-10, False)
+            inputs = HeadInput(taps0, taps1, weights, Norm())
+            value = autograd.head("triton", inputs)
             if in_forward:
                 maps = [value[:, i, None, None, None].expand(-1, 1, *t.shape[2:]) for i, t in enumerate(taps0)]
                 layers = zip(maps, taps0, taps1, weights, strict=True)
-                d_taps: Any = [HeadGradient(grad, 1, f0, f1, weight, 1e-10, False) for grad, f0, f1, weight in layers]
+                d_taps: Any = [
+                    HeadGradient(grad, 1, f0, f1, weight, Norm().eps, False) for grad, f0, f1, weight in layers
+                ]
             else:
-                d_taps = operators.head_bwd(
-                    "triton", [value], taps0, taps1, weights, 1e-10, False, True, True, False, False
-                )
+                needs = {"need0": True, "need1": False, "need_weights": False}
+                d_taps = autograd.head_backward("triton", inputs, [value], mean=True, **needs)
         with Traffic(convolution=GRADIENT) as backward:
             run_backward(setting, x0.shape[1:], affine, tensors, taps0, signs, d_taps)
     return traffic.passes + backward.passes

@@ -38,8 +38,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lpips_fast._library import library
-from lpips_fast.head.operators import grad_like
-from lpips_fast.head.reference import accumulation_dtype
+from lpips_fast.head.operators import accumulation_dtype, grad_like
 
 NUM_WARPS = 8
 # Bytes of a program's tile of one feature, in the accumulation type: 32 registers in each of 256 threads forward, 16
@@ -218,7 +217,7 @@ def _launch_head_fwd(
 def head_fwd_triton(
     feats0: list[Tensor], feats1: list[Tensor], weights: list[Tensor], eps: float, eps_inside_sqrt: bool
 ) -> Tensor:
-    """D [N, L]; see ops.py for the contract."""
+    """D [N, L]; see lpips_fast/head/operators.py for the contract."""
     slots = SUMS_ALIGNMENT * cdiv(max(_blocks(f, FWD_TILE)[2] for f in feats0), SUMS_ALIGNMENT)
     sums = weights[0].new_zeros((feats0[0].shape[0], len(feats0), slots))
     with torch.cuda.device_of(feats0[0]):
@@ -233,7 +232,7 @@ def head_fwd_triton(
 def head_maps_fwd_triton(
     feats0: list[Tensor], feats1: list[Tensor], weights: list[Tensor], eps: float, eps_inside_sqrt: bool
 ) -> list[Tensor]:
-    """The maps d, L tensors [N, 1, H, W]; see ops.py for the contract."""
+    """The maps d, L tensors [N, 1, H, W]; see lpips_fast/head/operators.py for the contract."""
     maps = [w.new_empty((f.shape[0], 1, *f.shape[2:])) for f, w in zip(feats0, weights, strict=True)]
     with torch.cuda.device_of(feats0[0]):
         for f0, f1, weight, out in zip(feats0, feats1, weights, maps, strict=True):
@@ -263,7 +262,7 @@ def head_bwd_triton(
     grads: list[Tensor], feats0: list[Tensor], feats1: list[Tensor], weights: list[Tensor],
     eps: float, eps_inside_sqrt: bool, mean: bool, need_feats0: bool, need_feats1: bool, need_weights: bool,
 ) -> list[Tensor]:  # fmt: skip
-    """Gradients of the head; see ops.py for the contract."""
+    """Gradients of the head; see lpips_fast/head/operators.py for the contract."""
     d_feats0 = [grad_like(f) for f in feats0] if need_feats0 else []
     d_feats1 = [grad_like(f) for f in feats1] if need_feats1 else []
     d_weights = []

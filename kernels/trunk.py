@@ -32,11 +32,11 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
-from lpips_fast.kernels import head
-from lpips_fast.kernels.head import _normalized_values, cdiv, next_power_of_2
 from torch import Tensor
 
 from lpips_fast._library import library
+from lpips_fast.kernels import head
+from lpips_fast.kernels.head import _normalized_values, cdiv, next_power_of_2
 from lpips_fast.trunk.convolution import allows_tf32
 from lpips_fast.trunk.gpu_layers import empty_nhwc, empty_signs
 
@@ -132,7 +132,7 @@ def _bias_relu_kernel(
         y, x = row + i // SIDE, column + i % SIDE
         inside = (offs_p < windows) & (y < H) & (x < W)
         offs = ((n * H + y) * W + x)[:, None, None] * C + offs_c[None, :, :]
-        values += (tl.load(y_ptr + offs, mask=inside[:, None, None] & mask_c[None, :, :], other=0.0),)
+        values += (tl.load(y_ptr + offs, mask=inside[:, None, None] & mask_c[None, :, :], other=0.0),)  # type: ignore[assignment]
     best = tl.full((BLOCK_P, BLOCK_C // 8, 8), float("-inf"), tl.float32)
     for i in tl.static_range(SIDE * SIDE):
         y, x = row + i // SIDE, column + i % SIDE
@@ -212,7 +212,7 @@ def _load_window(f_ptr, offs_c, row, column, mask_c, mask_p, C, H, W, SIDE: tl.c
         y, x = row + i // SIDE, column + i % SIDE
         mask = mask_c[:, None] & (mask_p & (y < H) & (x < W))[None, :]
         offs = offs_c[:, None] + ((y * W + x).to(tl.int64) * C)[None, :]
-        values += (tl.load(f_ptr + offs, mask=mask, other=0.0),)
+        values += (tl.load(f_ptr + offs, mask=mask, other=0.0),)  # type: ignore[assignment]
     return values
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lpips_fast._torch_state import to_dtype
-from lpips_fast.head import backends, operators
-from lpips_fast.head.reference import accumulation_dtype
+from lpips_fast.head import autograd, backends
+from lpips_fast.head.operators import HeadInput, Norm, accumulation_dtype
 
 FEATURE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -19,8 +19,8 @@ def lpips_head(
     feats1: Sequence[Tensor],
     weights: Sequence[Tensor] | None,
     *,
-    eps: float = 1e-10,
-    eps_inside_sqrt: bool = False,
+    eps: float = Norm().eps,
+    eps_inside_sqrt: bool = Norm().inside_sqrt,
     backend: str = "auto",
 ) -> Tensor:
     """Weighted distance of channel-normalised features, averaged over space, for all layers in one call.
@@ -47,8 +47,8 @@ def lpips_head(
 
     Norms from 1e-18 to 1e18 are told apart in float32; below, a feature counts as 0, above it as infinite.
     """
-    arguments = _checked(feats0, feats1, weights, eps)
-    return operators.head(backends.choose(backend, feats0[0].device), *arguments, eps, eps_inside_sqrt)
+    inputs = _checked(feats0, feats1, weights, Norm(eps, eps_inside_sqrt))
+    return autograd.head(backends.choose(backend, feats0[0].device), inputs)
 
 
 def lpips_head_maps(
@@ -56,19 +56,20 @@ def lpips_head_maps(
     feats1: Sequence[Tensor],
     weights: Sequence[Tensor] | None,
     *,
-    eps: float = 1e-10,
-    eps_inside_sqrt: bool = False,
+    eps: float = Norm().eps,
+    eps_inside_sqrt: bool = Norm().inside_sqrt,
     backend: str = "auto",
 ) -> list[Tensor]:
     """As `lpips_head` before the mean over space: the maps sum_c w_c (a_c - b_c)^2, L tensors [N, 1, H_l, W_l]."""
-    arguments = _checked(feats0, feats1, weights, eps)
-    return operators.head_maps(backends.choose(backend, feats0[0].device), *arguments, eps, eps_inside_sqrt)
+    inputs = _checked(feats0, feats1, weights, Norm(eps, eps_inside_sqrt))
+    return autograd.head_maps(backends.choose(backend, feats0[0].device), inputs)
 
 
 def _checked(
-    feats0: Sequence[Tensor], feats1: Sequence[Tensor], weights: Sequence[Tensor] | None, eps: float
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """The three lists as the operators take them: checked, broadcast to one batch, weights flat and wide enough."""
+    feats0: Sequence[Tensor], feats1: Sequence[Tensor], weights: Sequence[Tensor] | None, norm: Norm
+) -> HeadInput:
+    """What the operators take: the lists checked and broadcast to one batch, the weights flat and wide enough."""
+    eps = norm.eps
     if isinstance(eps, bool) or not isinstance(eps, float | int) or not eps >= 0:
         raise ValueError(f"eps must be a number from 0, got {eps!r}")
     for name, tensors in (("feats0", feats0), ("feats1", feats1), ("weights", () if weights is None else weights)):
@@ -99,7 +100,7 @@ def _checked(
         raise ValueError(
             f"feats0 and feats1 must have one batch size in all layers, got {[f.shape[0] for f in pairs0]}"
         )
-    return pairs0, pairs1, flat_weights
+    return HeadInput(pairs0, pairs1, flat_weights, norm)
 
 
 def _check_list(name: str, tensors: Sequence[Tensor]) -> None:

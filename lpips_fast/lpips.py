@@ -32,7 +32,8 @@ from lpips_fast.distance.pixel_weights import shares, weighted_mean
 from lpips_fast.distance.ranges import RangeCheck
 from lpips_fast.distance.videos import flatten_videos
 from lpips_fast.head import backends
-from lpips_fast.head.reference import accumulation_dtype, normalize_channels
+from lpips_fast.head.operators import Norm, accumulation_dtype
+from lpips_fast.head.reference import normalize_channels
 from lpips_fast.pairwise import Images
 from lpips_fast.trunk import cpu_layers
 from lpips_fast.trunk.module import PRECISIONS, Trunk
@@ -107,7 +108,7 @@ class LPIPS(nn.Module):
 
     _RANGE, _FROM_BYTES = "[-1, 1]", "/ 127.5 - 1"  # of images, as errors tell it
     _SAVES_LINS = True  # whether the state_dict has the linear layers twice, also as lins.*
-    _EPS, _EPS_INSIDE_SQRT = 1e-10, False  # of the norm that features are divided by, as in functional.lpips_head
+    _NORM = Norm()  # what features are divided by
 
     def __init__(
         self,
@@ -525,7 +526,7 @@ class LPIPS(nn.Module):
         lins = self._lins() if self.lpips else []
         maps = []
         for k, (f0, f1) in enumerate(zip(taps0, taps1, strict=True)):
-            a, b = (normalize_channels(f, self._EPS, self._EPS_INSIDE_SQRT) for f in (f0, f1))
+            a, b = (normalize_channels(f, self._NORM) for f in (f0, f1))
             squares = (a - b) ** 2
             if self.lpips:
                 lin = lins[k]
@@ -578,8 +579,9 @@ class LPIPS(nn.Module):
         return [d.view(-1, 1, 1, 1) for d in distances.unbind(dim=1)]
 
     def _head(self, function: Callable[..., Any], taps0: Sequence[Tensor], taps1: Sequence[Tensor]) -> Any:
-        weights, norm = self._linear_weights(), {"eps": self._EPS, "eps_inside_sqrt": self._EPS_INSIDE_SQRT}
-        return function(taps0, taps1, weights, **norm, backend=self.backend)
+        eps, inside_sqrt = self._NORM
+        weights = self._linear_weights()
+        return function(taps0, taps1, weights, eps=eps, eps_inside_sqrt=inside_sqrt, backend=self.backend)
 
     def _maps(self, taps0: Sequence[Tensor], taps1: Sequence[Tensor]) -> list[Tensor]:
         """Each layer's map of distances, [N, 1, H_l, W_l]."""
@@ -588,7 +590,7 @@ class LPIPS(nn.Module):
         # Dropout falls on the squared differences, which the fused head never has in memory.
         maps = []
         for f0, f1, lin, weight in zip(taps0, taps1, self._lins(), self._linear_weights() or (), strict=True):
-            a, b = (normalize_channels(f, self._EPS, self._EPS_INSIDE_SQRT) for f in (f0, f1))
+            a, b = (normalize_channels(f, self._NORM) for f in (f0, f1))
             maps.append((weight.to(a.dtype) * lin.model[0]((a - b) ** 2)).sum(dim=1, keepdim=True))
         return maps
 
@@ -596,7 +598,7 @@ class LPIPS(nn.Module):
         """Whether to take that path: it is asked for, a gradient will be, and nothing but the images needs one."""
         if not self.grad_in_forward or self.spatial or retPerLayer or not torch.is_grad_enabled():
             return False
-        if in_torch_func() or plain_torch_only() or self._EPS_INSIDE_SQRT:  # whose gradient that path has not
+        if in_torch_func() or plain_torch_only() or self._NORM.inside_sqrt:  # whose gradient that path has not
             return False
         others = [*(x1.taps if isinstance(x1, Features) else ()), *self._trained()]
         if weight is not None:
@@ -766,9 +768,9 @@ class NetLinLayer(nn.Module):
         return self.model(x)
 
 
-def normalize_tensor(in_feat: Tensor, eps: float = 1e-10) -> Tensor:
+def normalize_tensor(in_feat: Tensor, eps: float = Norm().eps) -> Tensor:
     """Features [N, C, H, W] divided by their norm over channels plus eps; 0, with zero gradient, where it is 0."""
-    return normalize_channels(in_feat, eps, eps_inside_sqrt=False).to(in_feat.dtype)
+    return normalize_channels(in_feat, Norm(eps)).to(in_feat.dtype)
 
 
 def spatial_average(in_tens: Tensor, keepdim: bool = True) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lpips_fast._checks import check_flags, checked_count
 from lpips_fast.functional import FEATURE_DTYPES
-from lpips_fast.head.reference import accumulation_dtype
+from lpips_fast.head.operators import Norm, accumulation_dtype
 from lpips_fast.lpips import LPIPS, ScalingLayer, check_pair, upsample
 from lpips_fast.pairwise import widest_dtype
 from lpips_fast.weights.files import rename
@@ -239,7 +239,7 @@ class Network(LPIPS):
         ValueError, RuntimeError: as `lpips_fast.LPIPS`, and a resize below 1.
     """
 
-    _EPS, _EPS_INSIDE_SQRT = 1e-8, True
+    _NORM = Norm(1e-8, inside_sqrt=True)
     _names = ("in0", "in1")  # of the images, as errors tell them
 
     def __init__(

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from lpips_fast._checks import checked_count
-from lpips_fast.head.reference import accumulation_dtype, normalize_channels
+from lpips_fast.head.operators import Norm, accumulation_dtype
+from lpips_fast.head.reference import normalize_channels
 from lpips_fast.trunk.convolution import conv2d
 from lpips_fast.trunk.nets import ALIASES, NETS
 
@@ -266,14 +267,12 @@ def embed_rows(fn: LPIPS, name: str, x: Images, rows: slice, size: torch.Size, n
             length = sum(f.shape[1:].numel() for f in taps)
             dtype = accumulation_dtype(taps[0].dtype)
             embeddings = torch.empty(rows.stop - rows.start, length, dtype=dtype, device=taps[0].device)
-        _write(embeddings[start - rows.start : stop - rows.start], taps, weights, fn._EPS, fn._EPS_INSIDE_SQRT)
+        _write(embeddings[start - rows.start : stop - rows.start], taps, weights, fn._NORM)
     assert embeddings is not None  # the loop runs at least once, for the number of columns
     return embeddings
 
 
-def _write(
-    embeddings: Tensor, taps: Sequence[Tensor], weights: Sequence[Tensor] | None, eps: float, eps_inside_sqrt: bool
-) -> None:
+def _write(embeddings: Tensor, taps: Sequence[Tensor], weights: Sequence[Tensor] | None, norm: Norm) -> None:
     """Turns taps into embeddings [N, D], layer by layer."""
     at = 0
     for layer, f in enumerate(taps):
@@ -281,7 +280,7 @@ def _write(
         scale = (weight.to(embeddings.dtype) / f.shape[2:].numel()).sqrt()
         size = f.shape[1:].numel()
         part = embeddings[:, at : at + size].unflatten(1, f.shape[1:])
-        torch.mul(normalize_channels(f, eps, eps_inside_sqrt), scale.view(-1, 1, 1), out=part)
+        torch.mul(normalize_channels(f, norm), scale.view(-1, 1, 1), out=part)
         at += size
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lpips_fast import functional
+from lpips_fast.head.operators import HeadInput, Norm
 from lpips_fast.head.reference import head_maps_ref
 
 from .conftest import BACKENDS
@@ -85,7 +86,7 @@ def oracle_maps(feats0, feats1, weights, eps, inside):
             beyond = norm.isfinite() & (norm > LARGEST_NORM[feats[0].dtype])
             lists[-1].append(torch.where(beyond, 0.0, f))
     flat = [torch.ones(f.shape[1]) for f in feats0] if weights is None else weights
-    return head_maps_ref(*lists, cases.to_float64(flat), eps, inside)
+    return head_maps_ref(HeadInput(*lists, cases.to_float64(flat), Norm(eps, inside)))
 
 
 def assert_same(found: Tensor, expected: Tensor, tolerance: tuple[float, float], what: str) -> None:

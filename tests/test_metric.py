@@ -20,6 +20,7 @@ from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity as The
 from torchmetrics.wrappers import FeatureShare
 
 from lpips_fast import metric
+from lpips_fast.head.operators import Norm
 from lpips_fast.metric import LearnedPerceptualImagePatchSimilarity as Ours
 from lpips_fast.metric import learned_perceptual_image_patch_similarity as ours_functional
 
@@ -112,7 +113,7 @@ def test_tiny_features_show_where_the_eps_is(make):
     expected = theirs(img1, img2)
     torch.testing.assert_close(ours(img1, img2), expected, **TOLERANCE)
     torch.testing.assert_close(ours.net.pairwise(img1, img2).diag().mean(), expected, **TOLERANCE)
-    ours.net._EPS, ours.net._EPS_INSIDE_SQRT = 1e-10, False
+    ours.net._NORM = Norm()
     outside = ours(img1, img2)
     assert abs(outside - expected) > 1e-2 * expected, "the eps must matter here for the test to be one"
 

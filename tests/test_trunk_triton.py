@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from lpips_fast.head.operators import HeadInput, Norm
 from lpips_fast.head.reference import head_maps_ref, head_ref
 from lpips_fast.trunk import gpu_layers
 from lpips_fast.trunk.execute import frozen_trunk, run, run_backward
@@ -227,9 +228,9 @@ def test_tap_backward_with_the_heads_gradient(dtype, shape, pool, case, mean):
     leaves = [f.double().requires_grad_() for f in (f0, f1)]
     s = grad[:, 0, 0, 0].double() if mean else grad.double() * h * w
     if mean:
-        value = head_ref([leaves[0]], [leaves[1]], [weight.double()], 1e-10, False)[:, 0] @ s
+        value = head_ref(HeadInput([leaves[0]], [leaves[1]], [weight.double()], Norm()))[:, 0] @ s
     else:
-        (maps,) = head_maps_ref([leaves[0]], [leaves[1]], [weight.double()], 1e-10, False)
+        (maps,) = head_maps_ref(HeadInput([leaves[0]], [leaves[1]], [weight.double()], Norm()))
         value = (maps * grad.double()).sum()
     d_f = torch.autograd.grad(value, leaves)
     d_tap = torch.cat(d_f) if both else d_f[0]
@@ -283,7 +284,7 @@ def test_trunk_and_head_backward_in_one(net):
     ]
     leaves = [t.detach().requires_grad_() for t in taps]
     halves = [t.split(2) for t in leaves]
-    value = head_ref([h[0] for h in halves], [h[1] for h in halves], weights, 1e-10, False)
+    value = head_ref(HeadInput([h[0] for h in halves], [h[1] for h in halves], weights, Norm()))
     d_taps = torch.autograd.grad(value, leaves, torch.stack([g[:, 0, 0, 0] for g in grads], dim=1))
     size = images[0].shape[1:]
     found = run_backward(triton, size, (None, None), tensors, taps, signs, merged)

@@ -18,14 +18,14 @@ from lpips_fast.bench import ceilings
 from lpips_fast.bench.cases import Case, trunk_layers
 from lpips_fast.bench.records import Record
 from lpips_fast.bench.timing import Call, Clock, described, interleaved, release_memory
-from lpips_fast.head import backends, operators
-from lpips_fast.head.reference import accumulation_dtype, head_ref
+from lpips_fast.head import autograd, backends
+from lpips_fast.head.operators import HeadInput, Norm, accumulation_dtype
+from lpips_fast.head.reference import head_ref
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 MODES = ("forward", "backward", "forward+backward")
 # Passes over one image's features: both are read in a forward and in a backward, which writes one's gradient.
 _PASSES = {"forward": 2, "backward": 3, "forward+backward": 5}
-EPS = 1e-10
 VALUE_TOLERANCE = 5e-5
 _CHECKED_PAIRS = 2  # of all that are computed: the oracle's float64 takes memory
 GRADIENT_TOLERANCE = {torch.float32: 5e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -73,12 +73,12 @@ def providers(device: torch.device, compile: bool) -> dict[str, Head]:
     if compile:
         torch.compiler.reset()  # or the shapes of earlier cases count towards its limit, and it runs eagerly
         compiled = torch.compile(head_ref, dynamic=False)
-        found["torch.compile"] = lambda feats0, feats1, weights: compiled(feats0, feats1, weights, EPS, False)
+        found["torch.compile"] = lambda feats0, feats1, weights: compiled(HeadInput(feats0, feats1, weights, Norm()))
     return found
 
 
 def _head_of(backend: str, feats0: list[Tensor], feats1: list[Tensor], weights: list[Tensor]) -> Tensor:
-    return operators.head(backend, feats0, feats1, weights, EPS, False)
+    return autograd.head(backend, HeadInput(feats0, feats1, weights, Norm()))
 
 
 def set_up(head: Head, feats: Features) -> Call:

@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lpips_fast.calibration.ranking import BCERankingLoss
 from lpips_fast.functional import lpips_head
+from lpips_fast.head.operators import Norm
 from lpips_fast.head.reference import normalize_channels
 from lpips_fast.lpips import LPIPS
 from lpips_fast.weights.files import check_values, checked_state_dict, fingerprint, linear_state_dict, linear_weights
@@ -278,7 +279,7 @@ class _Ranker(nn.Module):
     def _with_dropout(self, taps: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
         totals: list[Tensor | float] = [0.0, 0.0]
         for tap, weight in zip(taps, _linear_weights(self.fn), strict=True):
-            pixels = normalize_channels(tap, eps=1e-10, eps_inside_sqrt=False).permute(0, 2, 3, 1).flatten(1, 2)
+            pixels = normalize_channels(tap, Norm()).permute(0, 2, 3, 1).flatten(1, 2)
             ref, *others = pixels.tensor_split(3)
             for k, other in enumerate(others):
                 squares = (ref - other).square()

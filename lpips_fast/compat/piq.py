@@ -107,7 +107,7 @@ class LPIPS(lpips.LPIPS):
         taps0, taps1 = (self.features(t, normalize=True).taps for t in (x, y))
         parts = []
         for f0, f1, weight in zip(taps0, taps1, self._linear_weights(), strict=True):
-            a, b = (normalize_channels(f, self._EPS, self._EPS_INSIDE_SQRT) for f in (f0, f1))
+            a, b = (normalize_channels(f, self._NORM) for f in (f0, f1))
             parts.append((weight * (a - b).abs()).sum(dim=1).mean(dim=(1, 2)))
         return torch.stack(parts).sum(dim=0)
 

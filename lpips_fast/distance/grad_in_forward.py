@@ -18,12 +18,12 @@ from torch import Tensor
 
 from lpips_fast._torch_state import with_signature
 from lpips_fast.distance.pixel_weights import shares, weighted_mean
-from lpips_fast.head import operators
+from lpips_fast.head import autograd
+from lpips_fast.head.operators import HeadInput, Norm
 from lpips_fast.trunk.execute import run, run_backward
 from lpips_fast.trunk.gpu_layers import HeadGradient
 from lpips_fast.trunk.program import Affine, Setting
 
-_EPS = 1e-10
 _CPU_PIXELS = 1 << 16  # of the pairs that go through at once: the larger a batch of small images, the faster
 
 
@@ -131,25 +131,28 @@ def _chunk(job, x0, others, mask, affine, tensors, linear):
         taps1 = [t.expand_as(t0) for t, t0 in zip(taps1, taps0, strict=True)]
     height, width = x0.shape[2:]
     scale = 2.0 ** ((height * width).bit_length() - 1) if setting.dtype == torch.float16 else 1.0
+    inputs = HeadInput(taps0, taps1, linear, Norm())
     if mask is None:
-        distances = operators.head(job.backend, taps0, taps1, linear, _EPS, False)
+        distances = autograd.head(job.backend, inputs)
         grads = [torch.full_like(distances, scale)]
     else:
         tap_shares = shares(mask, [(t.shape[2], t.shape[3]) for t in taps0])
-        distances = weighted_mean(operators.head_maps(job.backend, taps0, taps1, linear, _EPS, False), tap_shares)
+        distances = weighted_mean(autograd.head_maps(job.backend, inputs), tap_shares)
         grads = [s * scale for s in tap_shares]
-    d_taps = _head_gradients(job, grads, taps0, taps1, linear, mean=mask is None)
+    d_taps = _head_gradients(job, inputs, grads, mean=mask is None)
     d_x = run_backward(setting, x0.shape[1:], affine, tensors, taps, signs, d_taps)
     d_x = d_x.to(torch.promote_types(d_x.dtype, torch.float32))
     d_x = d_x if scale == 1.0 else d_x / scale
     return distances.sum(dim=1), (d_x[:k], d_x[k:])
 
 
-def _head_gradients(job, grads, taps0, taps1, linear, mean) -> list[Tensor] | list[HeadGradient]:
+def _head_gradients(job, inputs, grads, mean) -> list[Tensor] | list[HeadGradient]:
     """dL/dtaps for `run_backward`: with Triton not computed yet, but on the way back through the taps."""
+    taps0, taps1, linear, norm = inputs
     layers = len(taps0)
     if not job.setting.triton:
-        d_taps = operators.head_bwd(job.backend, grads, taps0, taps1, linear, _EPS, False, mean, True, job.need1, False)
+        needs = {"need0": True, "need1": job.need1, "need_weights": False}
+        d_taps = autograd.head_backward(job.backend, inputs, grads, mean=mean, **needs)
         return [torch.cat((d_taps[i], d_taps[layers + i])) for i in range(layers)] if job.need1 else d_taps
     if mean:
         maps = [grads[0][:, i, None, None, None].expand(-1, 1, *t.shape[2:]) for i, t in enumerate(taps0)]
@@ -157,4 +160,4 @@ def _head_gradients(job, grads, taps0, taps1, linear, mean) -> list[Tensor] | li
     else:
         maps, divisors = grads, [1] * layers
     pairs = zip(maps, divisors, taps0, taps1, linear, strict=True)
-    return [HeadGradient(*pair, _EPS, job.need1) for pair in pairs]
+    return [HeadGradient(*pair, norm.eps, job.need1) for pair in pairs]

@@ -1,43 +1,61 @@
-"""The head as torch operators: schemas, fake implementations and autograd.
+"""The head's operators: their contract, and what torch needs to know of them (schemas, fakes, FLOP formulas).
 
-Three operators a backend, `lpips_fast::{head_fwd,head_maps_fwd,head_bwd}_{cpu,cuda,triton}`, with one schema each.
-csrc/ implements those of `cpu` and `cuda`, kernels/ those of `triton`. Schemas and fakes live here in Python, so that
-torch.compile and fake tensors work where the compiled library is not.
+A backend has three operators, `lpips_fast::{head_fwd,head_maps_fwd,head_bwd}_{cpu,cuda,triton}`; each has one schema
+for all backends. csrc/ implements the operators of `cpu` and `cuda`, kernels/ those of `triton`. Schemas and fakes
+stand here in Python: torch.compile and fake tensors then work without the compiled library, too.
 
 Contract of an implementation:
-  * feats0[l], feats1[l]: [N, C_l, H_l, W_l], one floating type throughout, any strides (0 in an expanded view, too);
-  * weights[l]: [C_l], contiguous, in the accumulation type: float64 for float64 features, float32 for all others;
-  * head_fwd returns D [N, L], head_maps_fwd the maps d, L tensors [N, 1, H_l, W_l], contiguous, in that same type;
+  * feats0[l] and feats1[l] are [N, C_l, H_l, W_l], all of one floating type, with any strides (0 in an expanded view).
+  * weights[l] is [C_l], contiguous, of the accumulation type: float64 for float64 features, float32 for all others.
+  * head_fwd returns D [N, L] and head_maps_fwd returns the maps d, L contiguous tensors [N, 1, H_l, W_l]; both are of
+    the accumulation type. reference.py has the formulas of d and D.
   * head_bwd takes dL/dD as grads = [D_grad] ([N, L]) when mean is true, else dL/dd as L maps [N, 1, H_l, W_l] of any
     strides. It returns d_feats0 (L tensors, if need_feats0), then d_feats1 (likewise), then d_weights (likewise).
-    d_feats have their feature's type and the layout that `grad_like` gives; d_weights are as weights.
-  * N = 0 and H_l W_l = 0 are legal: sums over nothing are 0, means over nothing NaN, as torch has it.
+    d_feats have the type of their feature and the layout of `grad_like`; d_weights have the type and shape of weights.
+  * N = 0 and H_l W_l = 0 are legal. As in torch, a sum over nothing is 0 and a mean over nothing is NaN.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lpips_fast import _flops as flops
+from lpips_fast import _flops
 from lpips_fast._library import define
-from lpips_fast._torch_state import is_batched, is_differentiated, plain_torch_only, with_signature
-from lpips_fast.head.reference import accumulation_dtype, head_bwd_ref, head_maps_ref, head_ref
 
 COMPILED_BACKENDS = ("cpu", "cuda", "triton")
 
-_PAIR = "Tensor[] feats0, Tensor[] feats1, Tensor[] weights, float eps, bool eps_inside_sqrt"
-_SCHEMAS = {
-    "head_fwd": f"({_PAIR}) -> Tensor",
-    "head_maps_fwd": f"({_PAIR}) -> Tensor[]",
-    "head_bwd": (
-        f"(Tensor[] grads, {_PAIR}, bool mean, bool need_feats0, bool need_feats1, bool need_weights) -> Tensor[]"
-    ),
-}
+
+class Norm(NamedTuple):
+    """What features are divided by: |f| + eps, or sqrt(eps + |f|^2); |f| is the norm over channels.
+
+    The defaults are those of `lpips`.
+    """
+
+    eps: float = 1e-10
+    inside_sqrt: bool = False
+
+
+class HeadInput(NamedTuple):
+    """The features of two images, a list over layers each, with the linear weights; types and shapes as above."""
+
+    feats0: Sequence[Tensor]
+    feats1: Sequence[Tensor]
+    weights: Sequence[Tensor]
+    norm: Norm
+
+    def operands(self) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor], float, bool]:
+        """The arguments that the schemas of all operators share."""
+        return self.feats0, self.feats1, self.weights, self.norm.eps, self.norm.inside_sqrt
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type of sums over features of type `dtype`, and of the head's results."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def grad_like(feats: Tensor) -> Tensor:
@@ -45,6 +63,11 @@ def grad_like(feats: Tensor) -> Tensor:
     channels_last = feats.shape[1] > 1 and feats.stride(1) == 1
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(feats.shape, dtype=feats.dtype, device=feats.device, memory_format=memory_format)
+
+
+def head_flops(feats0: Sequence[Sequence[int]], *_: Any, **__: Any) -> int:
+    """FLOPs of the head's forward by the shapes of the features: it counts as 1x1 convolutions (see _flops.py)."""
+    return sum(2 * prod(shape) for shape in feats0)
 
 
 def _head_fwd_fake(feats0, feats1, weights, eps, eps_inside_sqrt):
@@ -64,105 +87,31 @@ def _head_bwd_fake(grads, feats0, feats1, weights, eps, eps_inside_sqrt, mean, n
     return d_feats0 + d_feats1 + d_weights
 
 
-_FAKES: dict[str, Callable[..., Any]] = {
-    "head_fwd": _head_fwd_fake,
-    "head_maps_fwd": _head_maps_fwd_fake,
-    "head_bwd": _head_bwd_fake,
-}
-
-for _backend in COMPILED_BACKENDS:
-    for _name, _schema in _SCHEMAS.items():
-        define(f"{_name}_{_backend}", _schema, _FAKES[_name])
-
-
-def head_flops(feats0: Sequence[Sequence[int]], *_: Any, **__: Any) -> int:
-    """FLOPs of the 1x1 convolutions that the head counts as (flops.py), of the features' shapes."""
-    return sum(2 * prod(shape) for shape in feats0)
-
-
 def _head_bwd_flops(
     grads, feats0, feats1, weights, eps, eps_inside_sqrt, mean, need_feats0, need_feats1, need_weights, **_
 ):
-    # The convolution's gradient to its input, the squared differences, and the one to its weights cost the same.
+    # The gradient of a convolution to its input, the squared differences, costs as much as the one to its weights.
     return head_flops(feats0) * ((need_feats0 or need_feats1) + need_weights)
 
 
-_FLOPS: dict[str, flops.Formula] = {"head_fwd": head_flops, "head_maps_fwd": head_flops, "head_bwd": _head_bwd_flops}
-flops.register({f"{name}_{backend}": _FLOPS[name] for name in _FLOPS for backend in COMPILED_BACKENDS})
+class _Operator(NamedTuple):
+    schema: str
+    fake: Callable[..., Any]
+    flops: _flops.Formula
 
 
-def _forward_op(backend: str, maps: bool) -> Callable[..., Any]:
-    return getattr(torch.ops.lpips_fast, f"{'head_maps_fwd' if maps else 'head_fwd'}_{backend}")
+_OPERANDS = "Tensor[] feats0, Tensor[] feats1, Tensor[] weights, float eps, bool eps_inside_sqrt"
+_OPERATORS = {
+    "head_fwd": _Operator(f"({_OPERANDS}) -> Tensor", _head_fwd_fake, head_flops),
+    "head_maps_fwd": _Operator(f"({_OPERANDS}) -> Tensor[]", _head_maps_fwd_fake, head_flops),
+    "head_bwd": _Operator(
+        f"(Tensor[] grads, {_OPERANDS}, bool mean, bool need_feats0, bool need_feats1, bool need_weights) -> Tensor[]",
+        _head_bwd_fake,
+        _head_bwd_flops,
+    ),
+}
 
-
-class _Head(torch.autograd.Function):
-    """D [N, L], or the L maps, of a compiled backend; tensors are feats0, feats1 and weights, one after the other."""
-
-    @staticmethod
-    @with_signature
-    def forward(backend, maps, eps, eps_inside_sqrt, *tensors):
-        out = _forward_op(backend, maps)(*_split(tensors), eps, eps_inside_sqrt)
-        return tuple(out) if maps else out
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.backend, ctx.maps, ctx.eps, ctx.eps_inside_sqrt, *tensors = inputs
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        tensors = ctx.saved_tensors
-        needs = ctx.needs_input_grad[4:]
-        if is_differentiated(*tensors, *grads):
-            return None, None, None, None, *_differentiable_backward(ctx, grads, tensors, needs)
-        asked = [any(part) for part in _split(needs)]
-        pair = (*_split(tensors), ctx.eps, ctx.eps_inside_sqrt)
-        d_all = iter(head_bwd(ctx.backend, grads, *pair, not ctx.maps, *asked))
-        d_tensors = [next(d_all) if asked[i // (len(tensors) // 3)] else None for i in range(len(tensors))]
-        return None, None, None, None, *d_tensors
-
-
-def _split(flat: Any) -> tuple[list[Any], list[Any], list[Any]]:
-    n = len(flat) // 3
-    return list(flat[:n]), list(flat[n : 2 * n]), list(flat[2 * n :])
-
-
-def _differentiable_backward(ctx, grads, tensors, needs):
-    """The gradients through the plain-torch head, as functions of `tensors` and `grads`."""
-    ref = head_maps_ref if ctx.maps else head_ref
-    out = ref(*_split(tensors), ctx.eps, ctx.eps_inside_sqrt)
-    wanted = [t for t, need in zip(tensors, needs, strict=True) if need]
-    found = iter(torch.autograd.grad(out, wanted, grads if ctx.maps else grads[0], create_graph=True))
-    return [next(found) if need else None for need in needs]
-
-
-def _needs_graph(*tensors: Tensor) -> bool:
-    """Without, an autograd.Function is overhead, and torch.compile of torch 2.14 fails at it."""
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-
-
-def head(backend, feats0, feats1, weights, eps, eps_inside_sqrt):
-    """D [N, L] by the named backend; arguments as in the contract above."""
-    if backend == "reference" or plain_torch_only():
-        return head_ref(feats0, feats1, weights, eps, eps_inside_sqrt)
-    if not _needs_graph(*feats0, *feats1, *weights):
-        return _forward_op(backend, False)(feats0, feats1, weights, eps, eps_inside_sqrt)
-    return _Head.apply(backend, False, eps, eps_inside_sqrt, *feats0, *feats1, *weights)
-
-
-def head_maps(backend, feats0, feats1, weights, eps, eps_inside_sqrt):
-    """The L maps d by the named backend."""
-    if backend == "reference" or plain_torch_only():
-        return head_maps_ref(feats0, feats1, weights, eps, eps_inside_sqrt)
-    if not _needs_graph(*feats0, *feats1, *weights):
-        return _forward_op(backend, True)(feats0, feats1, weights, eps, eps_inside_sqrt)
-    return list(_Head.apply(backend, True, eps, eps_inside_sqrt, *feats0, *feats1, *weights))
-
-
-def head_bwd(
-    backend, grads, feats0, feats1, weights, eps, eps_inside_sqrt, mean, need_feats0, need_feats1, need_weights
-):
-    """The gradients by the named backend, without autograd; arguments and result as in the contract above."""
-    plain = backend == "reference" or is_batched(*grads)
-    op = head_bwd_ref if plain else getattr(torch.ops.lpips_fast, f"head_bwd_{backend}")
-    return op(list(grads), feats0, feats1, weights, eps, eps_inside_sqrt, mean, need_feats0, need_feats1, need_weights)
+for _backend in COMPILED_BACKENDS:
+    for _name, _operator in _OPERATORS.items():
+        define(f"{_name}_{_backend}", _operator.schema, _operator.fake)
+        _flops.register({f"{_name}_{_backend}": _operator.flops})

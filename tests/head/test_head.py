@@ -9,6 +9,7 @@ from torch._dynamo.backends.common import aot_autograd
 import lpips_fast
 from lpips_fast import functional
 from lpips_fast.head import operators
+from lpips_fast.head.operators import HeadInput, Norm
 from lpips_fast.head.reference import head_maps_ref, head_ref
 
 from .cases import (
@@ -202,7 +203,7 @@ def test_more_than_2_31_elements_expanded(backend, device):
     f0, f1 = (torch.rand(1, c, h, w, generator=gen).half().to(device) for _ in range(2))
     weight = torch.rand(c, generator=gen).to(device)
     out = functional.lpips_head([f0.expand(n, c, h, w)], [f1.expand(n, c, h, w)], [weight], backend=backend)
-    expected = head_ref([f0.double()], [f1.double()], [weight.double()], 1e-10, False)
+    expected = head_ref(HeadInput([f0.double()], [f1.double()], [weight.double()], Norm()))
     assert_close(out, expected.expand(n, 1), VALUE_TOLERANCE[torch.float16], "value")
 
 
@@ -233,14 +234,14 @@ def test_opcheck(backend, device, layout, net):
         pytest.skip("plain torch, not an operator")
     skip_in_interpreter(backend, device, net != "odd")
     feats0, feats1, weights = features(net, torch.float32, layout=layout, device=device)
-    pair = (feats0, feats1, weights, 1e-10, False)
-    maps = head_maps_ref(*pair)
+    inputs = HeadInput(feats0, feats1, weights, Norm())
+    operands, maps = inputs.operands(), head_maps_ref(inputs)
     lpips = torch.ops.lpips_fast
-    torch.library.opcheck(getattr(lpips, f"head_fwd_{backend}"), pair)
-    torch.library.opcheck(getattr(lpips, f"head_maps_fwd_{backend}"), pair)
+    torch.library.opcheck(getattr(lpips, f"head_fwd_{backend}"), operands)
+    torch.library.opcheck(getattr(lpips, f"head_maps_fwd_{backend}"), operands)
     bwd = getattr(lpips, f"head_bwd_{backend}")
-    torch.library.opcheck(bwd, (maps, *pair, False, True, True, True))
-    torch.library.opcheck(bwd, ([head_ref(*pair)], *pair, True, True, False, True))
+    torch.library.opcheck(bwd, (maps, *operands, False, True, True, True))
+    torch.library.opcheck(bwd, ([head_ref(inputs)], *operands, True, True, False, True))
 
 
 @pytest.mark.parametrize("maps", (False, True), ids=("mean", "maps"))
