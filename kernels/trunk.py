@@ -32,11 +32,11 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
-from lpips_fast.kernels import head
-from lpips_fast.kernels.head import _normalized_values, cdiv, next_power_of_2
 from torch import Tensor
 
 from lpips_fast._library import library
+from lpips_fast.kernels import head
+from lpips_fast.kernels.head import _normalized_values, cdiv, next_power_of_2
 from lpips_fast.trunk.convolution import allows_tf32
 from lpips_fast.trunk.gpu_layers import empty_nhwc, empty_signs
 

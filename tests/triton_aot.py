@@ -20,9 +20,10 @@ from pathlib import Path
 
 import torch
 import triton
-from lpips_fast.kernels import head, trunk
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from lpips_fast.kernels import head, trunk
 
 ALIGNMENT = 16  # of the pointers that the caching allocator hands out; and divisor of integers worth knowing
 NAMES = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.uint8: "u8"}
