@@ -25,9 +25,7 @@ else:
 
 import lpips_fast
 from lpips_fast.trunk.module import Trunk
-
-NETS = ("alex", "vgg", "squeeze")
-BACKENDS = ("auto", "reference")
+from tests.support.parameters import NETS
 
 # The same examples in every run; `pytest --hypothesis-profile long` looks for new ones.
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=60, print_blob=True)

@@ -15,11 +15,10 @@ from lpips_fast import checkpoints
 from lpips_fast.checkpoints import SeveralError
 from lpips_fast.compat import piq, taming
 from lpips_fast.weights.files import published_linear_weights, save_state_dict
-
-from .conftest import NETS
-from .images import pair
-from .test_errors import raises
-from .test_weights import CHANNELS, linear_state, without
+from tests.support.images import pair
+from tests.support.parameters import NETS
+from tests.support.raises import raises
+from tests.support.weights import CHANNELS, linear_state, without
 
 SUFFIXES = (".pth", ".safetensors")
 

@@ -18,11 +18,11 @@ from lpips_fast import pairwise
 from lpips_fast.trunk import convolution
 from lpips_fast.trunk.execute import run, run_backward
 from lpips_fast.trunk.program import Conv, Fire, Pool
-
-from .conftest import NETS
-from .images import VALUE_TOLERANCE, assert_close, assert_gradients_close, pair
-from .test_modes import CUDA
-from .test_modes import run as run_module
+from tests.support.comparisons import assert_close, assert_gradients_close
+from tests.support.gradients import value_and_gradient
+from tests.support.images import pair
+from tests.support.parameters import CUDA, NETS
+from tests.support.tolerances import VALUE_TOLERANCE
 
 GEOMETRIES = ((11, 4, 2, 47, 50), (5, 1, 2, 9, 8), (3, 2, 0, 17, 20), (3, 1, 1, 8, 9), (1, 1, 0, 5, 4))  # of the nets
 
@@ -198,9 +198,9 @@ def test_the_flag_that_the_docs_advise_can_be_set():
 def test_float32_on_a_gpu_whatever_the_flag(make_ours, monkeypatch, grad_in_forward, allowed):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
     fn, images = make_ours("vgg", precision="float32", grad_in_forward=grad_in_forward).cuda(), pair(2, 32, 32)
-    value, grad = run_module(make_ours("vgg").double(), *(x.double() for x in images))
+    value, grad = value_and_gradient(make_ours("vgg").double(), *(x.double() for x in images))
     for autocast in (False, True):
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=autocast):
-            found, found_grad = run_module(fn, *(x.cuda() for x in images))
+            found, found_grad = value_and_gradient(fn, *(x.cuda() for x in images))
         assert_close(found, value, VALUE_TOLERANCE[torch.float32])
         assert_gradients_close([found_grad], [grad], torch.float32)

@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.support.tolerances import SCRIPT_TOLERANCE
+
 SCRIPT = """
 {imports}
 import numpy as np
@@ -91,10 +93,10 @@ def test_same_numbers_after_changing_the_import(net, trunk_states, make_theirs, 
         assert ours[name].dtype == theirs[name].dtype
         assert (ours[name] == theirs[name]).all(), name
     for name in ("d", "d_layers", "d_normalized", "d_map", "first", "average", "enlarged"):
-        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(ours[name], theirs[name], **SCRIPT_TOLERANCE, msg=lambda m, n=name: f"{n}: {m}")
     for ours_layer, theirs_layer in zip(ours["layers"], theirs["layers"], strict=True):
-        torch.testing.assert_close(ours_layer, theirs_layer, rtol=1e-4, atol=1e-6)
-    assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-4)
+        torch.testing.assert_close(ours_layer, theirs_layer, **SCRIPT_TOLERANCE)
+    assert ours["losses"] == pytest.approx(theirs["losses"], rel=SCRIPT_TOLERANCE["rtol"])
     assert theirs["losses"][-1] < 0.9 * theirs["losses"][0]
     assert ours["pred_img"].dtype == theirs["pred_img"].dtype == np.uint8
     # Adam's first steps are the gradient's signs: where that is near 0 they may differ, and a pixel with them.

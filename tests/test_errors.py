@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pytest
 import torch
@@ -11,19 +9,14 @@ import torch
 import lpips_fast
 from lpips_fast import functional
 from lpips_fast.head import backends
-
-from .conftest import NETS
-from .images import MIN_SIZE, pair
+from tests.support.images import MIN_SIZE, pair
+from tests.support.parameters import NETS
+from tests.support.raises import raises
 
 
 @pytest.fixture(scope="module")
 def module(make_ours):
     return make_ours()
-
-
-def raises(kind, *words):
-    """An exception whose message has all the words."""
-    return pytest.raises(kind, match="".join(f"(?=.*{re.escape(word)})" for word in words).join(("(?s)", "")))
 
 
 def image(*shape, dtype=torch.float32, device="cpu"):

@@ -11,9 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import lpips_fast
 from lpips_fast import functional
-
-from .conftest import NETS
-from .images import pair
+from tests.support.images import pair
+from tests.support.parameters import NETS
 
 pytestmark = pytest.mark.skipif(lpips_fast.backends()["cpu"] is not None, reason="needs the compiled library")
 

@@ -14,11 +14,12 @@ from torch import Tensor
 from lpips_fast import functional
 from lpips_fast.head.operators import HeadInput, Norm
 from lpips_fast.head.reference import head_maps_ref
-
-from .conftest import BACKENDS
-from .head import cases
-from .images import VALUE_TOLERANCE, assert_close, assert_gradients_close, image
-from .test_functional import dtypes, shapes, strided
+from tests.support.comparisons import assert_close, assert_gradients_close
+from tests.support.features import to_float64
+from tests.support.images import image
+from tests.support.parameters import BACKENDS
+from tests.support.strategies import dtypes, shapes, strided
+from tests.support.tolerances import HEAD_VALUE_TOLERANCE, VALUE_TOLERANCE
 
 SETTINGS = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 FEW = settings(SETTINGS, max_examples=max(20, settings().max_examples // 3))  # of what runs networks
@@ -81,12 +82,12 @@ def oracle_maps(feats0, feats1, weights, eps, inside):
     lists = []
     for feats in (feats0, feats1):
         lists.append([])
-        for f in cases.to_float64(feats):
+        for f in to_float64(feats):
             norm = f.norm(dim=1, keepdim=True)
             beyond = norm.isfinite() & (norm > LARGEST_NORM[feats[0].dtype])
             lists[-1].append(torch.where(beyond, 0.0, f))
     flat = [torch.ones(f.shape[1]) for f in feats0] if weights is None else weights
-    return head_maps_ref(HeadInput(*lists, cases.to_float64(flat), Norm(eps, inside)))
+    return head_maps_ref(HeadInput(*lists, to_float64(flat), Norm(eps, inside)))
 
 
 def assert_same(found: Tensor, expected: Tensor, tolerance: tuple[float, float], what: str) -> None:
@@ -95,7 +96,7 @@ def assert_same(found: Tensor, expected: Tensor, tolerance: tuple[float, float],
     infinite = expected.isinf()
     assert torch.equal(found[infinite].double(), expected[infinite]), f"{what}: infinite at other places"
     odd = infinite | expected.isnan()
-    cases.assert_close(found.masked_fill(odd, 0), expected.masked_fill(odd, 0), tolerance, what)
+    assert_close(found.masked_fill(odd, 0), expected.masked_fill(odd, 0), tolerance, what, unit=1.0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -104,7 +105,7 @@ def assert_same(found: Tensor, expected: Tensor, tolerance: tuple[float, float],
 def test_head(backend, lists, eps):
     options = {"eps": eps[0], "eps_inside_sqrt": eps[1], "backend": backend}
     expected = oracle_maps(*lists, *eps)
-    tolerance = cases.VALUE_TOLERANCE[lists[0][0].dtype]
+    tolerance = HEAD_VALUE_TOLERANCE[lists[0][0].dtype]
     found = functional.lpips_head_maps(*lists, **options)
     for layer, (f, e) in enumerate(zip(found, expected, strict=True)):
         assert_same(f, e, tolerance, f"map {layer}")

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import lpips_fast
-
-from .conftest import BACKENDS
-from .images import GRAD_TOLERANCE, VALUE_TOLERANCE, assert_close
+from tests.support.comparisons import assert_close
+from tests.support.parameters import BACKENDS
+from tests.support.tolerances import GRAD_TOLERANCE, VALUE_TOLERANCE
 
 OPTIONS = [
     (lpips, spatial, version) for lpips in (True, False) for spatial in (False, True) for version in ("0.1", "0.0")

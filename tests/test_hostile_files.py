@@ -28,9 +28,8 @@ import lpips_fast
 from lpips_fast.cli import app
 from lpips_fast.images import image_size, load_image
 from lpips_fast.weights.files import read_state_dict
-
-from .test_errors import raises
-from .test_weights import linear_state
+from tests.support.raises import raises
+from tests.support.weights import linear_state
 
 
 def saved(content, **options) -> bytes:

@@ -16,9 +16,10 @@ from torch.func import functional_call
 
 import lpips_fast
 from lpips_fast.compat import taming
-
-from .images import VALUE_TOLERANCE, assert_close, pair
-from .test_errors import raises
+from tests.support.comparisons import assert_close
+from tests.support.images import pair
+from tests.support.raises import raises
+from tests.support.tolerances import VALUE_TOLERANCE
 
 LIN0, LINS0 = "perceptual_loss.lin0.model.1.weight", "perceptual_loss.lins.0.model.1.weight"
 

@@ -8,16 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from .conftest import BACKENDS, NETS
-from .images import (
-    MIN_SIZE,
-    SIZE,
-    VALUE_TOLERANCE,
-    assert_close,
-    assert_gradients_close,
-    image,
-    pair,
-)
+from tests.support.comparisons import assert_close, assert_gradients_close
+from tests.support.images import MIN_SIZE, SIZE, image, pair
+from tests.support.parameters import BACKENDS, NETS
+from tests.support.tolerances import VALUE_TOLERANCE
 
 DTYPES = (torch.float32, torch.float64)
 OPTIONS = {

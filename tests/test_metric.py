@@ -23,11 +23,10 @@ from lpips_fast import metric
 from lpips_fast.head.operators import Norm
 from lpips_fast.metric import LearnedPerceptualImagePatchSimilarity as Ours
 from lpips_fast.metric import learned_perceptual_image_patch_similarity as ours_functional
-
-from .conftest import NETS
+from tests.support.parameters import NETS
+from tests.support.tolerances import METRIC_TOLERANCE
 
 REDUCTIONS = ("mean", "sum", "none", None)
-TOLERANCE = {"atol": 2e-7, "rtol": 2e-5}
 SHORT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -69,17 +68,17 @@ def test_numbers_are_torchmetrics(make, net, normalize):
         theirs = Theirs(net_type=net, reduction=reduction, normalize=normalize) if reduction != "mean" else theirs
         for img1, img2 in _batches(normalize):
             found, expected = ours(img1, img2), theirs(img1, img2)
-            torch.testing.assert_close(found, expected, **TOLERANCE)
+            torch.testing.assert_close(found, expected, **METRIC_TOLERANCE)
             found = ours_functional(img1, img2, net, reduction, normalize)
             expected = expected if reduction is not None else theirs_functional._lpips_compute(expected, None)
-            torch.testing.assert_close(found, expected, **TOLERANCE)
-        torch.testing.assert_close(ours.compute(), theirs.compute(), **TOLERANCE)
+            torch.testing.assert_close(found, expected, **METRIC_TOLERANCE)
+        torch.testing.assert_close(ours.compute(), theirs.compute(), **METRIC_TOLERANCE)
         ours.reset()
         theirs.reset()
         for img1, img2 in _batches(normalize, 3)[1:]:
             ours.update(img1, img2)
             theirs.update(img1, img2)
-        torch.testing.assert_close(ours.compute(), theirs.compute(), **TOLERANCE)
+        torch.testing.assert_close(ours.compute(), theirs.compute(), **METRIC_TOLERANCE)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -88,9 +87,9 @@ def test_shapes_are_torchmetrics(make, reduction, n1, n2):
     (img1, img2), *_ = _batches(True, n=3)
     img1, img2 = img1[:n1], img2[:n2]
     found, expected = make(Ours, reduction=reduction)(img1, img2), make(Theirs, reduction=reduction)(img1, img2)
-    torch.testing.assert_close(found, expected, **TOLERANCE)
+    torch.testing.assert_close(found, expected, **METRIC_TOLERANCE)
     expected = theirs_functional.learned_perceptual_image_patch_similarity(img1, img2, "alex", reduction)
-    torch.testing.assert_close(ours_functional(img1, img2, "alex", reduction), expected, **TOLERANCE)
+    torch.testing.assert_close(ours_functional(img1, img2, "alex", reduction), expected, **METRIC_TOLERANCE)
 
 
 @pytest.mark.parametrize("net", ("alex", "squeeze"))
@@ -101,7 +100,7 @@ def test_numbers_are_torchmetrics_on_real_weights(shared, make, net, monkeypatch
     ours, theirs = Ours(net, trunk_weights=file), make(Theirs, net_type=net)
     theirs.load_state_dict(ours.state_dict())
     (img1, img2), *_ = _batches(True, size=64)
-    torch.testing.assert_close(ours(img1, img2), theirs(img1, img2), **TOLERANCE)
+    torch.testing.assert_close(ours(img1, img2), theirs(img1, img2), **METRIC_TOLERANCE)
 
 
 def test_tiny_features_show_where_the_eps_is(make):
@@ -111,8 +110,8 @@ def test_tiny_features_show_where_the_eps_is(make):
             p.data.mul_(1e-5)
     (img1, img2), *_ = _batches(False)
     expected = theirs(img1, img2)
-    torch.testing.assert_close(ours(img1, img2), expected, **TOLERANCE)
-    torch.testing.assert_close(ours.net.pairwise(img1, img2).diag().mean(), expected, **TOLERANCE)
+    torch.testing.assert_close(ours(img1, img2), expected, **METRIC_TOLERANCE)
+    torch.testing.assert_close(ours.net.pairwise(img1, img2).diag().mean(), expected, **METRIC_TOLERANCE)
     ours.net._NORM = Norm()
     outside = ours(img1, img2)
     assert abs(outside - expected) > 1e-2 * expected, "the eps must matter here for the test to be one"
@@ -226,9 +225,9 @@ def test_two_types(make, dtype1, dtype2):
     """The distance is that of the two images' values, in the wider type."""
     img1, img2 = (img.to(dtype) for img, dtype in zip(_batches(False)[0], (dtype1, dtype2), strict=True))
     expected = make(Theirs)(img1.float(), img2.float())
-    torch.testing.assert_close(make(Ours)(img1, img2), expected, **TOLERANCE)
+    torch.testing.assert_close(make(Ours)(img1, img2), expected, **METRIC_TOLERANCE)
     if torch.promote_types(dtype1, dtype2) == torch.float32:
-        torch.testing.assert_close(ours_functional(img1, img2), expected, **TOLERANCE)
+        torch.testing.assert_close(ours_functional(img1, img2), expected, **METRIC_TOLERANCE)
 
 
 def test_counts_beyond_half_precision(make):
@@ -259,7 +258,7 @@ def test_state_dicts_load_both_ways(make, net):
         p.data.mul_(1.25)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     (img1, img2), *_ = _batches(False)
-    torch.testing.assert_close(ours(img1, img2), theirs(img1, img2), **TOLERANCE)
+    torch.testing.assert_close(ours(img1, img2), theirs(img1, img2), **METRIC_TOLERANCE)
     make(Theirs, net_type=net).load_state_dict(ours.state_dict(), strict=True)
 
 
@@ -308,8 +307,8 @@ def test_in_collections(make):
     metrics = {"a": make(Ours), "b": make(Ours, reduction="sum")}
     for collection in (MetricCollection(metrics), FeatureShare({"a": make(Ours), "b": make(Ours, reduction="sum")})):
         found = collection(img1, img2)
-        torch.testing.assert_close(found["a"], expected, **TOLERANCE)
-        torch.testing.assert_close(found["b"], 2 * expected, **TOLERANCE)
+        torch.testing.assert_close(found["a"], expected, **METRIC_TOLERANCE)
+        torch.testing.assert_close(found["b"], 2 * expected, **METRIC_TOLERANCE)
 
 
 def test_class_attributes_are_torchmetrics():
@@ -401,7 +400,7 @@ def test_a_reset_stays_on_the_device(make):
 def test_above_one_is_refused_only_when_normalizing(make):
     """torchmetrics' check has no upper bound without `normalize`."""
     (img1, img2), *_ = _batches(True)
-    torch.testing.assert_close(make(Ours)(3 * img1, img2), make(Theirs)(3 * img1, img2), **TOLERANCE)
+    torch.testing.assert_close(make(Ours)(3 * img1, img2), make(Theirs)(3 * img1, img2), **METRIC_TOLERANCE)
 
 
 def test_no_samples(make):
@@ -487,14 +486,14 @@ def test_the_network_takes_torchmetrics_positions_and_has_its_attributes(weights
     assert modules[0] == modules[1] - {"lins"}  # a list of lin0 to lin4, which are registered once here
     assert [getattr(ours, f"lin{k}") is lin for k, lin in enumerate(ours.lins)] == [True] * 5
     in0, in1 = (x.float() for x in _images((1, 3, 64, 64), (1, 3, 64, 64)))
-    torch.testing.assert_close(ours(in0, in1), theirs(in0, in1), **TOLERANCE)
+    torch.testing.assert_close(ours(in0, in1), theirs(in0, in1), **METRIC_TOLERANCE)
     scaled = ours.scaling_layer(in0)
     assert torch.equal(scaled, theirs.scaling_layer(in0))
     for name in ("relu1", "relu5"):
         torch.testing.assert_close(getattr(ours.net(scaled), name), getattr(theirs.net(scaled), name))
     for net in (ours, theirs):  # as people change them, once they are made
         net.spatial, net.resize = False, None
-    torch.testing.assert_close(ours(in0, in1), theirs(in0, in1), **TOLERANCE)
+    torch.testing.assert_close(ours(in0, in1), theirs(in0, in1), **METRIC_TOLERANCE)
 
 
 def test_a_random_network(weights):
@@ -513,7 +512,7 @@ def test_the_network_never_drops_out(weights, use_dropout):
     in0, in1 = (x.float() for x in _images((1, 3, 40, 40), (1, 3, 40, 40)))
     for net in (ours, ours.train(), torch.nn.Sequential(ours).train()[0]):
         assert not net.training
-        torch.testing.assert_close(net(in0, in1), theirs(in0, in1), **TOLERANCE)
+        torch.testing.assert_close(net(in0, in1), theirs(in0, in1), **METRIC_TOLERANCE)
     assert not any(p.requires_grad for p in ours.parameters())
 
 
@@ -540,7 +539,7 @@ def test_the_network_promotes_images(weights, dtype0, dtype1):
         value = net(*leaves)
         value.sum().backward()
         values += [value, *(leaf.grad for leaf in leaves)]
-    torch.testing.assert_close(found[0], expected[0], **TOLERANCE)
+    torch.testing.assert_close(found[0], expected[0], **METRIC_TOLERANCE)
     for ours_grad, theirs_grad, dtype in zip(found[1:], expected[1:], (dtype0, dtype1), strict=True):
         assert ours_grad.dtype == dtype
         assert (ours_grad.float() - theirs_grad.float()).norm() <= 5e-3 * theirs_grad.float().norm()
@@ -552,8 +551,8 @@ def test_a_metric_of_maps(make, reduction):
     ours, theirs = make(Ours, reduction=reduction), make(Theirs, reduction=reduction)
     ours.net.spatial = theirs.net.spatial = True
     (img1, img2), *_ = _batches(False)
-    torch.testing.assert_close(ours(img1, img2), theirs(img1, img2), **TOLERANCE)
-    torch.testing.assert_close(ours.compute(), theirs.compute(), **TOLERANCE)
+    torch.testing.assert_close(ours(img1, img2), theirs(img1, img2), **METRIC_TOLERANCE)
+    torch.testing.assert_close(ours.compute(), theirs.compute(), **METRIC_TOLERANCE)
 
 
 @pytest.mark.parametrize("resize", (0, -1, True, 64.0, "64"))

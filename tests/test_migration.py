@@ -18,13 +18,11 @@ from typer.testing import CliRunner
 
 import lpips_fast
 from lpips_fast.cli import app
-
-from .images import image
+from tests.support.images import image
+from tests.support.tolerances import SCRIPT_BFLOAT16_TOLERANCE, SCRIPT_TOLERANCE
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "migration.md"
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL))
-CLOSE = {"rtol": 1e-4, "atol": 1e-6}
-ROUGH = {"rtol": 0.05, "atol": 1e-3}  # in bfloat16
 
 MIXED = pytest.mark.parametrize("mixed", (False, True), ids=("float32", "mixed precision"))
 
@@ -74,7 +72,9 @@ def test_these_are_all_snippets():
 def test_lpips(make_theirs, mixed):
     pred, target = prediction(image(2, 40, 40, seed=1), mixed).requires_grad_(), image(2, 40, 40, seed=2)
     found = run("lpips", pred=pred, target=target, device="cpu", mixed=mixed)
-    torch.testing.assert_close(found.loss, make_theirs("vgg")(pred, target).mean(), **ROUGH if mixed else CLOSE)
+    torch.testing.assert_close(
+        found.loss, make_theirs("vgg")(pred, target).mean(), **SCRIPT_BFLOAT16_TOLERANCE if mixed else SCRIPT_TOLERANCE
+    )
     found.loss.backward()
     assert pred.grad.abs().max() > 0
     found.loss_fn.load_state_dict(make_theirs("vgg").state_dict(), strict=True)
@@ -87,7 +87,7 @@ def test_torchmetrics(monkeypatch, torchvision_features):
     batches = [tuple(pair01()) for _ in range(2)]
     found = run("torchmetrics", batches=batches, device="cpu")
     theirs = functional.learned_perceptual_image_patch_similarity(*batches[0], "squeeze", normalize=True)
-    torch.testing.assert_close(found.score, theirs, **CLOSE)
+    torch.testing.assert_close(found.score, theirs, **SCRIPT_TOLERANCE)
 
 
 @MIXED
@@ -96,7 +96,7 @@ def test_piq(make_theirs, mixed):
     found = run("piq", pred=prediction(pred, mixed), target=target, mixed=mixed)
     assert found.loss.shape == (2,)
     expected = make_theirs("vgg")(pred, target, normalize=True).flatten()
-    torch.testing.assert_close(found.loss, expected, **ROUGH if mixed else CLOSE)
+    torch.testing.assert_close(found.loss, expected, **SCRIPT_BFLOAT16_TOLERANCE if mixed else SCRIPT_TOLERANCE)
 
 
 @MIXED
@@ -108,7 +108,7 @@ def test_taming_and_cogvideo(make_theirs, mixed):
         assert reconstructions.dtype == (torch.bfloat16 if mixed else torch.float32)
         loss = found.ReconstructionLoss().train()(inputs, reconstructions)
     expected = (inputs - reconstructions).abs() + make_theirs("vgg")(inputs, reconstructions)
-    torch.testing.assert_close(loss, expected.mean(), **ROUGH if mixed else CLOSE)
+    torch.testing.assert_close(loss, expected.mean(), **SCRIPT_BFLOAT16_TOLERANCE if mixed else SCRIPT_TOLERANCE)
     (early,) = torch.autograd.grad(loss, decoder.weight, retain_graph=True)  # for the weight of the discriminator
     loss.backward()
     assert torch.equal(early, decoder.weight.grad)
@@ -122,7 +122,11 @@ def test_videos(make_theirs, mixed):
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         exec("\n".join(source[:-2]), names)
     frames = (v.movedim(2, 1).flatten(0, 1) for v in (videos, reconstructions))
-    torch.testing.assert_close(names["p_loss"], make_theirs("vgg")(*frames).view(2, 4), **ROUGH if mixed else CLOSE)
+    torch.testing.assert_close(
+        names["p_loss"],
+        make_theirs("vgg")(*frames).view(2, 4),
+        **SCRIPT_BFLOAT16_TOLERANCE if mixed else SCRIPT_TOLERANCE,
+    )
     found = run("taming-transformers and CogVideo", 1, **{name: names[name] for name in ("videos", "reconstructions")})
     assert found.p_loss.shape == (2, 1)
     for clip, value in zip(names["p_loss"], found.p_loss, strict=True):
@@ -134,7 +138,7 @@ def test_gaussian_splatting(make_theirs):
     lpipss = []
     run("gaussian-splatting", renders=renders, gts=gts, lpipss=lpipss)
     expected = [make_theirs("vgg")(render, gt).detach() for render, gt in zip(renders, gts)]  # in [0, 1], not rescaled
-    torch.testing.assert_close(torch.tensor(lpipss).mean(), torch.tensor(expected).mean(), **CLOSE)
+    torch.testing.assert_close(torch.tensor(lpipss).mean(), torch.tensor(expected).mean(), **SCRIPT_TOLERANCE)
 
 
 class DecoderOutput(dict):

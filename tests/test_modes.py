@@ -24,27 +24,11 @@ from torch.fx.experimental import _config
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import lpips_fast
-
-from .conftest import NETS
-from .images import GRAD_TOLERANCE, MIN_SIZE, VALUE_TOLERANCE, assert_close, pair
-from .test_training import images
-
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-
-
-def run(fn, in0, in1):
-    """The distances, and the gradient of their sum to in0."""
-    in0 = in0.detach().requires_grad_()
-    value = fn(in0, in1)
-    (grad,) = torch.autograd.grad(value.sum(), in0)
-    return value.detach(), grad
-
-
-def assert_same(found, expected, tolerance=1.0):
-    for a, b, limit in zip(found, expected, (VALUE_TOLERANCE[torch.float32][1], GRAD_TOLERANCE[torch.float32])):
-        a, b = a.cpu().double(), b.cpu().double()
-        assert (a - b).norm() <= tolerance * limit * b.norm()
+from tests.support.comparisons import assert_close, assert_value_and_gradient_close
+from tests.support.gradients import value_and_gradient
+from tests.support.images import MIN_SIZE, noise, pair
+from tests.support.parameters import CUDA, NETS, TWO_GPUS
+from tests.support.tolerances import VALUE_TOLERANCE
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +39,7 @@ def module(make_ours):
 
 @pytest.fixture(scope="module")
 def expected(module):
-    return run(module, *pair(2, 40, 40))
+    return value_and_gradient(module, *pair(2, 40, 40))
 
 
 class TestCompile:
@@ -70,7 +54,9 @@ class TestCompile:
         compiled = torch.compile(module, fullgraph=True, backend=counter)
         for n in (2, 3, 5):
             in0, in1 = pair(n, 33, 33)
-            assert_same(run(compiled, in0, in1), run(module, in0, in1))
+            assert_value_and_gradient_close(
+                value_and_gradient(compiled, in0, in1), value_and_gradient(module, in0, in1)
+            )
         assert counter.frame_count <= 2
 
     @pytest.mark.parametrize("no_grad", (False, True))
@@ -87,11 +73,11 @@ class TestCompile:
     def test_reduce_overhead(self, make_ours, grad_in_forward):
         fn = make_ours("squeeze", grad_in_forward=grad_in_forward).cuda()
         in0, in1 = (x.cuda() for x in pair(2, 40, 40))
-        expected = run(fn, in0, in1)
+        expected = value_and_gradient(fn, in0, in1)
         torch._dynamo.reset()
         compiled = torch.compile(fn, mode="reduce-overhead", fullgraph=True)
         for _ in range(4):  # warm up, record, replay
-            assert_same(run(compiled, in0, in1), expected)
+            assert_value_and_gradient_close(value_and_gradient(compiled, in0, in1), expected)
 
 
 def value64(fn, *images):
@@ -286,7 +272,9 @@ class TestTrace:
         traced = torch.jit.trace(fn, [x[:n] for x, n in zip(pair(2, 40, 40), batches)])
         for n0, n1 in ((3, 3), (1, 1), (3, 1), (1, 3)):
             in0, in1 = pair(3, 48, 33)
-            assert_same(run(traced, in0[:n0], in1[:n1]), run(fn, in0[:n0], in1[:n1]))
+            assert_value_and_gradient_close(
+                value_and_gradient(traced, in0[:n0], in1[:n1]), value_and_gradient(fn, in0[:n0], in1[:n1])
+            )
 
     @pytest.mark.parametrize("n", (1, 2))
     def test_weight(self, make_ours, n):
@@ -315,8 +303,8 @@ class TestFunc:
         fn, in0, in1 = transformed
         value, vjp = torch.func.vjp(lambda x: fn(x, in1), in0)
         (grad,) = vjp(torch.ones_like(value))
-        assert_same((value, grad), expected)
-        assert_same((value, torch.func.grad(lambda x: fn(x, in1).sum())(in0)), expected)
+        assert_value_and_gradient_close((value, grad), expected)
+        assert_value_and_gradient_close((value, torch.func.grad(lambda x: fn(x, in1).sum())(in0)), expected)
 
     def test_functional_call(self, make_ours, expected):
         fn = make_ours("squeeze")
@@ -329,12 +317,12 @@ class TestFunc:
         fn, in0, in1 = transformed
         gradient = torch.func.vmap(torch.func.grad(lambda x, y: fn(x[None], y[None]).sum()))(in0, in1)
         value = torch.func.vmap(fn)(in0[:, None], in1[:, None])
-        assert_same((value[:, 0], gradient), expected)
+        assert_value_and_gradient_close((value[:, 0], gradient), expected)
         value = torch.func.vmap(fn, (0, None))(in0[:, None], in1[:1])
         assert_close(value[:, 0], fn(in0, in1[:1]).double(), VALUE_TOLERANCE[torch.float32])
         x = in0.clone().requires_grad_()
         torch.func.vmap(fn)(x[:, None], in1[:, None]).sum().backward()
-        assert_same((value, x.grad), (value, expected[1]))
+        assert_value_and_gradient_close((value, x.grad), (value, expected[1]))
 
     def test_forward_mode(self, transformed, expected):
         fn, in0, in1 = transformed
@@ -354,7 +342,7 @@ class TestFunc:
         (found,) = torch.autograd.grad(fn(x, in1).flatten(), x, torch.eye(2), is_grads_batched=True)
         for jacobian in (found, torch.func.jacrev(lambda x: fn(x, in1).flatten())(in0)):
             each = torch.stack((jacobian[0, 0], jacobian[1, 1]))
-            assert_same((each, each), (expected[1], expected[1]))
+            assert_value_and_gradient_close((each, each), (expected[1], expected[1]))
             assert jacobian[0, 1].abs().max() == jacobian[1, 0].abs().max() == 0
 
     def test_hessian(self, make_ours):
@@ -376,7 +364,7 @@ class TestDevices:
     def test_meta(self, module):
         fn = copy.deepcopy(module).to("meta")
         in0, in1 = (x.to("meta") for x in pair(2, 40, 40))
-        value, grad = run(fn, in0, in1)
+        value, grad = value_and_gradient(fn, in0, in1)
         assert value.device.type == grad.device.type == "meta"
         assert (value.shape, grad.shape) == ((2, 1, 1, 1), in0.shape)
 
@@ -385,20 +373,22 @@ class TestDevices:
             fn = lpips_fast.LPIPS(net="squeeze", pnet_rand=True)
         assert {t.device.type for t in (*fn.parameters(), *fn.buffers())} == {"meta"}
         fn.to_empty(device="cpu").load_state_dict(module.state_dict())
-        assert_same(run(fn, *pair(2, 40, 40)), expected)
+        assert_value_and_gradient_close(value_and_gradient(fn, *pair(2, 40, 40)), expected)
 
     @CUDA
     def test_made_on_a_gpu(self, trunk_states, expected):
         with torch.device("cuda"):
             fn = lpips_fast.LPIPS(net="squeeze", trunk_weights=trunk_states["squeeze"])
         assert {t.device.type for t in (*fn.parameters(), *fn.buffers())} == {"cuda"}
-        assert_same(run(fn, *(x.cuda() for x in pair(2, 40, 40))), expected, tolerance=100)  # TF32
+        assert_value_and_gradient_close(
+            value_and_gradient(fn, *(x.cuda() for x in pair(2, 40, 40))), expected, factor=100
+        )  # TF32
 
     @CUDA
     def test_stream_other_than_the_default(self, make_ours):
         fn = make_ours("squeeze").cuda()
         in0, in1 = (x.cuda() for x in pair(2, 40, 40))
-        expected = run(fn, in0, in1)
+        expected = value_and_gradient(fn, in0, in1)
         stream = torch.cuda.Stream()
         late0, late1 = torch.zeros_like(in0), torch.zeros_like(in1)
         torch.cuda.synchronize()
@@ -406,16 +396,16 @@ class TestDevices:
             torch.cuda._sleep(10**8)  # work on another stream would not wait for it, and see zeros
             late0.copy_(in0)
             late1.copy_(in1)
-            found = run(fn, late0, late1)
+            found = value_and_gradient(fn, late0, late1)
         stream.synchronize()
-        assert_same(found, expected)
+        assert_value_and_gradient_close(found, expected)
 
     @CUDA
     @pytest.mark.parametrize("grad_in_forward", (False, True))
     def test_autocast_and_grad_scaler_on_a_gpu(self, make_ours, grad_in_forward):
         fn = make_ours("squeeze", grad_in_forward=grad_in_forward).cuda()
         in0, in1 = (x.cuda() for x in pair(2, 40, 40))
-        expected, expected_grad = run(fn, in0, in1)
+        expected, expected_grad = value_and_gradient(fn, in0, in1)
         for dtype in (torch.float16, torch.bfloat16):
             pred = in0.clone().requires_grad_()
             optimizer, scaler = torch.optim.SGD([pred], lr=1.0), torch.amp.GradScaler("cuda", init_scale=2.0**12)
@@ -431,7 +421,9 @@ class TestDevices:
     def test_data_parallel(self, make_ours):
         fn = make_ours("squeeze").cuda()
         in0, in1 = (x.cuda() for x in pair(3, 40, 40))
-        assert_same(run(nn.DataParallel(fn, [0, 1]), in0, in1), run(fn, in0, in1))
+        assert_value_and_gradient_close(
+            value_and_gradient(nn.DataParallel(fn, [0, 1]), in0, in1), value_and_gradient(fn, in0, in1)
+        )
 
     @TWO_GPUS
     def test_second_gpu(self, make_ours):
@@ -439,16 +431,18 @@ class TestDevices:
         results = []
         for device in ("cuda:0", "cuda:1"):
             fn = make_ours("squeeze").to(device)
-            results.append(run(fn, *(x.to(device) for x in pair(2, 40, 40))))
+            results.append(value_and_gradient(fn, *(x.to(device) for x in pair(2, 40, 40))))
             assert results[-1][1].device == torch.device(device)
-        assert_same(results[1], results[0])
+        assert_value_and_gradient_close(results[1], results[0])
 
 
 @pytest.mark.parametrize("grad_in_forward", (False, True))
 def test_deterministic_algorithms(make_ours, expected, grad_in_forward):
     torch.use_deterministic_algorithms(True)
     try:
-        assert_same(run(make_ours("squeeze", grad_in_forward=grad_in_forward), *pair(2, 40, 40)), expected)
+        assert_value_and_gradient_close(
+            value_and_gradient(make_ours("squeeze", grad_in_forward=grad_in_forward), *pair(2, 40, 40)), expected
+        )
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -460,7 +454,7 @@ def test_threads_at_once(make_ours):
 
         def work(fn=fn, barrier=barrier, found=found):
             barrier.wait()
-            found.append(run(fn, *pair(2, 40, 40)))
+            found.append(value_and_gradient(fn, *pair(2, 40, 40)))
 
         threads = [threading.Thread(target=work) for _ in range(4)]
         for thread in threads:
@@ -491,7 +485,7 @@ def test_shared_with_workers_of_a_dataloader(make_ours, expected, start):
     """After use in this process; spawned workers get the shared memory by its name."""
     fn = make_ours("squeeze").share_memory()
     assert all(p.is_shared() for p in fn.parameters())
-    assert_same(run(fn, *pair(2, 40, 40)), expected)
+    assert_value_and_gradient_close(value_and_gradient(fn, *pair(2, 40, 40)), expected)
     loader = torch.utils.data.DataLoader(Distances(fn), num_workers=2, multiprocessing_context=start)
     values, workers = zip(*loader)
     assert_close(torch.cat(values), expected[0].double(), VALUE_TOLERANCE[torch.float32])
@@ -517,7 +511,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 def test_fake_tensors_leave_nothing_behind(make_ours, net):
     """A real module called under FakeTensorMode, as tools that look at shapes do: later calls are real ones."""
     fn = make_ours(net)
-    in0, in1 = images(1)
+    in0, in1 = noise(1)
     for _ in range(2):
         with FakeTensorMode(allow_non_fake_inputs=True):
             assert isinstance(fn(in0, in1), FakeTensor)
@@ -529,7 +523,7 @@ def test_fake_tensors_leave_nothing_behind(make_ours, net):
 
 
 def test_traced_by_make_fx(module):
-    in0, in1 = images(1)
+    in0, in1 = noise(1)
     traced = make_fx(module)(in0, in1)
     assert torch.equal(traced(in0, in1), module(in0, in1))
 
@@ -554,7 +548,7 @@ def _fsdp_worker(rank, world, state, folder, dtype):
     model = Loss(state)
     mesh = torch.distributed.init_device_mesh("cpu", (world,))
     fully_shard(model, mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=dtype))
-    in0, in1 = images(2)
+    in0, in1 = noise(2)
     for _ in range(2):  # the parameters are gathered anew for each step
         model.zero_grad()
         model(in0[rank : rank + 1], in1[rank : rank + 1]).backward()
@@ -577,7 +571,7 @@ def test_fsdp2(module, tmp_path, dtype, tolerance):
     if dtype is not None:
         for p in model.parameters():
             p.data = p.data.to(dtype)
-    in0, in1 = (x.to(dtype or x.dtype) for x in images(2))
+    in0, in1 = (x.to(dtype or x.dtype) for x in noise(2))
     for i in range(2):  # the order of a convolution's sums depends on its batch
         (model(in0[i : i + 1], in1[i : i + 1]) / 2).backward()
     torch.multiprocessing.spawn(_fsdp_worker, (2, state, tmp_path, dtype), nprocs=2)

@@ -15,9 +15,10 @@ import torch._dynamo.testing
 from torch import nn
 
 import lpips_fast
-
-from .conftest import BACKENDS, NETS
-from .images import VALUE_TOLERANCE, assert_close, pair
+from tests.support.comparisons import assert_close
+from tests.support.images import pair
+from tests.support.parameters import BACKENDS, NETS
+from tests.support.tolerances import VALUE_TOLERANCE
 
 
 class Loss(nn.Module):

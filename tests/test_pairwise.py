@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from lpips_fast import pairwise
-
-from .conftest import NETS
-from .images import SIZE, VALUE_TOLERANCE, assert_close, image
-from .test_errors import raises
+from tests.support.comparisons import assert_close
+from tests.support.images import SIZE, image
+from tests.support.parameters import NETS
+from tests.support.raises import raises
+from tests.support.tolerances import VALUE_TOLERANCE
 
 
 def _images(net, n=5, dtype=torch.float32):

@@ -8,8 +8,7 @@ import torch
 import lpips_fast
 from lpips_fast import pretrained_networks
 from lpips_fast.weights import files as weights
-
-from .images import pair
+from tests.support.images import pair
 
 NETS = {"vgg16": "vgg", "alexnet": "alex", "squeezenet": "squeeze"}
 

@@ -13,8 +13,7 @@ from lpips_fast import metric, patch
 from lpips_fast.compat import piq, taming
 from lpips_fast.distance.ranges import CALLS, MANY
 from lpips_fast.search import Index
-
-from .images import pair
+from tests.support.images import pair
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ import torch
 
 from lpips_fast import functional
 from lpips_fast.metric import LearnedPerceptualImagePatchSimilarity
-
-from .images import SIZE, pair
+from tests.support.images import SIZE, pair
 
 ROOT = Path(__file__).parents[1]
 ROWS = re.findall(r"^\| (\d+) \| .*\| (.+) \|$", (ROOT / "docs" / "requests.md").read_text(), re.MULTILINE)

@@ -15,10 +15,9 @@ from safetensors.torch import save, save_file
 
 import lpips_fast.search
 from lpips_fast.search import Index
-
-from .conftest import NETS
-from .images import image
-from .test_errors import raises
+from tests.support.images import image
+from tests.support.parameters import NETS
+from tests.support.raises import raises
 
 N, Q, SIZE = 12, 3, 32
 

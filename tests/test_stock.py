@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from lpips_fast.search import Index
-
-from .conftest import NETS
-from .images import SIZE, VALUE_TOLERANCE, assert_close, pair
+from tests.support.comparisons import assert_close
+from tests.support.images import SIZE, pair
+from tests.support.parameters import NETS
+from tests.support.tolerances import VALUE_TOLERANCE
 
 
 def average_pools(fn):

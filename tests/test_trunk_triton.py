@@ -19,16 +19,14 @@ from lpips_fast.trunk.execute import frozen_trunk, run, run_backward
 from lpips_fast.trunk.gpu_layers import HeadGradient
 from lpips_fast.trunk.module import Trunk
 from lpips_fast.trunk.program import Pool
-
-from .conftest import NETS
+from tests.support.parameters import NETS
+from tests.support.tolerances import LAYER_TOLERANCE
 
 pytestmark = pytest.mark.skipif(not gpu_layers.available(), reason="no GPU, and Triton's interpreter is off")
 
 ops = torch.ops.lpips_fast
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Of the largest value: one rounding to the type of what float32 arithmetic gives.
-TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 SHAPES = [(2, 64, 8, 8), (1, 24, 7, 5), (2, 520, 3, 3), (1, 8, 1, 1), (0, 16, 4, 4)]
 POOLS = (Pool(2, 2, False), Pool(3, 2, False), Pool(3, 2, True))
 
@@ -45,7 +43,11 @@ def random(*shape, dtype=torch.float32):
 def assert_near(found, expected, dtype, slack=1):
     assert found.dtype == dtype
     assert found.shape == expected.shape
-    atol = slack * TOLERANCE[dtype] * max(expected.abs().nan_to_num(0).max().item() if expected.numel() else 0, 1e-30)
+    atol = (
+        slack
+        * LAYER_TOLERANCE[dtype]
+        * max(expected.abs().nan_to_num(0).max().item() if expected.numel() else 0, 1e-30)
+    )
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=atol, equal_nan=True)
 
 

@@ -11,30 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import lpips_fast
 from lpips_fast.weights import files as weights
+from tests.support.images import pair
+from tests.support.parameters import NETS
+from tests.support.raises import raises
+from tests.support.weights import linear_state, saved, without
 
-from .conftest import NETS
-from .images import pair
-from .test_errors import raises
-
-CHANNELS = {
-    "alex": [64, 192, 384, 256, 256],
-    "vgg": [64, 128, 256, 512, 512],
-    "squeeze": [64, 128, 256, 384, 384, 512, 512],
-}
 FOLDER = Path(weights.__file__).with_name("weights")
-
-
-def linear_state(net="alex", index=1):
-    return {f"lin{k}.model.{index}.weight": torch.rand(1, c, 1, 1) for k, c in enumerate(CHANNELS[net])}
-
-
-def saved(state, path):
-    save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
-    return path
 
 
 @pytest.mark.parametrize("version", weights.VERSIONS)
@@ -72,10 +58,6 @@ def test_model_path(make_ours, tmp_path, suffix, index, duplicated, use_dropout)
     module = make_ours(model_path=saved(state, tmp_path / f"lin{suffix}"), use_dropout=use_dropout)
     for k, lin in enumerate(module.lins):
         assert torch.equal(lin.model[-1].weight, state[f"lin{k}.model.{index}.weight"])
-
-
-def without(state, name):
-    return {key: tensor for key, tensor in state.items() if key != name}
 
 
 def with_lin0(tensor):

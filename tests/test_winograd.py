@@ -14,12 +14,11 @@ from torch.nn import functional as F
 
 import lpips_fast  # noqa: F401  loads the compiled library
 from lpips_fast.trunk import winograd
+from tests.support.tolerances import CONVOLUTION_TOLERANCE
 
 ops = torch.ops.lpips_fast
 compiled = pytest.mark.skipif(not winograd.available(), reason="the compiled library is not there")
 
-# Root mean square error over root mean square; direct convolution in float32 makes 1e-7 to 1e-6 on these shapes.
-TOLERANCE = 3e-6
 SHAPES = [  # n, cin, cout, h, w
     (2, 64, 64, 16, 16),
     (1, 64, 128, 17, 19),
@@ -63,7 +62,7 @@ def bwd_ref(d_y, weight, shape):
     return torch.nn.grad.conv2d_input(shape, weight.double(), d_y.double(), padding=1)
 
 
-def assert_close(actual, expected, tolerance=TOLERANCE):
+def assert_close(actual, expected, tolerance=CONVOLUTION_TOLERANCE):
     assert actual.shape == expected.shape
     error = (actual - expected).double().square().mean().sqrt()
     size = expected.double().square().mean().sqrt()

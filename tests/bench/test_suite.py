@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from .. import conftest
+from tests import conftest
 
 # What has a process find neither lpips nor piq.
 WITHOUT = """

@@ -13,8 +13,7 @@ from torch import nn
 import lpips_fast
 from lpips_fast.bapps import TwoAFCDataset, evaluate, give_taste, read_batches, synthesize
 from lpips_fast.calibration import Calibration, FeatureCache, Recipe
-
-from ..images import SIZE, image
+from tests.support.images import SIZE, image
 
 
 @pytest.fixture

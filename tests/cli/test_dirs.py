@@ -18,8 +18,7 @@ import pytest
 from PIL import Image
 
 from lpips_fast import load_image
-
-from .conftest import save_noise, soft_disc
+from tests.support.image_files import save_noise, soft_disc
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ import lpips_fast
 from lpips_fast.cli.fitting import Fit, same_shape
 from lpips_fast.cli.options import ReadError, UsageError
 from lpips_fast.images import resize_image
-
-from .conftest import save_noise
+from tests.support.image_files import save_noise
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ import pytest
 from lpips_fast.cli.fitting import ALPHA, parse_mask
 from lpips_fast.cli.folders import find_masks, match
 from lpips_fast.cli.options import ReadError, UsageError
-
-from .conftest import save_noise
+from tests.support.image_files import save_noise
 
 
 def matched(a: list[str], b: list[str], pattern: str = "{name}"):

@@ -11,8 +11,7 @@ from PIL import Image
 
 from lpips_fast import load_image
 from lpips_fast.cli.drawing import one_line
-
-from .conftest import save_noise
+from tests.support.image_files import save_noise
 
 ODD = ("new\nline.png", os.fsdecode(b"b\xe9.png"), "tab\t $x^$ name.png", "\N{SNOWMAN}.png")
 

@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 
 import lpips_fast
-
-from .conftest import save_noise
+from tests.support.image_files import save_noise
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import typer
 
 from lpips_fast._files import replacing
 from lpips_fast.cli import options, output
-
-from .conftest import TIMEOUT, command, environment, save_noise
+from tests.support.commands import TIMEOUT, command, environment
+from tests.support.image_files import save_noise
 
 
 def test_what_is_no_file_is_not_replaced(tmp_path):

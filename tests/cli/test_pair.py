@@ -14,8 +14,7 @@ import lpips_fast
 from lpips_fast.cli import loading
 from lpips_fast.images import resize_image
 from lpips_fast.weights.files import linear_state_dict
-
-from .conftest import save_noise, soft_disc
+from tests.support.image_files import save_noise, soft_disc
 
 
 @pytest.mark.parametrize("net, name, printed", [("alex", "ex_p0", "0.722"), ("squeeze", "ex_p1", "0.148")])

@@ -15,8 +15,7 @@ from PIL import Image
 from lpips_fast.cli.decoding import Frame
 from lpips_fast.cli.options import ReadError
 from lpips_fast.cli.pairing import Pairing, Stream
-
-from .conftest import soft_disc
+from tests.support.image_files import soft_disc
 
 
 def stream(name: str, times: Iterable[float | None], *, breaks_off: bool = False) -> Stream:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .conftest import save_noise
+from tests.support.image_files import save_noise
 
 
 @pytest.fixture

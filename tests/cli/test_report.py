@@ -19,8 +19,7 @@ import pytest
 from PIL import Image
 
 from lpips_fast.cli.report import Example, Pair, choose_examples, report_page
-
-from .conftest import save_noise
+from tests.support.image_files import save_noise
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 DARK, LIGHT = (f"--blink-settings=preferredColorScheme={i}" for i in (0, 1))

@@ -10,8 +10,7 @@ import torch
 
 from lpips_fast.cli.journal import Journal
 from lpips_fast.cli.options import UsageError
-
-from .conftest import save_noise
+from tests.support.image_files import save_noise
 
 SETTINGS = {"net": "alex"}
 COLUMNS = ["name", "a", "b", "lpips", "error"]

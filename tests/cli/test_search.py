@@ -10,8 +10,7 @@ import torch
 
 from lpips_fast import im2tensor, load_image
 from lpips_fast.search import Index
-
-from .conftest import save_noise
+from tests.support.image_files import save_noise
 
 
 @pytest.fixture

@@ -16,8 +16,7 @@ from PIL import Image
 
 from lpips_fast.cli.commands import video
 from lpips_fast.cli.frames import FramePair
-
-from .conftest import save_noise, soft_disc
+from tests.support.image_files import save_noise, soft_disc
 
 ROOT = Path(__file__).parents[2]
 

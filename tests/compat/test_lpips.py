@@ -12,9 +12,8 @@ import torch
 from torch import nn
 
 import lpips_fast
-
-from ..images import pair
-from ..test_errors import raises
+from tests.support.images import pair
+from tests.support.raises import raises
 
 RNG = np.random.default_rng(0)
 BYTES = RNG.integers(0, 256, (2, 9, 13, 3), dtype=np.uint8)  # two images

@@ -12,9 +12,9 @@ from torch import nn
 
 from lpips_fast.compat.piq import LPIPS
 from lpips_fast.weights import files as weights
-
-from ..images import assert_close, image
-from ..test_errors import raises
+from tests.support.comparisons import assert_close
+from tests.support.images import image
+from tests.support.raises import raises
 
 OPTIONS = (
     {},

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from lpips_fast.compat.taming import LPIPS
-
-from ..images import GRAD_TOLERANCE, VALUE_TOLERANCE, assert_close, image
+from tests.support.comparisons import assert_close
+from tests.support.images import image
+from tests.support.tolerances import GRAD_TOLERANCE, VALUE_TOLERANCE
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ TYPES = 4
 SANITIZED = """
 import torch
 from lpips_fast.functional import lpips_head, lpips_head_maps
-from tests.head.cases import features
+from tests.support.features import features
 for layout in ("nchw", "channels_last", "sliced"):
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         for net in ("odd", "vgg"):

@@ -11,18 +11,9 @@ from lpips_fast import functional
 from lpips_fast.head import operators
 from lpips_fast.head.operators import HeadInput, Norm
 from lpips_fast.head.reference import head_maps_ref, head_ref
-
-from .cases import (
-    GRAD_TOLERANCE,
-    LAYOUTS,
-    SHAPES,
-    VALUE_TOLERANCE,
-    assert_all_close,
-    assert_close,
-    features,
-    in_layout,
-    to_float64,
-)
+from tests.support.comparisons import assert_all_close, assert_close
+from tests.support.features import LAYOUTS, SHAPES, features, in_layout, to_float64
+from tests.support.tolerances import HEAD_GRAD_TOLERANCE, HEAD_VALUE_TOLERANCE
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 EPS = ((1e-10, False), (1e-8, True))
@@ -54,7 +45,7 @@ def check_against_oracle(backend, feats0, feats1, weights, *, maps=False, eps=1e
     outs_ref, grads_ref = run(*oracle, maps, "reference", eps, inside, needs)
     for layer, (o, r) in enumerate(zip(outs, outs_ref, strict=True)):
         assert o.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        assert_close(o, r, VALUE_TOLERANCE[dtype], f"value {layer}")
+        assert_close(o, r, HEAD_VALUE_TOLERANCE[dtype], f"value {layer}")
     assert_gradients_close(grads, grads_ref, len(feats0), needs)
     return outs, grads
 
@@ -63,7 +54,7 @@ def assert_gradients_close(grads, expected, n_layers, needs):
     names = [f"d_{name}" for name, need in zip(("feats0", "feats1", "weights"), needs) if need]
     for i, name in enumerate(names):
         kind = slice(i * n_layers, (i + 1) * n_layers)
-        assert_all_close(grads[kind], expected[kind], GRAD_TOLERANCE, name)
+        assert_all_close(grads[kind], expected[kind], HEAD_GRAD_TOLERANCE, name)
 
 
 @pytest.mark.parametrize("maps", (False, True), ids=("mean", "maps"))
@@ -204,7 +195,7 @@ def test_more_than_2_31_elements_expanded(backend, device):
     weight = torch.rand(c, generator=gen).to(device)
     out = functional.lpips_head([f0.expand(n, c, h, w)], [f1.expand(n, c, h, w)], [weight], backend=backend)
     expected = head_ref(HeadInput([f0.double()], [f1.double()], [weight.double()], Norm()))
-    assert_close(out, expected.expand(n, 1), VALUE_TOLERANCE[torch.float16], "value")
+    assert_close(out, expected.expand(n, 1), HEAD_VALUE_TOLERANCE[torch.float16], "value")
 
 
 def test_gradcheck(backend, device):
@@ -264,7 +255,7 @@ def test_compiled_in_one_graph(backend, device, maps, monkeypatch):
     )
     outs, grads = run(*case, maps, backend, 1e-10, False)
     for layer, (o, r) in enumerate(zip(outs, eager[0], strict=True)):
-        assert_close(o, r, VALUE_TOLERANCE[torch.float32], f"value {layer}")
+        assert_close(o, r, HEAD_VALUE_TOLERANCE[torch.float32], f"value {layer}")
     assert_gradients_close(grads, eager[1], len(case[0]), (True, True, True))
     forward, backward = (str(g.graph) for g in graphs)
     if backend != "reference":

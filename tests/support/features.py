@@ -1,26 +1,9 @@
-"""Inputs for the head's tests, and the one table of tolerances."""
+"""Features of two images for the head's tests."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-# Largest |result - oracle| <= atol + rtol |oracle|, where the oracle is the float64 reference on inputs rounded to the
-# tested type. D and the maps are sums in float32, so only their rounding shows; gradients to the features are rounded
-# to the features' type, and their atol is in units of the largest gradient over all layers. The interpreter truncates
-# float32 to bfloat16 where hardware rounds, so bfloat16 gradients have a whole ulp.
-VALUE_TOLERANCE = {
-    torch.float64: (1e-14, 1e-11),
-    torch.float32: (1e-8, 2e-5),
-    torch.float16: (1e-8, 2e-5),
-    torch.bfloat16: (1e-8, 2e-5),
-}
-GRAD_TOLERANCE = {
-    torch.float64: (1e-12, 1e-10),
-    torch.float32: (2e-6, 5e-5),
-    torch.float16: (1e-3, 2e-3),
-    torch.bfloat16: (8e-3, 1.6e-2),
-}
 
 # Channels of the trunks' taps, at spatial sizes small enough for every backend and odd where it matters.
 SHAPES = {
@@ -74,20 +57,3 @@ def features(net: str, dtype: torch.dtype, *, batch: int = 2, layout: str = "nch
 
 def to_float64(tensors: list[Tensor]) -> list[Tensor]:
     return [t.detach().cpu().double() for t in tensors]
-
-
-def assert_close(found: Tensor, expected: Tensor, tolerance: tuple[float, float], what: str, unit: float = 1.0):
-    """|found - expected| <= atol * unit + rtol |expected| everywhere."""
-    assert found.shape == expected.shape, f"{what}: shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
-    atol, rtol = tolerance
-    found, expected = found.detach().cpu().double(), expected.detach().cpu().double()
-    excess = (found - expected).abs() - rtol * expected.abs() - atol * unit
-    bad = ~(excess <= 0)  # a NaN is bad
-    assert not bad.any(), f"{what}: {int(bad.sum())} of {bad.numel()} off, the worst by {excess[bad].max():.3e}"
-
-
-def assert_all_close(found: list[Tensor], expected: list[Tensor], tolerances: dict, what: str):
-    """`assert_close` for the gradients of one kind: the unit is the largest of them, over all layers."""
-    unit = max((e.abs().max().item() for e in expected if e.numel()), default=0.0)
-    for layer, (f, e) in enumerate(zip(found, expected, strict=True)):
-        assert_close(f, e, tolerances[f.dtype], f"{what}[{layer}]", unit)
