@@ -30,9 +30,12 @@ if TYPE_CHECKING:
         voc_ap,
     )
     from lpips_fast.compat.monkeypatch import patch
+    from lpips_fast.distance.compare import normalize_tensor, spatial_average, upsample
+    from lpips_fast.distance.linear_layers import NetLinLayer
+    from lpips_fast.distance.scaling import ScalingLayer
     from lpips_fast.head.backends import backends
     from lpips_fast.images import im2tensor, load_image, tensor2im
-    from lpips_fast.lpips import LPIPS, NetLinLayer, ScalingLayer, normalize_tensor, spatial_average, upsample
+    from lpips_fast.lpips import LPIPS
 
 __version__ = "0.1.0"
 
@@ -77,15 +80,15 @@ _MODULE_OF = {
     "BCERankingLoss": "calibration.ranking",
     "Dist2LogitLayer": "calibration.ranking",
     "FakeNet": "compat.lpips",
-    "NetLinLayer": "lpips",
-    "ScalingLayer": "lpips",
+    "NetLinLayer": "distance.linear_layers",
+    "ScalingLayer": "distance.scaling",
     "backends": "head.backends",
     "dssim": "compat.lpips",
     "im2tensor": "images",
     "l2": "compat.lpips",
     "load_any": "checkpoints",
     "load_image": "images",
-    "normalize_tensor": "lpips",
+    "normalize_tensor": "distance.compare",
     "np2tensor": "compat.lpips",
     "patch": "compat.monkeypatch",
     "print_network": "compat.lpips",
@@ -93,13 +96,13 @@ _MODULE_OF = {
     "rgb2lab": "compat.lpips",
     "score_2afc_dataset": "compat.lpips",
     "score_jnd_dataset": "compat.lpips",
-    "spatial_average": "lpips",
+    "spatial_average": "distance.compare",
     "tensor2im": "images",
     "tensor2np": "compat.lpips",
     "tensor2tensorlab": "compat.lpips",
     "tensor2vec": "compat.lpips",
     "tensorlab2tensor": "compat.lpips",
-    "upsample": "lpips",
+    "upsample": "distance.compare",
     "voc_ap": "compat.lpips",
 }
 _SUBMODULES = ("bapps", "calibration", "compat", "functional", "lpips", "metric", "pretrained_networks", "search")

@@ -28,7 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from lpips_fast._checks import check_choice, some
-from lpips_fast.lpips import LPIPS, ScalingLayer
+from lpips_fast.distance.scaling import ScalingLayer
+from lpips_fast.lpips import LPIPS
 from lpips_fast.trunk.nets import NETS, Net
 from lpips_fast.weights import files as weights
 

@@ -8,57 +8,40 @@ from human judgements; p: pixels. (Zhang et al., CVPR 2018, arXiv:1801.03924.) D
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
-from typing import Any, NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from lpips_fast import functional, pairwise
+from lpips_fast import pairwise
 from lpips_fast._checks import check_choice, check_flags, check_path
-from lpips_fast._torch_state import (
-    as_plain_tensor,
-    in_torch_func,
-    is_autocast_enabled,
-    is_recorded,
-    plain_torch_only,
-    to_dtype,
-)
+from lpips_fast._torch_state import as_plain_tensor, in_torch_func, is_autocast_enabled, plain_torch_only
+from lpips_fast.distance import called
+from lpips_fast.distance.chunks import in_chunks, pairs_at_a_time
+from lpips_fast.distance.compare import Comparison, Features, Side, compare, head_input, parts_of_maps
 from lpips_fast.distance.grad_in_forward import Job, distance_with_gradient
-from lpips_fast.distance.lins import Layers, Lins, name_twice, saved_tensors
-from lpips_fast.distance.pixel_weights import shares, weighted_mean
+from lpips_fast.distance.inputs import batch_of, check_pair, checked_pixel_weight, shape_of
+from lpips_fast.distance.linear_layers import LinearLayers, name_twice, saved_tensors
+from lpips_fast.distance.pixel_weights import shares
 from lpips_fast.distance.ranges import RangeCheck
+from lpips_fast.distance.scaling import ScalingLayer, affine
 from lpips_fast.distance.videos import flatten_videos
 from lpips_fast.head import backends
 from lpips_fast.head.operators import Norm, accumulation_dtype
-from lpips_fast.head.reference import normalize_channels
 from lpips_fast.pairwise import Images
 from lpips_fast.trunk import cpu_layers
 from lpips_fast.trunk.module import PRECISIONS, Trunk
-from lpips_fast.trunk.nets import ALIASES, NETS, SCALE, SHIFT
-from lpips_fast.trunk.program import Affine, Conv
-from lpips_fast.trunk.stock import Description, call_frozen, describe, is_as_described
+from lpips_fast.trunk.nets import ALIASES, NETS
+from lpips_fast.trunk.program import Conv
+from lpips_fast.trunk.stock import describe, is_as_described
 from lpips_fast.weights import files as weights
 
-# How many pixels the pairs have that go through at a time, with chunk_size='auto', and on the CPU in any case: there it
-# is faster, for the smaller the tensors, the less memory is fresh from the system at each layer. Where a graph keeps
-# memory anyway these are pixels of the first layer's output.
-_AUTO_PIXELS = 1 << 19
-_CPU_PIXELS = 1 << 17
 
-
-class Features(NamedTuple):
-    """What `LPIPS.features` gives: an image's features, to be compared with again and again."""
-
-    taps: tuple[Tensor, ...]
-    net: str
-    version: str
-    size: tuple[int, int]  # height and width of the image
-
-
-class LPIPS(nn.Module):
+class LPIPS(LinearLayers):
     """Learned perceptual image patch similarity: the lower, the more alike two images look to people.
 
     Unlike `lpips.LPIPS` it is, in the default eval_mode, frozen and in eval mode whatever a parent module's
@@ -107,8 +90,7 @@ class LPIPS(nn.Module):
     """
 
     _RANGE, _FROM_BYTES = "[-1, 1]", "/ 127.5 - 1"  # of images, as errors tell it
-    _SAVES_LINS = True  # whether the state_dict has the linear layers twice, also as lins.*
-    _NORM = Norm()  # what features are divided by
+    norm = Norm()  # that features are divided by
 
     def __init__(
         self,
@@ -196,12 +178,8 @@ class LPIPS(nn.Module):
                 source = "" if trunk_weights is None or isinstance(trunk_weights, Mapping) else f"{trunk_weights}: "
                 raise ValueError(f"{source}{error}") from error
         self.net.requires_grad_(pnet_tune)
-        self._lins_made: list[Description] = []
         if lpips:
-            for k, channels in enumerate(self.chns):
-                self.add_module(f"lin{k}", NetLinLayer(channels, use_dropout=use_dropout))
-            self.lins.requires_grad_(not eval_mode)
-            self._lins_made = [describe(lin) for lin in self._lins()]
+            self._add_linear_layers(use_dropout)
             if given is not None and given.linear is not None:
                 self.set_linear_weights(given.linear)
             elif pretrained:
@@ -214,64 +192,6 @@ class LPIPS(nn.Module):
         self._ranges = RangeCheck() if check_range else None
         if eval_mode:
             self.eval()
-
-    @property
-    def lins(self) -> nn.ModuleList:
-        """The linear layers `lin0`, `lin1`, ... as a list; to set one of either name sets both.
-
-        They are registered under the names `lin{k}` alone: torch.func.functional_call does not put back what it swaps
-        in a module that is registered twice.
-        """
-        layers = Layers(self)
-        if not layers:
-            raise AttributeError("lins are there with lpips=True only")
-        lins = Lins()
-        lins.__dict__["_modules"] = layers
-        return lins
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name != "lins":
-            super().__setattr__(name, value)
-            return
-        if len(value) != len(self.chns):
-            raise ValueError(f"lins must be {len(self.chns)} layers, got {len(value)}")
-        for k, lin in enumerate(value):
-            setattr(self, f"lin{k}", lin)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        # What was pickled when the layers were registered twice called those of lins; taming's was a list.
-        lins: Any = self._modules.pop("lins", None) or self.__dict__.pop("lins", None)
-        if lins is not None:
-            for k, lin in enumerate(lins):
-                setattr(self, f"lin{k}", lin)
-            if self._SAVES_LINS:
-                name_twice(self)
-
-    def named_modules(
-        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
-    ) -> Iterator[tuple[str, nn.Module]]:
-        """As in every module; with remove_duplicate=False the linear layers come under both names, as in `lpips`.
-
-        functional_call and FSDP1 learn from it that both name the same tensors. torch.compile cannot trace that.
-        """
-        yield from super().named_modules(memo, prefix, remove_duplicate)
-        if not remove_duplicate and self._SAVES_LINS and hasattr(self, "lins") and not torch.compiler.is_compiling():
-            yield from self.lins.named_modules(memo, f"{prefix}.lins" if prefix else "lins", remove_duplicate)
-
-    def set_linear_weights(self, linear_weights: Sequence[Tensor]) -> None:
-        """Copies linear weights, a [1, C_k, 1, 1] a layer, into the module's.
-
-        Raises:
-            ValueError: other shapes, or another number of layers.
-        """
-        layers = self._linear_weights() or []
-        expected, given = ([_shape(weight) for weight in weights] for weights in (layers, linear_weights))
-        if given != expected:
-            raise ValueError(f"linear_weights must be of shapes {', '.join(expected)}, got {', '.join(given)}")
-        with torch.no_grad():
-            for own, weight in zip(layers, linear_weights, strict=True):
-                own.copy_(weight)
 
     def train(self, mode: bool = True) -> LPIPS:
         """As in every module, but without effect in eval_mode: a parent's `.train()` must not make the loss noisy."""
@@ -332,31 +252,12 @@ class LPIPS(nn.Module):
             in0, in1, weight, clips = flatten_videos(in0, in1, weight, frames, layout, generator, channels)
         elif frames is not None or layout is not None:
             given = f"frames={frames}" if frames is not None else f"layout={layout!r}"
-            raise ValueError(f"{given} needs videos [B, C, T, H, W], got in0 {_shape(in0)}")
-        x0 = self._checked_image("in0", in0)
-        x1 = self._checked_features(in1, x0) if isinstance(in1, Features) else self._checked_image("in1", in1)
-        check_pair(x0, x1)
-        self._look_at_range((x0, x1) if isinstance(x1, Tensor) else (x0,), normalize)
-        if weight is not None:
-            if self.spatial:
-                raise ValueError("weight= is for the mean over pixels, which spatial=True does not take")
-            weight = _checked_pixel_weight(weight, max(_batch(x0), _batch(x1)), x0)
-            weight = weight.to(accumulation_dtype(self._feature_dtype(x0)))
-        stock = self._is_stock()
-        parts: list[Tensor] = []
-        if stock and self._gradient_in_forward(x0, x1, weight, retPerLayer):
-            value = self._value_with_gradient(x0, x1, weight, self._affine(normalize))
+            raise ValueError(f"{given} needs videos [B, C, T, H, W], got in0 {shape_of(in0)}")
+        x0, x1, weight = self._checked_pair(in0, in1, weight, normalize)
+        if self._is_stock() and self._takes_gradient_in_forward(x0, x1, weight, retPerLayer):
+            value, parts = self._distance_with_gradient(x0, x1, weight, normalize), list[Tensor]()
         else:
-            if isinstance(x1, Features) and x1.taps[0].is_inference() and self._keeps_graph(x0, x1, weight):
-                raise ValueError(
-                    "in1 holds features made under torch.inference_mode, which no graph can keep: make them under "
-                    "torch.no_grad, or use grad_in_forward=True"
-                )
-            if stock:
-                value, parts = self._value_and_parts(x0, x1, weight, self._affine(normalize), retPerLayer)
-            else:
-                parts = self._reduced(self._maps_by_modules(x0, x1, normalize), weight, x0.shape[2:])
-                value = sum(parts[1:], parts[0])
+            value, parts = self._distance(x0, x1, weight, normalize, x0.shape[2:], retPerLayer)
         return _returned(value, parts, retPerLayer, clips, reduction)
 
     def features(self, x: Tensor, normalize: bool = False) -> Features:
@@ -367,12 +268,12 @@ class LPIPS(nn.Module):
         """
         check_flags(normalize=normalize)
         self._check_taps()
-        x = self._checked_image("x", x)
+        x = self.checked_image("x", x)
         self._look_at_range((x,), normalize)
         if self._is_stock():
-            taps = self._taps(x, affine=self._affine(normalize))
+            taps = self.net(x, affine=affine(self.scaling_layer, self.version, normalize), n_taps=self.L, stock=True)
         else:
-            taps = self._taps_by_modules(x, normalize)
+            taps = self._called_taps(x, normalize)
         return Features(taps, ALIASES[self.pnet_type], self.version, (x.shape[2], x.shape[3]))
 
     def embed(self, x: Images, normalize: bool = False) -> Tensor:
@@ -385,17 +286,8 @@ class LPIPS(nn.Module):
         """The distance of each image of x to each of y, or of x, [N, M]; as `lpips_fast.pairwise.pairwise`."""
         return pairwise.pairwise(self, x, y, block=block, normalize=normalize)
 
-    def _affine(self, normalize: bool) -> Affine:
-        """Shift and scale of the images before the trunk, (x - shift) / scale; None where they go in as they are."""
-        shift, scale = self.scaling_layer.shift, self.scaling_layer.scale
-        if self.version == "0.0":  # whose release forgot the scaling
-            if not normalize:
-                return None, None
-            shift, scale = torch.zeros_like(shift), torch.ones_like(scale)
-        return ((shift + 1) / 2, scale / 2) if normalize else (shift, scale)
-
-    def _checked_image(self, name: str, image: Tensor) -> Tensor:
-        """The image, grayscale expanded to three channels."""
+    def checked_image(self, name: str, image: Tensor) -> Tensor:
+        """The image as [N, 3, H, W], a grayscale one repeated; errors call it by that name."""
         if not isinstance(image, Tensor):
             raise TypeError(
                 f"{name} must be a tensor"
@@ -416,7 +308,7 @@ class LPIPS(nn.Module):
                 f"{name} must be floating point, in {self._RANGE}, got {image.dtype}; "
                 f"for 0 to 255: {name} {self._FROM_BYTES}"
             )
-        own = self._own()
+        own = self.own_tensor()
         if image.device != own.device:
             raise ValueError(f"{name} is on {image.device}, LPIPS on {own.device}: move one with .to()")
         if image.dtype == torch.float64 != own.dtype:
@@ -441,7 +333,7 @@ class LPIPS(nn.Module):
         if not 1 <= self.L <= len(self.chns):
             raise ValueError(f"L, the number of taps to use, must be from 1 to {len(self.chns)}, got {self.L}")
 
-    def _own(self) -> Tensor:
+    def own_tensor(self) -> Tensor:
         """A tensor on the module's device and of its type."""
         for module in self.net.modules():  # faster than parameters()
             for parameter in module._parameters.values():
@@ -472,14 +364,26 @@ class LPIPS(nn.Module):
     # torch.compile takes it for a constant of the call that it traces.
     _is_stock._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
-    def _is_squared_distance(self) -> bool:
-        """Whether it is a squared distance of vectors, as `embed` makes them."""
+    def is_squared_distance(self) -> bool:
+        """Whether LPIPS is a squared distance of vectors now, as `embed` makes them."""
         return self._has_stock_lins()
 
-    def _has_stock_lins(self) -> bool:
-        return not self.lpips or all(map(is_as_described, self._lins(), self._lins_made))
+    def _checked_pair(
+        self, in0: Tensor, in1: Tensor | Features, weight: Tensor | None, normalize: bool
+    ) -> tuple[Tensor, Side, Tensor | None]:
+        """The images, or the second one's taps, and the weights of their pixels, checked and fit to each other."""
+        x0 = self.checked_image("in0", in0)
+        x1: Side = self._checked_taps(in1, x0) if isinstance(in1, Features) else self.checked_image("in1", in1)
+        check_pair(x0, x1)
+        self._look_at_range((x0, x1) if isinstance(x1, Tensor) else (x0,), normalize)
+        if weight is not None:
+            if self.spatial:
+                raise ValueError("weight= is for the mean over pixels, which spatial=True does not take")
+            weight = checked_pixel_weight(weight, max(batch_of(x0), batch_of(x1)), x0)
+            weight = weight.to(accumulation_dtype(self._feature_dtype(x0)))
+        return x0, x1, weight
 
-    def _checked_features(self, features: Features, x0: Tensor) -> Features:
+    def _checked_taps(self, features: Features, x0: Tensor) -> tuple[Tensor, ...]:
         for what, theirs, ours in (
             ("net", features.net, ALIASES[self.pnet_type]),
             ("taps", f"1 to {len(features.taps)}", f"1 to {self.L}"),
@@ -492,176 +396,98 @@ class LPIPS(nn.Module):
                 continue  # layers that are called give what they give
             if theirs != ours:
                 raise ValueError(f"in1 holds features of {what} {theirs}, needed here are those of {what} {ours}")
-        return features
+        return features.taps
 
-    def _taps(self, *images: Tensor, affine: Affine) -> tuple[Tensor, ...]:
-        return self.net(*images, affine=affine, n_taps=self.L, stock=True)
-
-    def _taps_of_pair(
-        self, x0: Tensor, x1: Tensor | Features, affine: Affine
-    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        if isinstance(x1, Features):
-            return self._taps(x0, affine=affine), x1.taps
-        if x0.requires_grad != x1.requires_grad:
-            return self._taps(x0, affine=affine), self._taps(x1, affine=affine)
-        taps = self._taps(x0, x1, affine=affine)
-        pairs = [t.split_with_sizes((x0.shape[0], x1.shape[0])) for t in taps]
-        return [t0 for t0, _ in pairs], [t1 for _, t1 in pairs]
-
-    def _taps_by_modules(self, x: Tensor, normalize: bool) -> tuple[Tensor, ...]:
-        """The taps of images by calling the modules as `lpips` does, whatever they are now."""
-        x = 2 * x - 1 if normalize else x
-        taps = self._called(self.net, x if self.version == "0.0" else self._called(self.scaling_layer, x))
-        return tuple(taps[k] for k in range(self.L))
-
-    def _called(self, module: nn.Module, x: Tensor) -> Any:
-        freezes_itself = isinstance(module, Trunk) and not module.trainable and "forward" not in module.__dict__
-        return module(x) if freezes_itself or not self.eval_mode else call_frozen(module, x)
-
-    def _maps_by_modules(self, x0: Tensor, x1: Tensor | Features, normalize: bool) -> list[Tensor]:
-        """Each layer's map of distances, [N, 1, H_l, W_l], likewise."""
-        taps0 = self._taps_by_modules(x0, normalize)
-        taps1 = x1.taps if isinstance(x1, Features) else self._taps_by_modules(x1, normalize)
-        weights = None if self.lpips else self._linear_weights()  # piq's are buffers
-        lins = self._lins() if self.lpips else []
-        maps = []
-        for k, (f0, f1) in enumerate(zip(taps0, taps1, strict=True)):
-            a, b = (normalize_channels(f, self._NORM) for f in (f0, f1))
-            squares = (a - b) ** 2
-            if self.lpips:
-                lin = lins[k]
-                own = next((p.dtype for p in lin.parameters()), squares.dtype)
-                maps.append(to_dtype(self._called(lin, to_dtype(squares, own)), squares.dtype))
-            else:
-                if weights is not None:
-                    squares = weights[k].to(squares.dtype) * squares
-                maps.append(squares.sum(dim=1, keepdim=True))
-        return maps
-
-    def _value_and_parts(
-        self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None, affine: Affine, per_layer: bool
+    def _distance(
+        self, x0: Tensor, x1: Side, weight: Tensor | None, normalize: bool, size: Sequence[int], per_layer: bool
     ) -> tuple[Tensor, list[Tensor]]:
-        """The value, [N, 1, 1, 1] or, when spatial, [N, 1, H, W], and, if asked for, each layer's part of it."""
-        n = max(_batch(x0), _batch(x1))
-        chunk = self._pairs_at_a_time(x0, self._keeps_graph(x0, x1, weight))
-        if chunk is None or n <= chunk:
-            return self._of_chunk(x0, x1, weight, affine, per_layer)
-        if _batch(x1) == 1 and isinstance(x1, Tensor):  # one image for all: its taps, once
-            x1 = Features(self._taps(x1, affine=affine), "", "", (0, 0))
-        elif _batch(x0) == 1 and isinstance(x1, Tensor):
-            x0, x1 = x1, Features(self._taps(x0, affine=affine), "", "", (0, 0))
+        """The distance of each pair, [N, 1, 1, 1], or maps [N, 1, *size] if spatial; and each layer's part of it."""
+        needs_graph = self._needs_graph(x0, x1, weight)
+        if needs_graph and not isinstance(x1, Tensor) and x1[0].is_inference():
+            raise ValueError(
+                "in1 holds features made under torch.inference_mode, which no graph can keep: make them under "
+                "torch.no_grad, or use grad_in_forward=True"
+            )
+        if not self._is_stock():
+            return self._distance_by_calls(x0, x1, weight, normalize, size)
+        stride = cast(Conv, self.net.plan[0]).stride if needs_graph else None
+        n, at_a_time = max(batch_of(x0), batch_of(x1)), pairs_at_a_time(x0, self.chunk_size, kept_stride=stride)
+        backend = backends.choose(self.backend, x0.device)
+        how = Comparison(backend, self.norm, self.linear_weights(), self._dropouts(), self.spatial)
+        scaled = affine(self.scaling_layer, self.version, normalize)
+        taps = functools.partial(self.net, affine=scaled, n_taps=self.L, stock=True)
+        sides: list[Side] = [x0, x1]
+        if at_a_time is not None and n > at_a_time:  # one image for all chunks goes through the trunk once
+            sides = [taps(x) if isinstance(x, Tensor) and x.shape[0] == 1 else x for x in sides]
         chunks = []
-        for start in range(0, n, chunk):
-            rows = slice(start, start + chunk)
-            mask = None if weight is None else weight[rows]
-            chunks.append(self._of_chunk(x0[rows], _rows(x1, rows), mask, affine, per_layer))
+        for a, b, mask in in_chunks(n, at_a_time, *sides, weight):
+            if isinstance(a, Tensor) and isinstance(b, Tensor) and a.requires_grad == b.requires_grad:
+                pairs = [t.split_with_sizes((a.shape[0], b.shape[0])) for t in taps(a, b)]
+                taps0, taps1 = [t0 for t0, _ in pairs], [t1 for _, t1 in pairs]
+            else:
+                taps0, taps1 = (taps(x) if isinstance(x, Tensor) else x for x in (a, b))
+            tap_shares = None if mask is None else shares(mask, [t.shape[2:] for t in taps0])
+            chunks.append(compare(how, head_input(how, taps0, taps1), tap_shares, size, per_layer))
+        if len(chunks) == 1:
+            return chunks[0]
         values, parts = zip(*chunks, strict=True)
         return torch.cat(values), [torch.cat(layer) for layer in zip(*parts, strict=True)]
 
-    def _of_chunk(
-        self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None, affine: Affine, per_layer: bool
+    def _distance_by_calls(
+        self, x0: Tensor, x1: Side, weight: Tensor | None, normalize: bool, size: Sequence[int]
     ) -> tuple[Tensor, list[Tensor]]:
-        taps0, taps1 = self._taps_of_pair(x0, x1, affine)
-        if self.spatial or weight is not None or self._drops_out():
-            parts = self._reduced(self._maps(taps0, taps1), weight, x0.shape[2:])
-            return sum(parts[1:], parts[0]), parts if per_layer else []
-        distances = self._head(functional.lpips_head, taps0, taps1)
-        parts = [d.view(-1, 1, 1, 1) for d in distances.unbind(dim=1)] if per_layer else []
-        return distances.sum(dim=1).view(-1, 1, 1, 1), parts
+        """The same by calling the layers, whatever they are now."""
+        taps0 = self._called_taps(x0, normalize)
+        taps1 = self._called_taps(x1, normalize) if isinstance(x1, Tensor) else x1
+        lins = self.linear_layers() if self.lpips else None
+        maps = called.maps(taps0, taps1, lins, self.linear_weights(), self.norm, frozen=self.eval_mode)
+        tap_shares = None if weight is None else shares(weight, [m.shape[2:] for m in maps])
+        parts = parts_of_maps(maps, tap_shares, size if self.spatial else None)
+        return sum(parts[1:], parts[0]), parts
 
-    def _reduced(self, maps: Sequence[Tensor], weight: Tensor | None, size: Sequence[int]) -> list[Tensor]:
-        """The maps enlarged to the images' size when spatial, else their means, [N, 1, 1, 1]."""
-        if self.spatial:
-            return [upsample(m, size) for m in maps]
-        if weight is None:
-            return [spatial_average(m) for m in maps]
-        distances = weighted_mean(maps, shares(weight, [(m.shape[2], m.shape[3]) for m in maps]))
-        return [d.view(-1, 1, 1, 1) for d in distances.unbind(dim=1)]
+    def _called_taps(self, x: Tensor, normalize: bool) -> tuple[Tensor, ...]:
+        scaling = None if self.version == "0.0" else self.scaling_layer
+        return called.taps(self.net, scaling, x, normalize, self.L, frozen=self.eval_mode)
 
-    def _head(self, function: Callable[..., Any], taps0: Sequence[Tensor], taps1: Sequence[Tensor]) -> Any:
-        eps, inside_sqrt = self._NORM
-        weights = self._linear_weights()
-        return function(taps0, taps1, weights, eps=eps, eps_inside_sqrt=inside_sqrt, backend=self.backend)
-
-    def _maps(self, taps0: Sequence[Tensor], taps1: Sequence[Tensor]) -> list[Tensor]:
-        """Each layer's map of distances, [N, 1, H_l, W_l]."""
-        if not self._drops_out():
-            return self._head(functional.lpips_head_maps, taps0, taps1)
-        # Dropout falls on the squared differences, which the fused head never has in memory.
-        maps = []
-        for f0, f1, lin, weight in zip(taps0, taps1, self._lins(), self._linear_weights() or (), strict=True):
-            a, b = (normalize_channels(f, self._NORM) for f in (f0, f1))
-            maps.append((weight.to(a.dtype) * lin.model[0]((a - b) ** 2)).sum(dim=1, keepdim=True))
-        return maps
-
-    def _gradient_in_forward(self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None, retPerLayer: bool) -> bool:
-        """Whether to take that path: it is asked for, a gradient will be, and nothing but the images needs one."""
-        if not self.grad_in_forward or self.spatial or retPerLayer or not torch.is_grad_enabled():
+    def _takes_gradient_in_forward(self, x0: Tensor, x1: Side, weight: Tensor | None, per_layer: bool) -> bool:
+        """Whether grad_in_forward is asked for, a gradient will be, and only the images need one."""
+        if not self.grad_in_forward or self.spatial or per_layer or not torch.is_grad_enabled():
             return False
-        if in_torch_func() or plain_torch_only() or self._NORM.inside_sqrt:  # whose gradient that path has not
+        if in_torch_func() or plain_torch_only() or self.norm.inside_sqrt:  # the fused gradient has the eps outside
             return False
-        others = [*(x1.taps if isinstance(x1, Features) else ()), *self._trained()]
-        if weight is not None:
-            others.append(weight)
+        others = [*(() if isinstance(x1, Tensor) else x1), *self._trained(), *(() if weight is None else (weight,))]
         images_need = x0.requires_grad or (isinstance(x1, Tensor) and x1.requires_grad)
         return images_need and not any(t.requires_grad for t in others)
 
-    def _value_with_gradient(self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None, affine: Affine) -> Tensor:
+    def _distance_with_gradient(self, x0: Tensor, x1: Side, weight: Tensor | None, normalize: bool) -> Tensor:
         if not x0.requires_grad:
             assert isinstance(x1, Tensor)
             x0, x1 = x1, x0  # the distance is symmetric
-        n = max(_batch(x0), _batch(x1))
+        n = max(batch_of(x0), batch_of(x1))
         need1 = isinstance(x1, Tensor) and x1.requires_grad
         setting = self.net.setting(x0.device, self.L)
-        linear = self._linear_weights() or [torch.ones(c, device=x0.device) for c in self.chns[: self.L]]
-        job = Job(setting, backends.choose(self.backend, x0.device), self._pairs_at_a_time(x0, True), need1)
-        acc = accumulation_dtype(setting.dtype)
+        at_a_time = pairs_at_a_time(x0, self.chunk_size, grad_in_forward=True)
+        job = Job(setting, backends.choose(self.backend, x0.device), self.norm, at_a_time, need1)
         value = distance_with_gradient(
             job,
             x0.expand(n, -1, -1, -1),
-            x1.taps if isinstance(x1, Features) else x1.expand(n if need1 else -1, -1, -1, -1),
+            x1.expand(n if need1 else -1, -1, -1, -1) if isinstance(x1, Tensor) else x1,
             weight,
-            affine,
+            affine(self.scaling_layer, self.version, normalize),
             self.net.tensors(setting, gradient=True),
-            [w.detach().reshape(-1).to(acc) for w in linear],
+            [w.detach() for w in self.linear_weights() or ()],
         )
         return value.view(-1, 1, 1, 1)
 
-    def _keeps_graph(self, x0: Tensor, x1: Tensor | Features, weight: Tensor | None) -> bool:
-        tensors = [x0, *(x1.taps if isinstance(x1, Features) else (x1,)), *self._trained()]
+    def _needs_graph(self, x0: Tensor, x1: Side, weight: Tensor | None) -> bool:
+        tensors = [x0, *((x1,) if isinstance(x1, Tensor) else x1), *self._trained()]
         if weight is not None:
             tensors.append(weight)
         return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
-    def _pairs_at_a_time(self, x: Tensor, keeps_graph: bool) -> int | None:
-        if is_recorded():
-            return None  # the loop would be recorded for this batch size alone
-        if isinstance(self.chunk_size, int):
-            return self.chunk_size
-        pixels = x.shape[2] * x.shape[3]
-        if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            stride = cast(Conv, self.net.plan[0]).stride if keeps_graph else 1
-            return max(1, _CPU_PIXELS * stride**2 // pixels)
-        return None if self.chunk_size is None else max(1, _AUTO_PIXELS // pixels)
-
     def _trained(self) -> Iterable[Tensor]:
         """The parameters that may get gradients: none in eval_mode, whatever a parent did to their flags."""
         return () if self.eval_mode else self.parameters()
-
-    def _lins(self) -> list[NetLinLayer]:
-        """The linear layers of the taps that are used."""
-        return [getattr(self, f"lin{k}") for k in range(len(self.chns))[: self.L]]
-
-    def _linear_weights(self) -> list[Tensor] | None:
-        if not self.lpips:
-            return None
-        # NetLinLayer has no `weight`, as in lpips: loops over modules that have one then ask for `kernel_size`, too.
-        layers = [next(reversed(lin.model._modules.values())) for lin in self._lins()]  # faster than lin.model[-1]
-        weights = [cast(Tensor, cast(nn.Conv2d, layer).weight) for layer in layers]
-        return [w.detach() if w.requires_grad else w for w in weights] if self.eval_mode else weights
-
-    def _drops_out(self) -> bool:
-        return self.lpips and self.training and self._lins()[0].use_dropout
 
 
 def _returned(
@@ -688,44 +514,6 @@ def _check_unknown(arguments: Mapping[str, object]) -> None:
         raise TypeError(f"LPIPS has no argument {name!r}")
 
 
-def _shape(x: object) -> str:
-    return str(list(x.shape)) if isinstance(x, Tensor) else type(x).__name__
-
-
-def _batch(x: Tensor | Features) -> int:
-    return x.taps[0].shape[0] if isinstance(x, Features) else x.shape[0]
-
-
-def _rows(x: Tensor | Features, rows: slice) -> Tensor | Features:
-    if _batch(x) == 1:
-        return x
-    return x._replace(taps=tuple(t[rows] for t in x.taps)) if isinstance(x, Features) else x[rows]
-
-
-def check_pair(in0: Tensor, in1: Tensor | Features, names: str = "in0 and in1") -> None:
-    """Raises an error that names the arguments, unless the images fit together."""
-    if isinstance(in1, Tensor):
-        if in0.shape[2:] != in1.shape[2:]:
-            raise ValueError(f"{names} must have one size, got {list(in0.shape[2:])} and {list(in1.shape[2:])}")
-    if _batch(in0) != _batch(in1) and 1 not in (_batch(in0), _batch(in1)):
-        raise ValueError(f"{names} must have one batch size, or 1, got {_batch(in0)} and {_batch(in1)}")
-
-
-def _checked_pixel_weight(weight: Tensor, n: int, x: Tensor) -> Tensor:
-    """The weights of pixels as [n, 1, H, W]."""
-    height, width = x.shape[2:]
-    if isinstance(weight, Tensor):
-        weight = as_plain_tensor(weight)
-        weight = weight[(None,) * (4 - weight.dim())] if weight.dim() in (2, 3) else weight
-    if not isinstance(weight, Tensor) or weight.shape not in ((n, 1, height, width), (1, 1, height, width)):
-        raise ValueError(f"weight must be {[n, 1, height, width]}, one number a pixel, got {_shape(weight)}")
-    if weight.layout != torch.strided or weight.is_complex():
-        raise TypeError(f"weight must be a dense tensor of real numbers, got {weight.dtype}, {weight.layout}")
-    if weight.device != x.device:
-        raise ValueError(f"weight is on {weight.device}, the images on {x.device}: move one with .to()")
-    return weight if weight.shape[0] == n else weight.expand(n, -1, -1, -1)
-
-
 def _without_own_keys(module: nn.Module, state: dict[str, Tensor], prefix: str, _: dict) -> None:
     for name in [name for name in state if name.startswith(prefix)]:
         del state[name]
@@ -737,47 +525,4 @@ def _with_own_tensors(module: nn.Module, state: dict[str, Tensor], prefix: str, 
     state.update(saved_tensors(module, prefix))
 
 
-class ScalingLayer(nn.Module):
-    """(x - shift) / scale by channel: from [-1, 1] to the statistics the trunks were trained with."""
-
-    shift: Tensor
-    scale: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("shift", torch.tensor(SHIFT).view(1, 3, 1, 1))
-        self.register_buffer("scale", torch.tensor(SCALE).view(1, 3, 1, 1))
-
-    def forward(self, inp: Tensor) -> Tensor:
-        return (inp - self.shift) / self.scale
-
-
 _SCALING = describe(ScalingLayer())
-
-
-class NetLinLayer(nn.Module):
-    """A 1x1 convolution without bias, with dropout before it if asked for: [N, chn_in, H, W] to [N, chn_out, H, W]."""
-
-    def __init__(self, chn_in: int, chn_out: int = 1, use_dropout: bool = False) -> None:
-        super().__init__()
-        self.use_dropout = use_dropout
-        dropout = [nn.Dropout()] if use_dropout else []
-        self.model = nn.Sequential(*dropout, nn.Conv2d(chn_in, chn_out, 1, bias=False))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
-
-
-def normalize_tensor(in_feat: Tensor, eps: float = Norm().eps) -> Tensor:
-    """Features [N, C, H, W] divided by their norm over channels plus eps; 0, with zero gradient, where it is 0."""
-    return normalize_channels(in_feat, Norm(eps)).to(in_feat.dtype)
-
-
-def spatial_average(in_tens: Tensor, keepdim: bool = True) -> Tensor:
-    """The mean over height and width of [N, C, H, W]."""
-    return in_tens.mean(dim=(2, 3), keepdim=keepdim)
-
-
-def upsample(in_tens: Tensor, out_HW: Sequence[int] = (64, 64)) -> Tensor:
-    """[N, C, h, w] resized bilinearly to [N, C, *out_HW], corners not aligned."""
-    return nn.functional.interpolate(in_tens, size=tuple(out_HW), mode="bilinear", align_corners=False)

@@ -95,7 +95,7 @@ def pairwise(
         TypeError, ValueError: as `LPIPS.forward`, or a block below 1, or a linear weight is negative.
     """
     tiles = pairwise_tiles(fn, x, y, block=block, normalize=normalize)  # which checks the arguments
-    own = fn._own()
+    own = fn.own_tensor()
     distances = torch.zeros(len(x), len(x if y is None else y), dtype=accumulation_dtype(own.dtype), device=own.device)
     for rows, columns, tile in tiles:
         distances[rows, columns] = tile
@@ -174,7 +174,7 @@ def _size(name: str, x: Images) -> torch.Size:
 
 def _default_block(fn: LPIPS, pixels: int) -> int:
     values = NETS[ALIASES[fn.pnet_type]].values_per_pixel * pixels
-    return max(1, _BLOCK_BYTES // max(1, values * accumulation_dtype(fn._own().dtype).itemsize))
+    return max(1, _BLOCK_BYTES // max(1, values * accumulation_dtype(fn.own_tensor().dtype).itemsize))
 
 
 def squared_distances(e: Tensor, f: Tensor) -> Tensor:
@@ -242,12 +242,12 @@ def _parts(e: Tensor) -> Iterator[slice]:
 
 def embed_rows(fn: LPIPS, name: str, x: Images, rows: slice, size: torch.Size, normalize: bool) -> Tensor:
     """e(x[rows]), of images of that height and width; errors name x so."""
-    if not fn._is_squared_distance():
+    if not fn.is_squared_distance():
         raise ValueError(
             "linear layers were changed or hooked, or distance is 'mae', so that distances are no squared distances of "
             "vectors: compare the images by pairs, with forward"
         )
-    weights = fn._linear_weights()
+    weights = fn.linear_weights()
     for layer, weight in enumerate(weights or []):
         if (weight < 0).any():
             raise ValueError(
@@ -261,13 +261,13 @@ def embed_rows(fn: LPIPS, name: str, x: Images, rows: slice, size: torch.Size, n
         images = images_at(name, x, slice(start, stop))
         if images.shape[2:] != size:
             raise ValueError(f"{name} must be of one size, got {list(size)} and {list(images.shape[2:])}")
-        images = fn._checked_image(name, images.to(fn._own().device))
+        images = fn.checked_image(name, images.to(fn.own_tensor().device))
         taps = fn.features(images, normalize).taps
         if embeddings is None:
             length = sum(f.shape[1:].numel() for f in taps)
             dtype = accumulation_dtype(taps[0].dtype)
             embeddings = torch.empty(rows.stop - rows.start, length, dtype=dtype, device=taps[0].device)
-        _write(embeddings[start - rows.start : stop - rows.start], taps, weights, fn._NORM)
+        _write(embeddings[start - rows.start : stop - rows.start], taps, weights, fn.norm)
     assert embeddings is not None  # the loop runs at least once, for the number of columns
     return embeddings
 

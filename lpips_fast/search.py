@@ -365,7 +365,7 @@ def _from_json(metadata: Mapping[str, str], key: str) -> Any:
 def _header(fn: LPIPS, size: tuple[int, int], resized: bool, normalize: bool | None, raw: bool | None) -> Header:
     """What an index of images is made with; nothing is known of files that they were read from."""
     model = _spec(fn).model
-    linear = fingerprint(fn._linear_weights() or [])
+    linear = fingerprint(fn.linear_weights() or [])
     trunk = fingerprint(fn.net.parameters())
     return Header(model, fn.version, fn.lpips, size, resized, normalize, raw, None, None, None, linear, trunk)
 
@@ -434,7 +434,7 @@ def _resized(fn: LPIPS, name: str, images: Tensor, size: tuple[int, int] | None)
     if size is None or images.shape[2:] == size:
         return images
     if not images.is_floating_point() or 0 in images.shape[1:]:
-        return fn._checked_image(name, images)  # which refuses them
+        return fn.checked_image(name, images)  # which refuses them
     return F.interpolate(images, size=size, mode="bilinear", antialias=True)
 
 

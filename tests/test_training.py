@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+import lpips_fast.distance.chunks
 import lpips_fast.distance.grad_in_forward
 import lpips_fast.trunk.execute
 from lpips_fast.lpips import LPIPS
@@ -48,7 +49,7 @@ def test_gradient_equals_lpips(make_ours, make_theirs, net):
 @pytest.mark.parametrize("net", NETS)
 def test_chunked_equals_unchunked_to_the_bit(make_ours, net, monkeypatch):
     in0, in1 = noise(5)
-    monkeypatch.setattr(lpips_fast.distance.grad_in_forward, "_CPU_PIXELS", 2 * in0[0, 0].numel())
+    monkeypatch.setattr(lpips_fast.distance.chunks, "CPU_PIXELS", 4 * in0[0, 0].numel())
     whole = gradients(make_ours(net, grad_in_forward=True), in0, in1, (True, False))
     for chunk_size in (1, 3):
         parts = gradients(make_ours(net, grad_in_forward=True, chunk_size=chunk_size), in0, in1, (True, False))
@@ -164,7 +165,7 @@ def test_per_layer_parts_and_trainable_weights_take_the_ordinary_path(make_ours)
 
     trainable = make_ours("alex", grad_in_forward=True, eval_mode=False, use_dropout=False)
     trainable(in0, in1).sum().backward()
-    assert all(weight.grad is not None for weight in trainable._linear_weights())
+    assert all(weight.grad is not None for weight in trainable.linear_weights())
 
 
 @pytest.mark.parametrize("grad_in_forward", (False, True))
@@ -593,7 +594,7 @@ def test_a_chunk_at_a_time_goes_through_the_trunk(make_ours, monkeypatch):
 
     for module in (lpips_fast.distance.grad_in_forward, lpips_fast.trunk.execute):
         monkeypatch.setattr(module, "run", spy)
-    monkeypatch.setattr(lpips_fast.distance.grad_in_forward, "_CPU_PIXELS", 2 * in0[0, 0].numel())
+    monkeypatch.setattr(lpips_fast.distance.chunks, "CPU_PIXELS", 4 * in0[0, 0].numel())
     gradients(fn, in0, in1, (True, False))
     assert max(seen) == 2  # two pairs at a time, whose images go through in turn
     assert sum(seen) == 10
@@ -612,7 +613,7 @@ def test_the_cpu_takes_large_batches_in_parts(make_ours, net, monkeypatch):
     whole = fn(in0, in1)
     seen = []
     fn.net.register_forward_pre_hook(lambda module, args: seen.append(sum(map(len, args))))
-    monkeypatch.setattr(lpips_fast.lpips, "_CPU_PIXELS", 2 * in0[0, 0].numel())
+    monkeypatch.setattr(lpips_fast.distance.chunks, "CPU_PIXELS", 2 * in0[0, 0].numel())
     torch.testing.assert_close(fn(in0, in1), whole, rtol=1e-5, atol=1e-7)
     assert seen == [4, 4, 2]
     seen.clear()

@@ -76,7 +76,7 @@ def synthesize(
             rng = np.random.default_rng((seed, number))
             for samples in _write(part / kind.kind / split / SUBSET, kind, n, judge, images, rng):
                 advance(samples)
-        weights = linear_state_dict(judge._linear_weights() or ())
+        weights = linear_state_dict(judge.linear_weights() or ())
         save_state_dict(part / "judge.safetensors", weights)
 
 
@@ -84,7 +84,7 @@ def give_taste(fn: LPIPS, seed: int = 0) -> None:
     """Gives LPIPS linear weights of a peculiar taste: some layers and channels matter far more than others."""
     rng = np.random.default_rng(seed)
     with torch.no_grad():
-        for weight in fn._linear_weights() or ():
+        for weight in fn.linear_weights() or ():
             layer, channels = rng.lognormal(sigma=3), rng.lognormal(sigma=3, size=weight.shape)
             weight.copy_(torch.from_numpy(layer * channels / weight.numel()))
 

@@ -301,6 +301,6 @@ def _tensors(name: str, content: object) -> dict[str, Tensor]:
 
 
 def _linear_weights(fn: LPIPS) -> list[Tensor]:
-    weights = fn._linear_weights()
+    weights = fn.linear_weights()
     assert weights is not None
     return weights

@@ -1,11 +1,12 @@
-"""LPIPS with its gradient to the images computed in the forward, a few pairs at a time.
+"""LPIPS with its gradient to the images computed in the forward, a chunk of pairs at a time.
 
-LPIPS(n) is one number a pair, so dLPIPS(n)/dimage can be had as soon as LPIPS(n) is, and the incoming gradient, one
-number a pair, scales it later. Only tensors of the size of the images survive the forward, and pairs can go through
-in chunks: the memory is that of one chunk, whatever the batch.
+LPIPS(n) is one number a pair, so dLPIPS(n)/dimage can be computed as soon as LPIPS(n) is; the incoming gradient, one
+number a pair, scales it later. Only tensors of the images' size survive the forward, and the memory is that of one
+chunk, whatever the batch.
 
-In float16 the gradient of a mean over pixels, small factors times 1 / (H W), falls below the smallest number there is,
-and no scaling of the loss reaches it here; so the gradient is taken of the distance times a power of 2 near H W.
+In float16 the gradient of a mean over pixels underflows: it holds small factors times 1 / (H W). No scaling of the loss
+reaches it, because it is computed before the loss is known. So the gradient is taken of the distance times a power of 2
+near H W, and divided by it afterwards.
 """
 
 from __future__ import annotations
@@ -17,29 +18,28 @@ import torch
 from torch import Tensor
 
 from lpips_fast._torch_state import with_signature
-from lpips_fast.distance.pixel_weights import shares, weighted_mean
-from lpips_fast.head import autograd
-from lpips_fast.head.operators import HeadInput, Norm
+from lpips_fast.distance.chunks import in_chunks
+from lpips_fast.distance.compare import Comparison, Side, compare, head_input
+from lpips_fast.distance.pixel_weights import shares
+from lpips_fast.head.operators import Norm
 from lpips_fast.trunk.execute import run, run_backward
-from lpips_fast.trunk.gpu_layers import HeadGradient
 from lpips_fast.trunk.program import Affine, Setting
-
-_CPU_PIXELS = 1 << 16  # of the pairs that go through at once: the larger a batch of small images, the faster
 
 
 class Job(NamedTuple):
-    """What does not depend on tensors; torch.compile takes it for a constant."""
+    """What does not depend on tensors; torch.compile takes it as a constant."""
 
-    setting: Setting
+    setting: Setting  # of the trunk
     backend: str  # of the head
-    chunk_size: int | None
+    norm: Norm
+    pairs_at_a_time: int | None
     need1: bool  # whether x1 needs a gradient; x0 always does
 
 
 def distance_with_gradient(
     job: Job,
     x0: Tensor,
-    x1: Tensor | Sequence[Tensor],
+    x1: Side,
     pixel_weight: Tensor | None,
     affine: Affine,
     tensors: Sequence[Tensor],
@@ -49,10 +49,10 @@ def distance_with_gradient(
 
     Args:
         x0: images [N, 3, H, W].
-        x1: images, or the taps of images, of batch N, or 1 where they need no gradient.
+        x1: images, or the taps of images, of batch N; a batch of 1 is allowed if they need no gradient.
         pixel_weight: the weights of the mean over pixels, [N, 1, H, W], or None.
-        affine, tensors: the trunk's, as `frozen.run` takes them.
-        linear: the linear weights, a [C] a layer, in the head's accumulation type.
+        affine, tensors: the trunk's, as `execute.run` takes them.
+        linear: the linear weights, C_l values a layer; empty if all are 1.
     """
     others = [x1] if isinstance(x1, Tensor) else list(x1)
     masks = [] if pixel_weight is None else [pixel_weight]
@@ -61,35 +61,45 @@ def distance_with_gradient(
 
 
 class _DistanceWithGradient(torch.autograd.Function):
-    """LPIPS [N] and, for the backward, its gradients to x0 and x1 (empty where it needs none), in float32 at least."""
+    """LPIPS [N] and, for the backward, its gradients to x0 and x1, in float32 at least; x1's is empty if not needed."""
 
     @staticmethod
     @with_signature
     def forward(job, counts, x0, shift, scale, *rest):
-        affine = shift, scale
-        others, masks, tensors, linear = _split(rest, counts)
-        if len(others) == 1 and others[0].shape[0] == 1 and not job.need1:  # one image for all: its taps, once
-            others, _ = run(job.setting, others, affine, tensors)
-        n = x0.shape[0]
-        # On the CPU the order of a convolution's sums depends on its batch, so that chunks are what the images' size
-        # says and the result is the same, to the bit, whatever the chunk size: a pair, or more where they are small.
-        # Not when compiled: a loop over the batch would make that a graph for every batch size.
-        chunk = job.chunk_size
-        if x0.device.type == "cpu" and not torch.compiler.is_compiling():
-            chunk = max(_CPU_PIXELS // max(x0.shape[2] * x0.shape[3], 1), 1)
-        parts = [slice(None)] if chunk is None else [slice(i, i + chunk) for i in range(0, max(n, 1), chunk)]
+        affine, setting = (shift, scale), job.setting
+        x1, mask, tensors, linear = _split(rest, counts)
+        how = Comparison(job.backend, job.norm, linear or None)
+        if len(x1) == 1 and x1[0].shape[0] == 1 and not job.need1:  # one image for all goes through the trunk once
+            x1, _ = run(setting, x1, affine, tensors)
+        _, _, *size = x0.shape
+        unit = 2.0 ** ((size[0] * size[1]).bit_length() - 1) if setting.dtype == torch.float16 else 1.0
+        d_x0, d_x1 = _empty_gradient(x0), _empty_gradient(x1[0] if job.need1 else x0[:0])
         values = []
-        d_x0 = torch.empty_like(x0, dtype=torch.promote_types(x0.dtype, torch.float32))
-        x1 = others[0] if job.need1 else x0[:0]
-        d_x1 = torch.empty_like(x1, dtype=torch.promote_types(x1.dtype, torch.float32))
-        for part in parts:
-            pair = [x0[part], *(t if t.shape[0] == 1 else t[part] for t in others)]
-            mask = masks[0][part] if masks else None
-            value, d_pair = _chunk(job, pair[0], pair[1:], mask, affine, tensors, linear)
-            values.append(value)
-            d_x0[part] = d_pair[0]
+        for a, b, weight, d_a, d_b in in_chunks(
+            x0.shape[0], job.pairs_at_a_time, x0, x1, mask[0] if mask else None, d_x0, d_x1 if job.need1 else None
+        ):
+            k = a.shape[0]
+            taps, signs = run(setting, (a, b[0]) if job.need1 else (a,), affine, tensors, keep=True)
             if job.need1:
-                d_x1[part] = d_pair[1]
+                taps0, taps1 = [t[:k] for t in taps], [t[k:] for t in taps]
+            else:
+                taps0, taps1 = taps, run(setting, b, affine, tensors)[0] if len(b) == 1 else b
+            inputs = head_input(how, taps0, taps1)
+            tap_shares = None if weight is None else shares(weight, [t.shape[2:] for t in taps0])
+            value, _ = compare(how, inputs, tap_shares, size)
+            values.append(value.flatten())
+            grads = (
+                [torch.full_like(value, unit).view(k, 1).expand(k, len(taps0))]
+                if tap_shares is None
+                else [share * unit for share in tap_shares]
+            )
+            d_taps = head_gradients(setting, job.backend, inputs, grads, mean=tap_shares is None, need1=job.need1)
+            d_x = run_backward(setting, a.shape[1:], affine, tensors, taps, signs, d_taps)
+            d_x = d_x.to(torch.promote_types(d_x.dtype, torch.float32))
+            d_x = d_x if unit == 1.0 else d_x / unit
+            d_a.copy_(d_x[:k])
+            if job.need1:
+                d_b.copy_(d_x[k:])
         return torch.cat(values), d_x0, d_x1
 
     @staticmethod
@@ -118,46 +128,22 @@ def _split(rest, counts):
     return [list(rest[i:j]) for i, j in zip(starts, [*ends, len(rest)], strict=True)]
 
 
-def _chunk(job, x0, others, mask, affine, tensors, linear):
-    """LPIPS [k] of k pairs and its gradients to x0 and, if needed, x1."""
-    setting, k = job.setting, x0.shape[0]
-    if job.need1:
-        taps, signs = run(setting, (x0, others[0]), affine, tensors, keep=True)
-        taps0, taps1 = [t[:k] for t in taps], [t[k:] for t in taps]
-    else:
-        taps, signs = run(setting, (x0,), affine, tensors, keep=True)
-        taps0 = taps
-        taps1 = run(setting, others, affine, tensors)[0] if len(others) == 1 else others
-        taps1 = [t.expand_as(t0) for t, t0 in zip(taps1, taps0, strict=True)]
-    height, width = x0.shape[2:]
-    scale = 2.0 ** ((height * width).bit_length() - 1) if setting.dtype == torch.float16 else 1.0
-    inputs = HeadInput(taps0, taps1, linear, Norm())
-    if mask is None:
-        distances = autograd.head(job.backend, inputs)
-        grads = [torch.full_like(distances, scale)]
-    else:
-        tap_shares = shares(mask, [(t.shape[2], t.shape[3]) for t in taps0])
-        distances = weighted_mean(autograd.head_maps(job.backend, inputs), tap_shares)
-        grads = [s * scale for s in tap_shares]
-    d_taps = _head_gradients(job, inputs, grads, mean=mask is None)
-    d_x = run_backward(setting, x0.shape[1:], affine, tensors, taps, signs, d_taps)
-    d_x = d_x.to(torch.promote_types(d_x.dtype, torch.float32))
-    d_x = d_x if scale == 1.0 else d_x / scale
-    return distances.sum(dim=1), (d_x[:k], d_x[k:])
+def _empty_gradient(x):
+    return torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-def _head_gradients(job, inputs, grads, mean) -> list[Tensor] | list[HeadGradient]:
-    """dL/dtaps for `run_backward`: with Triton not computed yet, but on the way back through the taps."""
-    taps0, taps1, linear, norm = inputs
-    layers = len(taps0)
-    if not job.setting.triton:
-        needs = {"need0": True, "need1": job.need1, "need_weights": False}
-        d_taps = autograd.head_backward(job.backend, inputs, grads, mean=mean, **needs)
-        return [torch.cat((d_taps[i], d_taps[layers + i])) for i in range(layers)] if job.need1 else d_taps
+def head_gradients(setting, backend, inputs, grads, *, mean, need1):
+    from lpips_fast.head.autograd import head_backward
+    from lpips_fast.trunk.gpu_layers import HeadGradient
+
+    layers = len(inputs.feats0)
+    if not setting.triton:
+        d_taps = head_backward(backend, inputs, grads, mean=mean, need0=True, need1=need1, need_weights=False)
+        return [torch.cat((d_taps[i], d_taps[layers + i])) for i in range(layers)] if need1 else d_taps
     if mean:
-        maps = [grads[0][:, i, None, None, None].expand(-1, 1, *t.shape[2:]) for i, t in enumerate(taps0)]
-        divisors = [t.shape[2] * t.shape[3] for t in taps0]
+        maps = [grads[0][:, i, None, None, None].expand(-1, 1, *t.shape[2:]) for i, t in enumerate(inputs.feats0)]
+        divisors = [t.shape[2] * t.shape[3] for t in inputs.feats0]
     else:
         maps, divisors = grads, [1] * layers
-    pairs = zip(maps, divisors, taps0, taps1, linear, strict=True)
-    return [HeadGradient(*pair, norm.eps, job.need1) for pair in pairs]
+    pairs = zip(maps, divisors, inputs.feats0, inputs.feats1, inputs.weights, strict=True)
+    return [HeadGradient(*pair, inputs.norm.eps, need1) for pair in pairs]

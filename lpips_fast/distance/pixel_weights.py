@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def shares(weight: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+def shares(weight: Tensor, sizes: Sequence[Sequence[int]]) -> list[Tensor]:
     """Each tap pixel's share of the whole, m_l / sum m_l: for weights [N, 1, H, W] a [N, 1, h, w] a size (h, w)."""
     out = []
     for size in sizes:
-        m = F.adaptive_avg_pool2d(weight, size)
+        m = F.adaptive_avg_pool2d(weight, (size[0], size[1]))
         total = m.sum(dim=(2, 3), keepdim=True)
         out.append(m / torch.where(total == 0, 1, total))
     return out
