@@ -1,6 +1,6 @@
 # make demo    what lpips_fast does, in a minute; writes demo.png
 # make test    the tests
-# make lint    ruff and mypy
+# make lint    ruff, mypy, and import-linter, which holds the floors of docs/design.md
 # make docs    the documentation as a site, in build/site
 # make wheel   sdist and wheel, in dist
 # make smoke   these, and their use in clean environments, with the newest torch and the oldest (5 GB to download for each);
@@ -32,6 +32,7 @@ test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --show-timings
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

@@ -105,7 +105,18 @@ _MODULE_OF = {
     "upsample": "distance.compare",
     "voc_ap": "compat.lpips",
 }
-_SUBMODULES = ("bapps", "calibration", "compat", "functional", "lpips", "metric", "pretrained_networks", "search")
+_SUBMODULES = (
+    "bapps",
+    "calibration",
+    "checkpoints",
+    "compat",
+    "functional",
+    "lpips",
+    "metric",
+    "pairwise",
+    "pretrained_networks",
+    "search",
+)
 _DISTANCE = "LPIPS(net=...).to(device) for model='net-lin', with lpips=False for model='net'"
 _TRAINING = "LPIPS(net=...) for the distance, `lpips-fast train` or lpips_fast.calibration to learn its linear weights"
 _ELSEWHERE = {  # what replaces the names that lpips has, or had before 2020, and this package has not

@@ -2,8 +2,9 @@
 
     LPIPS(x, y) = sum_l mean_p sum_c w_lc (a_lc(x) - a_lc(y))^2
 
-a_l: the trunk's features at tap l of the scaled image, divided by their norm over channels; w_l: linear weights learnt
-from human judgements; p: pixels. (Zhang et al., CVPR 2018, arXiv:1801.03924.) Drop-in for `lpips.LPIPS` 0.1.4.
+a_l are the trunk's features of the scaled image at tap l, divided by their norm over channels. w_l are linear weights
+learnt from human judgements. p are pixels. (Zhang et al., CVPR 2018, arXiv:1801.03924.) LPIPS is a drop-in for
+`lpips.LPIPS` 0.1.4.
 """
 
 from __future__ import annotations
@@ -44,53 +45,54 @@ from lpips_fast.weights import files as weights
 class LPIPS(LinearLayers):
     """Learned perceptual image patch similarity: the lower, the more alike two images look to people.
 
-    Unlike `lpips.LPIPS` it is, in the default eval_mode, frozen and in eval mode whatever a parent module's
-    `.train()` says, prints nothing, and has a finite gradient everywhere.
+    In the default eval_mode it differs from `lpips.LPIPS` in this: it stays frozen and in eval mode, whatever a parent
+    module's `.train()` says; it prints nothing; its gradient is finite everywhere.
 
     Args:
-        pretrained: linear weights learnt from human judgements (else random).
+        pretrained: use linear weights learnt from human judgements, not random ones.
         net: the trunk, 'alex', 'vgg' (also 'vgg16') or 'squeeze'.
-        version: of the linear weights, '0.1' or '0.0' (which also leaves out the scaling of the input).
-        lpips: whether to weight channels; False sums them.
-        spatial: whether to return maps instead of their mean.
-        pnet_rand: a randomly initialised trunk instead of ImageNet's.
-        pnet_tune: whether the trunk's weights get gradients; needs eval_mode=False.
-        use_dropout: dropout before the linear weights, in training (eval_mode=False) only.
-        model_path: a file of linear weights to use instead of the published ones, or of a whole model, trunk and all,
-            as `lpips` saves them or as `load_any` knows them (.pth, read without running code, or .safetensors).
-        eval_mode: frozen and always in eval. With False the linear weights get gradients and `.train()` works.
-        verbose: whether a download shows a progress bar.
+        version: of the linear weights, '0.1' or '0.0'. Version 0.0 does not scale the images either.
+        lpips: weight the channels. False sums them.
+        spatial: return maps, not their mean.
+        pnet_rand: use a randomly initialised trunk, not ImageNet's.
+        pnet_tune: let the trunk's weights get gradients; needs eval_mode=False.
+        use_dropout: apply dropout before the linear weights; only in training, which needs eval_mode=False.
+        model_path: a file that replaces the published linear weights: linear weights alone or a whole model with its
+            trunk, as `lpips` saves them or in any form that `load_any` reads (.pth, read without running code, or
+            .safetensors).
+        eval_mode: stay frozen and in eval mode. With False the linear weights get gradients and `.train()` works.
+        verbose: show a progress bar when weights are downloaded.
         backend: of the head: 'auto', 'reference', 'cpu', 'cuda' or 'triton'; `lpips_fast.backends()` lists them.
-        precision: of the trunk: 'inherit' (autocast's type or else the parameters', TF32 as torch's flags have it, as
-            in `lpips`), 'float32' (without TF32), 'tf32', 'bfloat16' or 'float16'. The head always accumulates in
+        precision: of the trunk: 'inherit' (as in `lpips`: autocast's type or else the parameters', TF32 as torch's
+            flags say), 'float32' (without TF32), 'tf32', 'bfloat16' or 'float16'. The head always accumulates in
             float32 (float64 for float64).
         grad_in_forward: compute the gradient to the images in the forward and keep nothing else, so that memory does
-            not grow with the activations. Not for maps (an error), double backward (an error), retPerLayer and
-            trainable weights (these take the ordinary path).
-        chunk_size: how many pairs go through at a time, or 'auto' for as many as have 2^19 pixels (8 of 256 x 256), on
-            the CPU 2^17 (docs/training.md), also without being asked. It bounds memory where no graph is kept: without
-            gradients, or with grad_in_forward.
-        cpu_conv: how the CPU does the trunk's 3x3 convolutions in float32: 'winograd', with fewer multiplications,
-            'direct', or 'auto' for what is faster at their size.
-        trunk_weights: the trunk's weights, a file or a state_dict with torchvision's names, instead of torchvision's
-            from its cache ($TORCH_HOME) or the internet.
-        persistent: whether the weights are part of the state_dict, as in `lpips`. With False it has none of them, and
-            loading neither misses them nor takes any that are there.
-        check_range: whether to warn, once, where images are plainly in another range than they should be: of 0 to 255,
-            in [0, 1] without `normalize`, in [-1, 1] with it. Only the first calls look (distance/ranges.py).
+            not grow with the activations. It is an error for maps and for double backward. Calls with retPerLayer or
+            with trainable weights ignore it.
+        chunk_size: how many pairs go through at a time. 'auto' takes as many as have 2^19 pixels (8 of 256 x 256). On
+            the CPU 2^17 pixels go through at a time even without chunk_size (docs/training.md). Chunks bound the memory
+            if no graph is kept: without gradients, or with grad_in_forward.
+        cpu_conv: how the CPU computes the trunk's 3x3 convolutions in float32: 'winograd' (fewer multiplications),
+            'direct', or 'auto' for the faster one at each size.
+        trunk_weights: the trunk's weights, a file or a state_dict with torchvision's names. By default torchvision's
+            weights come from its cache ($TORCH_HOME) or the internet.
+        persistent: keep the weights in the state_dict, as `lpips` does. With False the state_dict has none of them, and
+            loading neither misses them nor takes any.
+        check_range: warn, once, if images are plainly outside the range that they should have: values of 0 to 255;
+            [0, 1] without `normalize`; [-1, 1] with it. Only the first calls are checked (distance/ranges.py).
 
-    To leave out the last taps, set the attribute `L` to the number of taps to use. Layers that were replaced, hooked or
-    set otherwise after construction, in the trunk, the scaling or the linear layers, are called as `lpips` calls them,
-    in plain torch; docs/training.md says how to take images of other channels so.
+    Set the attribute `L` to the number of taps to use, to leave out the last ones. Layers of the trunk, the scaling or
+    the linear weights that were replaced, hooked or set otherwise after construction are called, as `lpips` calls them,
+    in plain torch. docs/training.md shows how to take images with other channels that way.
 
     Raises:
         ValueError: an unknown net, version, backend, precision or cpu_conv, a chunk_size below 1, options that exclude
-            each other; a weights file that does not fit, to the key.
+            each other; a weights file that does not fit (the error names the key).
         RuntimeError: the trunk's weights are neither cached nor reachable.
     """
 
-    _RANGE, _FROM_BYTES = "[-1, 1]", "/ 127.5 - 1"  # of images, as errors tell it
-    norm = Norm()  # that features are divided by
+    _RANGE, _FROM_BYTES = "[-1, 1]", "/ 127.5 - 1"  # the range of images, for errors
+    norm = Norm()  # what features are divided by
 
     def __init__(
         self,
@@ -194,13 +196,13 @@ class LPIPS(LinearLayers):
             self.eval()
 
     def train(self, mode: bool = True) -> LPIPS:
-        """As in every module, but without effect in eval_mode: a parent's `.train()` must not make the loss noisy."""
+        """As in every module, but ignored in eval_mode: a parent's `.train()` must not make the loss noisy."""
         return super().train(mode and not self.eval_mode)
 
     def requires_grad_(self, requires_grad: bool = True) -> LPIPS:
         """As in every module, but in eval_mode the parameters stay frozen: pass eval_mode=False to train them.
 
-        A parent's `requires_grad_` sets the parameters' flags without asking; they have no effect in eval_mode either.
+        A parent's `requires_grad_` sets the parameters' flags directly. In eval_mode the flags have no effect.
         """
         return super().requires_grad_(requires_grad and not self.eval_mode)
 
@@ -219,29 +221,30 @@ class LPIPS(LinearLayers):
         """The distance of each pair of images, or of each pair of frames of two videos.
 
         Args:
-            in0, in1: [N, 3, H, W] in [-1, 1], RGB; a batch of 1 is compared with each of the other's. [3, H, W] is a
-                batch of 1. One channel is taken as grayscale and repeated. Sides of at least 31 (alex), 17 (squeeze)
-                or 16 pixels (vgg). Of any floating type each, also two types: the scaling is done in the wider one of
-                image and module, and each gradient has its image's type; float64 needs a float64 module. in1 may be
-                what `features` returned. Or videos [B, 3, T, H, W].
-            retPerLayer: whether to return each layer's part, too.
-            normalize: the images are in [0, 1] and are to be mapped to [-1, 1].
-            weight: of the pixels in the mean over them, not negative, [N, 1, H, W] (N may be 1 or left out; for videos
-                [B, 1, T, H, W]): a mask, or how much each matters. It is averaged down to each tap. All 0 gives 0.
-            frames: how many frames of a video to compare, picked at random for each clip, in their order.
-            layout: of videos and their weights, 'BCTHW' or 'BTCHW'. By default BCTHW; but where both axes could be
-                channels, [B, 1, 3, H, W] and [B, 3, 3, H, W], it must be said. [B, 3, 1, H, W] is one RGB frame a clip.
-            generator: of random numbers, for `frames`.
+            in0, in1: images [N, 3, H, W] in [-1, 1], RGB, or videos [B, 3, T, H, W]. A batch of 1 is compared with each
+                image of the other side. [3, H, W] is a batch of 1. One channel is grayscale and is repeated. Sides have
+                at least 31 (alex), 17 (squeeze) or 16 pixels (vgg). The two may have any floating types; the scaling
+                happens in the wider type of image and module, and each gradient has its image's type. float64 needs a
+                float64 module. in1 may also be what `features` returned.
+            retPerLayer: return each layer's part as well.
+            normalize: the images are in [0, 1]; map them to [-1, 1].
+            weight: the weights of the mean over pixels, none negative: a mask, or how much each pixel matters.
+                [N, 1, H, W], where N may be 1 or left out; for videos [B, 1, T, H, W]. They are averaged down to each
+                tap's size. If all are 0, so is the distance.
+            frames: how many frames of a video to compare. They are picked at random for each clip and keep their order.
+            layout: of videos and their weights, 'BCTHW' or 'BTCHW'. The default is BCTHW, but [B, 1, 3, H, W] and
+                [B, 3, 3, H, W] can be read both ways and need it. [B, 3, 1, H, W] is one RGB frame a clip.
+            generator: of the random numbers for `frames`.
             reduction: 'none', or 'mean' or 'sum' over everything.
 
         Returns:
-            [N, 1, 1, 1] in float32 (float64 for float64), or [N, 1, H, W] when `spatial`, each layer's map enlarged
-            bilinearly to the images' size; for videos [B, T], or [B, T, 1, H, W]; a number when reduced. With
-            retPerLayer a pair of it and a list of such tensors, one a layer.
+            [N, 1, 1, 1] in float32 (float64 for float64), or, if `spatial`, [N, 1, H, W]: each layer's map, enlarged
+            bilinearly to the images' size, and their sum. For videos [B, T] or [B, T, 1, H, W]. A number if reduced.
+            With retPerLayer a pair: this, and a list of such tensors, one a layer.
 
         Raises:
-            TypeError, ValueError: images that are not floating point, or shapes, types, devices or options that do
-                not fit together, or features of another net, version, size or device.
+            TypeError, ValueError: images that are not floating point; shapes, types, devices or options that do not fit
+                together; features of another net, version, size or device.
         """
         check_choice("reduction", reduction, ("none", "mean", "sum"))
         check_flags(retPerLayer=retPerLayer, normalize=normalize)
@@ -261,10 +264,10 @@ class LPIPS(LinearLayers):
         return _returned(value, parts, retPerLayer, clips, reduction)
 
     def features(self, x: Tensor, normalize: bool = False) -> Features:
-        """The features of images [N, 3, H, W] in [-1, 1] (or [0, 1] with `normalize`), to be handed to forward as in1.
+        """The features of images [N, 3, H, W] in [-1, 1] (or [0, 1] with `normalize`); forward takes them as in1.
 
-        For a target that is compared with many times, and so goes through the trunk once. They hold a graph only if
-        x requires a gradient.
+        A target that is compared many times goes through the trunk only once this way. The features hold a graph only
+        if x requires a gradient.
         """
         check_flags(normalize=normalize)
         self._check_taps()
@@ -277,13 +280,13 @@ class LPIPS(LinearLayers):
         return Features(taps, ALIASES[self.pnet_type], self.version, (x.shape[2], x.shape[3]))
 
     def embed(self, x: Images, normalize: bool = False) -> Tensor:
-        """Vectors [N, D] of images [N, 3, H, W] whose squared distances are LPIPS; as `lpips_fast.pairwise.embed`."""
+        """Vectors [N, D] of images [N, 3, H, W] whose squared distances are LPIPS: `lpips_fast.pairwise.embed`."""
         return pairwise.embed(self, x, normalize=normalize)
 
     def pairwise(
         self, x: Images, y: Images | None = None, *, block: int | None = None, normalize: bool = False
     ) -> Tensor:
-        """The distance of each image of x to each of y, or of x, [N, M]; as `lpips_fast.pairwise.pairwise`."""
+        """The distances of all images of x to all of y, or of x, [N, M]: `lpips_fast.pairwise.pairwise`."""
         return pairwise.pairwise(self, x, y, block=block, normalize=normalize)
 
     def checked_image(self, name: str, image: Tensor) -> Tensor:
