@@ -1,4 +1,4 @@
-"""Optimises an image against a fixed target, whose features are computed once.
+"""Optimises an image until LPIPS finds it like a target, whose features are computed only once.
 
 python examples/optimize_image.py TARGET.png -o found.png
 """
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("-o", "--out", type=Path, default=Path("found.png"))
     parser.add_argument("--net", default="vgg", choices=("alex", "vgg", "squeeze"))
-    parser.add_argument("--trunk-weights", type=Path, help="a file with torchvision's names, instead of its cache")
+    parser.add_argument("--trunk-weights", type=Path, help="a weights file with torchvision's names")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--lr", type=float, default=0.05)
     args = parser.parse_args()

@@ -1,11 +1,11 @@
-"""Trains a small autoencoder with L1 + LPIPS on images it draws: progress bar, TensorBoard, checkpoints, resume, DDP.
+"""Trains a small autoencoder with L1 + LPIPS on drawn images: progress bar, TensorBoard, checkpoints, resume, DDP.
 
     python examples/train_autoencoder.py --out runs/autoencoder
     torchrun --nproc-per-node 2 examples/train_autoencoder.py --out runs/autoencoder
     tensorboard --logdir runs
 
-Run again with the same --out it goes on from the last checkpoint. On several processes each has its share of every
-batch, and the gradients are those of one process with the whole of it.
+Run it again with the same --out, and it goes on from the last checkpoint. With several processes each takes a share of
+every batch, and the gradients are those of one process with the whole batch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lpips_fast import LPIPS
 
 
 class Autoencoder(nn.Module):
-    """Down to an eighth of the size and back: images [N, 3, H, W] in [-1, 1] to images."""
+    """Takes images [N, 3, H, W] in [-1, 1] down to an eighth of their size, and back to such images."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Autoencoder(nn.Module):
 
 
 def draw_images(count: int, size: int, seed: int) -> Tensor:
-    """Images [count, 3, size, size] in [-1, 1]: discs and stripes of random colours, the same for the same seed."""
+    """Draws images [count, 3, size, size] in [-1, 1]: discs and stripes, the same ones for the same seed."""
     gen = torch.Generator().manual_seed(seed)
     axis = torch.linspace(-1, 1, size)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
@@ -68,12 +68,15 @@ def save_atomically(state: dict, path: Path) -> None:
 
 
 def make_loss(net: str, device: torch.device) -> LPIPS:
-    """LPIPS whose memory does not grow with the batch; without ImageNet's weights with a random trunk, and says so."""
+    """Makes an LPIPS whose memory does not grow with the batch.
+
+    If ImageNet's weights cannot be had, it prints why and makes one with a random trunk.
+    """
     options = {"net": net, "grad_in_forward": True, "chunk_size": "auto"}
     try:
         return LPIPS(**options).to(device)
     except RuntimeError as error:
-        print(f"{error}\nGoing on with a random trunk: an example still, but no perceptual loss.")
+        print(f"{error}\nGoing on with a random trunk: the example runs, but this is no perceptual loss.")
         return LPIPS(**options, pnet_rand=True).to(device)
 
 
@@ -103,7 +106,7 @@ def train(args: argparse.Namespace) -> None:
 
     share = args.batch_size // world
     for step in tqdm(range(start, args.steps), initial=start, total=args.steps, disable=None if rank == 0 else True):
-        # The batch depends on the step alone, so that a resumed run sees what an uninterrupted one does.
+        # The batch depends only on the step, so a resumed run sees the same batches as an uninterrupted one.
         batch = draw_images(args.batch_size, args.size, seed=args.seed + step)[rank * share : (rank + 1) * share].to(
             device
         )
@@ -128,16 +131,16 @@ def train(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/autoencoder"), help="checkpoint and TensorBoard's logs")
+    parser.add_argument("--out", type=Path, default=Path("runs/autoencoder"), help="folder of checkpoint and logs")
     parser.add_argument("--net", default="alex", choices=("alex", "vgg", "squeeze"), help="LPIPS's trunk")
     parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--batch-size", type=int, default=16, help="over all processes")
+    parser.add_argument("--batch-size", type=int, default=16, help="images a step, over all processes")
     parser.add_argument("--size", type=int, default=64, help="height and width of the images, a multiple of 8")
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--weight", type=float, default=0.5, help="of LPIPS beside L1")
+    parser.add_argument("--weight", type=float, default=0.5, help="weight of LPIPS; L1 has 1")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--log-every", type=int, default=20, help="steps")
-    parser.add_argument("--save-every", type=int, default=100, help="steps")
+    parser.add_argument("--log-every", type=int, default=20, help="steps between logs")
+    parser.add_argument("--save-every", type=int, default=100, help="steps between checkpoints")
     args = parser.parse_args()
 
     if "RANK" in os.environ:  # started by torchrun
