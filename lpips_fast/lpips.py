@@ -39,7 +39,8 @@ from lpips_fast.trunk.module import PRECISIONS, Trunk
 from lpips_fast.trunk.nets import ALIASES, NETS, SCALE, SHIFT
 from lpips_fast.trunk.program import Affine, Conv
 from lpips_fast.trunk.stock import Description, call_frozen, describe, is_as_described
-from lpips_fast.weights import files as weights
+from lpips_fast.weights.formats import read_weights
+from lpips_fast.weights.published import VERSIONS, published_linear_weights, read_trunk_weights
 
 # How many pixels the pairs have that go through at a time, with chunk_size='auto', and on the CPU in any case: there it
 # is faster, for the smaller the tensors, the less memory is fresh from the system at each layer. Where a graph keeps
@@ -107,7 +108,7 @@ class LPIPS(nn.Module):
 
     _RANGE, _FROM_BYTES = "[-1, 1]", "/ 127.5 - 1"  # of images, as errors tell it
     _SAVES_LINS = True  # whether the state_dict has the linear layers twice, also as lins.*
-    _EPS, _EPS_INSIDE_SQRT = 1e-10, False  # of the norm that features are divided by, as in functional.lpips_head
+    norm: tuple[float, bool] = 1e-10, False  # of features over channels: eps, and whether it is inside the root
 
     def __init__(
         self,
@@ -149,7 +150,7 @@ class LPIPS(nn.Module):
             check_range=check_range,
         )
         check_choice("net", net, ALIASES)
-        check_choice("version", version, weights.VERSIONS)
+        check_choice("version", version, VERSIONS)
         check_choice("precision", precision, PRECISIONS)
         check_choice("cpu_conv", cpu_conv, cpu_layers.CHOICES)
         backends.check_name(backend)
@@ -177,10 +178,8 @@ class LPIPS(nn.Module):
         self.net = Trunk(ALIASES[net], precision, cpu_conv, trainable=not eval_mode)
         given = None
         if model_path is not None:
-            from lpips_fast.checkpoints import load_any  # which makes LPIPS
-
             check_path("model_path", model_path)
-            given = load_any(model_path, ALIASES[net])
+            given = read_weights(model_path, ALIASES[net])
             if lpips and given.linear is None:
                 raise ValueError(f"model_path {model_path} has no linear weights: pass lpips=False")
         if given is not None and given.trunk is not None:
@@ -188,7 +187,7 @@ class LPIPS(nn.Module):
                 raise ValueError(f"model_path {model_path} has a trunk, too: leave out trunk_weights")
             self.net.load_features(given.trunk)
         elif not pnet_rand or trunk_weights is not None:
-            state = weights.trunk_weights(ALIASES[net], trunk_weights, progress=verbose)
+            state = read_trunk_weights(ALIASES[net], trunk_weights, progress=verbose)
             try:
                 self.net.load_features(state)
             except ValueError as error:
@@ -204,7 +203,7 @@ class LPIPS(nn.Module):
             if given is not None and given.linear is not None:
                 self.set_linear_weights(given.linear)
             elif pretrained:
-                self.set_linear_weights(weights.published_linear_weights(ALIASES[net], version, self.chns))
+                self.set_linear_weights(published_linear_weights(ALIASES[net], version))
         if not persistent:
             self.register_state_dict_post_hook(_without_own_keys)
             self.register_load_state_dict_pre_hook(_with_own_tensors)
@@ -264,7 +263,7 @@ class LPIPS(nn.Module):
         Raises:
             ValueError: other shapes, or another number of layers.
         """
-        layers = self._linear_weights() or []
+        layers = self.linear_weights() or []
         expected, given = ([_shape(weight) for weight in weights] for weights in (layers, linear_weights))
         if given != expected:
             raise ValueError(f"linear_weights must be of shapes {', '.join(expected)}, got {', '.join(given)}")
@@ -327,13 +326,13 @@ class LPIPS(nn.Module):
         self._check_taps()
         clips = None
         if isinstance(in0, Tensor) and in0.dim() == 5:
-            channels = (1, 3) if self._is_stock() else None
+            channels = (1, 3) if self.is_stock() else None
             in0, in1, weight, clips = flatten_videos(in0, in1, weight, frames, layout, generator, channels)
         elif frames is not None or layout is not None:
             given = f"frames={frames}" if frames is not None else f"layout={layout!r}"
             raise ValueError(f"{given} needs videos [B, C, T, H, W], got in0 {_shape(in0)}")
-        x0 = self._checked_image("in0", in0)
-        x1 = self._checked_features(in1, x0) if isinstance(in1, Features) else self._checked_image("in1", in1)
+        x0 = self.checked_image("in0", in0)
+        x1 = self._checked_features(in1, x0) if isinstance(in1, Features) else self.checked_image("in1", in1)
         check_pair(x0, x1)
         self._look_at_range((x0, x1) if isinstance(x1, Tensor) else (x0,), normalize)
         if weight is not None:
@@ -341,7 +340,7 @@ class LPIPS(nn.Module):
                 raise ValueError("weight= is for the mean over pixels, which spatial=True does not take")
             weight = _checked_pixel_weight(weight, max(_batch(x0), _batch(x1)), x0)
             weight = weight.to(accumulation_dtype(self._feature_dtype(x0)))
-        stock = self._is_stock()
+        stock = self.is_stock()
         parts: list[Tensor] = []
         if stock and self._gradient_in_forward(x0, x1, weight, retPerLayer):
             value = self._value_with_gradient(x0, x1, weight, self._affine(normalize))
@@ -366,9 +365,9 @@ class LPIPS(nn.Module):
         """
         check_flags(normalize=normalize)
         self._check_taps()
-        x = self._checked_image("x", x)
+        x = self.checked_image("x", x)
         self._look_at_range((x,), normalize)
-        if self._is_stock():
+        if self.is_stock():
             taps = self._taps(x, affine=self._affine(normalize))
         else:
             taps = self._taps_by_modules(x, normalize)
@@ -393,7 +392,7 @@ class LPIPS(nn.Module):
             shift, scale = torch.zeros_like(shift), torch.ones_like(scale)
         return ((shift + 1) / 2, scale / 2) if normalize else (shift, scale)
 
-    def _checked_image(self, name: str, image: Tensor) -> Tensor:
+    def checked_image(self, name: str, image: Tensor) -> Tensor:
         """The image, grayscale expanded to three channels."""
         if not isinstance(image, Tensor):
             raise TypeError(
@@ -406,7 +405,7 @@ class LPIPS(nn.Module):
         given = image.shape
         if image.dim() in (2, 3):
             image = image[(None,) * (4 - image.dim())]
-        if image.dim() != 4 or (image.shape[1] not in (1, 3) and self._is_stock()):
+        if image.dim() != 4 or (image.shape[1] not in (1, 3) and self.is_stock()):
             raise ValueError(
                 f"{name} must be [N, 3, H, W], [N, 1, H, W] grayscale, or one image without N, got {list(given)}"
             )
@@ -415,7 +414,7 @@ class LPIPS(nn.Module):
                 f"{name} must be floating point, in {self._RANGE}, got {image.dtype}; "
                 f"for 0 to 255: {name} {self._FROM_BYTES}"
             )
-        own = self._own()
+        own = self.own_tensor()
         if image.device != own.device:
             raise ValueError(f"{name} is on {image.device}, LPIPS on {own.device}: move one with .to()")
         if image.dtype == torch.float64 != own.dtype:
@@ -423,13 +422,13 @@ class LPIPS(nn.Module):
             if not converts:
                 raise TypeError(f"{name} is {image.dtype}, LPIPS {own.dtype}: convert one with .to(), or use autocast")
         smallest = NETS[ALIASES[self.pnet_type]].min_size
-        if min(image.shape[2:]) < smallest and self._is_stock():
+        if min(image.shape[2:]) < smallest and self.is_stock():
             raise ValueError(
                 f"{name} must have sides of at least {smallest} pixels for net {self.pnet_type!r}, "
                 f"got {image.shape[2]} x {image.shape[3]}"
             )
         # Layers that are called take what they take; lpips's scaling makes three channels of gray.
-        return image.expand(-1, 3, -1, -1) if image.shape[1] == 1 and self._is_stock() else image
+        return image.expand(-1, 3, -1, -1) if image.shape[1] == 1 and self.is_stock() else image
 
     def _look_at_range(self, images: Sequence[Tensor], normalize: bool) -> None:
         """Warns, once, where images are plainly in another range, as `check_range` asks."""
@@ -440,7 +439,7 @@ class LPIPS(nn.Module):
         if not 1 <= self.L <= len(self.chns):
             raise ValueError(f"L, the number of taps to use, must be from 1 to {len(self.chns)}, got {self.L}")
 
-    def _own(self) -> Tensor:
+    def own_tensor(self) -> Tensor:
         """A tensor on the module's device and of its type."""
         for module in self.net.modules():  # faster than parameters()
             for parameter in module._parameters.values():
@@ -456,7 +455,7 @@ class LPIPS(nn.Module):
     def _feature_dtype(self, x: Tensor) -> torch.dtype:
         return self.net.setting(x.device).dtype if isinstance(self.net, Trunk) else torch.float32
 
-    def _is_stock(self) -> bool:
+    def is_stock(self) -> bool:
         """Whether trunk, scaling and linear layers are as the constructor made them, so that none has to be called."""
         net = self.net
         return (
@@ -469,9 +468,14 @@ class LPIPS(nn.Module):
         )
 
     # torch.compile takes it for a constant of the call that it traces.
-    _is_stock._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    is_stock._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
-    def _is_squared_distance(self) -> bool:
+    @property
+    def values_per_pixel(self) -> int:
+        """How many values the taps have for each pixel of an image, rounded up."""
+        return NETS[ALIASES[self.pnet_type]].values_per_pixel
+
+    def is_squared_distance(self) -> bool:
         """Whether it is a squared distance of vectors, as `embed` makes them."""
         return self._has_stock_lins()
 
@@ -487,7 +491,7 @@ class LPIPS(nn.Module):
             ("device", features.taps[0].device, x0.device),
             ("type", features.taps[0].dtype, self._feature_dtype(x0)),
         ):
-            if what == "type" and not self._is_stock():
+            if what == "type" and not self.is_stock():
                 continue  # layers that are called give what they give
             if theirs != ours:
                 raise ValueError(f"in1 holds features of {what} {theirs}, needed here are those of {what} {ours}")
@@ -521,11 +525,11 @@ class LPIPS(nn.Module):
         """Each layer's map of distances, [N, 1, H_l, W_l], likewise."""
         taps0 = self._taps_by_modules(x0, normalize)
         taps1 = x1.taps if isinstance(x1, Features) else self._taps_by_modules(x1, normalize)
-        weights = None if self.lpips else self._linear_weights()  # piq's are buffers
+        weights = None if self.lpips else self.linear_weights()  # piq's are buffers
         lins = self._lins() if self.lpips else []
         maps = []
         for k, (f0, f1) in enumerate(zip(taps0, taps1, strict=True)):
-            a, b = (normalize_channels(f, self._EPS, self._EPS_INSIDE_SQRT) for f in (f0, f1))
+            a, b = (normalize_channels(f, *self.norm) for f in (f0, f1))
             squares = (a - b) ** 2
             if self.lpips:
                 lin = lins[k]
@@ -578,8 +582,9 @@ class LPIPS(nn.Module):
         return [d.view(-1, 1, 1, 1) for d in distances.unbind(dim=1)]
 
     def _head(self, function: Callable[..., Any], taps0: Sequence[Tensor], taps1: Sequence[Tensor]) -> Any:
-        weights, norm = self._linear_weights(), {"eps": self._EPS, "eps_inside_sqrt": self._EPS_INSIDE_SQRT}
-        return function(taps0, taps1, weights, **norm, backend=self.backend)
+        eps, inside_sqrt = self.norm
+        weights = self.linear_weights()
+        return function(taps0, taps1, weights, eps=eps, eps_inside_sqrt=inside_sqrt, backend=self.backend)
 
     def _maps(self, taps0: Sequence[Tensor], taps1: Sequence[Tensor]) -> list[Tensor]:
         """Each layer's map of distances, [N, 1, H_l, W_l]."""
@@ -587,8 +592,8 @@ class LPIPS(nn.Module):
             return self._head(functional.lpips_head_maps, taps0, taps1)
         # Dropout falls on the squared differences, which the fused head never has in memory.
         maps = []
-        for f0, f1, lin, weight in zip(taps0, taps1, self._lins(), self._linear_weights() or (), strict=True):
-            a, b = (normalize_channels(f, self._EPS, self._EPS_INSIDE_SQRT) for f in (f0, f1))
+        for f0, f1, lin, weight in zip(taps0, taps1, self._lins(), self.linear_weights() or (), strict=True):
+            a, b = (normalize_channels(f, *self.norm) for f in (f0, f1))
             maps.append((weight.to(a.dtype) * lin.model[0]((a - b) ** 2)).sum(dim=1, keepdim=True))
         return maps
 
@@ -596,7 +601,7 @@ class LPIPS(nn.Module):
         """Whether to take that path: it is asked for, a gradient will be, and nothing but the images needs one."""
         if not self.grad_in_forward or self.spatial or retPerLayer or not torch.is_grad_enabled():
             return False
-        if in_torch_func() or plain_torch_only() or self._EPS_INSIDE_SQRT:  # whose gradient that path has not
+        if in_torch_func() or plain_torch_only() or self.norm[1]:  # whose gradient that path has not
             return False
         others = [*(x1.taps if isinstance(x1, Features) else ()), *self._trained()]
         if weight is not None:
@@ -611,7 +616,7 @@ class LPIPS(nn.Module):
         n = max(_batch(x0), _batch(x1))
         need1 = isinstance(x1, Tensor) and x1.requires_grad
         setting = self.net.setting(x0.device, self.L)
-        linear = self._linear_weights() or [torch.ones(c, device=x0.device) for c in self.chns[: self.L]]
+        linear = self.linear_weights() or [torch.ones(c, device=x0.device) for c in self.chns[: self.L]]
         job = Job(setting, backends.choose(self.backend, x0.device), self._pairs_at_a_time(x0, True), need1)
         acc = accumulation_dtype(setting.dtype)
         value = distance_with_gradient(
@@ -650,7 +655,7 @@ class LPIPS(nn.Module):
         """The linear layers of the taps that are used."""
         return [getattr(self, f"lin{k}") for k in range(len(self.chns))[: self.L]]
 
-    def _linear_weights(self) -> list[Tensor] | None:
+    def linear_weights(self) -> list[Tensor] | None:
         if not self.lpips:
             return None
         # NetLinLayer has no `weight`, as in lpips: loops over modules that have one then ask for `kernel_size`, too.

@@ -21,7 +21,7 @@ from lpips_fast.functional import FEATURE_DTYPES
 from lpips_fast.head.reference import accumulation_dtype
 from lpips_fast.lpips import LPIPS, ScalingLayer, check_pair, upsample
 from lpips_fast.pairwise import widest_dtype
-from lpips_fast.weights.files import rename
+from lpips_fast.weights.formats import rename
 
 try:
     from torchmetrics import Metric
@@ -239,7 +239,7 @@ class Network(LPIPS):
         ValueError, RuntimeError: as `lpips_fast.LPIPS`, and a resize below 1.
     """
 
-    _EPS, _EPS_INSIDE_SQRT = 1e-8, True
+    norm = 1e-8, True
     _names = ("in0", "in1")  # of the images, as errors tell them
 
     def __init__(
@@ -313,13 +313,13 @@ class Network(LPIPS):
             TypeError, ValueError: as `lpips_fast.LPIPS.forward`.
         """
         check_flags(retperlayer=retperlayer, normalize=normalize)
-        x0, x1 = (self._checked_image(name, image) for name, image in zip(self._names, (in0, in1), strict=True))
+        x0, x1 = (self.checked_image(name, image) for name, image in zip(self._names, (in0, in1), strict=True))
         check_pair(x0, x1, " and ".join(self._names))
         if self.resize is None or not self.spatial:
             return super().forward(x0, x1, retPerLayer=retperlayer, normalize=normalize)
         self._look_at_range((x0, x1), normalize)
         # The maps are enlarged from the taps' size to the image's own, not to that of `resize`.
-        if self._is_stock():
+        if self.is_stock():
             maps = self._maps(*self._taps_of_pair(x0, x1, self._affine(normalize)))
         else:
             maps = self._maps_by_modules(x0, x1, normalize)
@@ -327,14 +327,14 @@ class Network(LPIPS):
         value = sum(parts[1:], parts[0])
         return (value, parts) if retperlayer else value
 
-    def _checked_image(self, name: str, image: Tensor) -> Tensor:
+    def checked_image(self, name: str, image: Tensor) -> Tensor:
         """As in LPIPS, resized before, which torchmetrics does in the wider type of image and network."""
         if self.resize is not None and isinstance(image, Tensor) and image.layout == torch.strided:
             image = image[None] if image.dim() == 3 else image
             if image.dtype in FEATURE_DTYPES and image.dim() == 4 and min(image.shape[2:]) > 0:
-                image = image.to(torch.promote_types(image.dtype, self._own().dtype))
+                image = image.to(torch.promote_types(image.dtype, self.own_tensor().dtype))
                 image = _resized(image, self.resize)
-        return super()._checked_image(name, image)
+        return super().checked_image(name, image)
 
 
 def _resized(image: Tensor, side: int) -> Tensor:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,16 +26,45 @@ from torch import Tensor
 from lpips_fast._checks import checked_count
 from lpips_fast.head.reference import accumulation_dtype, normalize_channels
 from lpips_fast.trunk.convolution import conv2d
-from lpips_fast.trunk.nets import ALIASES, NETS
-
-if TYPE_CHECKING:
-    from lpips_fast.lpips import LPIPS
 
 NEAR = 1e-3  # below this share of |e|^2 + |f|^2, a distance is computed from the difference
 
 _BLOCK_BYTES = 2**29  # of the embeddings of a block, where the caller leaves its size open
 _PART = 8192  # values of an embedding in one matrix product
 _BATCH_PIXELS = 2**19  # of the images that go through the trunk at once
+
+
+class Distance(Protocol):
+    """What this module needs of a distance; `lpips_fast.LPIPS` has it."""
+
+    @property
+    def norm(self) -> tuple[float, bool]:
+        """Of features over channels: eps, and whether it is inside the root."""
+
+    @property
+    def values_per_pixel(self) -> int:
+        """How many values the taps have for each pixel of an image, rounded up."""
+
+    def own_tensor(self) -> Tensor:
+        """A tensor on the distance's device and of its type."""
+
+    def checked_image(self, name: str, image: Tensor, /) -> Tensor:
+        """The images as `features` takes them, or an error that calls them by the name."""
+
+    def features(self, x: Tensor, normalize: bool, /) -> Features:
+        """The taps of checked images."""
+
+    def linear_weights(self) -> Sequence[Tensor] | None:
+        """A [1, C_k, 1, 1] a layer, or None for sums over channels."""
+
+    def is_squared_distance(self) -> bool:
+        """Whether distances are squared distances of vectors, if no linear weight is negative."""
+
+
+class Features(Protocol):
+    @property
+    def taps(self) -> Sequence[Tensor]:
+        """A [N, C_k, H_k, W_k] a layer."""
 
 
 class Images(Protocol):
@@ -47,7 +76,7 @@ class Images(Protocol):
 
 
 @torch.no_grad()
-def embed(fn: LPIPS, x: Images, *, normalize: bool = False) -> Tensor:
+def embed(fn: Distance, x: Images, *, normalize: bool = False) -> Tensor:
     """The vectors e(x) whose squared Euclidean distances are LPIPS: |e(x) - e(y)|^2 = LPIPS(x, y).
 
     Not differentiable. Dropout and `spatial` are without effect.
@@ -70,7 +99,7 @@ def embed(fn: LPIPS, x: Images, *, normalize: bool = False) -> Tensor:
 
 @torch.no_grad()
 def pairwise(
-    fn: LPIPS, x: Images, y: Images | None = None, *, block: int | None = None, normalize: bool = False
+    fn: Distance, x: Images, y: Images | None = None, *, block: int | None = None, normalize: bool = False
 ) -> Tensor:
     """The distance of every image of x to every image of y, or of x to each other.
 
@@ -94,7 +123,7 @@ def pairwise(
         TypeError, ValueError: as `LPIPS.forward`, or a block below 1, or a linear weight is negative.
     """
     tiles = pairwise_tiles(fn, x, y, block=block, normalize=normalize)  # which checks the arguments
-    own = fn._own()
+    own = fn.own_tensor()
     distances = torch.zeros(len(x), len(x if y is None else y), dtype=accumulation_dtype(own.dtype), device=own.device)
     for rows, columns, tile in tiles:
         distances[rows, columns] = tile
@@ -104,7 +133,7 @@ def pairwise(
 
 
 def pairwise_tiles(
-    fn: LPIPS, x: Images, y: Images | None = None, *, block: int | None = None, normalize: bool = False
+    fn: Distance, x: Images, y: Images | None = None, *, block: int | None = None, normalize: bool = False
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """As `pairwise`, tile by tile as they are done, for what is too large to hold or long enough to watch.
 
@@ -122,7 +151,7 @@ def pairwise_tiles(
 
 @torch.no_grad()
 def _tiles(
-    fn: LPIPS, sides: Sequence[Images], block: int, size: torch.Size, normalize: bool
+    fn: Distance, sides: Sequence[Images], block: int, size: torch.Size, normalize: bool
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     blocks = [[slice(i, min(i + block, len(side))) for i in range(0, len(side), block)] for side in sides]
     held: dict[tuple[int, int], Tensor] = {}
@@ -171,9 +200,9 @@ def _size(name: str, x: Images) -> torch.Size:
     return images_at(name, x, slice(0, 1)).shape[2:]
 
 
-def _default_block(fn: LPIPS, pixels: int) -> int:
-    values = NETS[ALIASES[fn.pnet_type]].values_per_pixel * pixels
-    return max(1, _BLOCK_BYTES // max(1, values * accumulation_dtype(fn._own().dtype).itemsize))
+def _default_block(fn: Distance, pixels: int) -> int:
+    values = fn.values_per_pixel * pixels
+    return max(1, _BLOCK_BYTES // max(1, values * accumulation_dtype(fn.own_tensor().dtype).itemsize))
 
 
 def squared_distances(e: Tensor, f: Tensor) -> Tensor:
@@ -239,14 +268,14 @@ def _parts(e: Tensor) -> Iterator[slice]:
     return (slice(k, k + _PART) for k in range(0, e.shape[1], _PART))
 
 
-def embed_rows(fn: LPIPS, name: str, x: Images, rows: slice, size: torch.Size, normalize: bool) -> Tensor:
+def embed_rows(fn: Distance, name: str, x: Images, rows: slice, size: torch.Size, normalize: bool) -> Tensor:
     """e(x[rows]), of images of that height and width; errors name x so."""
-    if not fn._is_squared_distance():
+    if not fn.is_squared_distance():
         raise ValueError(
             "linear layers were changed or hooked, or distance is 'mae', so that distances are no squared distances of "
             "vectors: compare the images by pairs, with forward"
         )
-    weights = fn._linear_weights()
+    weights = fn.linear_weights()
     for layer, weight in enumerate(weights or []):
         if (weight < 0).any():
             raise ValueError(
@@ -260,19 +289,19 @@ def embed_rows(fn: LPIPS, name: str, x: Images, rows: slice, size: torch.Size, n
         images = images_at(name, x, slice(start, stop))
         if images.shape[2:] != size:
             raise ValueError(f"{name} must be of one size, got {list(size)} and {list(images.shape[2:])}")
-        images = fn._checked_image(name, images.to(fn._own().device))
+        images = fn.checked_image(name, images.to(fn.own_tensor().device))
         taps = fn.features(images, normalize).taps
         if embeddings is None:
             length = sum(f.shape[1:].numel() for f in taps)
             dtype = accumulation_dtype(taps[0].dtype)
             embeddings = torch.empty(rows.stop - rows.start, length, dtype=dtype, device=taps[0].device)
-        _write(embeddings[start - rows.start : stop - rows.start], taps, weights, fn._EPS, fn._EPS_INSIDE_SQRT)
+        _write(embeddings[start - rows.start : stop - rows.start], taps, weights, fn.norm)
     assert embeddings is not None  # the loop runs at least once, for the number of columns
     return embeddings
 
 
 def _write(
-    embeddings: Tensor, taps: Sequence[Tensor], weights: Sequence[Tensor] | None, eps: float, eps_inside_sqrt: bool
+    embeddings: Tensor, taps: Sequence[Tensor], weights: Sequence[Tensor] | None, norm: tuple[float, bool]
 ) -> None:
     """Turns taps into embeddings [N, D], layer by layer."""
     at = 0
@@ -281,7 +310,7 @@ def _write(
         scale = (weight.to(embeddings.dtype) / f.shape[2:].numel()).sqrt()
         size = f.shape[1:].numel()
         part = embeddings[:, at : at + size].unflatten(1, f.shape[1:])
-        torch.mul(normalize_channels(f, eps, eps_inside_sqrt), scale.view(-1, 1, 1), out=part)
+        torch.mul(normalize_channels(f, *norm), scale.view(-1, 1, 1), out=part)
         at += size
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,14 +27,12 @@ from torch import Tensor
 
 from lpips_fast._checks import check_flags, checked_count
 from lpips_fast._files import replacing
+from lpips_fast.lpips import LPIPS
 from lpips_fast.pairwise import Images, direct_distances, embed_rows, images_at, product_distances, product_rounding
 from lpips_fast.trunk.execute import run
 from lpips_fast.trunk.nets import Net
 from lpips_fast.trunk.program import Setting
 from lpips_fast.weights.files import fingerprint
-
-if TYPE_CHECKING:
-    from lpips_fast.lpips import LPIPS
 
 _FORMAT = "lpips_fast.Index"
 _FORMAT_VERSION = "1"
@@ -365,14 +363,14 @@ def _from_json(metadata: Mapping[str, str], key: str) -> Any:
 def _header(fn: LPIPS, size: tuple[int, int], resized: bool, normalize: bool | None, raw: bool | None) -> Header:
     """What an index of images is made with; nothing is known of files that they were read from."""
     model = _spec(fn).model
-    linear = fingerprint(fn._linear_weights() or [])
+    linear = fingerprint(fn.linear_weights() or [])
     trunk = fingerprint(fn.net.parameters())
     return Header(model, fn.version, fn.lpips, size, resized, normalize, raw, None, None, None, linear, trunk)
 
 
 def _spec(fn: LPIPS) -> Net:
     """The trunk's, which is that of the constructor."""
-    if not fn._is_stock():
+    if not fn.is_stock():
         raise ValueError("fn must have the layers that it was made with, for an index does not know them from others")
     return fn.net.spec
 
@@ -434,7 +432,7 @@ def _resized(fn: LPIPS, name: str, images: Tensor, size: tuple[int, int] | None)
     if size is None or images.shape[2:] == size:
         return images
     if not images.is_floating_point() or 0 in images.shape[1:]:
-        return fn._checked_image(name, images)  # which refuses them
+        return fn.checked_image(name, images)  # which refuses them
     return F.interpolate(images, size=size, mode="bilinear", antialias=True)
 
 

@@ -189,7 +189,7 @@ def test_taps_that_are_not_there(make_ours):
 @pytest.mark.parametrize("change", ("flat", "scalar", "fewer", "numbers"))
 def test_linear_weights_of_other_shapes(module, change):
     """Not those either that would broadcast."""
-    own = [weight.detach().clone() for weight in module._linear_weights()]
+    own = [weight.detach().clone() for weight in module.linear_weights()]
     given = {
         "flat": [weight.flatten() for weight in own],
         "scalar": [torch.zeros(()) for _ in own],
@@ -199,7 +199,7 @@ def test_linear_weights_of_other_shapes(module, change):
     shape = "float" if change == "numbers" else str(list(given[0].shape))
     with raises(ValueError, "linear_weights", "[1, 64, 1, 1]", shape):
         module.set_linear_weights(given)
-    assert all(torch.equal(a, b) for a, b in zip(module._linear_weights(), own, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(module.linear_weights(), own, strict=True))
 
 
 F, W = torch.zeros(2, 5, 4, 4), torch.ones(5)

@@ -145,7 +145,7 @@ def test_low_precision(ours, oracle, net, dtype):
     value, _, grads = run(module, in0, in1)
     assert value.dtype == torch.float32
     feats0, feats1 = ([f.double() for f in module.net(module.scaling_layer(x))] for x in (in0, in1))
-    weights = [weight.double() for weight in module._linear_weights()]
+    weights = [weight.double() for weight in module.linear_weights()]
     assert_close(value, exact_head(feats0, feats1, weights), VALUE_TOLERANCE[torch.float32])
     expected, _, expected_grads = run(oracle(net), in0.double(), in1.double())
     loose = 0.05 if dtype == torch.bfloat16 else 0.01

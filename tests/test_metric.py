@@ -41,7 +41,7 @@ def weights(trunk_states, cached_trunk, torchvision_features):
     """Both packages' trunks get these, in place of ImageNet's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(theirs_functional, "_get_tv_model_features", torchvision_features)
-        patch.setattr("lpips_fast.weights.files._torchvision_file", cached_trunk)
+        patch.setattr("lpips_fast.weights.published._torchvision_file", cached_trunk)
         metric._kept_network.cache_clear()
         yield trunk_states
     metric._kept_network.cache_clear()
@@ -112,7 +112,7 @@ def test_tiny_features_show_where_the_eps_is(make):
     expected = theirs(img1, img2)
     torch.testing.assert_close(ours(img1, img2), expected, **TOLERANCE)
     torch.testing.assert_close(ours.net.pairwise(img1, img2).diag().mean(), expected, **TOLERANCE)
-    ours.net._EPS, ours.net._EPS_INSIDE_SQRT = 1e-10, False
+    ours.net.norm = 1e-10, False
     outside = ours(img1, img2)
     assert abs(outside - expected) > 1e-2 * expected, "the eps must matter here for the test to be one"
 

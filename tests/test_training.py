@@ -183,7 +183,7 @@ def test_per_layer_parts_and_trainable_weights_take_the_ordinary_path(make_ours)
 
     trainable = make_ours("alex", grad_in_forward=True, eval_mode=False, use_dropout=False)
     trainable(in0, in1).sum().backward()
-    assert all(weight.grad is not None for weight in trainable._linear_weights())
+    assert all(weight.grad is not None for weight in trainable.linear_weights())
 
 
 @pytest.mark.parametrize("grad_in_forward", (False, True))

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lpips_fast
-from lpips_fast.weights import files as weights
+from lpips_fast.weights import published
 
 from .conftest import NETS
 from .images import pair
@@ -25,7 +25,7 @@ CHANNELS = {
     "vgg": [64, 128, 256, 512, 512],
     "squeeze": [64, 128, 256, 384, 384, 512, 512],
 }
-FOLDER = Path(weights.__file__).with_name("weights")
+FOLDER = Path(published.__file__).with_name("linear")
 
 
 def linear_state(net="alex", index=1):
@@ -37,7 +37,7 @@ def saved(state, path):
     return path
 
 
-@pytest.mark.parametrize("version", weights.VERSIONS)
+@pytest.mark.parametrize("version", published.VERSIONS)
 @pytest.mark.parametrize("net", NETS)
 def test_committed_weights_are_those_of_lpips(net, version):
     """To the bit and as the manifest says."""
@@ -55,7 +55,7 @@ def test_committed_weights_are_those_of_lpips(net, version):
 def test_changed_published_file_is_refused(monkeypatch, tmp_path):
     (tmp_path / "manifest.json").write_text((FOLDER / "manifest.json").read_text())
     saved(linear_state(), tmp_path / "alex_v0.1.safetensors")
-    monkeypatch.setattr(weights, "_FOLDER", tmp_path)
+    monkeypatch.setattr(published, "_FOLDER", tmp_path)
     with raises(RuntimeError, "alex_v0.1.safetensors", "SHA-256", "reinstall"):
         lpips_fast.LPIPS(pnet_rand=True)
 

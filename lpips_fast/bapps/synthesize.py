@@ -23,7 +23,8 @@ from lpips_fast.bapps.datasets import PATCH, JNDDataset, TwoAFCDataset, unreadab
 from lpips_fast.bapps.distortions import blurred, compressed, noisy, recoloured, shifted
 from lpips_fast.images import im2tensor, image_size, load_image, resize_image
 from lpips_fast.lpips import LPIPS
-from lpips_fast.weights.files import linear_state_dict, save_state_dict
+from lpips_fast.weights.files import save_state_dict
+from lpips_fast.weights.published import linear_state_dict
 
 SUBSET = "synthetic"
 PEOPLE = 5  # who judge each sample
@@ -76,7 +77,7 @@ def synthesize(
             rng = np.random.default_rng((seed, number))
             for samples in _write(part / kind.kind / split / SUBSET, kind, n, judge, images, rng):
                 advance(samples)
-        weights = linear_state_dict(judge._linear_weights() or ())
+        weights = linear_state_dict(judge.linear_weights() or ())
         save_state_dict(part / "judge.safetensors", weights)
 
 
@@ -84,7 +85,7 @@ def give_taste(fn: LPIPS, seed: int = 0) -> None:
     """Gives LPIPS linear weights of a peculiar taste: some layers and channels matter far more than others."""
     rng = np.random.default_rng(seed)
     with torch.no_grad():
-        for weight in fn._linear_weights() or ():
+        for weight in fn.linear_weights() or ():
             layer, channels = rng.lognormal(sigma=3), rng.lognormal(sigma=3, size=weight.shape)
             weight.copy_(torch.from_numpy(layer * channels / weight.numel()))
 

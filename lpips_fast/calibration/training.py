@@ -30,7 +30,8 @@ from lpips_fast.calibration.ranking import BCERankingLoss
 from lpips_fast.functional import lpips_head
 from lpips_fast.head.reference import normalize_channels
 from lpips_fast.lpips import LPIPS
-from lpips_fast.weights.files import check_values, checked_state_dict, fingerprint, linear_state_dict, linear_weights
+from lpips_fast.weights.files import check_values, checked_state_dict, fingerprint
+from lpips_fast.weights.published import linear_state_dict, linear_weights
 
 
 @dataclass(frozen=True)
@@ -300,6 +301,6 @@ def _tensors(name: str, content: object) -> dict[str, Tensor]:
 
 
 def _linear_weights(fn: LPIPS) -> list[Tensor]:
-    weights = fn._linear_weights()
+    weights = fn.linear_weights()
     assert weights is not None
     return weights

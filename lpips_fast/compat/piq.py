@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from lpips_fast import lpips
 from lpips_fast._checks import check_choice
 from lpips_fast.head.reference import normalize_channels
-from lpips_fast.weights import files as weights
+from lpips_fast.weights.formats import rename
+from lpips_fast.weights.published import published_linear_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -65,7 +66,7 @@ class LPIPS(lpips.LPIPS):
         self.replace_pooling = replace_pooling
         self.distance = distance
         self.reduction = reduction
-        for k, weight in enumerate(weights.published_linear_weights("vgg", "0.1", self.chns)):
+        for k, weight in enumerate(published_linear_weights("vgg", "0.1")):
             self.register_buffer(f"weight{k}", weight, persistent=False)
         # Of images in [-1, 1], as everything here.
         shift, scale = (torch.tensor(channels, dtype=torch.float32).view(1, 3, 1, 1) for channels in (mean, std))
@@ -80,7 +81,7 @@ class LPIPS(lpips.LPIPS):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
         """The distance of images [N, 3, H, W] in [0, 1]: a number, or [N] with reduction 'none'."""
         self._follow(x, y)
-        x, y = self._checked_image("x", x), self._checked_image("y", y)
+        x, y = self.checked_image("x", x), self.checked_image("y", y)
         lpips.check_pair(x, y, "x and y")
         if self.distance == "mae":
             value = self._absolute(x, y)
@@ -96,7 +97,7 @@ class LPIPS(lpips.LPIPS):
         given = [image for image in images if isinstance(image, Tensor) and image.is_floating_point()]
         if not given:
             return  # which the checks to come refuse
-        own = self._own()
+        own = self.own_tensor()
         dtype = functools.reduce(torch.promote_types, (image.dtype for image in given))
         dtype = dtype if dtype in (torch.float32, torch.float64) else own.dtype
         if (given[0].device, dtype) != (own.device, own.dtype):
@@ -106,15 +107,15 @@ class LPIPS(lpips.LPIPS):
     def _absolute(self, x: Tensor, y: Tensor) -> Tensor:
         taps0, taps1 = (self.features(t, normalize=True).taps for t in (x, y))
         parts = []
-        for f0, f1, weight in zip(taps0, taps1, self._linear_weights(), strict=True):
-            a, b = (normalize_channels(f, self._EPS, self._EPS_INSIDE_SQRT) for f in (f0, f1))
+        for f0, f1, weight in zip(taps0, taps1, self.linear_weights(), strict=True):
+            a, b = (normalize_channels(f, *self.norm) for f in (f0, f1))
             parts.append((weight * (a - b).abs()).sum(dim=1).mean(dim=(1, 2)))
         return torch.stack(parts).sum(dim=0)
 
-    def _is_squared_distance(self) -> bool:
-        return self.distance == "mse" and super()._is_squared_distance()
+    def is_squared_distance(self) -> bool:
+        return self.distance == "mse" and super().is_squared_distance()
 
-    def _linear_weights(self) -> list[Tensor]:
+    def linear_weights(self) -> list[Tensor]:
         return [self.get_buffer(f"weight{k}") for k in range(self.L)]
 
 
@@ -130,9 +131,9 @@ def _their_names(module: LPIPS) -> dict[str, str]:
 
 def _to_their_names(module: LPIPS, state: dict[str, Tensor], prefix: str, _: dict) -> None:
     for ours, theirs in _their_names(module).items():
-        weights.rename(state, prefix + ours, prefix + theirs)
+        rename(state, prefix + ours, prefix + theirs)
 
 
 def _from_their_names(module: LPIPS, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     for ours, theirs in _their_names(module).items():
-        weights.rename(state, prefix + theirs, prefix + ours)
+        rename(state, prefix + theirs, prefix + ours)

@@ -101,7 +101,7 @@ def test_dropout(make):
     torch.manual_seed(0)
     model = make()._model
     taps = [torch.rand(6, c, 2, 3) for c in model.fn.chns]
-    for weight in model.fn._linear_weights():
+    for weight in model.fn.linear_weights():
         weight.data.abs_()
     with torch.no_grad():
         seeds = (torch.Generator().manual_seed(i) for i in range(400))
@@ -110,7 +110,7 @@ def test_dropout(make):
         expected = []
         for _ in range(400):
             total = 0
-            for tap, weight in zip(taps, model.fn._linear_weights()):
+            for tap, weight in zip(taps, model.fn.linear_weights()):
                 ref, p0, p1 = lpips_fast.normalize_tensor(tap).split(2)
                 total = total + torch.stack([(weight * drop((ref - p) ** 2)).sum(1).mean((1, 2)) for p in (p0, p1)])
             expected.append(total)

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 import lpips_fast
-from lpips_fast.weights.files import linear_state_dict, save_state_dict
+from lpips_fast.weights.files import save_state_dict
+from lpips_fast.weights.published import linear_state_dict
 
 
 def test_whole_model(run, tmp_path, fn):
@@ -22,7 +23,7 @@ def test_whole_model(run, tmp_path, fn):
 
 
 def test_linear_weights_to_safetensors(call, tmp_path, fn):
-    lins = [weight.detach() for weight in fn._linear_weights()]
+    lins = [weight.detach() for weight in fn.linear_weights()]
     torch.save({f"lins.{k}.model.0.weight": weight for k, weight in enumerate(lins)}, tmp_path / "own.pth")
     assert "linear weights as lpips has them, net squeeze" in call(
         "convert", "own.pth", "own.safetensors", "--to", "safetensors"
@@ -34,7 +35,7 @@ def test_linear_weights_to_safetensors(call, tmp_path, fn):
 
 def test_part_of_a_checkpoint(run, mistake, tmp_path, fn):
     loss = {f"loss.{name}": tensor for name, tensor in fn.state_dict().items()}
-    linear = {f"old.{name}": tensor for name, tensor in linear_state_dict(fn._linear_weights()).items()}
+    linear = {f"old.{name}": tensor for name, tensor in linear_state_dict(fn.linear_weights()).items()}
     torch.save({"state_dict": loss | linear, "hyper_parameters": argparse.Namespace(lr=0.1)}, tmp_path / "last.ckpt")
     told = mistake("convert", "last.ckpt", "out.pth", "--to", "lpips")
     assert "last.ckpt has several LPIPS: give --prefix, one of 'state_dict.loss.', 'state_dict.old.'" in told
