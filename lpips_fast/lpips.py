@@ -39,7 +39,8 @@ from lpips_fast.trunk.module import PRECISIONS, Trunk
 from lpips_fast.trunk.nets import ALIASES, NETS
 from lpips_fast.trunk.program import Conv
 from lpips_fast.trunk.stock import describe, is_as_described
-from lpips_fast.weights import files as weights
+from lpips_fast.weights.formats import read_weights
+from lpips_fast.weights.published import VERSIONS, published_linear_weights, read_trunk_weights
 
 
 class LPIPS(LinearLayers):
@@ -134,7 +135,7 @@ class LPIPS(LinearLayers):
             check_range=check_range,
         )
         check_choice("net", net, ALIASES)
-        check_choice("version", version, weights.VERSIONS)
+        check_choice("version", version, VERSIONS)
         check_choice("precision", precision, PRECISIONS)
         check_choice("cpu_conv", cpu_conv, cpu_layers.CHOICES)
         backends.check_name(backend)
@@ -162,10 +163,8 @@ class LPIPS(LinearLayers):
         self.net = Trunk(ALIASES[net], precision, cpu_conv, trainable=not eval_mode)
         given = None
         if model_path is not None:
-            from lpips_fast.checkpoints import load_any  # which makes LPIPS
-
             check_path("model_path", model_path)
-            given = load_any(model_path, ALIASES[net])
+            given = read_weights(model_path, ALIASES[net])
             if lpips and given.linear is None:
                 raise ValueError(f"model_path {model_path} has no linear weights: pass lpips=False")
         if given is not None and given.trunk is not None:
@@ -173,7 +172,7 @@ class LPIPS(LinearLayers):
                 raise ValueError(f"model_path {model_path} has a trunk, too: leave out trunk_weights")
             self.net.load_features(given.trunk)
         elif not pnet_rand or trunk_weights is not None:
-            state = weights.trunk_weights(ALIASES[net], trunk_weights, progress=verbose)
+            state = read_trunk_weights(ALIASES[net], trunk_weights, progress=verbose)
             try:
                 self.net.load_features(state)
             except ValueError as error:
@@ -185,7 +184,7 @@ class LPIPS(LinearLayers):
             if given is not None and given.linear is not None:
                 self.set_linear_weights(given.linear)
             elif pretrained:
-                self.set_linear_weights(weights.published_linear_weights(ALIASES[net], version, self.chns))
+                self.set_linear_weights(published_linear_weights(ALIASES[net], version))
         if not persistent:
             self.register_state_dict_post_hook(_without_own_keys)
             self.register_load_state_dict_pre_hook(_with_own_tensors)
@@ -251,13 +250,13 @@ class LPIPS(LinearLayers):
         self._check_taps()
         clips = None
         if isinstance(in0, Tensor) and in0.dim() == 5:
-            channels = (1, 3) if self._is_stock() else None
+            channels = (1, 3) if self.is_stock() else None
             in0, in1, weight, clips = flatten_videos(in0, in1, weight, frames, layout, generator, channels)
         elif frames is not None or layout is not None:
             given = f"frames={frames}" if frames is not None else f"layout={layout!r}"
             raise ValueError(f"{given} needs videos [B, C, T, H, W], got in0 {shape_of(in0)}")
         x0, x1, weight = self._checked_pair(in0, in1, weight, normalize)
-        if self._is_stock() and self._takes_gradient_in_forward(x0, x1, weight, retPerLayer):
+        if self.is_stock() and self._takes_gradient_in_forward(x0, x1, weight, retPerLayer):
             value, parts = self._distance_with_gradient(x0, x1, weight, normalize), list[Tensor]()
         else:
             value, parts = self._distance(x0, x1, weight, normalize, x0.shape[2:], retPerLayer)
@@ -273,7 +272,7 @@ class LPIPS(LinearLayers):
         self._check_taps()
         x = self.checked_image("x", x)
         self._look_at_range((x,), normalize)
-        if self._is_stock():
+        if self.is_stock():
             taps = self.net(x, affine=affine(self.scaling_layer, self.version, normalize), n_taps=self.L, stock=True)
         else:
             taps = self._called_taps(x, normalize)
@@ -302,7 +301,7 @@ class LPIPS(LinearLayers):
         given = image.shape
         if image.dim() in (2, 3):
             image = image[(None,) * (4 - image.dim())]
-        if image.dim() != 4 or (image.shape[1] not in (1, 3) and self._is_stock()):
+        if image.dim() != 4 or (image.shape[1] not in (1, 3) and self.is_stock()):
             raise ValueError(
                 f"{name} must be [N, 3, H, W], [N, 1, H, W] grayscale, or one image without N, got {list(given)}"
             )
@@ -319,13 +318,13 @@ class LPIPS(LinearLayers):
             if not converts:
                 raise TypeError(f"{name} is {image.dtype}, LPIPS {own.dtype}: convert one with .to(), or use autocast")
         smallest = NETS[ALIASES[self.pnet_type]].min_size
-        if min(image.shape[2:]) < smallest and self._is_stock():
+        if min(image.shape[2:]) < smallest and self.is_stock():
             raise ValueError(
                 f"{name} must have sides of at least {smallest} pixels for net {self.pnet_type!r}, "
                 f"got {image.shape[2]} x {image.shape[3]}"
             )
         # Layers that are called take what they take; lpips's scaling makes three channels of gray.
-        return image.expand(-1, 3, -1, -1) if image.shape[1] == 1 and self._is_stock() else image
+        return image.expand(-1, 3, -1, -1) if image.shape[1] == 1 and self.is_stock() else image
 
     def _look_at_range(self, images: Sequence[Tensor], normalize: bool) -> None:
         """Warns, once, where images are plainly in another range, as `check_range` asks."""
@@ -352,7 +351,7 @@ class LPIPS(LinearLayers):
     def _feature_dtype(self, x: Tensor) -> torch.dtype:
         return self.net.setting(x.device).dtype if isinstance(self.net, Trunk) else torch.float32
 
-    def _is_stock(self) -> bool:
+    def is_stock(self) -> bool:
         """Whether trunk, scaling and linear layers are as the constructor made them, so that none has to be called."""
         net = self.net
         return (
@@ -365,7 +364,12 @@ class LPIPS(LinearLayers):
         )
 
     # torch.compile takes it for a constant of the call that it traces.
-    _is_stock._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    is_stock._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+    @property
+    def values_per_pixel(self) -> int:
+        """How many values the taps have for each pixel of an image, rounded up."""
+        return NETS[ALIASES[self.pnet_type]].values_per_pixel
 
     def is_squared_distance(self) -> bool:
         """Whether LPIPS is a squared distance of vectors now, as `embed` makes them."""
@@ -395,7 +399,7 @@ class LPIPS(LinearLayers):
             ("device", features.taps[0].device, x0.device),
             ("type", features.taps[0].dtype, self._feature_dtype(x0)),
         ):
-            if what == "type" and not self._is_stock():
+            if what == "type" and not self.is_stock():
                 continue  # layers that are called give what they give
             if theirs != ours:
                 raise ValueError(f"in1 holds features of {what} {theirs}, needed here are those of {what} {ours}")
@@ -411,7 +415,7 @@ class LPIPS(LinearLayers):
                 "in1 holds features made under torch.inference_mode, which no graph can keep: make them under "
                 "torch.no_grad, or use grad_in_forward=True"
             )
-        if not self._is_stock():
+        if not self.is_stock():
             return self._distance_by_calls(x0, x1, weight, normalize, size)
         stride = cast(Conv, self.net.plan[0]).stride if needs_graph else None
         n, at_a_time = max(batch_of(x0), batch_of(x1)), pairs_at_a_time(x0, self.chunk_size, kept_stride=stride)

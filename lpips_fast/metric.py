@@ -23,7 +23,7 @@ from lpips_fast.functional import FEATURE_DTYPES
 from lpips_fast.head.operators import Norm, accumulation_dtype
 from lpips_fast.lpips import LPIPS
 from lpips_fast.pairwise import widest_dtype
-from lpips_fast.weights.files import rename
+from lpips_fast.weights.formats import rename
 
 try:
     from torchmetrics import Metric

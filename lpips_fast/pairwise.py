@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -27,16 +27,45 @@ from lpips_fast._checks import checked_count
 from lpips_fast.head.operators import Norm, accumulation_dtype
 from lpips_fast.head.reference import normalize_channels
 from lpips_fast.trunk.convolution import conv2d
-from lpips_fast.trunk.nets import ALIASES, NETS
-
-if TYPE_CHECKING:
-    from lpips_fast.lpips import LPIPS
 
 NEAR = 1e-3  # below this share of |e|^2 + |f|^2, a distance is computed from the difference
 
 _BLOCK_BYTES = 2**29  # of the embeddings of a block, where the caller leaves its size open
 _PART = 8192  # values of an embedding in one matrix product
 _BATCH_PIXELS = 2**19  # of the images that go through the trunk at once
+
+
+class Distance(Protocol):
+    """What this module needs of a distance; `lpips_fast.LPIPS` has it."""
+
+    @property
+    def norm(self) -> Norm:
+        """Of features over channels: eps, and whether it is inside the root."""
+
+    @property
+    def values_per_pixel(self) -> int:
+        """How many values the taps have for each pixel of an image, rounded up."""
+
+    def own_tensor(self) -> Tensor:
+        """A tensor on the distance's device and of its type."""
+
+    def checked_image(self, name: str, image: Tensor, /) -> Tensor:
+        """The images as `features` takes them, or an error that calls them by the name."""
+
+    def features(self, x: Tensor, normalize: bool, /) -> Features:
+        """The taps of checked images."""
+
+    def linear_weights(self) -> Sequence[Tensor] | None:
+        """A [1, C_k, 1, 1] a layer, or None for sums over channels."""
+
+    def is_squared_distance(self) -> bool:
+        """Whether distances are squared distances of vectors, if no linear weight is negative."""
+
+
+class Features(Protocol):
+    @property
+    def taps(self) -> Sequence[Tensor]:
+        """A [N, C_k, H_k, W_k] a layer."""
 
 
 class Images(Protocol):
@@ -48,7 +77,7 @@ class Images(Protocol):
 
 
 @torch.no_grad()
-def embed(fn: LPIPS, x: Images, *, normalize: bool = False) -> Tensor:
+def embed(fn: Distance, x: Images, *, normalize: bool = False) -> Tensor:
     """The vectors e(x) whose squared Euclidean distances are LPIPS: |e(x) - e(y)|^2 = LPIPS(x, y).
 
     Not differentiable. Dropout and `spatial` are without effect.
@@ -71,7 +100,7 @@ def embed(fn: LPIPS, x: Images, *, normalize: bool = False) -> Tensor:
 
 @torch.no_grad()
 def pairwise(
-    fn: LPIPS, x: Images, y: Images | None = None, *, block: int | None = None, normalize: bool = False
+    fn: Distance, x: Images, y: Images | None = None, *, block: int | None = None, normalize: bool = False
 ) -> Tensor:
     """The distance of every image of x to every image of y, or of x to each other.
 
@@ -105,7 +134,7 @@ def pairwise(
 
 
 def pairwise_tiles(
-    fn: LPIPS, x: Images, y: Images | None = None, *, block: int | None = None, normalize: bool = False
+    fn: Distance, x: Images, y: Images | None = None, *, block: int | None = None, normalize: bool = False
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """As `pairwise`, tile by tile as they are done, for what is too large to hold or long enough to watch.
 
@@ -123,7 +152,7 @@ def pairwise_tiles(
 
 @torch.no_grad()
 def _tiles(
-    fn: LPIPS, sides: Sequence[Images], block: int, size: torch.Size, normalize: bool
+    fn: Distance, sides: Sequence[Images], block: int, size: torch.Size, normalize: bool
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     blocks = [[slice(i, min(i + block, len(side))) for i in range(0, len(side), block)] for side in sides]
     held: dict[tuple[int, int], Tensor] = {}
@@ -172,8 +201,8 @@ def _size(name: str, x: Images) -> torch.Size:
     return images_at(name, x, slice(0, 1)).shape[2:]
 
 
-def _default_block(fn: LPIPS, pixels: int) -> int:
-    values = NETS[ALIASES[fn.pnet_type]].values_per_pixel * pixels
+def _default_block(fn: Distance, pixels: int) -> int:
+    values = fn.values_per_pixel * pixels
     return max(1, _BLOCK_BYTES // max(1, values * accumulation_dtype(fn.own_tensor().dtype).itemsize))
 
 
@@ -240,7 +269,7 @@ def _parts(e: Tensor) -> Iterator[slice]:
     return (slice(k, k + _PART) for k in range(0, e.shape[1], _PART))
 
 
-def embed_rows(fn: LPIPS, name: str, x: Images, rows: slice, size: torch.Size, normalize: bool) -> Tensor:
+def embed_rows(fn: Distance, name: str, x: Images, rows: slice, size: torch.Size, normalize: bool) -> Tensor:
     """e(x[rows]), of images of that height and width; errors name x so."""
     if not fn.is_squared_distance():
         raise ValueError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NoReturn
 
 from lpips_fast.trunk.module import Trunk
-from lpips_fast.weights import files as weights
+from lpips_fast.weights.published import read_trunk_weights
 
 
 class _Pretrained(Trunk):
@@ -21,7 +21,7 @@ class _Pretrained(Trunk):
     def __init__(self, requires_grad: bool = False, pretrained: bool = True) -> None:
         super().__init__(self._NET)
         if pretrained:
-            self.load_features(weights.trunk_weights(self._NET, None, progress=True))
+            self.load_features(read_trunk_weights(self._NET, None, progress=True))
         self.requires_grad_(requires_grad)
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,14 +27,12 @@ from torch import Tensor
 
 from lpips_fast._checks import check_flags, checked_count
 from lpips_fast._files import replacing
+from lpips_fast.lpips import LPIPS
 from lpips_fast.pairwise import Images, direct_distances, embed_rows, images_at, product_distances, product_rounding
 from lpips_fast.trunk.execute import run
 from lpips_fast.trunk.nets import Net
 from lpips_fast.trunk.program import Setting
 from lpips_fast.weights.files import fingerprint
-
-if TYPE_CHECKING:
-    from lpips_fast.lpips import LPIPS
 
 _FORMAT = "lpips_fast.Index"
 _FORMAT_VERSION = "1"
@@ -372,7 +370,7 @@ def _header(fn: LPIPS, size: tuple[int, int], resized: bool, normalize: bool | N
 
 def _spec(fn: LPIPS) -> Net:
     """The trunk's, which is that of the constructor."""
-    if not fn._is_stock():
+    if not fn.is_stock():
         raise ValueError("fn must have the layers that it was made with, for an index does not know them from others")
     return fn.net.spec
 

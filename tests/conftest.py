@@ -82,7 +82,7 @@ def trunk_states():
 
 @pytest.fixture(scope="session")
 def cached_trunk(trunk_states, tmp_path_factory):
-    """These as `weights._torchvision_file` has ImageNet's: from a net's name to a file."""
+    """These as `weights.published._torchvision_file` has ImageNet's: from a net's name to a file."""
     folder = tmp_path_factory.mktemp("trunks")
 
     def cached_trunk(net, progress):

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 import lpips_fast
-from lpips_fast import checkpoints
-from lpips_fast.checkpoints import SeveralError
 from lpips_fast.compat import piq, taming
-from lpips_fast.weights.files import published_linear_weights, save_state_dict
+from lpips_fast.weights.files import save_state_dict
+from lpips_fast.weights.formats import TARGETS, SeveralError
+from lpips_fast.weights.published import published_linear_weights
 from tests.support.images import pair
 from tests.support.parameters import NETS
 from tests.support.raises import raises
-from tests.support.weights import CHANNELS, linear_state, without
+from tests.support.weights import linear_state, without
 
 SUFFIXES = (".pth", ".safetensors")
 
@@ -66,7 +66,7 @@ def test_whole_models(load, theirs, make_ours, origin, net):
 
 @pytest.mark.parametrize(
     "origin,net,target",
-    [(*model, target) for target in checkpoints.TARGETS for model in MODELS if target != "taming" or model[1] == "vgg"],
+    [(*model, target) for target in TARGETS for model in MODELS if target != "taming" or model[1] == "vgg"],
 )
 def test_written_for_another_package_they_load_strictly(load, theirs, origin, net, target):
     state = load(theirs[origin](net).state_dict()).state_dict(target)
@@ -108,7 +108,7 @@ def test_own_linear_weights(load, trunk_states, suffix, index, names):
 
 @pytest.mark.parametrize("shape", ((1, -1, 1, 1), (-1, 1, 1)))
 def test_list_of_linear_weights_as_piq_has_it(tmp_path, shape):
-    published = published_linear_weights("vgg", "0.1", CHANNELS["vgg"])
+    published = published_linear_weights("vgg", "0.1")
     torch.save([w.reshape(shape) for w in published], tmp_path / "lpips_weights.pt")
     found = lpips_fast.load_any(tmp_path / "lpips_weights.pt")
     assert (found.origin, found.net, found.version, found.trunk) == ("piq", "vgg", "0.1", None)
@@ -314,7 +314,7 @@ def test_model_path_of_another_net(theirs, tmp_path):
     torch.save(theirs["lpips"]("squeeze").state_dict(), tmp_path / "model.pth")
     with raises(ValueError, "model.pth", "another net"):
         lpips_fast.LPIPS(net="alex", model_path=tmp_path / "model.pth")
-    torch.save(published_linear_weights("vgg", "0.1", CHANNELS["vgg"]), tmp_path / "piq.pt")
+    torch.save(published_linear_weights("vgg", "0.1"), tmp_path / "piq.pt")
     with raises(ValueError, "piq.pt", "vgg", "not squeeze"):
         lpips_fast.LPIPS(net="squeeze", model_path=tmp_path / "piq.pt")
 

@@ -16,7 +16,7 @@ import torch
 
 import lpips_fast
 from lpips_fast.weights import download as module
-from lpips_fast.weights import files as weights
+from lpips_fast.weights import published
 from lpips_fast.weights.download import download
 from tests.support.raises import raises
 
@@ -162,7 +162,7 @@ def torchvision_from(server, monkeypatch, tmp_path):
     def torchvision_from(content: bytes) -> Path:
         name = f"alexnet-owt-{hashlib.sha256(content).hexdigest()[:8]}.pth"
         url = server.url.replace("file.pth", name)
-        monkeypatch.setitem(weights.NETS, "alex", weights.NETS["alex"]._replace(url=url))
+        monkeypatch.setitem(published.NETS, "alex", published.NETS["alex"]._replace(url=url))
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))
         server.content = content
         return tmp_path / "hub" / "checkpoints" / name

@@ -41,7 +41,7 @@ def weights(trunk_states, cached_trunk, torchvision_features):
     """Both packages' trunks get these, in place of ImageNet's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(theirs_functional, "_get_tv_model_features", torchvision_features)
-        patch.setattr("lpips_fast.weights.files._torchvision_file", cached_trunk)
+        patch.setattr("lpips_fast.weights.published._torchvision_file", cached_trunk)
         metric._kept_network.cache_clear()
         yield trunk_states
     metric._kept_network.cache_clear()

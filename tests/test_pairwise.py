@@ -202,7 +202,7 @@ def test_no_embedding_is_larger_than_assumed(make_ours, net):
     fn = make_ours(net)
     for h, w in ((32, 32), (33, 47), (64, 64), (100, 68)):
         per_pixel = fn.embed(image(1, h, w, seed=0)).shape[1] / (h * w)
-        assert per_pixel <= pairwise.NETS[net].values_per_pixel
+        assert per_pixel <= fn.values_per_pixel
 
 
 def test_normalize_maps_from_zero_to_one(make_ours):

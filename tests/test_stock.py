@@ -243,7 +243,7 @@ def test_snippets_of_docs_training(make_ours):
         exec(snippet, names)
         images = pair(1, 48, 52, channels=5 if "N, 5, H, W" in snippet else 3)
         assert names["fn"](*images) > 0
-        assert not names["fn"]._is_stock() or names["fn"].L == 3
+        assert not names["fn"].is_stock() or names["fn"].L == 3
 
 
 @pytest.mark.parametrize("wrap", ("trace", "data parallel"))
@@ -358,16 +358,16 @@ def test_ordinary_use_leaves_modules_stock(make_ours, net):
         make_ours(net, lpips=False),
         make_ours(net).to(memory_format=torch.channels_last),
     ):
-        assert used._is_stock()
+        assert used.is_stock()
     fn.load_state_dict(fn.state_dict(), assign=True)
     fn(*pair(1, *SIZE[net]))
     for relu in (m for m in fn.modules() if isinstance(m, nn.ReLU)):
         relu.inplace = False
-    assert fn._is_stock()
+    assert fn.is_stock()
     handle = fn.net.slice1[0].register_forward_hook(lambda *_: None)
-    assert not fn._is_stock()
+    assert not fn.is_stock()
     handle.remove()
-    assert fn._is_stock()
+    assert fn.is_stock()
 
 
 @pytest.mark.parametrize("change", (hook_on_a_linear_layer, another_linear_layer))

@@ -14,16 +14,16 @@ import torch
 from safetensors.torch import load_file
 
 import lpips_fast
-from lpips_fast.weights import files as weights
+from lpips_fast.weights import published
 from tests.support.images import pair
 from tests.support.parameters import NETS
 from tests.support.raises import raises
 from tests.support.weights import linear_state, saved, without
 
-FOLDER = Path(weights.__file__).with_name("weights")
+FOLDER = Path(published.__file__).with_name("linear")
 
 
-@pytest.mark.parametrize("version", weights.VERSIONS)
+@pytest.mark.parametrize("version", published.VERSIONS)
 @pytest.mark.parametrize("net", NETS)
 def test_committed_weights_are_those_of_lpips(net, version):
     """To the bit and as the manifest says."""
@@ -41,7 +41,7 @@ def test_committed_weights_are_those_of_lpips(net, version):
 def test_changed_published_file_is_refused(monkeypatch, tmp_path):
     (tmp_path / "manifest.json").write_text((FOLDER / "manifest.json").read_text())
     saved(linear_state(), tmp_path / "alex_v0.1.safetensors")
-    monkeypatch.setattr(weights, "_FOLDER", tmp_path)
+    monkeypatch.setattr(published, "_FOLDER", tmp_path)
     with raises(RuntimeError, "alex_v0.1.safetensors", "SHA-256", "reinstall"):
         lpips_fast.LPIPS(pnet_rand=True)
 

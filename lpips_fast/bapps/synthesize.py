@@ -23,7 +23,8 @@ from lpips_fast.bapps.datasets import PATCH, JNDDataset, TwoAFCDataset, unreadab
 from lpips_fast.bapps.distortions import blurred, compressed, noisy, recoloured, shifted
 from lpips_fast.images import im2tensor, image_size, load_image, resize_image
 from lpips_fast.lpips import LPIPS
-from lpips_fast.weights.files import linear_state_dict, save_state_dict
+from lpips_fast.weights.files import save_state_dict
+from lpips_fast.weights.published import linear_state_dict
 
 SUBSET = "synthetic"
 PEOPLE = 5  # who judge each sample

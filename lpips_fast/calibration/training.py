@@ -31,7 +31,8 @@ from lpips_fast.functional import lpips_head
 from lpips_fast.head.operators import Norm
 from lpips_fast.head.reference import normalize_channels
 from lpips_fast.lpips import LPIPS
-from lpips_fast.weights.files import check_values, checked_state_dict, fingerprint, linear_state_dict, linear_weights
+from lpips_fast.weights.files import check_values, checked_state_dict, fingerprint
+from lpips_fast.weights.published import linear_state_dict, linear_weights
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from lpips_fast._checks import some
-from lpips_fast.checkpoints import Checkpoint, SeveralError, load_any
+from lpips_fast.checkpoints import Checkpoint, load_any
 from lpips_fast.cli import shards
 from lpips_fast.cli.loading import Pair, by_size
 from lpips_fast.cli.options import ReadError, Settings, UsageError
 from lpips_fast.lpips import LPIPS
 from lpips_fast.pairwise import embed
 from lpips_fast.trunk.nets import ALIASES
+from lpips_fast.weights.formats import SeveralError
 
 
 def make_lpips(settings: Settings, **options: Any) -> LPIPS:

@@ -18,7 +18,8 @@ from lpips_fast import lpips
 from lpips_fast._checks import check_choice
 from lpips_fast.distance.inputs import check_pair
 from lpips_fast.head.reference import normalize_channels
-from lpips_fast.weights import files as weights
+from lpips_fast.weights.formats import rename
+from lpips_fast.weights.published import published_linear_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -66,7 +67,7 @@ class LPIPS(lpips.LPIPS):
         self.replace_pooling = replace_pooling
         self.distance = distance
         self.reduction = reduction
-        for k, weight in enumerate(weights.published_linear_weights("vgg", "0.1", self.chns)):
+        for k, weight in enumerate(published_linear_weights("vgg", "0.1")):
             self.register_buffer(f"weight{k}", weight, persistent=False)
         # Of images in [-1, 1], as everything here.
         shift, scale = (torch.tensor(channels, dtype=torch.float32).view(1, 3, 1, 1) for channels in (mean, std))
@@ -131,9 +132,9 @@ def _their_names(module: LPIPS) -> dict[str, str]:
 
 def _to_their_names(module: LPIPS, state: dict[str, Tensor], prefix: str, _: dict) -> None:
     for ours, theirs in _their_names(module).items():
-        weights.rename(state, prefix + ours, prefix + theirs)
+        rename(state, prefix + ours, prefix + theirs)
 
 
 def _from_their_names(module: LPIPS, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     for ours, theirs in _their_names(module).items():
-        weights.rename(state, prefix + theirs, prefix + ours)
+        rename(state, prefix + theirs, prefix + ours)

@@ -19,7 +19,7 @@ from lpips_fast.demo.speed import PAIRS, SIZE, Comparison, compare
 from lpips_fast.head import backends
 from lpips_fast.lpips import LPIPS
 from lpips_fast.trunk.nets import ALIASES
-from lpips_fast.weights import files as weights
+from lpips_fast.weights.published import read_trunk_weights
 
 SAMPLES = ("landscape", "marble", "spheres")
 
@@ -62,7 +62,7 @@ def main(net: str = "squeeze", steps: int = 60, output: str | PathLike[str] = "d
 def load(net: str) -> tuple[LPIPS, bool]:
     """LPIPS and whether it is calibrated: with a random trunk where there is no way to the trained one."""
     try:
-        state = weights.trunk_weights(ALIASES[net], None, progress=True)
+        state = read_trunk_weights(ALIASES[net], None, progress=True)
     except RuntimeError as error:
         print(f"\n{error}\n\nGoing on with a RANDOM trunk: the distances below are uncalibrated.")
         return LPIPS(net=net, pnet_rand=True), False

@@ -1,15 +1,14 @@
-"""Where weights come from, checked: the linear layers (in this package) and the ImageNet trunk (torchvision's)."""
+"""Files of tensors by name: written whole or not at all, read without running any code that they may hold."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 import re
 import threading
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,67 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lpips_fast._checks import check_path, some
+from lpips_fast._checks import check_path
 from lpips_fast._files import replacing
-from lpips_fast.trunk.nets import NETS
-from lpips_fast.weights.download import download
-
-VERSIONS = ("0.1", "0.0")
-
-_FOLDER = Path(__file__).with_name("linear")
-
-
-def published_linear_weights(net: str, version: str, channels: list[int]) -> list[Tensor]:
-    """The linear weights of the paper's authors, a [1, C, 1, 1] a layer (from `lpips` 0.1.4; see NOTICE)."""
-    path = _FOLDER / f"{net}_v{version}.safetensors"
-    manifest = json.loads((_FOLDER / "manifest.json").read_text())
-    if hashlib.sha256(path.read_bytes()).hexdigest() != manifest[path.name]["sha256"]:
-        raise RuntimeError(f"{path} is not the file this package was released with (its SHA-256 differs): reinstall")
-    return linear_weights(read_state_dict(path), channels, path)
-
-
-def linear_weights(state: Mapping[str, Tensor], channels: Sequence[int], path: str | PathLike[str]) -> list[Tensor]:
-    """The linear weights among tensors read from a file, as `lpips` names them.
-
-    Args:
-        state: keys `lin{k}.model.1.weight` (or `.0.` where they were trained without dropout), for every layer k;
-            the duplicates `lins.{k}...` may be there too.
-        channels: C_k of every layer.
-        path: the file, for errors.
-
-    Returns:
-        a [1, C_k, 1, 1] a layer.
-
-    Raises:
-        ValueError: a key is missing, extra or of another shape, or a value is NaN or infinite.
-    """
-    weights = []
-    used = set()
-    for k, c in enumerate(channels):
-        names = [f"{lin}.model.{i}.weight" for lin in (f"lin{k}", f"lins.{k}") for i in (1, 0)]
-        found = [name for name in names if name in state]
-        if not found:
-            raise ValueError(f"{path} has no weights for layer {k}: no {names[0]!r} among {some(state)}")
-        weight = state[found[0]]
-        if tuple(weight.shape) != (1, c, 1, 1) or not weight.is_floating_point():
-            raise ValueError(
-                f"{path}: {found[0]!r} must be floating point of shape {[1, c, 1, 1]}, "
-                f"got {weight.dtype} {list(weight.shape)}; is it for another net?"
-            )
-        check_values(path, {found[0]: weight})
-        if any(not torch.equal(state[name], weight) for name in found):
-            raise ValueError(f"{path}: {' and '.join(found)} should be the same weights and differ")
-        used.update(found)
-        weights.append(weight)
-    extra = set(state) - used
-    if extra:
-        raise ValueError(f"{path} has keys that are no linear layer's of this net: {some(extra)}")
-    return weights
-
-
-def linear_state_dict(linear_weights: Iterable[Tensor]) -> dict[str, Tensor]:
-    """The linear weights, a [1, C_k, 1, 1] a layer, by the names of the published files."""
-    return {f"lin{k}.model.1.weight": weight for k, weight in enumerate(linear_weights)}
 
 
 def save_state_dict(path: str | PathLike[str], state: Mapping[str, Tensor]) -> None:
@@ -264,64 +204,3 @@ def _check_archive(path: Path) -> None:
     size = path.stat().st_size
     if content > size:
         raise ValueError(f"it unpacks to {content} bytes from {size}; torch.save does not compress")
-
-
-def rename(state: dict[str, Tensor], before: str, after: str) -> None:
-    """Gives all names that begin with `before` another beginning."""
-    for name in [name for name in state if name.startswith(before)]:
-        state[after + name.removeprefix(before)] = state.pop(name)
-
-
-def trunk_weights(
-    net: str, given: str | PathLike[str] | Mapping[str, Tensor] | None, progress: bool
-) -> dict[str, Tensor]:
-    """ImageNet weights of a trunk under the names of torchvision's `features`: '0.weight', '0.bias', ...
-
-    Args:
-        net: 'alex', 'vgg' or 'squeeze'.
-        given: a file, or tensors by name, with torchvision's names (`features.0.weight` or `0.weight`), or None for
-            torchvision's own: from its cache under TORCH_HOME, else downloaded there and checked by hash.
-        progress: whether a download shows a progress bar.
-
-    Raises:
-        FileNotFoundError; ValueError where the file cannot be read, or a value is NaN, infinite or no floating-point
-            number; RuntimeError where torchvision's are neither there nor can be downloaded.
-    """
-    source: object = "trunk_weights" if isinstance(given, Mapping) else given
-    if given is None:
-        source = path = _torchvision_file(net, progress)
-        try:
-            state = read_state_dict(path)
-        except ValueError as error:
-            raise ValueError(f"{error}. Once it is deleted, it is downloaded anew") from error
-    elif isinstance(given, Mapping):
-        state = checked_state_dict(given, "trunk_weights")
-    elif isinstance(given, str | PathLike):
-        state = read_state_dict(given)
-    else:
-        kind = type(given).__name__
-        raise TypeError(f"trunk_weights must be the path of a file or tensors by name (a state_dict), got {kind}")
-    prefix = "features."
-    if any(name.startswith(prefix) for name in state):  # a whole torchvision model
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    check_values(source, state)
-    return state
-
-
-def _torchvision_file(net: str, progress: bool) -> Path:
-    """The file of torchvision's weights in its cache, downloaded if need be."""
-    url = NETS[net].url
-    name = Path(url).name
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
-    try:
-        if not path.exists():
-            (sha256,) = re.findall(r"-([0-9a-f]{8,})\.", name)
-            download(url, path, sha256, progress)
-    except OSError as error:
-        raise RuntimeError(
-            f"the ImageNet weights of the {net!r} trunk are neither in {path.parent} nor can they be downloaded "
-            f"({error}). Three ways to provide them: (1) connect to the internet once, and they are downloaded on "
-            f"first use; (2) put {name} (from {url}) into $TORCH_HOME/hub/checkpoints; "
-            f"(3) pass trunk_weights= (--trunk-weights), a file or a state_dict with torchvision's names."
-        ) from error
-    return path

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 import lpips_fast
-from lpips_fast.weights.files import linear_state_dict, save_state_dict
+from lpips_fast.weights.files import save_state_dict
+from lpips_fast.weights.published import linear_state_dict
 
 
 def test_whole_model(run, tmp_path, fn):

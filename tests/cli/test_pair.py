@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 import lpips_fast
 from lpips_fast.cli import loading
 from lpips_fast.images import resize_image
-from lpips_fast.weights.files import linear_state_dict
+from lpips_fast.weights.published import linear_state_dict
 from tests.support.image_files import save_noise, soft_disc
 
 

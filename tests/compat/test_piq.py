@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lpips_fast.compat.piq import LPIPS
-from lpips_fast.weights import files as weights
+from lpips_fast.weights import published
 from tests.support.comparisons import assert_close
 from tests.support.images import image
 from tests.support.raises import raises
@@ -30,7 +30,7 @@ OPTIONS = (
 @pytest.fixture
 def make_theirs(monkeypatch, torchvision_features):
     perceptual = pytest.importorskip("piq.perceptual")
-    linear = weights.published_linear_weights("vgg", "0.1", [64, 128, 256, 512, 512])
+    linear = published.published_linear_weights("vgg", "0.1")
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: linear)
     made = nn.Module()
     made.features = torchvision_features("vgg16")

@@ -40,20 +40,20 @@ Prefix = Annotated[
 
 def convert(source: In, out: Out, *, to: To, prefix: Prefix = None) -> None:
     """Weights of LPIPS under the names that another package loads."""
-    from lpips_fast.checkpoints import SeveralError, load_any
     from lpips_fast.weights.files import save_state_dict
+    from lpips_fast.weights.formats import SeveralError, read_weights
 
     if to == "safetensors" and out.suffix != ".safetensors":
         raise UsageError(f"--to safetensors writes a file with that suffix, got {out}")
     try:
-        checkpoint = load_any(source, prefix=prefix)
-        state = checkpoint.state_dict("lpips" if to == "safetensors" else to)
+        weights = read_weights(source, prefix=prefix)
+        state = weights.state_dict("lpips" if to == "safetensors" else to)
     except SeveralError as error:
         raise UsageError(f"{source} has several LPIPS: give --prefix, one of {some(error.prefixes)}") from error
     except (ValueError, FileNotFoundError) as error:
         raise UsageError(str(error)) from error
     save_state_dict(out, state)
-    print(f"{source}: {checkpoint}\n{out}: {len(state)} tensors")
+    print(f"{source}: {weights}\n{out}: {len(state)} tensors")
 
 
 def register(app: typer.Typer) -> None:
