@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lpips_fast import functional
 from tests.support.comparisons import assert_close, assert_gradients_close
 from tests.support.parameters import BACKENDS
+from tests.support.raises import raises
 from tests.support.strategies import SETTINGS, feature_lists, strided
 from tests.support.tolerances import HEAD_GRAD_NORM_TOLERANCE, VALUE_TOLERANCE
 
@@ -159,3 +160,49 @@ def test_lpips_against_lpips(modules, case, spatial, normalize):
     if scale >= 1:  # in a gray image all pools are tied, and rounding decides where the gradient goes
         expected_grads = torch.autograd.grad(expected.sum(), (in0_ref, in1_ref))
         assert_gradients_close(grads, expected_grads, torch.float32)
+
+
+@pytest.mark.parametrize("eps", (-1.0, float("nan"), "1e-10", None, True))
+def test_bad_eps(eps):
+    with raises(ValueError, "eps", "from 0", repr(eps)):
+        functional.lpips_head([F], [F], [W], eps=eps)
+
+
+F, W = torch.zeros(2, 5, 4, 4), torch.ones(5)
+
+
+BAD_HEADS = {
+    "tensor for a list": ((F, [F], [W]), TypeError, ("feats0", "list", "Tensor")),
+    "no list": (([F], None, [W]), TypeError, ("feats1", "list", "NoneType")),
+    "no tensor": (([F], [F.numpy()], [W]), TypeError, ("feats1[0]", "tensor", "ndarray")),
+    "list for a weight": (([F], [F], [[1.0] * 5]), TypeError, ("weights[0]", "tensor", "list")),
+    "no layers": (([], [], []), ValueError, ("feats0", "feats1", "0")),
+    "layers differ": (([F, F], [F], [W, W]), ValueError, ("feats0", "feats1", "2", "1")),
+    "weights too few": (([F, F], [F, F], [W]), ValueError, ("weights", "2", "1")),
+    "rank": (([F[0]], [F], [W]), ValueError, ("feats0[0]", "[N, C, H, W]", "[5, 4, 4]")),
+    "rank of the other": (([F, F], [F, F[0]], [W, W]), ValueError, ("feats1[1]", "[N, C, H, W]", "[5, 4, 4]")),
+    "integer": (([F.int()], [F.int()], [W]), TypeError, ("floating", "torch.int32")),
+    "types differ": (([F], [F.half()], [W]), TypeError, ("feats1[0]", "torch.float16", "torch.float32")),
+    "types of layers differ": (([F, F.double()], [F, F], [W, W]), TypeError, ("feats0[1]", "torch.float64")),
+    "devices differ": (([F], [F.to("meta")], [W]), ValueError, ("feats1[0]", "meta", "cpu")),
+    "channels differ": (([F], [F[:, :4]], [W]), ValueError, ("feats0[0]", "feats1[0]", "[2, 5, 4, 4]", "[2, 4, 4, 4]")),
+    "sizes differ": (([F], [F[..., :3]], [W]), ValueError, ("feats0[0]", "feats1[0]", "[2, 5, 4, 3]")),
+    "batches differ": (([F], [F.repeat(2, 1, 1, 1)], [W]), ValueError, ("feats0[0]", "[2, 5, 4, 4]", "[4, 5, 4, 4]")),
+    "batches of layers differ": (([F, F[:1]], [F, F[:1]], [W, W]), ValueError, ("batch", "[2, 1]")),
+    "weights too long": (([F], [F], [torch.ones(6)]), ValueError, ("weights[0]", "5", "[6]")),
+    "weights elsewhere": (([F], [F], [W.to("meta")]), ValueError, ("weights[0]", "meta", "cpu")),
+}
+
+
+@pytest.mark.parametrize("function", (functional.lpips_head, functional.lpips_head_maps))
+@pytest.mark.parametrize("arguments,kind,words", BAD_HEADS.values(), ids=BAD_HEADS)
+def test_bad_features(function, arguments, kind, words):
+    with raises(kind, *words):
+        function(*arguments)
+
+
+def test_bad_backend_of_the_head():
+    with raises(ValueError, "backend", "'gpu'", "'auto'", "'cpu'"):
+        functional.lpips_head([F], [F], [W], backend="gpu")
+    with pytest.raises((ValueError, RuntimeError), match="cuda"):
+        functional.lpips_head([F], [F], [W], backend="cuda")

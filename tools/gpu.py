@@ -57,7 +57,9 @@ SWEEP += [f"vgg:8:{size}" for size in (64, 128, 256, 512, 1024)]
 
 ON_DEVICE = "cuda-cuda or triton-cuda"  # the head's tests whose backend and device are these
 SANITIZER = "tests/head/test_cuda_build.py::test_sanitizer"
-MODES = [f"tests/test_{name}.py" for name in ("trunk_triton", "convolution", "modes", "training", "metric")]
+MODES = [f"tests/test_{name}.py" for name in ("trunk_triton", "convolution", "metric")]
+MODES += [f"tests/lpips/test_{name}.py" for name in ("backward", "compile", "devices", "export", "func", "precision")]
+MODES += [f"tests/lpips/test_{name}.py" for name in ("processes", "torch_modes")]
 TAIL = 2500  # characters of a failing step's log that are printed: all of them together are read
 
 

@@ -35,8 +35,8 @@ def test_what_compares_with_a_missing_package_is_skipped(tmp_path):
         "tests/test_patching.py",
         "tests/bapps/test_scores.py",
         "tests/compat/test_piq.py::test_keys_strictly_both_ways",
-        "tests/test_module.py::test_attributes",
-        "tests/test_module.py::test_helpers_give_the_same_as_those_of_lpips",
+        "tests/lpips/test_drop_in.py::test_attributes",
+        "tests/lpips/test_drop_in.py::test_helpers_give_the_same_as_those_of_lpips",
     ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *tests],

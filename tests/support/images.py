@@ -30,3 +30,8 @@ def noise(n: int = 3, seed: int = 0, dtype: torch.dtype = torch.float32, size: i
     """Two batches of noise in [-1, 1], [n, 3, size, size]."""
     gen = torch.Generator().manual_seed(seed)
     return [(torch.rand(n, 3, size, size, generator=gen, dtype=torch.float64) * 2 - 1).to(dtype) for _ in range(2)]
+
+
+def blank(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Tensor:
+    """Zeros, for tests of errors."""
+    return torch.zeros(shape, dtype=dtype, device=device)

@@ -1,16 +1,22 @@
-"""A script written for `lpips` gives the same numbers after changing its import."""
+"""A script for `lpips` gives the same numbers after changing its import; names, signatures and helpers are the same."""
 
 from __future__ import annotations
 
+import inspect
 import sys
 import types
 
 import numpy as np
 import pytest
 import torch
+import torch._dynamo.testing
 from PIL import Image
 
-from tests.support.tolerances import SCRIPT_TOLERANCE
+import lpips_fast
+from tests.support.comparisons import assert_close
+from tests.support.images import pair
+from tests.support.parameters import NETS
+from tests.support.tolerances import SCRIPT_TOLERANCE, VALUE_TOLERANCE
 
 SCRIPT = """
 {imports}
@@ -121,3 +127,66 @@ def test_tensors_to_images_and_back():
     assert (lpips_fast.tensor2im(batch) == lpips.tensor2im(batch)).all()
     assert (lpips_fast.tensor2im(batch, imtype=float) == lpips.tensor2im(batch, imtype=float)).all()
     assert np.abs(lpips_fast.tensor2im(tensor).astype(int) - image).max() <= 1  # tensor2im truncates, as in lpips
+
+
+def test_signatures_begin_as_those_of_lpips():
+    import lpips
+
+    for name in ("LPIPS", "NetLinLayer", "Dist2LogitLayer", "BCERankingLoss", "ScalingLayer"):
+        for method in ("__init__", "forward"):
+            theirs = inspect.signature(getattr(getattr(lpips, name), method)).parameters.values()
+            ours = inspect.signature(getattr(getattr(lpips_fast, name), method)).parameters.values()
+            assert [(p.name, p.default) for p in ours][: len(theirs)] == [(p.name, p.default) for p in theirs]
+            # Not keyword-only in forward: torch.onnx.export(dynamo=False) gives all defaults by position.
+            for p in list(ours)[len(theirs) :]:
+                assert p.kind == p.VAR_KEYWORD or p.default is not p.empty
+                assert (p.kind == p.POSITIONAL_OR_KEYWORD) == (method == "forward")
+    for name in ("normalize_tensor", "spatial_average", "upsample", "load_image", "im2tensor", "tensor2im"):
+        theirs = inspect.signature(getattr(lpips, name)).parameters.values()
+        ours = inspect.signature(getattr(lpips_fast, name)).parameters.values()
+        assert [(p.name, p.default) for p in ours][: len(theirs)] == [(p.name, p.default) for p in theirs]
+        assert all(p.default is not p.empty for p in list(ours)[len(theirs) :])
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_attributes(make_ours, make_theirs, net):
+    ours, theirs = make_ours(net), make_theirs(net)
+    for name in ("pnet_type", "pnet_tune", "spatial", "lpips", "version", "chns", "L"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    assert [getattr(ours, f"lin{k}") is ours.lins[k] for k in range(ours.L)] == [True] * ours.L
+    assert ours.net.N_slices == theirs.net.N_slices == ours.L
+    x, _ = pair(1, 35, 35)
+    x = ours.scaling_layer(x)
+    taps, expected = ours.net(x), theirs.net(x)
+    assert taps._fields == expected._fields
+    for field, tap in zip(taps._fields, taps):
+        assert_close(tap, getattr(expected, field).double(), VALUE_TOLERANCE[torch.float32], field)
+
+
+def test_helpers_give_the_same_as_those_of_lpips():
+    import lpips
+
+    feats = torch.randn(2, 5, 3, 4)
+    assert_close(lpips_fast.normalize_tensor(feats), lpips.normalize_tensor(feats).double(), (0, 1e-6))
+    assert torch.equal(lpips_fast.spatial_average(feats), lpips.spatial_average(feats))
+    assert torch.equal(lpips_fast.spatial_average(feats, keepdim=False), lpips.spatial_average(feats, keepdim=False))
+    assert torch.equal(lpips_fast.upsample(feats, (7, 9)), lpips.upsample(feats, (7, 9)))
+    assert lpips_fast.upsample(feats).shape == lpips.upsample(feats).shape
+    torch.testing.assert_close(lpips_fast.ScalingLayer()(feats[:, :3]), lpips.ScalingLayer()(feats[:, :3]))
+
+
+@pytest.mark.parametrize("name,arguments", (("Dist2LogitLayer", (8,)), ("BCERankingLoss", (8,))))
+def test_ranking_layers_give_the_same_as_those_of_lpips(name, arguments):
+    import lpips
+
+    ours, theirs = (getattr(module, name)(*arguments) for module in (lpips_fast, lpips))
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    d0, d1, judge = torch.rand(3, 4, 1, 1, 1).unbind(0)
+    inputs = (d0, d1) if name == "Dist2LogitLayer" else (d0, d1, 2 * judge - 1)
+    torch.testing.assert_close(ours(*inputs), theirs(*inputs))
+
+
+def test_normalize_tensor_has_no_nan_gradient_at_zero():
+    feats = torch.zeros(1, 3, 2, 2, requires_grad=True)
+    lpips_fast.normalize_tensor(feats).sum().backward()
+    assert torch.equal(feats.grad, torch.zeros_like(feats))

@@ -1,0 +1,78 @@
+"""Chunks of pairs: the same numbers, and never more images at once than a chunk has."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import lpips_fast.distance.grad_in_forward
+import lpips_fast.trunk.execute
+from lpips_fast.trunk.execute import run
+from tests.support.gradients import gradients
+from tests.support.images import noise
+from tests.support.parameters import NETS
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_chunked_equals_unchunked_to_the_bit(make_ours, net, monkeypatch):
+    in0, in1 = noise(5)
+    monkeypatch.setattr(lpips_fast.distance.chunks, "CPU_PIXELS", 4 * in0[0, 0].numel())
+    whole = gradients(make_ours(net, grad_in_forward=True), in0, in1, (True, False))
+    for chunk_size in (1, 3):
+        parts = gradients(make_ours(net, grad_in_forward=True, chunk_size=chunk_size), in0, in1, (True, False))
+        assert torch.equal(parts[0], whole[0])
+        assert torch.equal(parts[1][0], whole[1][0])
+
+
+@pytest.mark.parametrize("options", ({}, {"spatial": True}))
+@pytest.mark.parametrize("batches", ((5, 5), (1, 5), (5, 1)))
+def test_chunks_without_gradient(make_ours, options, batches):
+    """Equal but for rounding: the order of a direct convolution's sums depends on its batch."""
+    in0, in1 = noise(5)
+    in0, in1 = in0[: batches[0]], in1[: batches[1]]
+    with torch.no_grad():
+        whole, parts = make_ours("alex", **options)(in0, in1, retPerLayer=True)
+        for chunk_size in (1, 2):
+            chunked, chunked_parts = make_ours("alex", chunk_size=chunk_size, **options)(in0, in1, retPerLayer=True)
+            torch.testing.assert_close(chunked, whole, rtol=1e-5, atol=1e-7)
+            for a, b in zip(parts, chunked_parts, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_a_chunk_at_a_time_goes_through_the_trunk(make_ours, monkeypatch):
+    """What bounds the peak memory: never more images at once than a chunk has, whatever the batch."""
+    in0, in1 = noise(5)
+    fn = make_ours("alex", grad_in_forward=True, chunk_size=2)
+    seen = []
+
+    def spy(setting, images, *args, **options):
+        seen.append(sum(map(len, images)))
+        return run(setting, images, *args, **options)
+
+    for module in (lpips_fast.distance.grad_in_forward, lpips_fast.trunk.execute):
+        monkeypatch.setattr(module, "run", spy)
+    monkeypatch.setattr(lpips_fast.distance.chunks, "CPU_PIXELS", 4 * in0[0, 0].numel())
+    gradients(fn, in0, in1, (True, False))
+    assert max(seen) == 2  # two pairs at a time, whose images go through in turn
+    assert sum(seen) == 10
+    seen.clear()
+    with torch.no_grad():
+        fn(in0, in1)
+    assert max(seen) == 4  # both images of two pairs
+    assert sum(seen) == 10
+
+
+@pytest.mark.parametrize("net", ("alex", "vgg"))
+def test_the_cpu_takes_large_batches_in_parts(make_ours, net, monkeypatch):
+    """By itself; with a graph only where layers have as many pixels as the images."""
+    in0, in1 = noise(5)
+    fn = make_ours(net)
+    whole = fn(in0, in1)
+    seen = []
+    fn.net.register_forward_pre_hook(lambda module, args: seen.append(sum(map(len, args))))
+    monkeypatch.setattr(lpips_fast.distance.chunks, "CPU_PIXELS", 2 * in0[0, 0].numel())
+    torch.testing.assert_close(fn(in0, in1), whole, rtol=1e-5, atol=1e-7)
+    assert seen == [4, 4, 2]
+    seen.clear()
+    torch.testing.assert_close(fn(in0.requires_grad_(), in1), whole, rtol=1e-5, atol=1e-7)
+    assert seen == ([2, 2] * 2 + [1, 1] if net == "vgg" else [5, 5])

@@ -1,0 +1,188 @@
+"""Types other than float32: of the images, of the module, of `precision` and of autocast."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch._dynamo.testing
+import torch.nn.functional as F
+
+from tests.support.comparisons import assert_close, assert_norms_close
+from tests.support.gradients import gradients, parts_and_gradients
+from tests.support.images import SIZE, noise, pair
+from tests.support.parameters import NETS
+from tests.support.tolerances import GRAD_TOLERANCE, JUMP_TOLERANCE, VALUE_TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize("net", NETS)
+def test_low_precision(ours, oracle, net, dtype):
+    """Features are in the images' type, whose rounding shows; the head's own arithmetic is float32 all the same."""
+    module, in0, in1 = ours(net, dtype), *pair(2, *SIZE[net], dtype=dtype)
+    value, _, grads = parts_and_gradients(module, in0, in1)
+    assert value.dtype == torch.float32
+    feats0, feats1 = ([f.double() for f in module.net(module.scaling_layer(x))] for x in (in0, in1))
+    weights = [weight.double() for weight in module.linear_weights()]
+    assert_close(value, exact_head(feats0, feats1, weights), VALUE_TOLERANCE[torch.float32])
+    expected, _, expected_grads = parts_and_gradients(oracle(net), in0.double(), in1.double())
+    loose = 0.05 if dtype == torch.bfloat16 else 0.01
+    assert_close(value, expected, (0, loose))
+    for grad, expected_grad in zip(grads, expected_grads):
+        assert grad.dtype == dtype
+        aligned = torch.nn.functional.cosine_similarity(grad.double().flatten(), expected_grad.flatten(), dim=0)
+        assert aligned > 0.95
+
+
+def exact_head(feats0, feats1, weights):
+    """lpips 0.1.4's head on features that are already there."""
+    from lpips import normalize_tensor
+
+    parts = [
+        (weight * (normalize_tensor(f0) - normalize_tensor(f1)) ** 2)
+        .sum(dim=1, keepdim=True)
+        .mean((2, 3), keepdim=True)
+        for f0, f1, weight in zip(feats0, feats1, weights)
+    ]
+    return sum(parts)
+
+
+# The types that a decoder under autocast and its target have, either way round, and others that meet.
+MIXED = (
+    (torch.bfloat16, torch.float32),
+    (torch.float32, torch.float16),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.float16, torch.bfloat16),
+)
+
+
+@pytest.mark.parametrize("types", MIXED, ids=str)
+@pytest.mark.parametrize("options", ({}, {"grad_in_forward": True}, {"version": "0.0"}), ids=str)
+@pytest.mark.parametrize("net", NETS)
+def test_images_of_two_types(ours, oracle, net, options, types):
+    """A float32 module takes them as lpips does, promoted; each gradient is lpips's, rounded to its image's type."""
+    in0, in1 = (x.to(dtype) for x, dtype in zip(pair(2, *SIZE[net]), types))
+    theirs = {"version": "0.0"} if "version" in options else {}
+    expected, _, expected_grads = parts_and_gradients(oracle(net, **theirs), in0.double(), in1.double())
+    in0, in1 = in0.requires_grad_(), in1.requires_grad_()
+    value = ours(net, **options)(in0, in1)
+    assert_close(value, expected, VALUE_TOLERANCE[torch.float32])
+    gen = torch.Generator().manual_seed(3)
+    factors = torch.rand(value.shape, generator=gen, dtype=torch.float64).to(value)
+    grads = torch.autograd.grad((factors * value).sum(), (in0, in1))
+    assert tuple(grad.dtype for grad in grads) == types
+    # Those of float32 images with the same values, which other tests hold to lpips, and then rounded.
+    wide0, wide1 = (x.detach().float().requires_grad_() for x in (in0, in1))
+    wide = torch.autograd.grad((factors * ours(net, **options)(wide0, wide1)).sum(), (wide0, wide1))
+    for grad, wide_grad, exact in zip(grads, wide, expected_grads):
+        assert torch.equal(grad, wide_grad.to(grad.dtype))
+        # float16 has no small numbers: its gradients are compared where they are not rounded to nothing.
+        least = torch.finfo(grad.dtype).tiny if grad.dtype == torch.float16 else 0.0
+        error = (grad.double() - exact).abs() * (exact.abs() > least)
+        rounding, limit = torch.finfo(grad.dtype).eps / 2, GRAD_TOLERANCE[torch.float32]
+        assert (error.flatten(1).norm(dim=1) <= (rounding + limit) * exact.flatten(1).norm(dim=1)).any()
+        assert error.norm() <= (rounding + JUMP_TOLERANCE) * exact.norm()
+
+
+def test_images_of_two_types_are_promoted_as_by_lpips(ours, make_theirs):
+    """lpips's own number in float32: which types run there run here."""
+    in0, in1 = pair(2, *SIZE["alex"])
+    for types in MIXED:
+        images = [x.to(dtype) for x, dtype in zip((in0, in1), types)]
+        expected = make_theirs("alex")(*images)
+        assert_close(ours("alex")(*images), expected.double(), VALUE_TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+def test_wider_images_than_the_module(make_ours, oracle, dtype):
+    """Parameters in half precision, as sharding makes them, and images or buffers in float32."""
+    in0, in1 = pair(2, *SIZE["alex"])
+    expected = oracle("alex")(in0.double(), in1.double())
+    fn = make_ours("alex").to(dtype)
+    assert_close(fn(in0, in1), expected, (0, 0.05))
+    fn.scaling_layer.float()
+    for x0, x1 in ((in0, in1), (in0.to(dtype), in1), (in0.to(dtype), in1.to(dtype))):
+        x0 = x0.detach().requires_grad_()
+        value = fn(x0, x1)
+        assert_close(value, expected, (0, 0.05))
+        value.sum().backward()
+        assert x0.grad.dtype == x0.dtype
+
+
+@pytest.mark.parametrize("types", ((torch.float32, torch.float32), *MIXED), ids=str)
+@pytest.mark.parametrize("grad_in_forward", (False, True))
+@pytest.mark.parametrize("net", NETS)
+def test_autocast(ours, oracle, net, grad_in_forward, types):
+    """With the types that a decoder under autocast gives beside its target's."""
+    in0, in1 = (x.to(dtype).requires_grad_() for x, dtype in zip(pair(2, *SIZE[net]), types))
+    fn = ours(net, grad_in_forward=grad_in_forward)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = fn(in0, in1)
+        by_hand = fn(in0.float(), in1.float())
+    assert value.dtype == torch.float32
+    assert torch.equal(value, by_hand)
+    assert_close(value, oracle(net)(in0.double(), in1.double()), (0, 0.05))
+    grads, grads_by_hand = (torch.autograd.grad(v.sum(), (in0, in1)) for v in (value, by_hand))
+    for grad, grad_by_hand, dtype in zip(grads, grads_by_hand, types):
+        assert grad.dtype == dtype
+        assert grad.isfinite().all()
+        assert torch.equal(grad, grad_by_hand)
+        assert grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("grad_in_forward", (False, True))
+def test_autocast_and_grad_scaler(make_ours, grad_in_forward):
+    in0, in1 = noise(2)
+    expected = gradients(make_ours("vgg"), in0, in1, (True, False))
+    fn = make_ours("vgg", grad_in_forward=grad_in_forward)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value, grads = gradients(fn, in0, in1, (True, False))
+    assert value.dtype == torch.float32
+    assert grads[0].dtype == torch.float32
+    assert_norms_close([value], [expected[0]], rtol=0.05)
+    assert_norms_close(grads, expected[1], rtol=0.5)  # a random trunk's gradient is that sensitive to bfloat16
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    pred = in0.clone().requires_grad_()
+    optimizer = torch.optim.SGD([pred], lr=1.0)
+    scaler.scale(fn(pred, in1).mean()).backward()
+    scaler.unscale_(optimizer)
+    plain = in0.clone().requires_grad_()
+    fn(plain, in1).mean().backward()
+    assert_norms_close([pred.grad], [plain.grad])
+
+
+@pytest.mark.parametrize("precision", ("float32", "tf32", "bfloat16", "float16"))
+@pytest.mark.parametrize("grad_in_forward", (False, True))
+def test_precision(make_ours, precision, grad_in_forward):
+    in0, in1 = noise(2)
+    expected = gradients(make_ours("alex"), in0, in1, (True, False))
+    fn = make_ours("alex", precision=precision, grad_in_forward=grad_in_forward)
+    value, grads = gradients(fn, in0, in1, (True, False))
+    assert value.dtype == grads[0].dtype == torch.float32
+    if precision in ("float32", "tf32") and not grad_in_forward:  # TF32 is CUDA's
+        assert torch.equal(value, expected[0])
+    assert_norms_close([value], [expected[0]], rtol=0.03)
+    if precision != "float16" or grad_in_forward:  # without, the gradient underflows unless the loss is scaled
+        assert F.cosine_similarity(grads[0].flatten(), expected[1][0].flatten(), dim=0) > 0.9
+    half = in0.bfloat16()
+    mixed, by_hand = (gradients(fn, x, in1, (True, True)) for x in (half, half.float()))
+    assert torch.equal(mixed[0], by_hand[0])
+    assert [grad.dtype for grad in mixed[1]] == [torch.bfloat16, torch.float32]
+    assert torch.equal(mixed[1][0], by_hand[1][0].bfloat16())
+    taps = fn.features(in0).taps
+    assert taps[0].dtype == {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float64))
+def test_float32_with_parameters_of_another_type(make_ours, dtype):
+    module, (in0, in1) = make_ours("squeeze", precision="float32"), pair(1, 40, 40)
+    assert_close(copy.deepcopy(module).to(dtype)(in0, in1), module(in0, in1).double(), (0, 0.02))
+
+
+def test_moved_to_another_type_and_back(make_ours):
+    module, in0, in1 = make_ours(), *pair(1, 31, 31)
+    expected = module(in0, in1)
+    assert module.double()(in0.double(), in1.double()).dtype == torch.float64
+    assert torch.equal(module.float()(in0, in1), expected)
