@@ -1,0 +1,37 @@
+// Vectors by the compiler's extension: plain operators work element by element, comparisons give lanes of all ones or
+// all zeros, and `lanes ? a : b` selects. Included inside the namespace of an instruction set.
+
+#define LPIPS_FAST_INLINE static inline __attribute__((always_inline))
+
+constexpr int kVectorBytes = LPIPS_FAST_VECTOR_BYTES;
+
+template <typename T, int kBytes = kVectorBytes>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kBytes)));
+};
+template <typename T>
+using Vec = typename VectorOf<T>::type;
+using FloatVec = Vec<float>;
+using IntVec = Vec<int32_t>;
+
+template <typename T>
+constexpr int64_t kLanes = kVectorBytes / sizeof(T);
+
+LPIPS_FAST_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+template <typename V>
+LPIPS_FAST_INLINE V load_bits(const void* from) {
+  V v;
+  __builtin_memcpy(&v, from, sizeof(V));
+  return v;
+}
+
+template <typename V>
+LPIPS_FAST_INLINE void store_bits(void* to, V v) {
+  __builtin_memcpy(to, &v, sizeof(V));
+}
+
+LPIPS_FAST_INLINE FloatVec load(const float* from) { return load_bits<FloatVec>(from); }
+LPIPS_FAST_INLINE Vec<double> load(const double* from) { return load_bits<Vec<double>>(from); }
+LPIPS_FAST_INLINE void store(float* to, FloatVec v) { store_bits(to, v); }
+LPIPS_FAST_INLINE void store(double* to, Vec<double> v) { store_bits(to, v); }

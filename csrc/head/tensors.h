@@ -1,0 +1,52 @@
+// What the head's operators on the CPU and in CUDA do with tensors.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <vector>
+
+namespace lpips_fast {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Tensors = std::vector<Tensor>;
+
+// Calls `function` with a value of the features' type, for which Half and BFloat16 are the 16-bit ones.
+template <typename Half, typename BFloat16, typename Function>
+void dispatch(const Tensors& feats, const Function& function) {
+  STD_TORCH_CHECK(!feats.empty(), "lpips_fast: the head needs at least one layer");
+  switch (feats[0].scalar_type()) {
+    case ScalarType::Float:
+      return function(float{});
+    case ScalarType::Double:
+      return function(double{});
+    case ScalarType::Half:
+      return function(Half{});
+    case ScalarType::BFloat16:
+      return function(BFloat16{});
+    default:
+      STD_TORCH_CHECK(false, "lpips_fast: features must be float64, float32, float16 or bfloat16");
+  }
+}
+
+// The type in which features are summed; math.h has it as Acc.
+inline ScalarType accumulation_type(const Tensor& feats) {
+  return feats.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline Tensor empty(std::vector<int64_t> sizes, ScalarType type, const Tensor& like) {
+  return torch::stable::new_empty(like, sizes, type);
+}
+
+// grad_like of lpips_fast/head/operators.py.
+inline Tensor grad_like(const Tensor& feats) {
+  const bool channels_last = feats.size(1) > 1 && feats.stride(1) == 1;
+  return torch::stable::empty(feats.sizes(), feats.scalar_type(), std::nullopt, feats.device(), std::nullopt,
+                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+}  // namespace lpips_fast

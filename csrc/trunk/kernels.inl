@@ -1,0 +1,21 @@
+// The kernels of kernels.h for one instruction set. The file of each set includes it, after it has set kRows and
+// kVectors, the block of sums that stays in registers.
+//
+// Instantiate no templates of the standard library here: the linker could keep the copy that is compiled for this
+// instruction set and give it to everyone.
+namespace lpips_fast::trunk::LPIPS_FAST_ISA {
+namespace {
+
+#include "common/vectors.inl"
+#include "trunk/vectors.inl"
+#include "trunk/signs.inl"
+#include "trunk/winograd.inl"
+#include "trunk/first_conv.inl"
+#include "trunk/relu_pool.inl"
+
+}  // namespace
+
+extern constexpr Kernels kKernels = {kRows,      transform_input, multiply,   transform_output,
+                                     first_conv, relu_pool_bwd,   pack_signs, mask_by_signs};
+
+}  // namespace lpips_fast::trunk::LPIPS_FAST_ISA

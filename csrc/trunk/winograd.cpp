@@ -1,0 +1,150 @@
+// A 3x3 convolution by Winograd's algorithm, from tile to tile.
+//
+// The tiles go through in blocks, and a block through three steps (winograd/transforms.inl): input transform, 36 matrix
+// products, output transform. Where there are blocks enough, each thread takes whole blocks and keeps its own V and M in its
+// cache. Where there are few tiles or the filters are large, all threads work on one block, step by step, and the
+// transformed filters pass through the cache once for all of them.
+#include "trunk/winograd.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "common/integers.h"
+#include "common/memory.h"
+#include "common/threads.h"
+#include "trunk/repeats.h"
+
+namespace lpips_fast::trunk {
+namespace {
+
+float maximum(float a, float b) { return a != a ? a : (a > b ? a : b); }  // a NaN stays, as in torch
+
+// How the tiles go through, from sizes and the number of threads alone.
+struct Plan {
+  int64_t block;  // tiles
+  bool shared;    // all threads on one block
+};
+
+Plan plan(int64_t tiles, int64_t cin, int64_t cout, int64_t rows, int64_t threads) {
+  // More tiles a block mean fewer passes of the filters, fewer tiles a V and M nearer to the processor: measured.
+  constexpr int64_t most_bytes = 20 << 20;
+  const int64_t bytes = kPoints * sizeof(float) * (cin + cout);
+  const int64_t own = round_up(std::clamp<int64_t>((cin + cout) * 3 / 16, 24, 96), rows);
+  if (threads == 1 || (ceil_div(tiles, own) >= 4 * threads && threads * own * bytes <= most_bytes))
+    return {std::min(own, tiles), false};
+  const int64_t blocks = ceil_div(tiles, std::max(most_bytes / bytes, rows));
+  return {std::min(round_up(ceil_div(tiles, blocks), rows), tiles), true};
+}
+
+// The tiles [0, tiles), or as many of p.chosen.
+void run_tiles(Conv& p, int64_t tiles) {
+  const Kernels& k = kernels();
+  p.ld_v = round_up(p.cin, kPanel), p.ld_m = round_up(p.cout, kPanel);
+  const int64_t patch = kPoints * p.ld_v, panels = p.ld_m / kPanel;
+  const int64_t threads = torch::stable::get_num_threads();
+  const auto [block, shared] = plan(tiles, p.ld_v, p.ld_m, k.rows, threads);
+  // A line more than a power of two from point to point, or all 36 would fall on the same lines of the cache.
+  p.point_v = block * p.ld_v + kPanel, p.point_m = block * p.ld_m + kPanel;
+  const int64_t size_v = kPoints * p.point_v, size_m = kPoints * p.point_m;
+
+  if (!shared) {
+    const int64_t each = size_v + size_m + patch;
+    const ScratchMemory<float> memory(threads * each);
+    for_each_job(ceil_div(tiles, block), [&, block = block](int64_t worker, int64_t job) {
+      float* const v = memory.data() + worker * each;
+      float* const m = v + size_v;
+      const int64_t begin = job * block, end = std::min(begin + block, tiles);
+      k.transform_input(p, begin, end, v, m + size_m);
+      for (int64_t point = 0; point < kPoints; ++point) k.multiply(p, point, end - begin, 0, panels, v, m);
+      k.transform_output(p, begin, end, m);
+    });
+    return;
+  }
+  const ScratchMemory<float> memory(size_v + size_m + threads * patch);
+  float* const v = memory.data();
+  float* const m = v + size_v;
+  float* const patches = m + size_m;
+  constexpr int64_t some_tiles = 4, some_panels = 8;
+  for (int64_t begin = 0; begin < tiles; begin += block) {
+    const int64_t count = std::min(block, tiles - begin);
+    for_each_job(ceil_div(count, some_tiles), [&](int64_t worker, int64_t job) {
+      const int64_t first = job * some_tiles, last = std::min(first + some_tiles, count);
+      k.transform_input(p, begin + first, begin + last, v + first * p.ld_v, patches + worker * patch);
+    });
+    const int64_t groups = ceil_div(panels, some_panels);
+    for_each_job(kPoints * groups, [&](int64_t, int64_t job) {
+      const int64_t first = job % groups * some_panels;
+      k.multiply(p, job / groups, count, first, std::min(first + some_panels, panels), v, m);
+    });
+    for_each_job(ceil_div(count, some_tiles), [&](int64_t, int64_t job) {
+      const int64_t first = job * some_tiles, last = std::min(first + some_tiles, count);
+      k.transform_output(p, begin + first, begin + last, m + first * p.ld_m);
+    });
+  }
+}
+
+void set_tiles(Conv& p) { p.tiles_h = ceil_div(p.h, kTile), p.tiles_w = ceil_div(p.w, kTile); }
+
+// Fills in the outputs that are copies: y, its signs, and the pool's windows that hold one.
+void copy_repeats(const Conv& p, const Repeats& repeats) {
+  const int64_t bytes = ceil_div(p.cout, 8), pairs = ceil_div(p.h, 2);
+  for_each_job(p.n * pairs, [&](int64_t, int64_t job) {
+    const int64_t n = job / pairs, top = job % pairs * 2;
+    if (!repeats.has_candidates(n)) return;
+    const int64_t image = n * p.h * p.w;
+    const auto y = [&](int64_t i) { return p.y + (image + i) * p.cout; };
+    const auto signs = [&](int64_t i) { return p.signs + (image + i) * bytes; };
+    std::vector<uint8_t> touched(p.w);  // the columns that hold a copy
+    for (int64_t i = top * p.w; i < std::min(top + 2, p.h) * p.w; ++i) {
+      const int64_t origin = repeats.origin(n, i);
+      if (i == origin) continue;
+      std::memcpy(y(i), y(origin), p.cout * sizeof(float));
+      if (p.signs) std::memcpy(signs(i), signs(origin), bytes);
+      touched[i % p.w] = 1;
+    }
+    if (!p.pooled || top + 1 == p.h) return;
+    for (int64_t col = 0; col + 1 < p.w; col += 2) {
+      if (!touched[col] && !touched[col + 1]) continue;
+      const float* const first = y(top * p.w + col);
+      const float* const below = first + p.w * p.cout;
+      float* const pooled = p.pooled + ((n * (p.h / 2) + top / 2) * (p.w / 2) + col / 2) * p.cout;
+      for (int64_t c = 0; c < p.cout; ++c) {
+        const float above = maximum(first[c], first[p.cout + c]);
+        pooled[c] = maximum(above, maximum(below[c], below[p.cout + c]));
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void run(Conv& p) {
+  set_tiles(p);
+  if (const int64_t tiles = p.n * p.tiles_h * p.tiles_w) run_tiles(p, tiles);
+}
+
+void run_with_repeats(Conv& p) {
+  set_tiles(p);
+  if (p.n == 0) return;
+  Repeats repeats(p, ceil_div(torch::stable::get_num_threads(), p.n));
+  const auto each = [&](int64_t count, int64_t at_once, void (Repeats::*step)(int64_t)) {
+    for_each_job(ceil_div(count, at_once), [&](int64_t, int64_t job) {
+      for (int64_t i = job * at_once; i < std::min((job + 1) * at_once, count); ++i) (repeats.*step)(i);
+    });
+  };
+  constexpr int64_t some_rows = 16;
+  each(repeats.padded_rows(), some_rows, &Repeats::make_keys);
+  each(repeats.rows(), some_rows, &Repeats::combine_keys);
+  each(repeats.parts(), 1, &Repeats::find_candidates);
+  if (!repeats.any_candidates()) return run(p);
+  each(repeats.padded_rows(), some_rows, &Repeats::hash_pixels);
+  each(repeats.rows_of_tiles(), some_rows / kTile, &Repeats::measure_tiles);
+  each(repeats.parts(), 1, &Repeats::find_origins);
+  const std::vector<int64_t> tiles = repeats.tiles();
+  p.chosen = tiles.data();
+  run_tiles(p, tiles.size());
+  copy_repeats(p, repeats);
+}
+
+}  // namespace lpips_fast::trunk
