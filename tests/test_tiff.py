@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from lpips_fast.cli.loading import gray_of
+from lpips_fast.cli.masks import gray_of
 from lpips_fast.images import alpha_of, load_image, open_image
 
 SHAPE = (33, 50)  # rows and columns: the last strip and the last tile are cut short

@@ -9,7 +9,21 @@ from typing import Annotated
 
 import typer
 
-from lpips_fast.cli.commands import bapps, bench, convert, demo, dirs, evaluate, map, matrix, pair, search, train, video
+from lpips_fast.cli.commands import (
+    bapps,
+    bench,
+    convert,
+    demo,
+    dirs,
+    evaluate,
+    index,
+    map,
+    matrix,
+    pair,
+    search,
+    train,
+    video,
+)
 
 app = typer.Typer(
     name="lpips-fast",
@@ -22,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (pair, dirs, matrix, map, search, video, bapps, train, evaluate, convert, bench, demo):
+for command in (pair, dirs, matrix, map, index, search, video, bapps, train, evaluate, convert, bench, demo):
     command.register(app)
 
 

@@ -1,12 +1,19 @@
-"""Distance maps as pictures, alone or beside the images that they compare."""
+"""Pictures of distances: maps beside the images that they compare, heat maps, curves.
+
+Heat maps and curves need matplotlib (`pip install "lpips-fast[plot]"`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from lpips_fast._files import replacing
+from lpips_fast.cli.errors import UsageError
 
 # Nine evenly spaced colours of magma (Smith and van der Walt, CC0): dark for 0, lighter the larger, to grayscale alike.
 _MAGMA = (
@@ -22,6 +29,7 @@ _MAGMA = (
 )
 _GAP = 8
 _MIN_WIDTH = 224  # of the widest image, for captions to be legible
+_MOST_LABELS = 50  # at a side of a heat map
 
 
 class Panel(NamedTuple):
@@ -62,11 +70,6 @@ def arrange(rows: Sequence[Sequence[Panel]]) -> Image.Image:
     return canvas
 
 
-def one_line(text: str) -> str:
-    """The text with escapes for what cannot be drawn: line breaks, and bytes of a file's name that are no UTF-8."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def _fit(draw: ImageDraw.ImageDraw, text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
     """The text, cut at its end so that it is at most `width` wide."""
     if draw.textlength(text, font) <= width:
@@ -74,3 +77,75 @@ def _fit(draw: ImageDraw.ImageDraw, text: str, width: int, font: ImageFont.Image
     while text and draw.textlength(text + "\N{HORIZONTAL ELLIPSIS}", font) > width:
         text = text[:-1]
     return text + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def check_picture(path: Path) -> None:
+    """Refuses, before the work, a file whose suffix names no format for pictures."""
+    formats = Image.registered_extensions()
+    if formats.get(path.suffix.lower()) not in Image.SAVE:
+        raise UsageError(f"{path}: no format for pictures has the suffix {path.suffix!r}; use .png")
+
+
+def save_picture(path: Path, picture: Image.Image) -> None:
+    with replacing(path) as temporary:
+        picture.save(temporary)
+
+
+def check_plot(path: Path | None, option: str) -> None:
+    """Refuses, before the work, what could not be drawn at its end."""
+    if path is None:
+        return
+    figure = _empty_figure((1, 1), option)
+    if path.suffix.lower().lstrip(".") not in figure.canvas.get_supported_filetypes():
+        raise UsageError(f"{option} {path}: no format for plots has the suffix {path.suffix!r}; use .png or .svg")
+
+
+def save_heatmap(path: Path, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str) -> None:
+    """A matrix of distances as colours; names at its sides where they are few."""
+    side = min(16.0, 4 + 0.2 * max(values.shape))
+    figure = _empty_figure((side + 1, side), "")
+    axes = figure.add_subplot()
+    image = axes.imshow(values, cmap="magma", vmin=0, interpolation="nearest", aspect="auto")
+    figure.colorbar(image, label="LPIPS")
+    for axis, names, turned in ((axes.yaxis, rows, 0), (axes.xaxis, columns, 90)):
+        if len(names) <= _MOST_LABELS:
+            axis.set_ticks(range(len(names)), [_plain(name) for name in names], rotation=turned, fontsize=7)
+    axes.set_title(_plain(title))
+    _save(figure, path)
+
+
+def save_curve(path: Path, x: Sequence[float], y: Sequence[float], x_label: str, title: str) -> None:
+    """Distances over time, with their mean."""
+    figure = _empty_figure((10, 4), "")
+    axes = figure.add_subplot()
+    axes.plot(x, y, linewidth=1)
+    axes.axhline(float(np.nanmean(y)), color="gray", linestyle="--", linewidth=1, label=f"mean {np.nanmean(y):.4f}")
+    axes.set(xlabel=x_label, ylabel="LPIPS", title=_plain(title))
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    _save(figure, path)
+
+
+def _empty_figure(size: tuple[float, float], option: str) -> Any:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UsageError(f'{option} needs matplotlib: pip install "lpips-fast[plot]"') from error
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def _plain(text: str) -> str:
+    return one_line(text).replace("$", r"\$")  # no formulas in file names
+
+
+def one_line(text: str) -> str:
+    """The text with escapes for what cannot be drawn: line breaks, and bytes of a file's name that are no UTF-8."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

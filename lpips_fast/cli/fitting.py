@@ -1,14 +1,13 @@
-"""How the images of a pair come to one size, and which of their pixels count: options of several commands."""
+"""--resize, --crop and --crop-border: how the images of a pair, and their mask, come to one size."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lpips_fast.cli.options import ReadError, UsageError
+from lpips_fast.cli.errors import ReadError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,29 +22,6 @@ Crop = Annotated[
 CropBorder = Annotated[
     int,
     typer.Option(min=0, help="Leave out this many pixels at each of the four sides, as is usual in super-resolution."),
-]
-
-ALPHA: Final = "alpha"
-MaskSource = Path | Literal["alpha"] | None  # where the mask of an image is
-
-
-def parse_mask(text: str) -> str:
-    """The text of --mask: ALPHA as it is, else a path, which for a folder of that name is ./alpha."""
-    path = str(Path(text))
-    return f"./{path}" if path == ALPHA and text != ALPHA else path
-
-
-def mask_option(help: str) -> Any:
-    """--mask, of which the commands get the text from `parse_mask`."""
-    return typer.Option(parser=parse_mask, metavar="PATH|alpha", help=help)
-
-
-Mask = Annotated[
-    str | None,
-    mask_option(
-        "The weights of pixels in the mean, white 1, black 0: an image, a folder of images named as A's, or alpha, "
-        "which is A's alpha channel (./alpha is a folder of that name)."
-    ),
 ]
 
 

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lpips_fast.cli.fitting import ALPHA, MaskSource
-from lpips_fast.cli.options import ReadError, UsageError
+from lpips_fast.cli.errors import ReadError, UsageError
 
 
 def list_folder(folder: Path) -> list[Path]:
@@ -63,8 +62,8 @@ def match(paths_a: Sequence[Path], paths_b: Sequence[Path], pattern: str = "{nam
     wanted = {a: Path(f"{named_by(pattern, a)}{a.suffix}") for a in paths_a}
     found = {a: wanted[a] for a in paths_a if wanted[a] in in_b}
     taken = set(found.values())
-    stems_a = _by_stem({a: wanted[a] for a in paths_a if a not in found})
-    stems_b = _by_stem({b: b for b in paths_b if b not in taken})
+    stems_a = without_suffix({a: wanted[a] for a in paths_a if a not in found})
+    stems_b = without_suffix({b: b for b in paths_b if b not in taken})
     for stem, members in stems_a.items():
         if len(members) == len(stems_b.get(stem, ())) == 1:
             found[members[0]] = stems_b[stem][0]
@@ -81,49 +80,9 @@ def named_by(pattern: str, a: Path) -> Path:
     return a.parent / pattern.replace("{name}", a.stem)
 
 
-def _by_stem(names: Mapping[Path, Path]) -> dict[Path, list[Path]]:
+def without_suffix(names: Mapping[Path, Path]) -> dict[Path, list[Path]]:
     """Paths grouped by their names without suffix."""
     groups: dict[Path, list[Path]] = defaultdict(list)
     for path, name in names.items():
         groups[name.with_suffix("")].append(path)
     return groups
-
-
-def find_masks(mask: str | None, names: Sequence[Path]) -> list[MaskSource]:
-    """What --mask gives each image, named by its path in folder A: a mask's path, ALPHA or None.
-
-    In a folder a mask is an image's by its name, or by its name without suffix where only one has that. An image
-    without one gets the path that its mask should have, with the suffix .*, where no file is.
-
-    Raises:
-        UsageError: it is a folder without images, or none is an image's.
-        ReadError: it is one mask for all, and cannot be read.
-    """
-    if mask is None:
-        return [None] * len(names)
-    if mask == ALPHA:
-        return [ALPHA] * len(names)
-    path = Path(mask)
-    if path.is_dir():
-        try:
-            masks = list_folder(path)
-        except UsageError as error:
-            raise UsageError(f"--mask {error}") from error
-        of_masks, by_stem = set(masks), _by_stem({m: m for m in masks})
-        found: dict[Path, Path] = {}
-        for name in names:
-            candidates = [name] if name in of_masks else by_stem.get(name.with_suffix(""), [])
-            if len(candidates) == 1:
-                found[name] = candidates[0]
-        if not found:
-            raise UsageError(f"--mask {mask} has no mask, or more than one, named as an image in A, e.g. {names[0]}")
-        return [path / found.get(name, name.with_suffix(".*")) for name in names]
-    from lpips_fast.cli.loading import gray_of
-    from lpips_fast.images import open_image
-
-    try:
-        with open_image(path) as image:
-            gray_of(image)
-    except OSError as error:
-        raise ReadError(f"--mask: {error}") from error
-    return [path] * len(names)

@@ -18,9 +18,8 @@ from typing import Any
 
 from lpips_fast._files import replaceable
 from lpips_fast.cli import output
-from lpips_fast.cli.options import UsageError
-
-Row = dict[str, Any]
+from lpips_fast.cli.errors import UsageError
+from lpips_fast.cli.results import Row
 
 # What reading a damaged file may raise.
 _DAMAGE = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError, csv_module.Error)

@@ -13,13 +13,18 @@ from torch import Tensor
 
 from lpips_fast._checks import some
 from lpips_fast.checkpoints import Checkpoint, load_any
-from lpips_fast.cli import shards
-from lpips_fast.cli.loading import Pair, by_size
-from lpips_fast.cli.options import ReadError, Settings, UsageError
+from lpips_fast.cli import processes
+from lpips_fast.cli.errors import ReadError, UsageError
+from lpips_fast.cli.reading import Pair
+from lpips_fast.cli.settings import Settings
 from lpips_fast.lpips import LPIPS
 from lpips_fast.pairwise import embed
 from lpips_fast.trunk.nets import ALIASES
 from lpips_fast.weights.formats import SeveralError
+
+# Decoded images go through the network once they hold this many pixels, 16 of 512 x 512, even where a batch could take
+# more.
+_PIXELS_AT_ONCE = 1 << 22
 
 
 def make_lpips(settings: Settings, **options: Any) -> LPIPS:
@@ -101,21 +106,21 @@ class Model:
         """
         outcomes: dict[int, float | str] = {}
 
-        def readable() -> Iterator[tuple[int, Pair, np.ndarray]]:
+        def readable() -> Iterator[tuple[int, Pair]]:
             for i, pair in pairs:
                 if isinstance(pair, str):
                     why = pair
                 elif small := self.too_small(*pair.image0.shape[:2]):
                     why = small
                 else:
-                    yield i, pair, pair.image0
+                    yield i, pair
                     continue
                 if self.settings.strict:
                     raise ReadError(why)
                 outcomes[i] = " ".join(why.split())
 
-        for batch in by_size(readable()):
-            indices, of_one_size, _ = zip(*batch, strict=True)
+        for batch in _by_size(readable()):
+            indices, of_one_size = zip(*batch, strict=True)
             for i, value in zip(indices, self.distances(of_one_size), strict=True):
                 outcomes[i] = value if math.isfinite(value) else "the distance is not finite"
         return outcomes
@@ -162,10 +167,24 @@ def find_device(name: str) -> torch.device:
     if name == "auto":
         if not torch.cuda.is_available():
             return torch.device("cpu")
-        name = f"cuda:{shards.local_rank()}" if shards.count() > 1 else "cuda"
+        name = f"cuda:{processes.local_rank()}" if processes.count() > 1 else "cuda"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {name}: {str(error).splitlines()[0]}") from error
     return device
+
+
+def _by_size(pairs: Iterable[tuple[int, Pair]]) -> Iterator[list[tuple[int, Pair]]]:
+    """Groups numbered pairs by the size of their images; holds back a bounded number of pixels."""
+    groups: dict[tuple[int, ...], list[tuple[int, Pair]]] = {}
+    pixels = 0
+    for number, pair in pairs:
+        shape = pair.image0.shape
+        groups.setdefault(shape, []).append((number, pair))
+        pixels += shape[0] * shape[1]
+        if pixels >= _PIXELS_AT_ONCE:
+            yield from groups.values()
+            groups, pixels = {}, 0
+    yield from groups.values()

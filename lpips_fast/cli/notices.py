@@ -10,9 +10,9 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from lpips_fast.cli import output, shards
-from lpips_fast.cli.loading import Pair, Pictures, Stretched
-from lpips_fast.cli.options import Reading
+from lpips_fast.cli import output, processes
+from lpips_fast.cli.reading import Pair, ReadPair, Stretched
+from lpips_fast.cli.settings import Reading
 from lpips_fast.images import Picture
 
 Name = Path | str
@@ -105,7 +105,7 @@ class Notices:
         self._note_values(name, image)
         return image.pixels
 
-    def pair(self, names: tuple[Name, Name], read: Pictures) -> Pair:
+    def pair(self, names: tuple[Name, Name], read: ReadPair) -> Pair:
         """The pixels of two images that are compared with each other, and their mask."""
         for name, image in zip(names, (read.image0, read.image1), strict=True):
             if read.image0.transparent != read.image1.transparent:
@@ -119,7 +119,7 @@ class Notices:
             self._found.other_mask |= not full
         return read.pair()
 
-    def pairs(self, names: Iterable[tuple[Name, Name]], pairs: Iterable[Pictures | str]) -> Iterator[Pair | str]:
+    def pairs(self, names: Iterable[tuple[Name, Name]], pairs: Iterable[ReadPair | str]) -> Iterator[Pair | str]:
         """The pixels of pairs as they are read; strings, which say why there is none, as they are."""
         for of_pair, read in zip(names, pairs, strict=True):
             yield read if isinstance(read, str) else self.pair(of_pair, read)
@@ -147,7 +147,7 @@ class Notices:
             remedy: where transparent pixels should show something else.
         """
         found = _Found()
-        for of_each_process in shards.gathered([self._found], shards.count()):
+        for of_each_process in processes.gathered([self._found], processes.count()):
             for of_process in of_each_process:
                 found.add(of_process)
         if found.transparent and found.opaque and self._reading.background is None:  # else it was chosen

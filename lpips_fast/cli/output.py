@@ -7,28 +7,16 @@ import csv as csv_module
 import json as json_module
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
 import typer
 
-from lpips_fast._files import replaceable, replacing, sha256_of
-from lpips_fast.cli import shards
-from lpips_fast.cli.options import OUTPUT_PANEL, Reading, Settings, UsageError
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-Json = Annotated[
-    Path | None,
-    typer.Option(help="Write results as JSON to this file; - for stdout.", rich_help_panel=OUTPUT_PANEL),
-]
-Csv = Annotated[
-    Path | None,
-    typer.Option(help="Write results as CSV to this file; - for stdout.", rich_help_panel=OUTPUT_PANEL),
-]
+from lpips_fast._files import replaceable, replacing
+from lpips_fast.cli import processes
+from lpips_fast.cli.errors import READ_ERRORS, UsageError
 
 STDOUT = Path("-")
 
@@ -76,29 +64,6 @@ def _remove(lock: Path) -> None:
         lock.unlink()
 
 
-def describe(settings: Settings, reading: Reading | None = None) -> dict[str, Any]:
-    """The settings on which the numbers depend, with those of reading image files where a command has them."""
-    files = {"weights": settings.weights, "trunk_weights": settings.trunk_weights}
-    return {
-        "net": "vgg" if settings.net == "vgg16" else settings.net,
-        "version": settings.version,
-        **{name: None if path is None else str(path) for name, path in files.items()},
-        **{f"{name}_sha256": _sha256(path) for name, path in files.items() if path is not None},
-        "normalize": settings.normalize,
-        "precision": settings.precision,
-        **({} if reading is None else reading.described()),
-    }
-
-
-def _sha256(path: Path) -> str:
-    if not path.is_file():  # to open a pipe would be to wait for it
-        raise UsageError(f"no weights file {path}")
-    try:
-        return sha256_of(path)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read as a weights file: {error}") from error
-
-
 def write_text(path: Path, text: str) -> None:
     if path == STDOUT:
         sys.stdout.write(text)
@@ -135,20 +100,6 @@ class _Lines(list[str]):
         self.append(row.removesuffix("\r\n") + "\n")
 
 
-def check_picture(path: Path) -> None:
-    """Refuses, before the work, a file whose suffix names no format for pictures."""
-    from PIL import Image
-
-    formats = Image.registered_extensions()
-    if formats.get(path.suffix.lower()) not in Image.SAVE:
-        raise UsageError(f"{path}: no format for pictures has the suffix {path.suffix!r}; use .png")
-
-
-def save_picture(path: Path, picture: Image.Image) -> None:
-    with replacing(path) as temporary:
-        picture.save(temporary)
-
-
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -161,14 +112,24 @@ def _finite(value: Any) -> Any:
 
 def warn(message: str) -> None:
     """A line on stderr, from one process of many."""
-    if shards.rank() == 0:
+    if processes.rank() == 0:
         print(f"lpips-fast: {message}", file=sys.stderr, flush=True)
+
+
+def end(reasons: Iterable[str]) -> None:
+    """Ends a command: names what could not be read or compared, with exit status 1 if there is anything."""
+    failed = False
+    for why in reasons:
+        warn(why)
+        failed = True
+    if failed:
+        raise typer.Exit(READ_ERRORS)
 
 
 @contextmanager
 def progress(total: int | None, label: str) -> Iterator[Any]:
     """A progress bar on stderr where that is a terminal; yields a function that advances it."""
-    if not sys.stderr.isatty() or shards.rank() != 0:
+    if not sys.stderr.isatty() or processes.rank() != 0:
         yield lambda steps=1: None
         return
     from rich import progress as bar

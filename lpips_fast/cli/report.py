@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from lpips_fast.cli.drawing import colorize, one_line
+from lpips_fast.cli.results import FilePair
 
 Loaded = TypeVar("Loaded", bound=tuple[Any, ...])
 
@@ -30,18 +31,10 @@ _THUMBNAIL = (8, 8)
 _NEARLY_EQUAL = 0.5  # mean squared difference of two thumbnails, relative to their variance
 
 
-class Pair(NamedTuple):
-    """Two image files, and their common name."""
-
-    name: str
-    a: str
-    b: str
-
-
 class Example(NamedTuple):
     """A pair to look at: both images, uint8 [h, w, 3], and the map of their distance, [h, w], as small pictures."""
 
-    pair: Pair
+    pair: FilePair
     distance: float
     image0: np.ndarray
     image1: np.ndarray
@@ -49,8 +42,8 @@ class Example(NamedTuple):
 
 
 def choose_examples(
-    distances: Sequence[tuple[Pair, float]],
-    load: Callable[[Pair], Loaded | None],
+    distances: Sequence[tuple[FilePair, float]],
+    load: Callable[[FilePair], Loaded | None],
     distance_map: Callable[[Loaded], np.ndarray],
 ) -> dict[str, list[Example]]:
     """Pairs to look at, under the headings of their groups.
@@ -88,8 +81,8 @@ def report_page(
     folders: tuple[str, str],
     settings: Mapping[str, Any],
     summary: Mapping[str, Any],
-    distances: Sequence[tuple[Pair, float]],
-    errors: Sequence[tuple[Pair, str]],
+    distances: Sequence[tuple[FilePair, float]],
+    errors: Sequence[tuple[FilePair, str]],
     unmatched: tuple[Sequence[str], Sequence[str]],
     examples: Mapping[str, Sequence[Example]],
     place: Path | None,
@@ -142,15 +135,15 @@ def report_page(
     )
 
 
-def _ranked(distances: Iterable[tuple[Pair, float]]) -> list[tuple[Pair, float]]:
+def _ranked(distances: Iterable[tuple[FilePair, float]]) -> list[tuple[FilePair, float]]:
     return sorted(distances, key=lambda pair: -pair[1])
 
 
 def _distinct(
-    candidates: Iterable[tuple[Pair, float]],
-    load: Callable[[Pair], Loaded | None],
+    candidates: Iterable[tuple[FilePair, float]],
+    load: Callable[[FilePair], Loaded | None],
     most: int,
-) -> Iterator[tuple[Pair, float, Loaded]]:
+) -> Iterator[tuple[FilePair, float, Loaded]]:
     """The first `most` candidates, as `load` gives them, no two of which have nearly equal images A."""
     seen: list[np.ndarray] = []
     for pair, distance in candidates:
@@ -203,7 +196,7 @@ def _row(*cells: str) -> str:
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n"
 
 
-def _links(pair: Pair, place: Path | None) -> str:
+def _links(pair: FilePair, place: Path | None) -> str:
     return f"{_link('A', pair.a, place)} {_link('B', pair.b, place)}"
 
 

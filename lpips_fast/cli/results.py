@@ -5,9 +5,17 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from lpips_fast.cli.journal import Row
+Row = dict[str, Any]  # a result, by the names of its columns
+
+
+class FilePair(NamedTuple):
+    """Two image files, and their common name."""
+
+    name: str
+    a: str
+    b: str
 
 
 def summarize(values: Iterable[float], errors: int) -> dict[str, Any]:
@@ -34,7 +42,7 @@ def summarize(values: Iterable[float], errors: int) -> dict[str, Any]:
 class Results:
     """Of each pair its distance or why there is none: 8 bytes a pair, however long the run."""
 
-    def __init__(self, pairs: Sequence[tuple[str, str, str]]) -> None:
+    def __init__(self, pairs: Sequence[FilePair]) -> None:
         self.pairs = pairs
         self.values = array("d", [math.nan]) * len(pairs)
         self.errors: dict[int, str] = {}

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lpips_fast.cli.loading import Images, read_ahead
+from lpips_fast.cli.errors import ReadError, UsageError
 from lpips_fast.cli.model import Model
 from lpips_fast.cli.notices import Notices
-from lpips_fast.cli.options import ReadError, Reading, UsageError
+from lpips_fast.cli.reading import Images, read_ahead
+from lpips_fast.cli.settings import Reading
 from lpips_fast.pairwise import squared_distances
 
 _HELD_BYTES = 2**30

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lpips_fast.cli import decoding
-from lpips_fast.cli.frames import open_frames
-from lpips_fast.cli.options import ReadError, UsageError, VideoReading
+from lpips_fast.cli.errors import ReadError, UsageError
+from lpips_fast.cli.settings import VideoReading
+from lpips_fast.cli.video import coding, decoding
+from lpips_fast.cli.video.frames import open_frames
 
 av = pytest.importorskip("av", reason="video files need PyAV")
 
@@ -178,7 +179,7 @@ def test_gray_is_exact(tmp_path, monkeypatch, form, bits, color_range):
     found = []
     if form.startswith("ya16"):  # which no codec takes here but PNG, which tags it as full
         frame.color_range = color_range
-        monkeypatch.setattr(decoding, "_raw_frames", lambda *_: iter([decoding._RawFrame(frame, frame, False)]))
+        monkeypatch.setattr(decoding, "_raw_frames", lambda *_: iter([decoding.RawFrame(frame, frame, False)]))
         save(tmp_path / "a.mkv", [rgb_frames(picture())[0].reformat(format="bgr0")])
     else:
         save(tmp_path / "a.mkv", [frame], color_range=color_range)
@@ -210,7 +211,7 @@ def test_gray_and_yuv_of_one_luma(call, trunk, tmp_path, codec, options):
 @pytest.mark.parametrize("form", ["monob", "monow", "pal8", "rgb24", "gbrp10le"])
 def test_what_is_always_of_full_range(form):
     """Whatever its tag says."""
-    assert decoding._range(av.VideoFormat(form, 64, 48), 1) == ("full", None)
+    assert coding._range(av.VideoFormat(form, 64, 48), 1) == ("full", None)
 
 
 @pytest.mark.parametrize("form, bits", [("rgb555le", (5, 5, 5)), ("rgb565le", (5, 6, 5))])
@@ -445,12 +446,12 @@ SDR_TRANSFERS = [
 def test_what_is_told_of_colors(tmp_path, tagged, what, near, far):
     """Encoders tag one picture as sRGB, BT.709, BT.601 or nothing; wide gamuts and HDR are other colours."""
     tagged("a.mkv", colorspace=1)
-    _, coding = read(tmp_path / "a.mkv")
+    _, found = read(tmp_path / "a.mkv")
 
     def told(a: str, b: str) -> list[str]:
-        return decoding.remarks(["a", "b"], [coding._replace(**{what: a}), coding._replace(**{what: b})])
+        return coding.remarks(["a", "b"], [found._replace(**{what: a}), found._replace(**{what: b})])
 
-    names = decoding._PRIMARIES if what == "primaries" else decoding._TRANSFERS
+    names = coding._PRIMARIES if what == "primaries" else coding._TRANSFERS
     assert {*near, *far} == set(names.values())
     for a in names.values():
         for b in names.values():

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import lpips_fast
+from lpips_fast.cli.errors import ReadError, UsageError
 from lpips_fast.cli.fitting import Fit, same_shape
-from lpips_fast.cli.options import ReadError, UsageError
 from lpips_fast.images import resize_image
 from tests.support.image_files import save_noise
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lpips_fast.cli.fitting import ALPHA, parse_mask
-from lpips_fast.cli.folders import find_masks, match
-from lpips_fast.cli.options import ReadError, UsageError
+from lpips_fast.cli.errors import ReadError, UsageError
+from lpips_fast.cli.folders import match
+from lpips_fast.cli.masks import ALPHA, find_masks, parse_mask
 from tests.support.image_files import save_noise
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from lpips_fast.cli import output
-from lpips_fast.cli.loading import Pictures, Stretched
 from lpips_fast.cli.notices import FrameName, Notices
-from lpips_fast.cli.options import VideoReading
+from lpips_fast.cli.reading import ReadPair, Stretched
+from lpips_fast.cli.settings import VideoReading
 from lpips_fast.images import Picture
 
 PIXELS = np.zeros((2, 3, 3), np.uint8)
@@ -30,7 +30,7 @@ def noted(frames: list[tuple[int, int]]) -> Notices:
     for number_a, number_b in frames:
         a, b = FrameName(Path("a.mov"), number_a), FrameName(Path("b.mov"), number_b)
         images = Picture(PIXELS, True, None), Picture(PIXELS, False, (9 + number_b, 99 + number_b))
-        notices.pair((a, b), Pictures(*images, stretched=[Stretched(b, (number_b, 1), (3, 2))]))
+        notices.pair((a, b), ReadPair(*images, stretched=[Stretched(b, (number_b, 1), (3, 2))]))
     return notices
 
 

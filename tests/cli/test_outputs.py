@@ -11,7 +11,10 @@ import pytest
 import typer
 
 from lpips_fast._files import replacing
-from lpips_fast.cli import options, output
+from lpips_fast.cli import errors, output
+from lpips_fast.cli.command import exit_status
+from lpips_fast.cli.errors import UsageError
+from lpips_fast.cli.options import parse_size
 from tests.support.commands import TIMEOUT, command, environment
 from tests.support.image_files import save_noise
 
@@ -98,7 +101,7 @@ def test_csv_in_the_place_of_the_journal(mistake, tmp_path, trunk):
 def test_the_lock_goes_with_the_run(tmp_path):
     files = {"--csv": tmp_path / "x.csv"}
     with output.claiming(files):
-        with pytest.raises(options.UsageError, match="another run is writing it"), output.claiming(files):
+        with pytest.raises(UsageError, match="another run is writing it"), output.claiming(files):
             pass
         assert len(list(tmp_path.iterdir())) == 1
     (tmp_path / ".x.csv.lock").touch()  # as a process that was killed leaves it
@@ -116,18 +119,18 @@ def test_names_in_csv(tmp_path, name):
 
 
 def test_no_room(capsys):
-    with pytest.raises(typer.Exit) as ended, options.ending():
+    with pytest.raises(typer.Exit) as ended, exit_status():
         raise MemoryError("Unable to allocate 28 GiB")
-    assert ended.value.exit_code == options.FAILED
+    assert ended.value.exit_code == errors.FAILED
     assert "error: Unable to allocate 28 GiB" in capsys.readouterr().err
-    with pytest.raises(typer.Exit), options.ending():
+    with pytest.raises(typer.Exit), exit_status():
         raise MemoryError
     assert "error: MemoryError" in capsys.readouterr().err
 
 
 def test_sizes_that_no_image_has(mistake):
     assert "--size must be WIDTHxHEIGHT" in mistake("matrix", ".", "--size", "64x99999999999999999999")
-    assert options.parse_size("100000x100000") == (100000, 100000)
+    assert parse_size("100000x100000") == (100000, 100000)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 from PIL import ExifTags, Image
 
 import lpips_fast
-from lpips_fast.cli import loading
+from lpips_fast.cli import reading
 from lpips_fast.images import resize_image
 from lpips_fast.weights.published import linear_state_dict
 from tests.support.image_files import save_noise, soft_disc
@@ -115,7 +115,7 @@ def test_mistakes(mistake, trunk, fn, tmp_path):
 def test_images_of_other_sizes_are_not_decoded(mistake, monkeypatch, trunk, tmp_path):
     save_noise(tmp_path / "a.png", 0)
     save_noise(tmp_path / "wide.png", 1, width=50)
-    monkeypatch.setattr(loading, "read_image", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(reading, "read_image", lambda *_: pytest.fail("decoded"))
     assert "sizes differ" in mistake("pair", "a.png", "wide.png", *trunk, status=1)
 
 

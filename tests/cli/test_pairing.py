@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lpips_fast.cli.decoding import Frame
-from lpips_fast.cli.options import ReadError
-from lpips_fast.cli.pairing import Pairing, Stream
+from lpips_fast.cli.errors import ReadError
+from lpips_fast.cli.video.decoding import Frame
+from lpips_fast.cli.video.pairing import Pairing, Stream
 from tests.support.image_files import soft_disc
 
 
@@ -387,7 +387,7 @@ def test_resuming(call, mistake, trunk, tmp_path):
 
 def test_the_plot_says_how(call, trunk, tmp_path, monkeypatch):
     titles = []
-    monkeypatch.setattr("lpips_fast.cli.plots.save_curve", lambda *arguments: titles.append(arguments[-1]))
+    monkeypatch.setattr("lpips_fast.cli.drawing.save_curve", lambda *arguments: titles.append(arguments[-1]))
     save_video(tmp_path / "a.mkv", range(4))
     for by in ("time", "index"):
         call("video", "a.mkv", "a.mkv", "--pair-by", by, "--plot", "out.png", *trunk)

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lpips_fast.cli.report import Example, Pair, choose_examples, report_page
+from lpips_fast.cli.report import Example, choose_examples, report_page
+from lpips_fast.cli.results import FilePair
 from tests.support.image_files import save_noise
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -82,9 +83,9 @@ def evaluate(browser, tmp_path):
     return evaluate
 
 
-def paired(*distances: float, names: tuple[str, ...] = ()) -> list[tuple[Pair, float]]:
+def paired(*distances: float, names: tuple[str, ...] = ()) -> list[tuple[FilePair, float]]:
     names = names or tuple(f"{i}.png" for i in range(len(distances)))
-    return [(Pair(name, f"a/{name}", f"b/{name}"), d) for name, d in zip(names, distances, strict=True)]
+    return [(FilePair(name, f"a/{name}", f"b/{name}"), d) for name, d in zip(names, distances, strict=True)]
 
 
 def page_of(distances, examples=None, errors=(), place: Path | None = Path(), unmatched=((), ())) -> str:
@@ -98,7 +99,7 @@ def noise(seed: int, height: int = 8, width: int = 8) -> np.ndarray:
 
 def example(name: str = "0.png", height: int = 32, width: int = 32) -> Example:
     image = noise(0, height, width)
-    return Example(Pair(name, f"a/{name}", f"b/{name}"), 0.5, image, image, np.ones((height, width), np.float32))
+    return Example(FilePair(name, f"a/{name}", f"b/{name}"), 0.5, image, image, np.ones((height, width), np.float32))
 
 
 def test_report_of_dirs_in_a_browser(call, browser, evaluate, trunk, tmp_path):
@@ -163,8 +164,8 @@ class Tags(HTMLParser):
 
 @pytest.mark.parametrize("place", ["/x/reports", "/x/a", "/", None])
 def test_no_name_leaves_its_place_in_the_page(place):
-    distances = [(Pair(name, f"/x/a/{name}", f"/x/b/{name}"), 0.5) for name in NAMES]
-    plain = [(Pair("n.png", "/x/a/n.png", "/x/b/n.png"), 0.5) for _ in NAMES]
+    distances = [(FilePair(name, f"/x/a/{name}", f"/x/b/{name}"), 0.5) for name in NAMES]
+    plain = [(FilePair("n.png", "/x/a/n.png", "/x/b/n.png"), 0.5) for _ in NAMES]
     pages = []
     for pairs in (distances, plain):
         shown = {"Largest distances": [example()._replace(pair=pair) for pair, _ in pairs]}
@@ -189,7 +190,7 @@ def test_folders_are_named_as_they_are():
 
 def test_pictures_name_what_differs_in_their_paths():
     pairs = (("/d/run1/out/1.png", "/d/run2/out/1.png"), ("a/1.png", "b/1.jpg"), ("x/a/1.png", "x/1.png"), ("x", "x"))
-    figures = [example()._replace(pair=Pair("1", *files)) for files in pairs]
+    figures = [example()._replace(pair=FilePair("1", *files)) for files in pairs]
     parts = re.findall("<small>(.*?)</small>", page_of(paired(0.5), {"Largest distances": figures}))
     assert parts == ["run1", "run2", "a/1.png", "b/1.jpg", "a/1.png", "1.png", "x", "x"]
 
@@ -281,7 +282,7 @@ def test_layout(evaluate, width):
 
 @pytest.mark.parametrize("scheme, dark", [(DARK, True), (LIGHT, False)])
 def test_contrast(evaluate, scheme, dark):
-    page = page_of(paired(0.5, 0.25), {"Largest distances": [example()]}, [(Pair("x", "a/x", "b/x"), "broken")])
+    page = page_of(paired(0.5, 0.25), {"Largest distances": [example()]}, [(FilePair("x", "a/x", "b/x"), "broken")])
     colors = evaluate(
         page,
         "['rect', '.axis', 'text', 'h1', 'figcaption', 'small', 'th', 'td', 'td a', 'button', '.scale']"
@@ -360,7 +361,9 @@ def test_the_histogram_labels_its_counts():
 
 def test_images_without_a_counterpart_are_listed():
     """With a link to the one file that there is."""
-    page = page_of([], errors=[(Pair("x", "a/x", "b/x"), "broken")], unmatched=(["1.png", "sub/<2>.png"], ["3.png"]))
+    page = page_of(
+        [], errors=[(FilePair("x", "a/x", "b/x"), "broken")], unmatched=(["1.png", "sub/<2>.png"], ["3.png"])
+    )
     assert "Not compared (4)" in page
     rows = re.findall("<td>(<a.*?)</td><td>(.*?)</td><td>(.*?)</td>", page)
     assert rows[1:] == [

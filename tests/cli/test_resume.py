@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lpips_fast.cli.errors import UsageError
 from lpips_fast.cli.journal import Journal
-from lpips_fast.cli.options import UsageError
 from tests.support.image_files import save_noise
 
 SETTINGS = {"net": "alex"}

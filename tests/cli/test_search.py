@@ -78,7 +78,7 @@ def test_an_index_from_python(call, photos, trunk, fn):
 
 def test_where_an_index_goes(call, photos, trunk, monkeypatch):
     """It is refused before any work."""
-    monkeypatch.setattr("lpips_fast.cli.commands.search._build", lambda *_: pytest.fail("images were read"))
+    monkeypatch.setattr("lpips_fast.cli.commands.search.build_index", lambda *_: pytest.fail("images were read"))
     assert "does not go to stdout" in call("index", "photos", "-o", "-", *trunk, status=2)
     assert "no folder" in call("index", "photos", "-o", "nowhere/photos.index", *trunk, status=2)
     assert "photos" in call("index", "photos", "-o", "photos", *trunk, status=2)

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from lpips_fast.cli.commands import video
-from lpips_fast.cli.frames import FramePair
+from lpips_fast.cli.video.frames import FramePair
 from tests.support.image_files import save_noise, soft_disc
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +103,7 @@ def test_avif_without_a_pillow_that_reads_it(call, trunk, tmp_path, monkeypatch)
     """FFmpeg decodes but the first picture."""
     first, *rest = frames(3, 0)
     first.save(tmp_path / "a.avif", save_all=True, append_images=rest)
-    monkeypatch.setattr("lpips_fast.cli.frames.suffixes", lambda: frozenset({".png"}))
+    monkeypatch.setattr("lpips_fast.cli.video.frames.suffixes", lambda: frozenset({".png"}))
     told = call("video", "a.avif", "a.avif", *trunk, status=1)
     assert "a.avif: the Pillow installed here does not read .avif" in told
 

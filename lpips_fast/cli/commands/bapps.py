@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from lpips_fast.cli import options, output
+from lpips_fast.cli import command, output
+from lpips_fast.cli.errors import ReadError, UsageError
 from lpips_fast.cli.folders import list_folder
-from lpips_fast.cli.options import ReadError, Settings, UsageError
+from lpips_fast.cli.settings import Settings
 
 Synthesize = Annotated[
     Path, typer.Option("--synthesize", metavar="DIR", show_default=False, help="The folder to make it in.")
@@ -52,7 +53,7 @@ def bapps(
 
 
 def register(app: typer.Typer) -> None:
-    options.register(
+    command.register(
         app,
         "bapps",
         bapps,

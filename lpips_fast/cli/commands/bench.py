@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lpips_fast._files import replacing
-from lpips_fast.cli import options, output
-from lpips_fast.cli.options import UsageError
+from lpips_fast.cli import command, output
+from lpips_fast.cli.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -294,7 +294,7 @@ def _write_report(folder: Path) -> None:
 
 
 def register(app: typer.Typer) -> None:
-    options.register(
+    command.register(
         app,
         "bench",
         bench,

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from lpips_fast._checks import some
-from lpips_fast.cli import options
-from lpips_fast.cli.options import UsageError
+from lpips_fast.cli import command
+from lpips_fast.cli.errors import UsageError
 
 In = Annotated[
     Path,
@@ -57,7 +57,7 @@ def convert(source: In, out: Out, *, to: To, prefix: Prefix = None) -> None:
 
 
 def register(app: typer.Typer) -> None:
-    options.register(
+    command.register(
         app,
         "convert",
         convert,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lpips_fast.cli import options
+from lpips_fast.cli import command
 
 Net = Annotated[Literal["alex", "vgg", "squeeze"], typer.Option(help="The trunk; squeeze's is the smallest download.")]
 Steps = Annotated[int, typer.Option(min=1, help="Of the optimisation.")]
@@ -22,4 +22,4 @@ def demo(net: Net = "squeeze", steps: Steps = 60, output: Output = Path("demo.pn
 
 
 def register(app: typer.Typer) -> None:
-    options.register(app, "demo", demo, ["lpips-fast demo", "lpips-fast demo --net alex --output alex.png"])
+    command.register(app, "demo", demo, ["lpips-fast demo", "lpips-fast demo --net alex --output alex.png"])

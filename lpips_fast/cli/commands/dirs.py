@@ -14,18 +14,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lpips_fast.cli import options, output, shards
-from lpips_fast.cli.fitting import Fit, Mask, MaskSource
-from lpips_fast.cli.folders import Match, find_masks, list_folder, match, named_by
+from lpips_fast.cli import command, output, processes
+from lpips_fast.cli.errors import ReadError, UsageError
+from lpips_fast.cli.fitting import Fit
+from lpips_fast.cli.folders import Match, list_folder, match, named_by
 from lpips_fast.cli.journal import Journal
-from lpips_fast.cli.options import ReadError, Reading, Settings, UsageError
-from lpips_fast.cli.results import Results, summarize
+from lpips_fast.cli.masks import Mask, MaskSource, find_masks
+from lpips_fast.cli.options import OUTPUT_PANEL, Csv, Folder, Json, Resume
+from lpips_fast.cli.results import FilePair, Results, summarize
+from lpips_fast.cli.settings import Reading, Settings
 
 if TYPE_CHECKING:
     from lpips_fast.cli.model import Model
     from lpips_fast.cli.notices import Notices
 
-Folder = Annotated[Path, typer.Argument(show_default=False, help="A folder of images, at any depth.")]
 Pattern = Annotated[
     str,
     typer.Option(
@@ -33,19 +35,11 @@ Pattern = Annotated[
         "01_x4.png."
     ),
 ]
-Resume = Annotated[
-    bool,
-    typer.Option(
-        "--resume",
-        help="Go on with the results that are in --json or --csv.",
-        rich_help_panel=output.OUTPUT_PANEL,
-    ),
-]
 Report = Annotated[
     Path | None,
     typer.Option(
         help="Write a page (HTML, self-contained): histogram, pairs with their maps, all distances.",
-        rich_help_panel=output.OUTPUT_PANEL,
+        rich_help_panel=OUTPUT_PANEL,
     ),
 ]
 
@@ -60,8 +54,8 @@ def dirs(
     fit: Fit,
     pattern: Pattern = "{name}",
     mask: Mask = None,
-    json: output.Json = None,
-    csv: output.Csv = None,
+    json: Json = None,
+    csv: Csv = None,
     resume: Resume = False,
     report: Report = None,
 ) -> None:
@@ -69,9 +63,10 @@ def dirs(
 
     Images are matched by their path within the folder, and those left by that path without suffix.
     """
-    with shards.group():
+    with processes.group():
         described = {
-            **output.describe(settings, reading),
+            **settings.described(),
+            **reading.described(),
             "a": str(a),
             "b": str(b),
             "pattern": pattern,
@@ -84,8 +79,8 @@ def dirs(
             masks = find_masks(mask, [path_a for _, path_a, _ in matched.pairs])
             return matched, masks, Journal(json, csv, described, ["name", "a", "b", "lpips", "error"], resume)
 
-        matched, masks, journal = shards.from_first(prepare)
-        results = Results([(name, str(a / path_a), str(b / path_b)) for name, path_a, path_b in matched.pairs])
+        matched, masks, journal = processes.from_first(prepare)
+        results = Results([FilePair(name, str(a / path_a), str(b / path_b)) for name, path_a, path_b in matched.pairs])
         results.add(journal.rows)
         unmatched = {"a": [p.as_posix() for p in matched.only_a], "b": [p.as_posix() for p in matched.only_b]}
         _warn_unmatched(a, b, unmatched, settings.strict)
@@ -94,7 +89,7 @@ def dirs(
         from lpips_fast.cli.notices import Notices
 
         model, notices = Model(settings), Notices(reading)
-        first = shards.rank() == 0
+        first = processes.rank() == 0
         if first:
             journal.start()
         complete = False
@@ -110,10 +105,7 @@ def dirs(
         if first and report is not None:
             _write_report(report, results, model, fit, reading, masks, described, summary, unmatched)
         notices.tell()
-    for i, why in sorted(results.errors.items()):
-        output.warn(f"{results.pairs[i][0]}: {why}")
-    if results.errors:
-        raise typer.Exit(options.READ_ERRORS)
+    output.end(f"{results.pairs[i].name}: {why}" for i, why in sorted(results.errors.items()))
 
 
 def _matched(a: Path, b: Path, pattern: str) -> Match:
@@ -149,18 +141,18 @@ def _run(
     notices: Notices,
 ) -> None:
     """Computes what is missing, unit by unit; rank 0 puts it into the results and the journal."""
-    from lpips_fast.cli.loading import Pairs, read_ahead
+    from lpips_fast.cli.reading import Pairs, read_ahead
 
     n, size = len(results.pairs), model.settings.batch_size
     units = [range(i, min(i + size, n)) for i in range(0, n, size)]
     units = [unit for unit in units if any(results.missing(i) for i in unit)]
-    own = shards.own(units)
-    paths = [(Path(results.pairs[i][1]), Path(results.pairs[i][2]), masks[i]) for unit in own for i in unit]
+    own = processes.own(units)
+    paths = [(Path(results.pairs[i].a), Path(results.pairs[i].b), masks[i]) for unit in own for i in unit]
     read = read_ahead(Pairs(paths, fit, reading), model.settings.reader_count())
     images = notices.pairs([(a, b) for a, b, _ in paths], read)
     computed = (model.outcomes(zip(unit, images, strict=False)) for unit in own)
     with output.progress(sum(map(len, units)), "pairs") as advance:
-        for of_each_process in shards.gathered(computed, len(units)):
+        for of_each_process in processes.gathered(computed, len(units)):
             for outcomes in of_each_process:
                 new = [i for i in sorted(outcomes) if results.missing(i)]
                 for i in new:
@@ -175,7 +167,7 @@ def _print(results: Results, summary: dict[str, Any]) -> None:
         title, shown = "Distances", [i for i in range(len(results.pairs)) if i not in results.errors]
     else:
         title, shown = f"The {_SHOWN} largest distances", results.worst(_SHOWN)
-    output.print_table(title, ("image", "LPIPS"), [(results.pairs[i][0], f"{results.values[i]:.7g}") for i in shown])
+    output.print_table(title, ("image", "LPIPS"), [(results.pairs[i].name, f"{results.values[i]:.7g}") for i in shown])
     output.print_summary(summary)
 
 
@@ -190,25 +182,24 @@ def _write_report(
     summary: dict[str, Any],
     unmatched: dict[str, list[str]],
 ) -> None:
-    from lpips_fast.cli import loading
-    from lpips_fast.cli.report import Pair, choose_examples, report_page
+    from lpips_fast.cli.reading import Pair, load_pair
+    from lpips_fast.cli.report import choose_examples, report_page
 
-    def load(pair: Pair) -> loading.Pair | None:
+    def load(pair: FilePair) -> Pair | None:
         try:
-            return loading.load_pair(Path(pair.a), Path(pair.b), fit, reading, mask_of[pair]).pair()
+            return load_pair(Path(pair.a), Path(pair.b), fit, reading, mask_of[pair]).pair()
         except ReadError as error:  # the file is no longer as it was when its distance was computed
             output.warn(f"{pair.name} is not shown in {path}: {error}")
             return None
 
-    pairs = [Pair(*pair) for pair in results.pairs]
-    mask_of = dict(zip(pairs, masks, strict=True))
-    distances = [(pair, value) for pair, value in zip(pairs, results.values, strict=True) if not math.isnan(value)]
+    mask_of = dict(zip(results.pairs, masks, strict=True))
+    distances = [(pair, d) for pair, d in zip(results.pairs, results.values, strict=True) if not math.isnan(d)]
     page = report_page(
         (settings["a"], settings["b"]),
         settings,
         summary,
         distances,
-        [(pairs[i], why) for i, why in sorted(results.errors.items())],
+        [(results.pairs[i], why) for i, why in sorted(results.errors.items())],
         (unmatched["a"], unmatched["b"]),
         choose_examples(distances, load, lambda loaded: model.maps(loaded)[0]),
         None if path == output.STDOUT else path.parent,
@@ -217,7 +208,7 @@ def _write_report(
 
 
 def register(app: typer.Typer) -> None:
-    options.register(
+    command.register(
         app,
         "dirs",
         dirs,

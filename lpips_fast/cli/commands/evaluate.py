@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from lpips_fast.cli import options, output
-from lpips_fast.cli.options import ReadError, Settings, UsageError
+from lpips_fast.cli import command, output
+from lpips_fast.cli.errors import ReadError, UsageError
+from lpips_fast.cli.options import Json, Judgements
+from lpips_fast.cli.settings import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lpips_fast.bapps import JNDDataset, TwoAFCDataset
 
-Data = Annotated[Path, typer.Argument(show_default=False, help="A folder laid out as BAPPS, with 2afc/, jnd/ or both.")]
 Subset = Annotated[
     list[str] | None,
     typer.Option(help="As val/cnn; several by several --subset.", show_default="all under val/"),
@@ -28,11 +29,11 @@ DistanceName = Annotated[
 
 
 def evaluate(
-    data: Data,
+    data: Judgements,
     settings: Settings,
     subset: Subset = None,
     model: DistanceName = "lpips",
-    json: output.Json = None,
+    json: Json = None,
 ) -> None:
     """How far a distance agrees with people: 2AFC score and JND mean average precision, subset by subset."""
     from lpips_fast.bapps import SampleError
@@ -62,7 +63,7 @@ def evaluate(
         lines = [(row["kind"], row["subset"], str(row["samples"]), f"{100 * row['score']:.2f}") for row in rows]
         lines += [(kind, "mean of subsets", "", f"{100 * value:.2f}") for kind, value in means.items()]
         output.print_table("Agreement with people", ("kind", "subset", "samples", "score, %"), lines)
-    described = output.describe(settings) if model == "lpips" else {}
+    described = settings.described() if model == "lpips" else {}
     output.write_json(json, {"settings": {"model": model, **described}, "means": means, "results": rows})
 
 
@@ -111,7 +112,7 @@ def _distance(model: str, settings: Settings) -> Callable[[Tensor, list[Tensor]]
 
 
 def register(app: typer.Typer) -> None:
-    options.register(
+    command.register(
         app,
         "evaluate",
         evaluate,

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lpips_fast.cli import options, output
-from lpips_fast.cli.commands.pair import A, B
-from lpips_fast.cli.fitting import Fit, Mask
-from lpips_fast.cli.folders import find_masks
-from lpips_fast.cli.options import ReadError, Reading, Settings, UsageError
+from lpips_fast.cli import command, output
+from lpips_fast.cli.errors import ReadError, UsageError
+from lpips_fast.cli.fitting import Fit
+from lpips_fast.cli.masks import Mask, find_masks
+from lpips_fast.cli.options import OUTPUT_PANEL, ImageA, ImageB, Json
+from lpips_fast.cli.settings import Reading, Settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +26,7 @@ Output = Annotated[
         "-o",
         show_default=False,
         help="The picture to write: A, B and the map of their distance. PNG, or another format by its suffix.",
-        rich_help_panel=output.OUTPUT_PANEL,
+        rich_help_panel=OUTPUT_PANEL,
     ),
 ]
 Layers = Annotated[bool, typer.Option("--layers", help="Add a row with the map of each layer.")]
@@ -40,8 +41,8 @@ Top = Annotated[
 
 
 def map_(
-    a: A,
-    b: B,
+    a: ImageA,
+    b: ImageB,
     settings: Settings,
     reading: Reading,
     fit: Fit,
@@ -49,7 +50,7 @@ def map_(
     layers: Layers = False,
     top: Top = None,
     mask: Mask = None,
-    json: output.Json = None,
+    json: Json = None,
 ) -> None:
     """A picture of where two images differ, beside them.
 
@@ -57,12 +58,12 @@ def map_(
 
     With --mask it is multiplied by the mask, and its mean is the weighted one.
     """
-    from lpips_fast.cli.drawing import Panel, arrange, colorize
-    from lpips_fast.cli.loading import load_pair
+    from lpips_fast.cli.drawing import Panel, arrange, check_picture, colorize, save_picture
     from lpips_fast.cli.model import Model
     from lpips_fast.cli.notices import Notices
+    from lpips_fast.cli.reading import load_pair
 
-    output.check_picture(out)
+    check_picture(out)
     if top is not None and not 0 < top < math.inf:
         raise UsageError(f"--max must be a distance above 0, got {top:g}")
     [own_mask] = find_masks(mask, [Path(a.name)])
@@ -83,14 +84,15 @@ def map_(
     rows = [[Panel(pair.image0, a.name), Panel(pair.image1, b.name), panel("LPIPS", total)]]
     if layers:
         rows.append([panel(f"layer {k}", part) for k, part in enumerate(parts, start=1)])
-    output.save_picture(out, arrange(rows))
+    save_picture(out, arrange(rows))
     if not output.to_stdout(json):
         print(f"{mean(total):.3f} ({mean(total):.7g}), at most {total.max():.3f}: {out}")
     output.write_json(
         json,
         {
             "settings": {
-                **output.describe(settings, reading),
+                **settings.described(),
+                **reading.described(),
                 **asdict(fit),
                 "mask": mask,
             },
@@ -106,7 +108,7 @@ def map_(
 
 
 def register(app: typer.Typer) -> None:
-    options.register(
+    command.register(
         app,
         "map",
         map_,

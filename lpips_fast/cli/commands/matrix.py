@@ -13,24 +13,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lpips_fast.cli import options, output, shards
+from lpips_fast.cli import command, output, processes
 from lpips_fast.cli.folders import list_folder, one_size
-from lpips_fast.cli.journal import Journal, Row
-from lpips_fast.cli.options import Reading, Settings
+from lpips_fast.cli.journal import Journal
+from lpips_fast.cli.options import OUTPUT_PANEL, RUN_PANEL, Csv, Folder, Json, Size, parse_size
+from lpips_fast.cli.results import Row
+from lpips_fast.cli.settings import Reading, Settings
 
 if TYPE_CHECKING:
     import numpy as np
 
     from lpips_fast.cli.tiles import Blocks, Table
 
-Folder = Annotated[Path, typer.Argument(show_default=False, help="A folder of images, at any depth.")]
 Other = Annotated[
     Path | None,
     typer.Argument(help="Another folder, to compare each image of the first with each of this.", show_default=False),
-]
-Size = Annotated[
-    str | None,
-    typer.Option(help="Resize all images (bicubic), e.g. 256x256; without it they must be of one size."),
 ]
 Block = Annotated[
     int | None,
@@ -38,7 +35,7 @@ Block = Annotated[
         min=1,
         help="Images whose embeddings are held at a time, twice over: bounds the memory.",
         show_default="what fits 1 GiB",
-        rich_help_panel=options.RUN_PANEL,
+        rich_help_panel=RUN_PANEL,
     ),
 ]
 Resume = Annotated[
@@ -46,12 +43,12 @@ Resume = Annotated[
     typer.Option(
         "--resume",
         help="Go on with the run that was writing to --json.",
-        rich_help_panel=output.OUTPUT_PANEL,
+        rich_help_panel=OUTPUT_PANEL,
     ),
 ]
 Heatmap = Annotated[
     Path | None,
-    typer.Option(help="Write the matrix as a picture (PNG or SVG).", rich_help_panel=output.OUTPUT_PANEL),
+    typer.Option(help="Write the matrix as a picture (PNG or SVG).", rich_help_panel=OUTPUT_PANEL),
 ]
 
 _SHOWN = 10
@@ -64,22 +61,22 @@ def matrix(
     other: Other = None,
     size: Size = None,
     block: Block = None,
-    json: output.Json = None,
-    csv: output.Csv = None,
+    json: Json = None,
+    csv: Csv = None,
     resume: Resume = False,
     heatmap: Heatmap = None,
 ) -> None:
     """The distances of all pairs of images in a folder, or of one folder to another, and their mean (diversity)."""
-    from lpips_fast.cli.plots import check_plot, save_heatmap
+    from lpips_fast.cli.drawing import check_plot, save_heatmap
 
     check_plot(heatmap, "--heatmap")
-    wanted = options.parse_size(size)
-    with shards.group():
+    wanted = parse_size(size)
+    with processes.group():
         folders = [folder] if other is None else [folder, other]
-        listed = shards.from_first(lambda: [list_folder(f) for f in folders])
+        listed = processes.from_first(lambda: [list_folder(f) for f in folders])
         sides = [[f / path for path in paths] for f, paths in zip(folders, listed, strict=True)]
         if wanted is None:
-            wanted = shards.from_first(lambda: one_size([path for side in sides for path in side]))
+            wanted = processes.from_first(lambda: one_size([path for side in sides for path in side]))
 
         from lpips_fast.cli.model import Model
         from lpips_fast.cli.notices import Notices
@@ -90,16 +87,17 @@ def matrix(
         table = Table([[path.as_posix() for path in paths] for paths in listed])
         names = hashlib.sha256("\0".join(name for side in table.names for name in side).encode(errors="replace"))
         described = {
-            **output.describe(settings, reading),
+            **settings.described(),
+            **reading.described(),
             "folders": [str(f) for f in folders],
             "images": names.hexdigest()[:16],
             "size": list(wanted),
             "block": blocks.length,
         }
         checked = functools.partial(_checked, blocks, table, frozenset(blocks.tiles()))
-        journal = shards.from_first(lambda: Journal(json, None, described, [], resume, checked))
+        journal = processes.from_first(lambda: Journal(json, None, described, [], resume, checked))
         errors: dict[str, str] = {}
-        first = shards.rank() == 0
+        first = processes.rank() == 0
         if first:
             journal.start()
         complete = False
@@ -126,10 +124,7 @@ def matrix(
                 )
                 output.print_summary(summary)
         notices.tell()
-    for why in errors.values():
-        output.warn(why)
-    if errors:
-        raise typer.Exit(options.READ_ERRORS)
+    output.end(errors.values())
 
 
 def _run(blocks: Blocks, table: Table, journal: Journal, errors: dict[str, str]) -> None:
@@ -144,9 +139,9 @@ def _run(blocks: Blocks, table: Table, journal: Journal, errors: dict[str, str])
             table.put(i * length, j * length, tile)
             done.add((i, j))
     tiles = [at for at in blocks.tiles() if at not in done]
-    computed = ((at, *blocks.tile(*at)) for at in shards.own_run(tiles))
+    computed = ((at, *blocks.tile(*at)) for at in processes.own_run(tiles))
     with output.progress(len(tiles), "tiles") as advance:
-        for of_each_process in shards.gathered(computed, len(tiles)):
+        for of_each_process in processes.gathered(computed, len(tiles)):
             for (i, j), tile, why in of_each_process:
                 table.put(i * length, j * length, tile)
                 errors.update(why)
@@ -183,7 +178,7 @@ def _write_csv(path: Path, table: Table) -> None:
 
 
 def register(app: typer.Typer) -> None:
-    options.register(
+    command.register(
         app,
         "matrix",
         matrix,

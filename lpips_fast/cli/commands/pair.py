@@ -4,33 +4,31 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from lpips_fast.cli import options, output
-from lpips_fast.cli.fitting import Fit, Mask
-from lpips_fast.cli.folders import find_masks
-from lpips_fast.cli.options import ReadError, Reading, Settings
-
-A = Annotated[Path, typer.Argument(help="The reference image.", show_default=False)]
-B = Annotated[Path, typer.Argument(help="The image to compare with it.", show_default=False)]
+from lpips_fast.cli import command, output
+from lpips_fast.cli.errors import ReadError
+from lpips_fast.cli.fitting import Fit
+from lpips_fast.cli.masks import Mask, find_masks
+from lpips_fast.cli.options import Csv, ImageA, ImageB, Json
+from lpips_fast.cli.settings import Reading, Settings
 
 
 def pair(
-    a: A,
-    b: B,
+    a: ImageA,
+    b: ImageB,
     settings: Settings,
     reading: Reading,
     fit: Fit,
     mask: Mask = None,
-    json: output.Json = None,
-    csv: output.Csv = None,
+    json: Json = None,
+    csv: Csv = None,
 ) -> None:
     """The distance of two images."""
-    from lpips_fast.cli.loading import load_pair
     from lpips_fast.cli.model import Model
     from lpips_fast.cli.notices import Notices
+    from lpips_fast.cli.reading import load_pair
 
     [own_mask] = find_masks(mask, [Path(a.name)])
     model, notices = Model(settings), Notices(reading)
@@ -41,14 +39,14 @@ def pair(
     row = {"a": str(a), "b": str(b), "lpips": value, "layers": layers}
     if not output.to_stdout(json, csv):
         print(f"{value:.3f} ({value:.7g})")
-    described = {**output.describe(settings, reading), **asdict(fit), "mask": mask}
+    described = {**settings.described(), **reading.described(), **asdict(fit), "mask": mask}
     output.write_json(json, {"settings": described, **row})
     output.write_csv(csv, [row], ["a", "b", "lpips"])
     notices.tell()
 
 
 def register(app: typer.Typer) -> None:
-    options.register(
+    command.register(
         app,
         "pair",
         pair,

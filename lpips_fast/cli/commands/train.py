@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from lpips_fast._files import replacing
-from lpips_fast.cli import options, output, shards
-from lpips_fast.cli.commands.evaluate import Data
-from lpips_fast.cli.options import ReadError, Settings, UsageError
+from lpips_fast.cli import command, output, processes
+from lpips_fast.cli.errors import ReadError, UsageError
+from lpips_fast.cli.options import OUTPUT_PANEL, RUN_PANEL, Judgements
+from lpips_fast.cli.settings import Settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +27,7 @@ TRUNK_PANEL = "The trunk"
 
 Out = Annotated[
     Path,
-    typer.Option("--output", "-o", show_default=False, help="A folder.", rich_help_panel=output.OUTPUT_PANEL),
+    typer.Option("--output", "-o", show_default=False, help="A folder.", rich_help_panel=OUTPUT_PANEL),
 ]
 Subset = Annotated[
     list[str] | None,
@@ -51,13 +52,13 @@ Cache = Annotated[
     typer.Option(
         help="Compute the features of a frozen trunk once, and keep them in memory, or in files in the output folder.",
         show_default="none",
-        rich_help_panel=options.RUN_PANEL,
+        rich_help_panel=RUN_PANEL,
     ),
 ]
-SaveEvery = Annotated[int, typer.Option(min=1, help="Steps between checkpoints.", rich_help_panel=options.RUN_PANEL)]
+SaveEvery = Annotated[int, typer.Option(min=1, help="Steps between checkpoints.", rich_help_panel=RUN_PANEL)]
 Resume = Annotated[
     bool,
-    typer.Option("--resume", help="Go on from the checkpoint in the folder.", rich_help_panel=output.OUTPUT_PANEL),
+    typer.Option("--resume", help="Go on from the checkpoint in the folder.", rich_help_panel=OUTPUT_PANEL),
 ]
 
 _CHECKPOINT = "checkpoint.pt"
@@ -65,7 +66,7 @@ _LOG_EVERY = 10  # steps
 
 
 def train(
-    data: Data,
+    data: Judgements,
     settings: Settings,
     out: Out,
     subset: Subset = None,
@@ -95,10 +96,10 @@ def train(
 
     if cache is not None and tune_trunk:
         raise UsageError("--cache is for a frozen trunk: with --tune-trunk features change at every step")
-    if cache == "memory" and shards.count() > 1:
+    if cache == "memory" and processes.count() > 1:
         raise UsageError("--cache memory is for one process: several share --cache disk")
     checkpoint = out / _CHECKPOINT
-    with shards.group():
+    with processes.group():
         if checkpoint.exists() and not resume:
             raise UsageError(f"{checkpoint} is of an earlier run: go on from it with --resume, or name another folder")
         try:
@@ -130,7 +131,7 @@ def train(
             _run(calibration, inputs, out, save_every)
         except SampleError as error:
             raise ReadError(str(error)) from error
-        if shards.rank() == 0:
+        if processes.rank() == 0:
             for suffix in ("safetensors", "pth"):
                 save_state_dict(out / f"weights.{suffix}", calibration.weights())
             print(f"weights: {out / 'weights.pth'}")
@@ -182,7 +183,7 @@ def _run(
     """Takes the steps that are left; rank 0 keeps the record and the checkpoints."""
     import torch
 
-    first = shards.rank() == 0
+    first = processes.rank() == 0
     writer = _writer(out, calibration.done) if first else None
     with output.progress(calibration.steps, "steps") as advance:
         advance(calibration.done)
@@ -215,7 +216,7 @@ def _writer(out: Path, done: int) -> SummaryWriter | None:
 
 
 def register(app: typer.Typer) -> None:
-    options.register(
+    command.register(
         app,
         "train",
         train,
@@ -226,5 +227,6 @@ def register(app: typer.Typer) -> None:
             "torchrun --nproc-per-node 4 -m lpips_fast train dataset/ -o run/ --net vgg",
         ],
         sharded=True,
+        writes_folder=True,
         without=("weights", "normalize", "batch_size", "strict"),
     )

@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lpips_fast.cli import options, output
-from lpips_fast.cli.commands.dirs import Resume
-from lpips_fast.cli.fitting import Fit, mask_option
-from lpips_fast.cli.journal import Journal, Row
-from lpips_fast.cli.options import ReadError, Settings, VideoReading
-from lpips_fast.cli.pairing import PairBy
-from lpips_fast.cli.results import summarize
+from lpips_fast.cli import command, output
+from lpips_fast.cli.errors import ReadError
+from lpips_fast.cli.fitting import Fit
+from lpips_fast.cli.journal import Journal
+from lpips_fast.cli.masks import mask_option
+from lpips_fast.cli.options import OUTPUT_PANEL, Csv, Json, Resume
+from lpips_fast.cli.results import Row, summarize
+from lpips_fast.cli.settings import Settings, VideoReading
+from lpips_fast.cli.video.pairing import PairBy
 
 if TYPE_CHECKING:
-    from lpips_fast.cli.frames import FramePair
-    from lpips_fast.cli.loading import Pair
     from lpips_fast.cli.model import Model
+    from lpips_fast.cli.reading import Pair
+    from lpips_fast.cli.video.frames import FramePair
 
 A = Annotated[
     Path,
@@ -48,7 +50,7 @@ PairByOption = Annotated[
 ]
 Plot = Annotated[
     Path | None,
-    typer.Option(help="Write the distance over time as a picture (PNG or SVG).", rich_help_panel=output.OUTPUT_PANEL),
+    typer.Option(help="Write the distance over time as a picture (PNG or SVG).", rich_help_panel=OUTPUT_PANEL),
 ]
 
 _SPANS = 10  # of frames in a row, which a message names
@@ -62,21 +64,22 @@ def video(
     fit: Fit,
     mask: Mask = None,
     pair_by: PairByOption = None,
-    json: output.Json = None,
-    csv: output.Csv = None,
+    json: Json = None,
+    csv: Csv = None,
     resume: Resume = False,
     plot: Plot = None,
 ) -> None:
     """The distance of each frame of A to the frame of B at the same time, with mean and deviation."""
-    from lpips_fast.cli.decoding import remarks
-    from lpips_fast.cli.frames import frame_pairs, open_pairing
+    from lpips_fast.cli.drawing import check_plot, save_curve
     from lpips_fast.cli.model import Model
     from lpips_fast.cli.notices import Notices
-    from lpips_fast.cli.plots import check_plot, save_curve
+    from lpips_fast.cli.video.coding import remarks
+    from lpips_fast.cli.video.frames import frame_pairs, open_pairing
 
     check_plot(plot, "--plot")
     described = {
-        **output.describe(settings, reading),
+        **settings.described(),
+        **reading.described(),
         "a": str(a),
         "b": str(b),
         **asdict(fit),
@@ -118,15 +121,12 @@ def video(
         output.print_summary({**summary, "paired by": pairing.by})
     pairing.tell()
     notices.tell()
-    for why, frames in _by_reason(errors).items():
-        output.warn(f"{_named(frames)}: {why}")
-    if errors:
-        raise typer.Exit(options.READ_ERRORS)
+    output.end(f"{_named(frames)}: {why}" for why, frames in _by_reason(errors).items())
 
 
 def _run(pairs: Iterator[FramePair], model: Model, rows: dict[int, Row], journal: Journal) -> None:
     """Computes the frames that have no row yet."""
-    from lpips_fast.cli.frames import ahead
+    from lpips_fast.cli.video.frames import ahead
 
     size = model.settings.batch_size
     frames = ahead(pairs, 2 * size)
@@ -186,7 +186,7 @@ def _from_file(row: Row) -> Row:
 
 
 def register(app: typer.Typer) -> None:
-    options.register(
+    command.register(
         app,
         "video",
         video,

@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from lpips_fast.cli.fitting import ALPHA, Fit, MaskSource, check_sizes, same_shape
-from lpips_fast.cli.options import ReadError, Reading
-from lpips_fast.images import (
-    Picture,
-    alpha_of,
-    has_sixteen_bits,
-    image_size,
-    open_image,
-    read_image,
-    resize_image,
-    to_picture,
-)
+from lpips_fast.cli.errors import ReadError
+from lpips_fast.cli.fitting import Fit, check_sizes, same_shape
+from lpips_fast.cli.masks import MaskSource, mask_source, no_alpha
+from lpips_fast.cli.settings import Reading
+from lpips_fast.images import Picture, image_size, open_image, read_image, resize_image
 
 T = TypeVar("T")
-
-# Makes weights of pixels, uint8 [H, W], of an open image, or None without an alpha channel to give these.
-WeightsOf = Callable[[Image.Image], np.ndarray | None]
-
-# Decoded images are run once they hold this many pixels, 16 of 512 x 512, even where a batch could take more.
-_PIXELS_AT_ONCE = 1 << 22
 
 
 class Images(Dataset[Any]):
@@ -67,7 +53,7 @@ class Stretched(NamedTuple):
     new_size: tuple[int, int]
 
 
-class Pictures(NamedTuple):
+class ReadPair(NamedTuple):
     """A pair as it was read: with what was lost of its images."""
 
     image0: Picture
@@ -80,7 +66,7 @@ class Pictures(NamedTuple):
 
 
 class Pairs(Dataset[Any]):
-    """Pairs of image files, each with its mask or None, as `Pictures`; a string says why there is none."""
+    """Pairs of image files, each with its mask or None, as `ReadPair`; a string says why there is none."""
 
     def __init__(self, paths: Sequence[tuple[Path, Path, MaskSource]], fit: Fit, reading: Reading) -> None:
         self.paths = paths
@@ -90,7 +76,7 @@ class Pairs(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, i: int) -> Pictures | str:
+    def __getitem__(self, i: int) -> ReadPair | str:
         a, b, mask = self.paths[i]
         try:
             return load_pair(a, b, self.fit, self.reading, mask)
@@ -103,7 +89,7 @@ def load(path: Path, reading: Reading) -> Picture:
     return read_image(path, reading.background_color, reading.value_range)
 
 
-def load_pair(a: Path, b: Path, fit: Fit, reading: Reading, mask: MaskSource = None) -> Pictures:
+def load_pair(a: Path, b: Path, fit: Fit, reading: Reading, mask: MaskSource = None) -> ReadPair:
     """Two images, and a mask where one is named, at one size.
 
     Raises:
@@ -131,7 +117,7 @@ def make_pair(
     image0: tuple[str, Picture],
     image1: tuple[str, Picture],
     mask: tuple[str, np.ndarray | None] | None = None,
-) -> Pictures:
+) -> ReadPair:
     """Two images, and the mask if there is one, at one size; each comes with its name.
 
     Raises:
@@ -152,24 +138,7 @@ def make_pair(
     if masks and not masks[0].any():
         raise ReadError(f"{name}: the mask is 0 in every pixel compared, so there is no mean")
     mask_pixels = masks[0] if masks else None
-    return Pictures(image0[1]._replace(pixels=pixels0), image1[1]._replace(pixels=pixels1), mask_pixels, stretched)
-
-
-def no_alpha(name: str) -> str:
-    """Why there is no mask."""
-    return f"{name} has no alpha channel, and --mask alpha takes that of A, the reference"
-
-
-def mask_source(a: Path, mask: Path | Literal["alpha"]) -> tuple[Path, WeightsOf]:
-    """Where the weights of A's pixels are, and what makes them of the image there."""
-    return (a, alpha_of) if mask == ALPHA else (mask, gray_of)
-
-
-def gray_of(image: Image.Image) -> np.ndarray:
-    """An open image as weights of pixels, uint8 [H, W]: its gray, 0 where it is transparent."""
-    if image.mode in ("I", "F") and not has_sixteen_bits(image):
-        raise ValueError(f"a mask of 32 bits (mode {image.mode!r}) has no set white: save it with 8 bits")
-    return np.asarray(Image.fromarray(to_picture(image, "black", None).pixels).convert("L"))
+    return ReadPair(image0[1]._replace(pixels=pixels0), image1[1]._replace(pixels=pixels1), mask_pixels, stretched)
 
 
 def _sides(path: Path) -> list[int]:
@@ -196,17 +165,3 @@ def read_ahead(dataset: Dataset[T], workers: int) -> Iterator[T]:
 
 def _as_is(item: T) -> T:
     return item
-
-
-def by_size(items: Iterable[tuple[T, Any, np.ndarray]]) -> Iterator[list[tuple[T, Any, np.ndarray]]]:
-    """Groups items by the size of the image that ends them; what is held back stays bounded."""
-    groups: dict[tuple[int, ...], list[tuple[T, Any, np.ndarray]]] = {}
-    pixels = 0
-    for item in items:
-        shape = item[-1].shape
-        groups.setdefault(shape, []).append(item)
-        pixels += shape[0] * shape[1]
-        if pixels >= _PIXELS_AT_ONCE:
-            yield from groups.values()
-            groups, pixels = {}, 0
-    yield from groups.values()

@@ -13,13 +13,16 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageSequence
 
-from lpips_fast.cli.decoding import Coding, Frame, decode_video
-from lpips_fast.cli.fitting import ALPHA, Fit
+from lpips_fast.cli.errors import ReadError, UsageError
+from lpips_fast.cli.fitting import Fit
 from lpips_fast.cli.folders import list_folder
-from lpips_fast.cli.loading import Pair, WeightsOf, make_pair, mask_source, no_alpha
+from lpips_fast.cli.masks import ALPHA, WeightsOf, mask_source, no_alpha
 from lpips_fast.cli.notices import FrameName, Notices
-from lpips_fast.cli.options import ReadError, UsageError, VideoReading
-from lpips_fast.cli.pairing import PairBy, Pairing, Stream
+from lpips_fast.cli.reading import Pair, make_pair
+from lpips_fast.cli.settings import VideoReading
+from lpips_fast.cli.video.coding import Coding
+from lpips_fast.cli.video.decoding import Frame, decode_video
+from lpips_fast.cli.video.pairing import PairBy, Pairing, Stream
 from lpips_fast.images import open_image, suffixes, to_picture
 
 # Decoded frames wait for the network until they hold this many pixels, as many as it takes at once.

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lpips_fast.cli import output
-from lpips_fast.cli.options import ReadError
+from lpips_fast.cli.errors import ReadError
 
 if TYPE_CHECKING:
-    from lpips_fast.cli.decoding import Frame
+    from lpips_fast.cli.video.decoding import Frame
 
 PairBy = Literal["time", "index"]
 
