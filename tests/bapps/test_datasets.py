@@ -7,32 +7,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader
 
 import lpips_fast
-from lpips_fast.bapps import JNDDataset, SampleError, TwoAFCDataset, list_subsets, read_batches
-
-
-def write(root, kind, subset, n, size=64):
-    """n samples of noise; their judgements are 0, 1/n, 2/n, ..."""
-    images, judgement = (("ref", "p0", "p1"), "judge") if kind == "2afc" else (("p0", "p1"), "same")
-    rng = np.random.default_rng(len(subset))
-    for i in range(n):
-        for part in (*images, judgement):
-            (root / kind / subset / part).mkdir(parents=True, exist_ok=True)
-        for part in images:
-            pixels = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / kind / subset / part / f"{i:06}.png")
-        np.save(root / kind / subset / judgement / f"{i:06}.npy", np.array([i / n]))
-
-
-@pytest.fixture
-def root(tmp_path):
-    for subset in ("train/cnn", "train/mix"):
-        write(tmp_path, "2afc", subset, 3)
-    write(tmp_path, "jnd", "val/cnn", 2)
-    return tmp_path
+from lpips_fast.bapps import JNDDataset, SampleError, TwoAFCDataset, list_subsets
+from tests.support.bapps import write_judgements
 
 
 def test_triplets(root):
@@ -54,18 +33,6 @@ def test_pairs(root):
     assert len(samples) == 2
     assert samples[1].same.item() == 0.5
     assert torch.equal(samples[1].p1, lpips_fast.im2tensor(lpips_fast.load_image(samples.files(1)[1]))[0])
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_read_batches(root, workers):
-    samples = TwoAFCDataset(root, list_subsets(root, "2afc", "train"))
-    found = list(read_batches(samples, iter([[5, 0], [3]]), workers))
-    assert [len(batch.judge) for batch in found] == [2, 1]
-    assert torch.equal(found[0].ref[1], samples[0].ref)
-    assert torch.equal(found[1].p0[0], samples[3].p0)
-    np.save(samples.files(3)[-1], np.array([1.5]))
-    with pytest.raises(SampleError, match=r"mix.judge.000000.npy must be one number from 0 to 1, got \[1.5\]"):
-        list(read_batches(samples, [[5, 0], [3]], workers))
 
 
 def test_list_subsets(root):
@@ -140,6 +107,6 @@ def test_hostile_judgements(root, content):
 
 
 def test_other_sizes(root):
-    write(root, "jnd", "val/large", 1, size=65)
+    write_judgements(root, "jnd", "val/large", 1, size=65)
     with pytest.raises(SampleError, match=r"p0/000000.png must be 64 x 64 pixels, it is 65 x 65"):
         JNDDataset(root, ["val/large"])[0]

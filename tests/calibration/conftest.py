@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
+import torch
 
 from lpips_fast.bapps import TwoAFCDataset, give_taste, synthesize
+from lpips_fast.calibration import Calibration, Recipe
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +19,23 @@ def samples(tmp_path_factory, make_ours):
     root = tmp_path_factory.mktemp("bapps") / "judged"
     synthesize(root, judge, triplets=80)
     return TwoAFCDataset(root, ["train/synthetic"])
+
+
+@pytest.fixture
+def some(samples):
+    """The first 70 of them."""
+    some = copy.copy(samples)
+    some.names = samples.names[:70]
+    return some
+
+
+@pytest.fixture
+def make(make_ours):
+    """A Calibration of random linear weights."""
+
+    def make(net="alex", triplets=80, options=(), **recipe):
+        torch.manual_seed(1)
+        fn = make_ours(net, pretrained=False, eval_mode=False, **dict(options))
+        return Calibration(fn, Recipe(**recipe), triplets)
+
+    return make

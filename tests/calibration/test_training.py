@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,28 +15,9 @@ from lpips_fast.calibration import Calibration, FeatureCache, Recipe
 from tests.support.images import SIZE, image
 
 
-@pytest.fixture
-def make(make_ours):
-    """A Calibration of random linear weights."""
-
-    def make(net="alex", triplets=80, options=(), **recipe):
-        torch.manual_seed(1)
-        fn = make_ours(net, pretrained=False, eval_mode=False, **dict(options))
-        return Calibration(fn, Recipe(**recipe), triplets)
-
-    return make
-
-
 def train(calibration, samples, steps):
     for batch, _ in zip(read_batches(samples, calibration.batches(), 0), range(steps)):
         calibration.step(torch.cat(batch[:3]), batch.judge)
-
-
-def first(samples, n):
-    """The first n samples."""
-    some = copy.copy(samples)
-    some.names = samples.names[:n]
-    return some
 
 
 def assert_same(found, expected, **tolerance):
@@ -191,8 +171,7 @@ def test_a_damaged_state(make, samples, options):
 
 @pytest.mark.parametrize("dropout", [False, True])
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_cached_features(make, samples, tmp_path, on_disk, dropout):
-    some = first(samples, 70)
+def test_cached_features(make, some, tmp_path, on_disk, dropout):
     plain, cached = (make("squeeze", triplets=70, batch_size=8, dropout=dropout) for _ in range(2))
     folder = tmp_path / "features" if on_disk else None
     features = FeatureCache(cached.fn, some, folder)
@@ -204,40 +183,6 @@ def test_cached_features(make, samples, tmp_path, on_disk, dropout):
     for triplets, _ in zip(cached.batches(), range(4)):
         cached.step(*features.take(triplets))
     assert_same(cached.weights(), plain.weights(), atol=1e-6)
-
-
-def test_filling_goes_on(make, samples, tmp_path):
-    fn = make("squeeze").fn
-    some = first(samples, 70)
-    next(FeatureCache(fn, some, tmp_path).fill(0))
-    resumed = FeatureCache(fn, some, tmp_path)
-    assert resumed.filled == 32
-    assert list(resumed.fill(0)) == [32, 6]
-    whole = FeatureCache(fn, some)
-    list(whole.fill(0))
-    found, judge = resumed.take([69, 0])
-    expected, expected_judge = whole.take([69, 0])
-    assert torch.equal(judge, expected_judge)
-    for f, e in zip(found, expected):
-        assert torch.equal(f, e)
-
-
-def test_features_of_something_else(make, samples, tmp_path, monkeypatch):
-    next(FeatureCache(make("squeeze").fn, samples, tmp_path).fill(0))
-    with pytest.raises(ValueError, match="features with other net and trunk: delete it"):
-        FeatureCache(make("alex").fn, samples, tmp_path)
-    some = first(samples, 70)
-    with pytest.raises(ValueError, match="features with other images: delete it"):
-        FeatureCache(make("squeeze").fn, some, tmp_path)
-    (tmp_path / "tap1.bin").unlink()
-    with pytest.raises(ValueError, match=r"tap1.bin is missing: delete"):
-        FeatureCache(make("squeeze").fn, samples, tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2**20))
-        with pytest.raises(OSError, match=r"need 0.1 GiB, the disk has 0.0 GiB"):
-            FeatureCache(make("squeeze").fn, samples, tmp_path / "new")
-    with pytest.raises(ValueError, match="cannot be kept"):
-        FeatureCache(make("squeeze", options={"pnet_tune": True}).fn, samples)
 
 
 @pytest.mark.parametrize("dropout", [False, True])

@@ -1,67 +1,20 @@
-"""The commands as people run them: `lpips-fast bench`, its report, and `make gpu` where there is no device."""
+"""`make gpu`: its steps, what they print and when they fail, without a GPU."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from lpips_fast import functional
-from lpips_fast.bench import records
 from lpips_fast.bench.cases import Case
 from lpips_fast.bench.providers import PROVIDERS
 from lpips_fast.head import backends
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def run(*command, **environment):
-    done = subprocess.run(
-        list(map(str, command)),
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-def test_bench(tmp_path):
-    pytest.importorskip("matplotlib")
-    bench = [sys.executable, "-m", "lpips_fast", "bench", "--device", "cpu"]
-    cases = ["--case", "squeeze:1:17", "--case", "squeeze:2:17", "--precision", "float32"]
-    wanted = ("ours", "ours, gradient in forward", "lpips 0.1.4", "torchmetrics")
-    names = [name for name in wanted if PROVIDERS[name].missing() is None]
-    chosen = [word for name in names for word in ("--provider", name)]
-    printed = run(*bench, *cases, *chosen, "--rounds", "1", "--no-memory", "--output", tmp_path)
-    one = [*cases[:2], *cases[4:], "--provider", "ours", "--rounds", "1", "--run", "named"]
-    run(*bench, "end-to-end", *one, "--output", tmp_path / "memory")
-
-    found = records.results(tmp_path)
-    assert list(found) == ["ceilings", "head", "end_to_end", "layers"]
-    assert not [record for of_benchmark in found.values() for record in of_benchmark if "error" in record]
-    assert {record["provider"] for record in found["end_to_end"]} == {*names, "limit"}
-    assert run(*bench, "--table", tmp_path) == printed
-    assert len({record["run"] for of_benchmark in found.values() for record in of_benchmark}) == 1
-    forward, step = (r for r in records.results(tmp_path / "memory")["end_to_end"] if r["provider"] == "ours")
-    assert forward["run"] == step["run"] == "named"
-    assert forward["peak_bytes"] > 0
-    assert step["peak_bytes"] > 0
-    assert step["kept_bytes"] > 0
-
-    run(*bench, "--report", tmp_path)
-    assert (tmp_path / "table.md").read_text() == printed
-    for name in ("time_against_batch", "roofline"):
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+from tests.support.processes import ROOT, run
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
@@ -207,16 +160,6 @@ def test_a_library_from_elsewhere_is_not_built_again(gpu, monkeypatch, tmp_path)
         assert build.note == note
         assert dict(build.environment) == ({"LPIPS_FAST_NO_BUILD": "1"} if note else {})
     assert planned_steps(gpu, tmp_path)[0].note == ""
-
-
-def test_nothing_is_built_where_that_is_asked(tmp_path):
-    shutil.copy(ROOT / "setup.py", tmp_path)
-    build = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    done = subprocess.run(
-        build, cwd=tmp_path, env={**os.environ, "LPIPS_FAST_NO_BUILD": "1"}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "building" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("code,outcome", (("def test(): pass", "ok"), ("", "not available here: all was skipped")))

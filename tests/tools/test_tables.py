@@ -1,14 +1,11 @@
-"""That the documents' tables are those of the committed records."""
+"""tools/tables.py: the documents' tables are those of the committed records."""
 
 from __future__ import annotations
 
-import json
 import runpy
 import subprocess
 import sys
 from pathlib import Path
-
-from benchmarks import other_packages
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,13 +29,3 @@ def test_tables_of_lpips_stay_where_it_is_not_installed(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
     tables["main"]()
     assert "docs/gpu.md: left as it is, for lpips is not installed: python -m" in capsys.readouterr().out
-
-
-def test_other_packages_are_those_of_the_script():
-    """The record has each call of the script, and each of our settings gives the package's number."""
-    lines = (ROOT / "benchmarks" / "results" / "cpu-1thread" / "packages.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    last = [record for record in records if record["run"] == records[-1]["run"]]
-    calls = [(list(package.requirements), call) for package in other_packages.PACKAGES for call in package.calls]
-    assert [(r["requirements"], r["call"], r["ours"]) for r in last] == [(r, c.theirs, c.ours) for r, c in calls]
-    assert all(record["ours_error"] < 1e-5 for record in last if record["ours"] and "failure" not in record)
