@@ -243,7 +243,7 @@ def test_bad_backend_of_the_head():
 @pytest.mark.parametrize(("capability", "best"), (((7, 5), "triton"), ((8, 0), "cuda")))
 def test_a_gpu_that_the_cuda_kernels_are_not_for(monkeypatch, capability, best):
     backends.is_from_ampere_on.cache_clear()
-    monkeypatch.setattr(backends, "_errors", lambda: dict.fromkeys(backends.BACKENDS))
+    monkeypatch.setattr(backends, "_reasons", lambda: dict.fromkeys(backends.BACKENDS))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     device = torch.device("cuda", 5)
     assert backends.choose("auto", device) == best
