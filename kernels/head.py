@@ -37,15 +37,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lpips_fast._library import library
 from lpips_fast.head.operators import accumulation_dtype, grad_like
+from lpips_fast.kernels.common import block_of_all_channels, cdiv, normalized_values, register
 
 NUM_WARPS = 8
 # Bytes of a program's tile of one feature, in the accumulation type: 32 registers in each of 256 threads forward, 16
 # backward, so that most variants stay under 128 in all: room for two programs on a multiprocessor, one to compute while
 # the other loads. The interpreter's time goes by the number of programs, so there they are larger and fewer.
 FWD_TILE, BWD_TILE = (131072, 131072) if triton.knobs.runtime.interpret else (32768, 16384)
-MIN_BLOCK_C = 64  # fewer channels are padded to this, to bound the length of a row of pixels
 SUMS_ALIGNMENT = 16  # rows of sums begin at multiples of this, so that all layers' launches are compiled alike
 
 
@@ -65,22 +64,7 @@ def _normalized(
 ):  # fmt: skip
     """a [BLOCK_C, BLOCK_P], r and q [BLOCK_P] of the header, for one image's feature; a = 0 where masked."""
     offs = offs_c.to(tl.int64)[:, None] * stride_c + (y * stride_h + x * stride_w)[None, :]
-    return _normalized_values(tl.load(f_ptr + offs, mask=mask, other=0.0).to(ACC_DTYPE), EPS, EPS_INSIDE_SQRT)
-
-
-@triton.jit
-def _normalized_values(f, EPS: tl.constexpr, EPS_INSIDE_SQRT: tl.constexpr):
-    """The same of a feature's values."""
-    radicand = tl.sum(f * f, axis=0)
-    if EPS_INSIDE_SQRT:
-        radicand += EPS
-    root = tl.sqrt(radicand)  # whose float32 takes denormals for 0
-    zero = root == 0  # and not > 0: a NaN must come out as NaN
-    root = tl.where(zero, 1.0, root)
-    norm = root if EPS_INSIDE_SQRT else root + EPS
-    r = tl.where(zero, 0.0, 1.0 / norm)
-    q = 1.0 + (0.0 if EPS_INSIDE_SQRT else EPS) / root  # and not norm / root, which is NaN for an infinite root
-    return f * r[None, :], r, q
+    return normalized_values(tl.load(f_ptr + offs, mask=mask, other=0.0).to(ACC_DTYPE), EPS, EPS_INSIDE_SQRT)
 
 
 @triton.jit
@@ -171,20 +155,10 @@ def _head_bwd_kernel(
         tl.store(d_f1_ptrs, d_f1.to(d_f1_ptr.dtype.element_ty), mask=mask)
 
 
-def cdiv(a: int, b: int) -> int:
-    """As triton.cdiv, which on the host goes through Triton's own kind of function at each call."""
-    return -(-a // b)
-
-
-def next_power_of_2(n: int) -> int:
-    """As triton.next_power_of_2, for n from 1; see `cdiv`."""
-    return 1 << (n - 1).bit_length()
-
-
 def _blocks(feats: Tensor, tile: int) -> tuple[int, int, int]:
     """BLOCK_C and BLOCK_P for a tile of that many bytes, and the number of programs an image."""
     _, channels, height, width = feats.shape
-    block_c = max(MIN_BLOCK_C, next_power_of_2(max(channels, 1)))
+    block_c = block_of_all_channels(channels)
     block_p = max(1, tile // accumulation_dtype(feats.dtype).itemsize // block_c)
     return block_c, block_p, cdiv(height * width, block_p)
 
@@ -280,6 +254,4 @@ def head_bwd_triton(
     return d_feats0 + d_feats1 + d_weights
 
 
-for _operator in (head_fwd_triton, head_maps_fwd_triton, head_bwd_triton):
-    for _key in ("CUDA", "CPU"):  # the CPU's is for the interpreter
-        library.impl(_operator.__name__, _operator, _key)
+register(head_fwd_triton, head_maps_fwd_triton, head_bwd_triton)

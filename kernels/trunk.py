@@ -34,9 +34,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lpips_fast._library import library
-from lpips_fast.kernels import head
-from lpips_fast.kernels.head import _normalized_values, cdiv, next_power_of_2
+from lpips_fast.kernels.common import block_of_all_channels, cdiv, next_power_of_2, normalized_values, register
 from lpips_fast.trunk.convolution import allows_tf32
 from lpips_fast.trunk.gpu_layers import empty_nhwc, empty_signs
 
@@ -286,8 +284,8 @@ def _tap_bwd_of_window(
         offs = offs_c[:, None] + ((y * W + x).to(tl.int64) * C)[None, :]
         value = f[i].to(tl.float32)
         if d_f_ptr is None:
-            a, r, q = _normalized_values(value, EPS, False)
-            b, _, _ = _normalized_values(g[i].to(tl.float32), EPS, False)
+            a, r, q = normalized_values(value, EPS, False)
+            b, _, _ = normalized_values(g[i].to(tl.float32), EPS, False)
             grad_offs = y.to(tl.int64) * grad_stride_h + x.to(tl.int64) * grad_stride_w
             s = tl.load(grad_ptr + grad_offs, mask=inside, other=0.0).to(tl.float32) / divisor
             u = (2 * s)[None, :] * w[:, None] * (a - b)
@@ -514,7 +512,7 @@ def head_tap_bwd_triton(
     behind = None if behind is None else _dense(behind)
     out = empty_nhwc(f0, 2 * n if both else n, c, h, w, f0.dtype)
     side = _window_side(kernel, stride)
-    block_c = max(head.MIN_BLOCK_C, next_power_of_2(max(c, 1)))
+    block_c = block_of_all_channels(c)
     # Half a tile where there are sums across warps, or windows that overlap, whose search takes registers, too.
     tile = HEAD_TAP_TILE_BYTES // f0.element_size() // (2 if c > 256 or kernel > stride else 1)
     block_p = max(1, tile // block_c // side)
@@ -531,9 +529,7 @@ def head_tap_bwd_triton(
     return out
 
 
-for _operator in (
+register(
     first_conv_relu_triton, bias_relu_triton, pack_signs_triton, max_pool_triton, mask_by_signs_triton, tap_bwd_triton,
     head_tap_bwd_triton,
-):  # fmt: skip
-    for _key in ("CUDA", "CPU"):  # the CPU's is for the interpreter
-        library.impl(_operator.__name__, _operator, _key)
+)  # fmt: skip

@@ -1,0 +1,50 @@
+"""What the kernels of the head and of the trunk share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from lpips_fast._library import library
+
+MIN_BLOCK_C = 64  # fewer channels are padded to this, to bound the length of a row of pixels
+
+
+@triton.jit
+def normalized_values(f, EPS: tl.constexpr, EPS_INSIDE_SQRT: tl.constexpr):
+    """a [BLOCK_C, BLOCK_P], r and q [BLOCK_P] of features f; the header of head.py has their formulas."""
+    radicand = tl.sum(f * f, axis=0)
+    if EPS_INSIDE_SQRT:
+        radicand += EPS
+    root = tl.sqrt(radicand)  # whose float32 takes denormals for 0
+    zero = root == 0  # and not > 0: a NaN must come out as NaN
+    root = tl.where(zero, 1.0, root)
+    norm = root if EPS_INSIDE_SQRT else root + EPS
+    r = tl.where(zero, 0.0, 1.0 / norm)
+    q = 1.0 + (0.0 if EPS_INSIDE_SQRT else EPS) / root  # and not norm / root, which is NaN for an infinite root
+    return f * r[None, :], r, q
+
+
+def cdiv(a: int, b: int) -> int:
+    """triton.cdiv without Triton's detour: on the host that calls Triton's own kind of function each time."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """triton.next_power_of_2 for n from 1, likewise without the detour."""
+    return 1 << (n - 1).bit_length()
+
+
+def block_of_all_channels(channels: int) -> int:
+    """BLOCK_C of a program that holds all channels of its pixels."""
+    return max(MIN_BLOCK_C, next_power_of_2(max(channels, 1)))
+
+
+def register(*operators: Callable[..., Any]) -> None:
+    """Makes each function the implementation of the operator of its name."""
+    for operator in operators:
+        for key in ("CUDA", "CPU"):  # the CPU's is for the interpreter
+            library.impl(operator.__name__, operator, key)
