@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import lpips_fast.distance.grad_in_forward
 import lpips_fast.trunk.execute
+import lpips_fast.trunk.module
 from lpips_fast.lpips import LPIPS
 from lpips_fast.trunk.execute import run
 
@@ -606,7 +607,7 @@ def test_a_chunk_at_a_time_goes_through_the_trunk(make_ours, monkeypatch):
         seen.append(sum(map(len, images)))
         return run(setting, images, *args, **options)
 
-    for module in (lpips_fast.distance.grad_in_forward, lpips_fast.trunk.execute):
+    for module in (lpips_fast.distance.grad_in_forward, lpips_fast.trunk.execute, lpips_fast.trunk.module):
         monkeypatch.setattr(module, "run", spy)
     monkeypatch.setattr(lpips_fast.distance.grad_in_forward, "_CPU_PIXELS", 2 * in0[0, 0].numel())
     gradients(fn, in0, in1, (True, False))

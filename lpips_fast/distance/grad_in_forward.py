@@ -19,8 +19,8 @@ from torch import Tensor
 from lpips_fast._torch_state import with_signature
 from lpips_fast.distance.pixel_weights import shares, weighted_mean
 from lpips_fast.head import operators
-from lpips_fast.trunk.execute import run, run_backward
-from lpips_fast.trunk.gpu_layers import HeadGradient
+from lpips_fast.trunk.cpu_filters import CpuTensors
+from lpips_fast.trunk.execute import layers_of, run, run_backward
 from lpips_fast.trunk.program import Affine, Setting
 
 _EPS = 1e-10
@@ -57,7 +57,8 @@ def distance_with_gradient(
     others = [x1] if isinstance(x1, Tensor) else list(x1)
     masks = [] if pixel_weight is None else [pixel_weight]
     counts = (len(others), len(masks), len(tensors))
-    return _DistanceWithGradient.apply(job, counts, x0, *affine, *others, *masks, *tensors, *linear)[0]
+    cpu_tensors = tensors if isinstance(tensors, CpuTensors) else None  # whole, with the filters that it keeps
+    return _DistanceWithGradient.apply(job, cpu_tensors, counts, x0, *affine, *others, *masks, *tensors, *linear)[0]
 
 
 class _DistanceWithGradient(torch.autograd.Function):
@@ -65,9 +66,10 @@ class _DistanceWithGradient(torch.autograd.Function):
 
     @staticmethod
     @with_signature
-    def forward(job, counts, x0, shift, scale, *rest):
+    def forward(job, cpu_tensors, counts, x0, shift, scale, *rest):
         affine = shift, scale
         others, masks, tensors, linear = _split(rest, counts)
+        tensors = cpu_tensors or tensors
         if len(others) == 1 and others[0].shape[0] == 1 and not job.need1:  # one image for all: its taps, once
             others, _ = run(job.setting, others, affine, tensors)
         n = x0.shape[0]
@@ -94,7 +96,7 @@ class _DistanceWithGradient(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.job, _, x0, _, _, *rest = inputs
+        ctx.job, _, _, x0, _, _, *rest = inputs
         ctx.dtypes = x0.dtype, rest[0].dtype
         ctx.n_rest = len(rest)
         ctx.mark_non_differentiable(*output[1:])
@@ -109,7 +111,7 @@ class _DistanceWithGradient(torch.autograd.Function):
             )
         needed = ctx.saved_tensors[: 1 + ctx.job.need1]
         d_x0, *d_x1 = ((d * grad.view(-1, 1, 1, 1)).to(dtype) for d, dtype in zip(needed, ctx.dtypes))
-        return None, None, d_x0, None, None, *(d_x1 or [None]), *(None for _ in range(ctx.n_rest - 1))
+        return None, None, None, d_x0, None, None, *(d_x1 or [None]), *(None for _ in range(ctx.n_rest - 1))
 
 
 def _split(rest, counts):
@@ -138,23 +140,10 @@ def _chunk(job, x0, others, mask, affine, tensors, linear):
         tap_shares = shares(mask, [(t.shape[2], t.shape[3]) for t in taps0])
         distances = weighted_mean(operators.head_maps(job.backend, taps0, taps1, linear, _EPS, False), tap_shares)
         grads = [s * scale for s in tap_shares]
-    d_taps = _head_gradients(job, grads, taps0, taps1, linear, mean=mask is None)
+    d_taps = layers_of(setting).head_gradients(
+        job.backend, grads, taps0, taps1, linear, _EPS, mean=mask is None, need1=job.need1
+    )
     d_x = run_backward(setting, x0.shape[1:], affine, tensors, taps, signs, d_taps)
     d_x = d_x.to(torch.promote_types(d_x.dtype, torch.float32))
     d_x = d_x if scale == 1.0 else d_x / scale
     return distances.sum(dim=1), (d_x[:k], d_x[k:])
-
-
-def _head_gradients(job, grads, taps0, taps1, linear, mean) -> list[Tensor] | list[HeadGradient]:
-    """dL/dtaps for `run_backward`: with Triton not computed yet, but on the way back through the taps."""
-    layers = len(taps0)
-    if not job.setting.triton:
-        d_taps = operators.head_bwd(job.backend, grads, taps0, taps1, linear, _EPS, False, mean, True, job.need1, False)
-        return [torch.cat((d_taps[i], d_taps[layers + i])) for i in range(layers)] if job.need1 else d_taps
-    if mean:
-        maps = [grads[0][:, i, None, None, None].expand(-1, 1, *t.shape[2:]) for i, t in enumerate(taps0)]
-        divisors = [t.shape[2] * t.shape[3] for t in taps0]
-    else:
-        maps, divisors = grads, [1] * layers
-    pairs = zip(maps, divisors, taps0, taps1, linear, strict=True)
-    return [HeadGradient(*pair, _EPS, job.need1) for pair in pairs]
