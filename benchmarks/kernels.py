@@ -49,9 +49,7 @@ from lpips_fast.bench.timing import Clock, described, interleaved, release_memor
 from lpips_fast.head import autograd
 from lpips_fast.head.operators import HeadInput, Norm
 from lpips_fast.lpips import LPIPS
-from lpips_fast.trunk import gpu_layers
-from lpips_fast.trunk.execute import run, run_backward
-from lpips_fast.trunk.gpu_layers import HeadGradient
+from lpips_fast.trunk.execute import layers_of, run, run_backward
 
 PRECISIONS = ("tf32", "bfloat16")
 H100 = Ceilings(3.0e12, {"tf32": 395e12, "bfloat16": 790e12})  # assumed; TF32's is half of bfloat16's
@@ -206,8 +204,7 @@ def traffic_of_ours(case: Case, mode: str, precision: str, in_forward: bool = Fa
         model = LPIPS(net=case.net, pnet_rand=True).to(meta)
         x0, x1 = (torch.empty(case.pairs, 3, case.size, case.size, device=meta) for _ in range(2))
         trunk = model.net
-        setting = trunk.setting(meta)._replace(dtype=dtype, layout=torch.channels_last, frozen=True)
-        setting = gpu_layers.fused(setting, gpu_layers.without_fires(trunk.plan))._replace(cudnn_relu=True)
+        setting = trunk.setting(meta)._replace(dtype=dtype, layout=torch.channels_last, layers="gpu", cudnn_relu=True)
         tensors, affine = trunk.tensors(setting, gradient=True), (model.scaling_layer.shift, model.scaling_layer.scale)
         weights = [weight.detach().flatten() for weight in model.lins.parameters()]
         with Traffic() as traffic:
@@ -221,11 +218,7 @@ def traffic_of_ours(case: Case, mode: str, precision: str, in_forward: bool = Fa
             inputs = HeadInput(taps0, taps1, weights, Norm())
             value = autograd.head("triton", inputs)
             if in_forward:
-                maps = [value[:, i, None, None, None].expand(-1, 1, *t.shape[2:]) for i, t in enumerate(taps0)]
-                layers = zip(maps, taps0, taps1, weights, strict=True)
-                d_taps: Any = [
-                    HeadGradient(grad, 1, f0, f1, weight, Norm().eps, False) for grad, f0, f1, weight in layers
-                ]
+                d_taps: Any = layers_of(setting).head_gradients("triton", inputs, [value], mean=True, need1=False)
             else:
                 needs = {"need0": True, "need1": False, "need_weights": False}
                 d_taps = autograd.head_backward("triton", inputs, [value], mean=True, **needs)

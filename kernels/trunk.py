@@ -36,7 +36,7 @@ from torch import Tensor
 
 from lpips_fast.kernels.common import block_of_all_channels, cdiv, next_power_of_2, normalized_values, register
 from lpips_fast.trunk.convolution import allows_tf32
-from lpips_fast.trunk.gpu_layers import empty_nhwc, empty_signs
+from lpips_fast.trunk.operators import empty_nhwc, empty_signs
 
 NUM_WARPS = 4
 # Where time goes by the number of programs: they are larger and fewer there. And bfloat16's products are wrong.

@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lpips_fast import pairwise
 from lpips_fast.trunk import convolution
-from lpips_fast.trunk.execute import run, run_backward
-from lpips_fast.trunk.program import Conv, Fire, Pool
+from lpips_fast.trunk.execute import layers_of, run, run_backward
+from lpips_fast.trunk.program import Conv, Expand
 from tests.support.comparisons import assert_close, assert_gradients_close
 from tests.support.gradients import value_and_gradient
 from tests.support.images import pair
@@ -121,8 +121,8 @@ def test_each_convolution_on_cuda_has_the_precisions_tf32(make_ours, monkeypatch
     """By an argument, or by the flag where that says the same."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
     fn, mode = on_fake_cuda(make_ours(net, precision=precision))
-    plan = fn.net.setting(torch.device("cuda")).plan
-    count = sum({Conv: 1, Fire: 3, Pool: 0}[type(step)] for step in plan)
+    setting = fn.net.setting(torch.device("cuda"))
+    count = sum({Conv: 1, Expand: 2}[type(step)] for step in layers_of(setting).steps(setting.plan))
 
     def check(seen):
         assert len(seen) == count

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 import lpips_fast
-from lpips_fast.trunk import winograd
+from lpips_fast.trunk import cpu_filters, cpu_layers
 
-pytestmark = pytest.mark.skipif(not winograd.available(), reason="the compiled library is not there")
+pytestmark = pytest.mark.skipif(not cpu_layers.available(), reason="the compiled library is not there")
 
 
 def value_and_gradient(fn, in0, in1):
@@ -144,8 +144,8 @@ def test_equal_bits_for_1_and_2_threads(make_ours, grad_in_forward):
 
 def test_filters_are_made_only_where_they_are_used(make_ours, monkeypatch):
     made = []
-    original = winograd.winograd_filters
-    monkeypatch.setattr(winograd, "winograd_filters", lambda *args, **kw: made.append(args) or original(*args, **kw))
+    original = cpu_filters.winograd_filters
+    monkeypatch.setattr(cpu_filters, "winograd_filters", lambda *args, **kw: made.append(args) or original(*args, **kw))
     fn = make_ours("alex")
     images = torch.rand(2, 1, 3, 32, 32)  # the 3x3 convolutions are of 1 x 1 pixels here: direct ones are faster
     fn(*images)

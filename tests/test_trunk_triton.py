@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lpips_fast.head.operators import HeadInput, Norm
 from lpips_fast.head.reference import head_maps_ref, head_ref
 from lpips_fast.trunk import gpu_layers
-from lpips_fast.trunk.execute import frozen_trunk, run, run_backward
+from lpips_fast.trunk.execute import FrozenTrunk, run, run_backward
 from lpips_fast.trunk.gpu_layers import HeadGradient
 from lpips_fast.trunk.module import Trunk
 from lpips_fast.trunk.program import Pool
@@ -241,9 +241,16 @@ def test_tap_backward_with_the_heads_gradient(dtype, shape, pool, case, mean):
 
 def settings(trunk, dtype):
     """Torch's, and ours."""
-    setting = trunk.setting(torch.device("cpu"))._replace(dtype=dtype, layout=torch.channels_last, filters=None)
-    fused = gpu_layers.fused(setting, gpu_layers.without_fires(setting.plan))
-    return setting, fused if DEVICE == "cuda" else fused._replace(cudnn_relu=False)
+    setting = trunk.setting(torch.device("cpu"))._replace(dtype=dtype, layout=torch.channels_last, layers="torch")
+    cudnn_relu = DEVICE == "cuda" and gpu_layers.cudnn_applies_relu(dtype, setting.tf32)
+    return setting, setting._replace(layers="gpu", cudnn_relu=cudnn_relu)
+
+
+def frozen_trunk(setting, images, affine, tensors):
+    """The taps, differentiable in the images."""
+    if any(image.requires_grad for image in images):
+        return list(FrozenTrunk.apply(setting, None, len(images), *affine, *images, *tensors)[: setting.n_taps])
+    return run(setting, images, affine, tensors)[0]
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -319,15 +326,6 @@ def test_double_backward(net):
         (d_x,) = torch.autograd.grad(sum(t.square().sum() for t in taps), x, create_graph=True)
         grads.append(torch.autograd.grad(d_x.square().sum(), x)[0])
     assert F.cosine_similarity(*(g.flatten() for g in grads), dim=0) > 0.9999
-
-
-def test_a_trunk_pickled_by_an_older_version():
-    trunk = Trunk("squeeze")
-    state = trunk.__getstate__()
-    del state["_gpu_plan"]
-    found = Trunk.__new__(Trunk)
-    found.__setstate__(state)
-    assert found._gpu_plan == trunk._gpu_plan != trunk.plan
 
 
 @pytest.mark.parametrize("allowed", (True, False))

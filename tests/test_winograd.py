@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import lpips_fast  # noqa: F401  loads the compiled library
-from lpips_fast.trunk import winograd
+from lpips_fast.trunk import cpu_filters, cpu_layers
 from tests.support.tolerances import CONVOLUTION_TOLERANCE
 
 ops = torch.ops.lpips_fast
-compiled = pytest.mark.skipif(not winograd.available(), reason="the compiled library is not there")
+compiled = pytest.mark.skipif(not cpu_layers.available(), reason="the compiled library is not there")
 
 SHAPES = [  # n, cin, cout, h, w
     (2, 64, 64, 16, 16),
@@ -83,7 +83,7 @@ def unpack(signs, channels):
 @pytest.mark.parametrize("row", range(6))
 def test_filter_matrix_holds_lagrange_weights(row):
     points = [0.0, 0.625, -0.625, 1.5, -1.5]
-    g = winograd._filter_matrix()
+    g = cpu_filters._filter_matrix()
     if row == 5:
         expected = [0.0, 0.0, 1.0]
     else:
@@ -109,7 +109,7 @@ def test_transforms_make_a_convolution_in_float64():
         dtype=torch.float64,
     )
     a_t = torch.tensor([[p**k for p in (0.0, a, -a, b, -b)] + [float(k == 3)] for k in range(4)], dtype=torch.float64)
-    g = winograd._filter_matrix()
+    g = cpu_filters._filter_matrix()
     d, weight = torch.randn(6, 6, dtype=torch.float64), torch.randn(3, 3, dtype=torch.float64)
     y = a_t @ ((g @ weight @ g.T) * (b_t @ d @ b_t.T)) @ a_t.T
     torch.testing.assert_close(y, F.conv2d(d[None, None], weight[None, None])[0, 0])
@@ -117,13 +117,13 @@ def test_transforms_make_a_convolution_in_float64():
 
 def test_filters_are_packed_in_panels():
     weight = torch.randn(20, 5, 3, 3)
-    g = winograd._filter_matrix()
-    u = winograd.winograd_filters(weight)
+    g = cpu_filters._filter_matrix()
+    u = cpu_filters.winograd_filters(weight)
     assert u.shape == (36, 2, 5, 16)
     expected = g @ weight[18, 3].double() @ g.T
     torch.testing.assert_close(u[:, 1, 3, 2], expected.flatten().float())
     assert not u[:, 1, :, 4:].any()
-    turned = winograd.winograd_filters(weight, turned=True)
+    turned = cpu_filters.winograd_filters(weight, turned=True)
     assert turned.shape == (36, 1, 20, 16)
     torch.testing.assert_close(turned[:, 0, 18, 3], (g @ weight[18, 3].double().flip(0, 1) @ g.T).flatten().float())
 
@@ -133,7 +133,7 @@ def test_every_coefficient():
     """One-hot images by one-hot filters reach each product of coefficients of the three transforms."""
     x = torch.eye(64).reshape(64, 1, 8, 8)
     weight = torch.eye(9).reshape(9, 1, 3, 3)
-    y, *_ = ops.conv3x3_fwd_cpu(x, winograd.winograd_filters(weight), torch.zeros(9), False, False)
+    y, *_ = ops.conv3x3_fwd_cpu(x, cpu_filters.winograd_filters(weight), torch.zeros(9), False, False)
     torch.testing.assert_close(y, F.conv2d(x, weight, padding=1).contiguous(), rtol=0, atol=2e-6)
 
 
@@ -141,7 +141,7 @@ def test_every_coefficient():
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_forward(shape):
     x, weight, bias = problem(*shape)
-    y, signs = ops.conv3x3_fwd_cpu(x, winograd.winograd_filters(weight), bias, False, True)
+    y, signs = ops.conv3x3_fwd_cpu(x, cpu_filters.winograd_filters(weight), bias, False, True)
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert_close(y, conv_ref(x, weight, bias))
     assert torch.equal(unpack(signs, shape[2]), y > 0)
@@ -151,10 +151,10 @@ def test_forward(shape):
 @pytest.mark.parametrize("shape", [s for s in SHAPES if s[3] > 1 and s[4] > 1], ids=str)
 def test_pool_is_torchs(shape):
     x, weight, bias = problem(*shape)
-    y, pooled, _ = ops.conv3x3_fwd_cpu(x, winograd.winograd_filters(weight), bias, True, True)
+    y, pooled, _ = ops.conv3x3_fwd_cpu(x, cpu_filters.winograd_filters(weight), bias, True, True)
     assert torch.equal(pooled, F.max_pool2d(y, 2))
     assert pooled.is_contiguous(memory_format=torch.channels_last)
-    alone, *_ = ops.conv3x3_fwd_cpu(x, winograd.winograd_filters(weight), bias, False, False)
+    alone, *_ = ops.conv3x3_fwd_cpu(x, cpu_filters.winograd_filters(weight), bias, False, False)
     assert torch.equal(y, alone)
 
 
@@ -163,7 +163,7 @@ def test_pool_is_torchs(shape):
 @pytest.mark.parametrize("shape", [(2, 64, 32, 9, 10), (1, 7, 5, 6, 3)], ids=str)
 def test_layouts(layout, shape):
     x, weight, bias = problem(*shape)
-    filters = winograd.winograd_filters(weight)
+    filters = cpu_filters.winograd_filters(weight)
     expected, *_ = ops.conv3x3_fwd_cpu(x, filters, bias, False, False)
     view = LAYOUTS[layout](x)
     assert torch.equal(view, x)
@@ -174,7 +174,7 @@ def test_layouts(layout, shape):
 @compiled
 def test_expanded_batch():
     x, weight, bias = problem(1, 16, 16, 7, 7)
-    filters = winograd.winograd_filters(weight)
+    filters = cpu_filters.winograd_filters(weight)
     one, *_ = ops.conv3x3_fwd_cpu(x, filters, bias, False, False)
     three, *_ = ops.conv3x3_fwd_cpu(x.expand(3, -1, -1, -1), filters, bias, False, False)
     assert torch.equal(three, one.expand(3, -1, -1, -1))
@@ -194,7 +194,7 @@ def test_gradient(shape, epilogue):
     mask = None
     if "mask" in epilogue or "signs" in epilogue:
         mask, expected = x if "mask" in epilogue else pack(x > 0), expected * (x > 0)
-    d_x = ops.conv3x3_bwd_cpu(d_y, winograd.winograd_filters(weight, turned=True), cin, addend, mask)
+    d_x = ops.conv3x3_bwd_cpu(d_y, cpu_filters.winograd_filters(weight, turned=True), cin, addend, mask)
     assert d_x.is_contiguous(memory_format=torch.channels_last)
     if mask is not None:
         assert not d_x[x <= 0].any()
@@ -209,8 +209,8 @@ def test_gradient(shape, epilogue):
 )  # fmt: skip
 def test_any_shape(n, cin, cout, h, w, seed):
     x, weight, bias = problem(n, cin, cout, h, w, seed)
-    y, *_ = ops.conv3x3_fwd_cpu(x, winograd.winograd_filters(weight), bias + 1, False, False)
-    d_x = ops.conv3x3_bwd_cpu(y, winograd.winograd_filters(weight, turned=True), cin, None, None)
+    y, *_ = ops.conv3x3_fwd_cpu(x, cpu_filters.winograd_filters(weight), bias + 1, False, False)
+    d_x = ops.conv3x3_bwd_cpu(y, cpu_filters.winograd_filters(weight, turned=True), cin, None, None)
     if n == 0:
         assert y.shape == (0, cout, h, w)
         assert d_x.shape == x.shape
@@ -225,10 +225,10 @@ def test_any_shape(n, cin, cout, h, w, seed):
 )
 def test_threads_do_not_change_bits(shape):
     x, weight, bias = problem(*shape)
-    filters, turned = winograd.winograd_filters(weight), winograd.winograd_filters(weight, turned=True)
+    filters, turned = cpu_filters.winograd_filters(weight), cpu_filters.winograd_filters(weight, turned=True)
     squares = drawing("squares", shape[0], shape[1], *shape[3:])
     image = torch.rand(shape[0], 3, *shape[3:])
-    first = winograd.first_filters(torch.randn(64, 3, 3, 3), torch.randn(64))
+    first = cpu_filters.first_filters(torch.randn(64, 3, 3, 3), torch.randn(64))
 
     def everything():
         y, pooled, signs = ops.conv3x3_fwd_cpu(x, filters, bias, True, True)
@@ -255,7 +255,7 @@ def test_threads_do_not_change_bits(shape):
 def test_not_a_number_stays_near_and_is_not_lost(bad):
     """What is not finite makes NaN of all it may reach, and of the rest of the tiles that read it."""
     x, weight, bias = problem(1, 16, 16, 20, 20)
-    filters = winograd.winograd_filters(weight)
+    filters = cpu_filters.winograd_filters(weight)
     clean, *_ = ops.conv3x3_fwd_cpu(x, filters, bias, False, False)
     x[0, 3, 9, 10] = bad
     y, pooled, signs = ops.conv3x3_fwd_cpu(x, filters, bias, True, True)
@@ -313,7 +313,7 @@ def test_outputs_of_equal_inputs_are_equal(pattern, shape):
     n, cin, cout, h, w = shape
     _, weight, bias = problem(*shape)
     x = drawing(pattern, n, cin, h, w)
-    y, pooled, signs = ops.conv3x3_fwd_cpu(x, winograd.winograd_filters(weight), bias, True, True)
+    y, pooled, signs = ops.conv3x3_fwd_cpu(x, cpu_filters.winograd_filters(weight), bias, True, True)
     assert assert_repeats(x, y) > 0
     assert_close(y, conv_ref(x, weight, bias))
     assert torch.equal(pooled, F.max_pool2d(y, 2))
@@ -334,7 +334,7 @@ def test_any_drawing(n, cin, cout, h, w, colours, scale, seed, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        y, pooled, signs = ops.conv3x3_fwd_cpu(x, winograd.winograd_filters(weight), bias, True, True)
+        y, pooled, signs = ops.conv3x3_fwd_cpu(x, cpu_filters.winograd_filters(weight), bias, True, True)
     finally:
         torch.set_num_threads(before)
     assert_repeats(x, y)
@@ -350,7 +350,7 @@ def test_not_a_number_stays_near_on_a_flat_ground(bad, channel):
     _, weight, bias = problem(1, 32, 16, 20, 20)
     x = drawing("flat", 1, 32, 20, 20).contiguous()
     x[0, channel, 0, 0] = bad
-    y, *_ = ops.conv3x3_fwd_cpu(x, winograd.winograd_filters(weight), bias, False, False)
+    y, *_ = ops.conv3x3_fwd_cpu(x, cpu_filters.winograd_filters(weight), bias, False, False)
     assert y[0, :, :2, :2].isnan().all()
     assert not y[0, :, 4:].isnan().any()
     assert not y[0, :, :, 4:].isnan().any()
@@ -363,13 +363,13 @@ def test_a_large_value_does_not_spoil_a_flat_ground(size):
     _, weight, bias = problem(1, 32, 16, 20, 20)
     x = 1e-3 * drawing("flat", 1, 32, 20, 20)
     x[0, :, 0, 0] = size
-    y, *_ = ops.conv3x3_fwd_cpu(x, winograd.winograd_filters(weight), bias, False, False)
+    y, *_ = ops.conv3x3_fwd_cpu(x, cpu_filters.winograd_filters(weight), bias, False, False)
     assert_close(y[..., 4:, 4:], conv_ref(x, weight, bias)[..., 4:, 4:])
 
 
 @compiled
 def test_first_layer_of_equal_inputs_is_equal():
-    filters = winograd.first_filters(torch.randn(64, 3, 3, 3), torch.randn(64))
+    filters = cpu_filters.first_filters(torch.randn(64, 3, 3, 3), torch.randn(64))
     for pattern in PATTERNS:
         x = drawing(pattern, 2, 3, 24, 29)
         (y,) = ops.conv3x3_first_cpu(x, torch.zeros(3), torch.ones(3), *filters, 64, False)
@@ -387,7 +387,7 @@ def test_first_layer(shape, layout):
     weight, bias = torch.randn(cout, cin, 3, 3), torch.randn(cout)
     shift, scale = SHIFT[:cin].contiguous(), SCALE[:cin].contiguous()
     scaled = (x.double() - shift[:, None, None].double()) / scale[:, None, None].double()
-    filters, padded_bias = winograd.first_filters(weight, bias)
+    filters, padded_bias = cpu_filters.first_filters(weight, bias)
     y, signs = ops.conv3x3_first_cpu(LAYOUTS[layout](x), shift, scale, filters, padded_bias, cout, True)
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(unpack(signs, cout), y > 0)
@@ -442,10 +442,10 @@ def test_signs(shape, layout):
 @compiled
 def test_opcheck():
     x, weight, bias = problem(2, 16, 24, 9, 7)
-    filters, turned = winograd.winograd_filters(weight), winograd.winograd_filters(weight, turned=True)
+    filters, turned = cpu_filters.winograd_filters(weight), cpu_filters.winograd_filters(weight, turned=True)
     y, pooled, _ = ops.conv3x3_fwd_cpu(x, filters, bias, True, True)
     image = torch.rand(2, 3, 9, 7)
-    first = winograd.first_filters(torch.randn(24, 3, 3, 3), torch.randn(24))
+    first = cpu_filters.first_filters(torch.randn(24, 3, 3, 3), torch.randn(24))
     for op, *arguments in (
         (ops.conv3x3_fwd_cpu, x, filters, bias, False, False),
         (ops.conv3x3_fwd_cpu, x.to(memory_format=torch.channels_last), filters, bias, True, True),
@@ -476,7 +476,7 @@ def test_opcheck():
 def test_wrong_arguments(call, message):
     x, weight, bias = problem(1, 8, 24, 6, 6)
     with pytest.raises(RuntimeError, match=message):
-        call(x, winograd.winograd_filters(weight), bias)
+        call(x, cpu_filters.winograd_filters(weight), bias)
 
 
 @compiled

@@ -22,9 +22,9 @@ from lpips_fast.bench.ceilings import DTYPES, Ceilings
 from lpips_fast.bench.providers import copied, inherited_precision
 from lpips_fast.bench.records import Record
 from lpips_fast.bench.timing import Call, Clock, Quantiles, described, interleaved, release_memory
+from lpips_fast.trunk.execute import layers_of
 from lpips_fast.trunk.module import Trunk
-from lpips_fast.trunk.program import Affine, Conv, Fire, Pool
-from lpips_fast.trunk.torch_layers import conv_backward, conv_relu, first_conv_relu, max_pool, tap_backward
+from lpips_fast.trunk.program import Affine, Conv, Expand
 
 MODES = ("forward", "backward")
 LIMIT = "limit"
@@ -41,9 +41,7 @@ class Unit(NamedTuple):
     layer: Layer
     conv: Conv  # the step of the plan
     module: nn.Conv2d
-    pool: Pool | None  # the step after it
     affine: Affine  # what is done to its input first
-    exact: bool  # whether it comes no later than the first tap
 
 
 class LayerProvider(Protocol):
@@ -70,8 +68,9 @@ class Torch(NamedTuple):
 
     def forward(self, unit: Unit, x: Tensor) -> Tensor:
         y = self.convolution(unit, x).relu_()
-        if unit.pool is not None:
-            F.max_pool2d(y, unit.pool.kernel, unit.pool.stride, ceil_mode=unit.pool.ceil_mode)
+        pool = unit.conv.pool
+        if pool is not None:
+            F.max_pool2d(y, pool.kernel, pool.stride, ceil_mode=pool.ceil_mode)
         return y
 
     def backward(self, unit: Unit, x: Tensor) -> Callable[[Tensor], Tensor]:
@@ -98,22 +97,23 @@ class Ours(NamedTuple):
     def forward(self, unit: Unit, x: Tensor) -> Tensor:
         setting = self.trunk.setting(x.device)
         tensors = self.trunk.tensors(setting, gradient=False)
-        if unit.conv.at == 0:
-            return first_conv_relu(setting, tensors, unit.conv, [x], unit.affine, False, unit.pool)[0]
-        y, _, pooled = conv_relu(setting, tensors, unit.conv, x, False, following=unit.pool, exact=unit.exact)
-        if unit.pool is not None and pooled is None:
-            max_pool(setting, y, unit.pool)
+        layers, conv = layers_of(setting), unit.conv
+        if conv.at == 0:
+            return layers.first_conv_relu(setting, tensors, conv, [x], unit.affine, False)[0]
+        y, _, pooled = layers.conv_relu(setting, tensors, conv, x, False)
+        if conv.pool is not None and pooled is None:
+            layers.max_pool(y, conv.pool)
         return y
 
     def backward(self, unit: Unit, x: Tensor) -> Callable[[Tensor], Tensor]:
         setting = self.trunk.setting(x.device)
         tensors = self.trunk.tensors(setting, gradient=True)
-        y = self.forward(unit, x)
+        layers, y = layers_of(setting), self.forward(unit, x)
         size, scale = (x.shape[2], x.shape[3]), unit.affine[1]
 
         def gradient(d_y: Tensor) -> Tensor:
-            d = tap_backward(setting, y, d_y)
-            d_x = conv_backward(setting, tensors, unit.conv, d, size=size)
+            d = layers.tap_backward(y, d_y)
+            d_x = layers.conv_backward(setting, tensors, unit.conv, d, size=size)
             return d_x if scale is None else d_x / scale
 
         return gradient
@@ -125,15 +125,10 @@ def units(net: str, size: int, device: torch.device) -> list[Unit]:
     modules = iter(module for module in model.net.modules() if isinstance(module, nn.Conv2d))
     layers = iter(trunk_layers(net, size)[0])
     found: list[Unit] = []
-    plan = model.net.plan
-    first_tap = next(step.at for step in plan if isinstance(step, Conv) and step.tap)
-    for step, after in zip(plan, (*plan[1:], None), strict=True):
-        if isinstance(step, Pool):
-            continue
-        pool = after if isinstance(after, Pool) and isinstance(step, Conv) else None
-        for conv in (step.squeeze, step.expand1x1, step.expand3x3) if isinstance(step, Fire) else (step,):
+    for step in model.net.plan:
+        for conv in (step.conv1x1, step.conv3x3) if isinstance(step, Expand) else (step,):
             affine = (None, None) if found else (model.scaling_layer.shift, model.scaling_layer.scale)
-            found.append(Unit(next(layers), conv, next(modules), pool, affine, conv.at <= first_tap))
+            found.append(Unit(next(layers), conv, next(modules), affine))
     return found
 
 

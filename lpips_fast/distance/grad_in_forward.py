@@ -22,7 +22,8 @@ from lpips_fast.distance.chunks import in_chunks
 from lpips_fast.distance.compare import Comparison, Side, compare, head_input
 from lpips_fast.distance.pixel_weights import shares
 from lpips_fast.head.operators import Norm
-from lpips_fast.trunk.execute import run, run_backward
+from lpips_fast.trunk.cpu_filters import CpuTensors
+from lpips_fast.trunk.execute import layers_of, run, run_backward
 from lpips_fast.trunk.program import Affine, Setting
 
 
@@ -57,7 +58,8 @@ def distance_with_gradient(
     others = [x1] if isinstance(x1, Tensor) else list(x1)
     masks = [] if pixel_weight is None else [pixel_weight]
     counts = (len(others), len(masks), len(tensors))
-    return _DistanceWithGradient.apply(job, counts, x0, *affine, *others, *masks, *tensors, *linear)[0]
+    cpu_tensors = tensors if isinstance(tensors, CpuTensors) else None  # whole, with the filters that it keeps
+    return _DistanceWithGradient.apply(job, cpu_tensors, counts, x0, *affine, *others, *masks, *tensors, *linear)[0]
 
 
 class _DistanceWithGradient(torch.autograd.Function):
@@ -65,9 +67,10 @@ class _DistanceWithGradient(torch.autograd.Function):
 
     @staticmethod
     @with_signature
-    def forward(job, counts, x0, shift, scale, *rest):
+    def forward(job, cpu_tensors, counts, x0, shift, scale, *rest):
         affine, setting = (shift, scale), job.setting
         x1, mask, tensors, linear = _split(rest, counts)
+        tensors = cpu_tensors or tensors
         how = Comparison(job.backend, job.norm, linear or None)
         if len(x1) == 1 and x1[0].shape[0] == 1 and not job.need1:  # one image for all goes through the trunk once
             x1, _ = run(setting, x1, affine, tensors)
@@ -88,12 +91,9 @@ class _DistanceWithGradient(torch.autograd.Function):
             tap_shares = None if weight is None else shares(weight, [t.shape[2:] for t in taps0])
             value, _ = compare(how, inputs, tap_shares, size)
             values.append(value.flatten())
-            grads = (
-                [torch.full_like(value, unit).view(k, 1).expand(k, len(taps0))]
-                if tap_shares is None
-                else [share * unit for share in tap_shares]
-            )
-            d_taps = head_gradients(setting, job.backend, inputs, grads, mean=tap_shares is None, need1=job.need1)
+            mean = tap_shares is None
+            grads = [value.new_full((k, len(taps0)), unit)] if tap_shares is None else [s * unit for s in tap_shares]
+            d_taps = layers_of(setting).head_gradients(job.backend, inputs, grads, mean=mean, need1=job.need1)
             d_x = run_backward(setting, a.shape[1:], affine, tensors, taps, signs, d_taps)
             d_x = d_x.to(torch.promote_types(d_x.dtype, torch.float32))
             d_x = d_x if unit == 1.0 else d_x / unit
@@ -104,7 +104,7 @@ class _DistanceWithGradient(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.job, _, x0, _, _, *rest = inputs
+        ctx.job, _, _, x0, _, _, *rest = inputs
         ctx.dtypes = x0.dtype, rest[0].dtype
         ctx.n_rest = len(rest)
         ctx.mark_non_differentiable(*output[1:])
@@ -119,7 +119,7 @@ class _DistanceWithGradient(torch.autograd.Function):
             )
         needed = ctx.saved_tensors[: 1 + ctx.job.need1]
         d_x0, *d_x1 = ((d * grad.view(-1, 1, 1, 1)).to(dtype) for d, dtype in zip(needed, ctx.dtypes))
-        return None, None, d_x0, None, None, *(d_x1 or [None]), *(None for _ in range(ctx.n_rest - 1))
+        return None, None, None, d_x0, None, None, *(d_x1 or [None]), *(None for _ in range(ctx.n_rest - 1))
 
 
 def _split(rest, counts):
@@ -130,20 +130,3 @@ def _split(rest, counts):
 
 def _empty_gradient(x):
     return torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
-
-
-def head_gradients(setting, backend, inputs, grads, *, mean, need1):
-    from lpips_fast.head.autograd import head_backward
-    from lpips_fast.trunk.gpu_layers import HeadGradient
-
-    layers = len(inputs.feats0)
-    if not setting.triton:
-        d_taps = head_backward(backend, inputs, grads, mean=mean, need0=True, need1=need1, need_weights=False)
-        return [torch.cat((d_taps[i], d_taps[layers + i])) for i in range(layers)] if need1 else d_taps
-    if mean:
-        maps = [grads[0][:, i, None, None, None].expand(-1, 1, *t.shape[2:]) for i, t in enumerate(inputs.feats0)]
-        divisors = [t.shape[2] * t.shape[3] for t in inputs.feats0]
-    else:
-        maps, divisors = grads, [1] * layers
-    pairs = zip(maps, divisors, inputs.feats0, inputs.feats1, inputs.weights, strict=True)
-    return [HeadGradient(*pair, inputs.norm.eps, need1) for pair in pairs]

@@ -1,103 +1,104 @@
-"""A frozen trunk on the CPU: 3x3 convolutions by Winograd's algorithm, and what the same compiled library fuses.
+"""A frozen trunk's layers on the CPU in float32, channels-last: the compiled library's operators.
 
-Which convolutions are Winograd's depends on the images' size, so filters are transformed where they are first used,
-and kept: a `Filters` in the trunk's setting.
+The 3x3 convolutions go by Winograd's algorithm where that is faster, with bias, ReLU, signs and the 2x2 pool inside.
+torch does the other convolutions; the library keeps and applies the signs of their ReLUs.
+
+`execute.Layers` documents the functions that the three files of layers have in common; here `tensors` are CpuTensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from lpips_fast._torch_state import unobserved
-from lpips_fast.trunk import winograd
+from lpips_fast.trunk import torch_layers
+from lpips_fast.trunk.cpu_filters import PANEL, CpuTensors, winograd_pays
 from lpips_fast.trunk.program import Affine, Conv, Pool, Setting
 
-CHOICES = ("auto", "winograd", "direct")
+CHOICES = ("auto", "winograd", "direct")  # how to convolve, as `LPIPS(cpu_conv=...)` takes it
+
+_POOL_2X2 = Pool(2, 2, False)  # which the operators have inside
+
+steps = torch_layers.steps
+max_pool = torch_layers.max_pool
+head_gradients = torch_layers.head_gradients
 
 
-class Filters:
-    """The filters of a trunk's convolutions as the CPU's kernels want them, each made at its first use and kept.
-
-    Args:
-        tensors: the trunk's: weight, bias, weight, bias, ...
-        always: whether every convolution that can be is done so, or only where that is faster.
-    """
-
-    def __init__(self, tensors: Sequence[Tensor], always: bool) -> None:
-        self.always = always
-        self._tensors = tensors
-        self._made: dict[tuple[str, int], Tensor] = {}
-
-    def forward(self, conv: Conv) -> Tensor:
-        if conv.at == 0:
-            return self._get("forward", conv, lambda weight: winograd.first_filters(weight, self._tensors[1])[0])
-        return self._get("forward", conv, winograd.winograd_filters)
-
-    def backward(self, conv: Conv) -> Tensor:
-        return self._get("backward", conv, lambda weight: winograd.winograd_filters(weight, turned=True))
-
-    def direct(self, conv: Conv) -> Tensor:
-        return self._get("direct", conv, lambda weight: weight.contiguous(memory_format=torch.channels_last))
-
-    def _get(self, use: str, conv: Conv, make: Callable[[Tensor], Tensor]) -> Tensor:
-        key = use, conv.at
-        if key not in self._made:
-            # Not inference tensors, though this call may be under inference_mode: the next may be a training step.
-            with torch.inference_mode(False), torch.no_grad(), unobserved():
-                self._made[key] = make(self._tensors[conv.at].detach())
-        return self._made[key]
+def available() -> bool:
+    """Whether the compiled library is there and has the operators for this processor."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key("lpips_fast::conv3x3_fwd_cpu", "CPU")
 
 
-def filters_for(setting: Setting, conv: Conv, weight: Tensor, x: Tensor, backward: bool = False) -> Filters | None:
-    """The filters, if Winograd is to do this convolution of x, or take x back through it."""
-    filters = setting.filters
-    if filters is None or (weight.shape[2:], conv.stride, conv.padding) != ((3, 3), 1, 1):
-        return None
-    if filters.always or (conv.at == 0 and not backward):  # the first has a kernel of its own
-        return filters
-    cout, cin = weight.shape[:2]
-    if backward:
-        cout, cin = cin, cout
-    return filters if winograd.winograd_pays(x.shape[0], cin, cout, x.shape[2], x.shape[3]) else None
+def _is_3x3(conv: Conv, weight: Tensor) -> bool:
+    return (weight.shape[2:], conv.stride, conv.padding) == ((3, 3), 1, 1)
+
+
+def _by_winograd(setting: Setting, conv: Conv, weight: Tensor, x: Tensor) -> bool:
+    """Whether Winograd's algorithm is to convolve x, which for a gradient is dL/dy."""
+    if not _is_3x3(conv, weight):
+        return False
+    return setting.always_winograd or winograd_pays(*x.shape)
+
+
+def first_conv_relu(
+    setting: Setting, tensors: Sequence[Tensor], conv: Conv, images: Sequence[Tensor], affine: Affine, keep_signs: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    assert isinstance(tensors, CpuTensors)
+    weight, bias = tensors[conv.at], tensors[conv.at + 1]
+    if not _is_3x3(conv, weight):
+        return conv_relu(setting, tensors, conv, torch_layers.scaled(images, affine), keep_signs)
+    x = images[0] if len(images) == 1 else torch.cat(list(images))
+    shift, scale = affine
+    if shift is None or scale is None:
+        shift, scale = bias.new_zeros(x.shape[1]), bias.new_ones(x.shape[1])
+    y, *signs = torch.ops.lpips_fast.conv3x3_first_cpu(
+        x.to(bias.dtype),
+        shift.flatten(),
+        scale.flatten(),
+        tensors.first(conv),
+        bias.view(-1, PANEL),
+        bias.shape[0],
+        keep_signs,
+    )
+    return y, signs[0] if keep_signs else None, None
 
 
 def conv_relu(
-    filters: Filters, conv: Conv, bias: Tensor, x: Tensor, keep_signs: bool, affine: Affine, pools: bool
-) -> tuple[Tensor, list[Tensor], Tensor | None]:
-    """As layers.conv_relu; `pools` asks for the pool of 2 x 2 after it, too."""
-    if conv.at == 0:
-        shift, scale = affine
-        if shift is None or scale is None:
-            shift, scale = bias.new_zeros(x.shape[1]), bias.new_ones(x.shape[1])
-        out = torch.ops.lpips_fast.conv3x3_first_cpu(
-            x.to(bias.dtype),
-            shift.flatten(),
-            scale.flatten(),
-            filters.forward(conv),
-            bias.view(-1, winograd.PANEL),
-            bias.shape[0],
-            keep_signs,
-        )
-        return out[0], out[1:], None
-    out = torch.ops.lpips_fast.conv3x3_fwd_cpu(x, filters.forward(conv), bias, pools, keep_signs)
-    return out[0], out[1 + pools :], out[1] if pools else None
+    setting: Setting, tensors: Sequence[Tensor], conv: Conv, x: Tensor, keep_signs: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    assert isinstance(tensors, CpuTensors)
+    weight, bias = tensors[conv.at], tensors[conv.at + 1]
+    if not _by_winograd(setting, conv, weight, x):
+        y = torch_layers.relu_of_conv(setting, conv, x, tensors.direct(conv), bias)
+        return y, torch.ops.lpips_fast.pack_signs_cpu(y) if keep_signs else None, None
+    pools = conv.pool == _POOL_2X2
+    y, *others = torch.ops.lpips_fast.conv3x3_fwd_cpu(x, tensors.winograd(conv), bias, pools, keep_signs)
+    return y, others[-1] if keep_signs else None, others[0] if pools else None
 
 
 def conv_backward(
-    filters: Filters, conv: Conv, channels: int, grad: Tensor, addend: Tensor | None, passes: Tensor | None
+    setting: Setting,
+    tensors: Sequence[Tensor],
+    conv: Conv,
+    grad: Tensor,
+    *,
+    size: tuple[int, int] | None = None,
+    addend: Tensor | None = None,
+    passes: Tensor | None = None,
 ) -> Tensor:
-    """As layers.conv_backward, to an input of so many channels."""
-    return torch.ops.lpips_fast.conv3x3_bwd_cpu(grad, filters.backward(conv), channels, addend, passes)
+    assert isinstance(tensors, CpuTensors)
+    weight = tensors[conv.at]
+    if _by_winograd(setting, conv, weight, grad):
+        return torch.ops.lpips_fast.conv3x3_bwd_cpu(grad, tensors.turned(conv), weight.shape[1], addend, passes)
+    d_x = torch_layers.conv_input_gradient(setting, conv, grad, tensors.direct(conv), size)
+    if passes is not None and passes.dtype == torch.uint8:
+        return torch.ops.lpips_fast.mask_by_signs_cpu(d_x, passes, addend)
+    return torch_layers.relu_backward(d_x, addend, passes)
 
 
-def unpools(setting: Setting, pool: Pool | None) -> bool:
-    """Whether `tap_backward` is to be used for a tap that this pool follows, or none."""
-    return setting.filters is not None and pool in (None, Pool(2, 2, False))
-
-
-def tap_backward(tap: Tensor, d_tap: Tensor, grad: Tensor | None) -> Tensor:
-    """As layers.tap_backward, grad having come through a pool of 2 x 2."""
-    return torch.ops.lpips_fast.relu_pool_bwd_cpu(tap, d_tap, grad)
+def tap_backward(tap: Tensor, d_tap: Tensor, grad: Tensor | None = None, pool: Pool | None = None) -> Tensor:
+    if pool in (None, _POOL_2X2):
+        return torch.ops.lpips_fast.relu_pool_bwd_cpu(tap, d_tap, grad)
+    return torch_layers.tap_backward(tap, d_tap, grad, pool)

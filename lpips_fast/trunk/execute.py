@@ -1,18 +1,20 @@
-"""Running a frozen trunk forwards and backwards, keeping the least that the gradient to the image needs.
+"""Running a trunk forwards and backwards, keeping the least that the gradient to the image needs.
 
 With frozen weights the gradient of y = relu(conv(x)) to x needs the weights and the sign of y, not x; a pool's needs
 its input. Every pool's input is a tap, which the head keeps anyway. So what is kept is the taps, and one bit a value
 for the other ReLUs' signs: for VGG16 33 MB an image of 256 x 256 in float32, where autograd keeps 95 MB.
 
-`run` and `run_backward` are plain functions that need no autograd; `frozen_trunk` is a differentiable one around them.
-A trunk is given as a `Setting`, which torch.compile takes for a constant, and its tensors, weight, bias, weight, bias,
-..., in the setting's type and layout, as `Trunk.tensors` has them. `affine` is what it does to images first:
-(x - shift) / scale, or nothing.
+`run` and `run_backward` are plain functions that need no autograd; `FrozenTrunk` makes one differentiable function of
+them. A trunk that is not frozen goes through `run` alone, by torch's layers, which autograd differentiates.
+
+A trunk is given as a `Setting` and its tensors, weight, bias, weight, bias, ..., in the setting's type and layout, as
+`Trunk.tensors` has them. `affine` is what it does to images first: (x - shift) / scale, or nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,9 +28,86 @@ from lpips_fast._torch_state import (
     with_signature,
     without_autocast,
 )
-from lpips_fast.trunk.gpu_layers import HeadGradient
-from lpips_fast.trunk.program import Affine, Fire, Pool, Setting
-from lpips_fast.trunk.torch_layers import conv_backward, conv_relu, first_conv_relu, max_pool, tap_backward
+from lpips_fast.head.operators import HeadInput
+from lpips_fast.trunk import cpu_layers, gpu_layers, torch_layers
+from lpips_fast.trunk.program import Affine, Conv, Expand, Plan, Pool, Setting
+
+
+class Layers(Protocol):
+    """What torch_layers.py, cpu_layers.py and gpu_layers.py have in common. Signs are laid out as in operators.py."""
+
+    def steps(self, plan: Plan) -> Plan:
+        """The plan with an `Expand` in one convolution, if these layers do it so."""
+
+    def first_conv_relu(
+        self,
+        setting: Setting,
+        tensors: Sequence[Tensor],
+        conv: Conv,
+        images: Sequence[Tensor],
+        affine: Affine,
+        keep_signs: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """`conv_relu` of (x - shift) / scale, for one or two batches of images x, the second after the first."""
+
+    def conv_relu(
+        self, setting: Setting, tensors: Sequence[Tensor], conv: Conv, x: Tensor, keep_signs: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """y = relu(conv(x)); the signs of y, if they are to be kept; and conv.pool of y, if that costs nothing here."""
+
+    def max_pool(self, x: Tensor, pool: Pool) -> Tensor:
+        """The maxima of the windows of x."""
+
+    def conv_backward(
+        self,
+        setting: Setting,
+        tensors: Sequence[Tensor],
+        conv: Conv,
+        grad: Tensor,
+        *,
+        size: tuple[int, int] | None = None,
+        addend: Any = None,
+        passes: Tensor | None = None,
+    ) -> Tensor:
+        """dL/dx of conv(x) from grad = dL/dconv(x), plus `addend`; and on through the ReLU that x came from.
+
+        Args:
+            size: height and width of x. Needed only for a trunk's first convolution, whose stride may not be 1.
+            addend: another part of dL/dx: a tensor or, where x is a tap, what `head_gradients` has for it.
+            passes: that ReLU's output, which is a tap, or its signs; None: there is no ReLU.
+        """
+
+    def tap_backward(self, tap: Tensor, d_tap: Any, grad: Tensor | None = None, pool: Pool | None = None) -> Tensor:
+        """dL/d(the input of a tap's ReLU), from the head's part and that of the layers after the tap.
+
+        Args:
+            d_tap: what `head_gradients` has for the tap, or a tensor.
+            grad: dL/d(the output of the pool after the tap).
+            pool: that pool; without it there are no layers after the tap.
+        """
+
+    def head_gradients(
+        self,
+        backend: str,
+        inputs: HeadInput,
+        grads: Sequence[Tensor],
+        *,
+        mean: bool,
+        need1: bool,
+    ) -> Sequence[Any]:
+        """dL/dtaps for `run_backward`, from the head's `grads`: tensors, or what `tap_backward` computes on its way.
+
+        Args:
+            backend, inputs, grads, mean: as in `head.autograd.head_backward`.
+            need1: whether the taps are of both images, feats0 and then feats1, or of feats0 alone.
+        """
+
+
+_LAYERS: dict[str, Layers] = {"torch": torch_layers, "cpu": cpu_layers, "gpu": gpu_layers}
+
+
+def layers_of(setting: Setting) -> Layers:
+    return _LAYERS[setting.layers]
 
 
 def run(
@@ -38,35 +117,29 @@ def run(
 
     `images` are one batch [N, 3, H, W], or two, the second of which follows on the first in what is returned.
     """
+    layers = _LAYERS[setting.layers]
     taps: list[Tensor] = []
     signs: list[Tensor] = []
     with without_autocast(images[0].device):
         x = images[0]
-        pooled = None  # what the next step, a pool, gives, where a convolution has done it on its way
-        for number, step in enumerate(setting.plan):
-            following = setting.plan[number + 1] if number + 1 < len(setting.plan) else None
-            if isinstance(step, Pool):
-                x = pooled if pooled is not None else max_pool(setting, x, step)
-                continue
-            if isinstance(step, Fire):
-                s, s_signs, _ = conv_relu(setting, tensors, step.squeeze, x, keep)
-                signs += s_signs
-                y1, signs1, _ = conv_relu(setting, tensors, step.expand1x1, s, keep and not step.tap)
-                y3, signs3, _ = conv_relu(setting, tensors, step.expand3x3, s, keep and not step.tap)
+        for step in layers.steps(setting.plan):
+            keep_signs = keep and not step.tap
+            pooled = None
+            if isinstance(step, Expand):
+                y1, signs1, _ = layers.conv_relu(setting, tensors, step.conv1x1, x, keep_signs)
+                y3, signs3, _ = layers.conv_relu(setting, tensors, step.conv3x3, x, keep_signs)
                 x = torch.cat((y1, y3), dim=1)
-                signs += [torch.cat(pair, dim=-1) for pair in zip(signs1, signs3, strict=True)]
-            elif number == 0:
-                x, signs, pooled = first_conv_relu(
-                    setting, tensors, step, images, affine, keep and not step.tap, following
-                )
+                step_signs = None if signs1 is None or signs3 is None else torch.cat((signs1, signs3), dim=-1)
+            elif step.at == 0:
+                x, step_signs, pooled = layers.first_conv_relu(setting, tensors, step, images, affine, keep_signs)
             else:
-                exact = not taps  # so that an image with a NaN has one in its first tap, and in its distance
-                x, y_signs, pooled = conv_relu(
-                    setting, tensors, step, x, keep and not step.tap, following=following, exact=exact
-                )
-                signs += y_signs
+                x, step_signs, pooled = layers.conv_relu(setting, tensors, step, x, keep_signs)
+            if step_signs is not None:
+                signs.append(step_signs)
             if step.tap:
                 taps.append(x)
+            if step.pool is not None:
+                x = layers.max_pool(x, step.pool) if pooled is None else pooled
     return taps, signs
 
 
@@ -77,43 +150,49 @@ def run_backward(
     tensors: Sequence[Tensor],
     taps: Sequence[Tensor],
     signs: Sequence[Tensor],
-    d_taps: Sequence[Tensor | HeadGradient],
+    d_taps: Sequence[Any],
 ) -> Tensor:
-    """dL/d(images of channels, height and width `size`) of `run`, from what it returned and dL/dtaps."""
-    scale = affine[1]
-    plan, taps, signs, d_taps = setting.plan, list(taps), list(signs), list(d_taps)
+    """dL/d(images of channels, height and width `size`) of `run`, from what it returned and dL/dtaps.
+
+    dL/dtaps are tensors, or what `Layers.head_gradients` returned.
+    """
+    layers = _LAYERS[setting.layers]
+    plan, taps, signs, d_taps = layers.steps(setting.plan), list(taps), list(signs), list(d_taps)
     _, height, width = size
     with without_autocast(taps[0].device):
-        # From here on grad is dL/d(what goes into the ReLU of the step at hand), or for a pool, dL/d(its output).
-        grad = tap_backward(setting, taps.pop(), d_taps.pop())
+        grad = layers.tap_backward(taps.pop(), d_taps.pop())
         for number in reversed(range(len(plan))):
+            # Here grad is dL/d(the input of this step's ReLU); it becomes that of the step before.
             step, before = plan[number], plan[number - 1] if number else None
-            if isinstance(step, Pool):
-                grad = tap_backward(setting, taps.pop(), d_taps.pop(), grad, step)
-                continue
-            if isinstance(step, Fire):
-                c = tensors[step.expand1x1.at].shape[0]
-                d_s = conv_backward(setting, tensors, step.expand1x1, grad[:, :c])
-                d_s = conv_backward(setting, tensors, step.expand3x3, grad[:, c:], addend=d_s, passes=signs.pop())
-                step, grad = step.squeeze, d_s
-            if before is None:
-                grad = conv_backward(setting, tensors, step, grad, size=(height, width))
-            elif isinstance(before, Pool):
-                grad = conv_backward(setting, tensors, step, grad)
+            if isinstance(step, Expand):
+                c = tensors[step.conv1x1.at].shape[0]
+                d_x = layers.conv_backward(setting, tensors, step.conv1x1, grad[:, :c])
+                grad = layers.conv_backward(setting, tensors, step.conv3x3, grad[:, c:], addend=d_x, passes=signs.pop())
+            elif before is None:
+                grad = layers.conv_backward(setting, tensors, step, grad, size=(height, width))
+            elif before.pool is not None:
+                grad = layers.conv_backward(setting, tensors, step, grad)
+                grad = layers.tap_backward(taps.pop(), d_taps.pop(), grad, before.pool)
             elif before.tap:
-                grad = conv_backward(setting, tensors, step, grad, addend=d_taps.pop(), passes=taps.pop())
+                grad = layers.conv_backward(setting, tensors, step, grad, addend=d_taps.pop(), passes=taps.pop())
             else:
-                grad = conv_backward(setting, tensors, step, grad, passes=signs.pop())
+                grad = layers.conv_backward(setting, tensors, step, grad, passes=signs.pop())
+        scale = affine[1]
         return grad if scale is None else grad / scale
 
 
-class _FrozenTrunk(torch.autograd.Function):
-    """The taps, then the signs, with `run_backward` as the derivative; nothing for the tensors."""
+class FrozenTrunk(torch.autograd.Function):
+    """The taps, then the signs, with `run_backward` as the derivative; nothing for the tensors.
+
+    `apply` takes the setting; the tensors if they are CpuTensors, which keep filters, else None; the number of batches
+    of images; shift and scale; the images; and the tensors, by themselves for autograd and torch.compile to see them.
+    """
 
     @staticmethod
     @with_signature
-    def forward(setting, n_batches, shift, scale, *tensors):
-        taps, signs = run(setting, tensors[:n_batches], (shift, scale), tensors[n_batches:], keep=True)
+    def forward(setting, cpu_tensors, n_batches, shift, scale, *rest):
+        images, tensors = rest[:n_batches], cpu_tensors or rest[n_batches:]
+        taps, signs = run(setting, images, (shift, scale), tensors, keep=True)
         if torch.compiler.is_compiling():
             # With torch 2.11 intermediates are outputs, too, and of a tensor with two names, y and y.relu_(), one of
             # them, an unused one, has all of its gradient. Inductor leaves these copies out.
@@ -122,7 +201,7 @@ class _FrozenTrunk(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.setting, n_batches, shift, scale, *rest = inputs
+        ctx.setting, ctx.cpu_tensors, n_batches, shift, scale, *rest = inputs
         images, tensors = rest[:n_batches], rest[n_batches:]
         ctx.n_outputs = len(output)
         ctx.mark_non_differentiable(*output[ctx.setting.n_taps :])
@@ -142,14 +221,14 @@ class _FrozenTrunk(torch.autograd.Function):
         setting = ctx.setting
         saved = ctx.saved_tensors  # once: activation checkpointing recomputes them at each look
         outputs, affine, rest = saved[: ctx.n_outputs], saved[ctx.n_outputs :][:2], saved[ctx.n_outputs + 2 :]
-        images, tensors = [*ctx.images, *rest[: ctx.n_saved]], rest[ctx.n_saved :]
+        images, tensors = [*ctx.images, *rest[: ctx.n_saved]], ctx.cpu_tensors or rest[ctx.n_saved :]
         like = [*ctx.like, *((image.shape, image.dtype) for image in rest[: ctx.n_saved])]
         (_, *size), _ = like[0]
         taps, signs = outputs[: setting.n_taps], outputs[setting.n_taps :]
         d_taps = grads[: setting.n_taps]
         differentiated = is_differentiated(*images, *d_taps)
         if differentiated or is_batched(*d_taps):
-            setting = setting.plain()
+            setting = setting._replace(layers="torch")
         if differentiated:
             if ctx.versions != _versions(ctx.images):
                 raise RuntimeError(
@@ -166,20 +245,9 @@ class _FrozenTrunk(torch.autograd.Function):
             d_images = [part.to(dtype) for part, (_, dtype) in zip(parts, like, strict=True)]
         if not keeps_graph():
             ctx.images = []  # given up with the saved tensors, though the graph may live on
-        return None, None, None, None, *d_images, *(None for _ in tensors)
+        return None, None, None, None, None, *d_images, *(None for _ in rest[ctx.n_saved :])
 
 
 def _versions(images: Sequence[Tensor]) -> list[int]:
     """How often each was changed in place."""
     return [0 if image.is_inference() else image._version for image in images]
-
-
-def needs_gradient(images: Sequence[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(image.requires_grad for image in images)
-
-
-def frozen_trunk(setting: Setting, images: Sequence[Tensor], affine: Affine, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The taps of one or two batches of images, differentiable in them; keeps little for that, and only if needed."""
-    if needs_gradient(images):
-        return list(_FrozenTrunk.apply(setting, len(images), *affine, *images, *tensors)[: setting.n_taps])
-    return run(setting, images, affine, tensors)[0]

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lpips_fast._checks import some
-from lpips_fast._torch_state import is_autocast_enabled, plain_torch_only, to_dtype, without_autocast
-from lpips_fast.trunk import convolution, cpu_layers, gpu_layers, winograd
-from lpips_fast.trunk.execute import frozen_trunk, needs_gradient, run
+from lpips_fast._torch_state import is_autocast_enabled, plain_torch_only, to_dtype
+from lpips_fast.trunk import cpu_layers, gpu_layers
+from lpips_fast.trunk.cpu_filters import CpuTensors
+from lpips_fast.trunk.execute import FrozenTrunk, run
 from lpips_fast.trunk.nets import NETS, Net
-from lpips_fast.trunk.program import Affine, Conv, Fire, Plan, Pool, Setting
-from lpips_fast.trunk.stock import call_frozen, describe, is_as_described
+from lpips_fast.trunk.program import Affine, Conv, Expand, Plan, Pool, Setting
+from lpips_fast.trunk.stock import call_slices, describe, is_as_described
 
 
 class Precision(NamedTuple):
@@ -59,9 +60,8 @@ class Trunk(nn.Module):
             slice_ = nn.Sequential(OrderedDict((str(i), features[i]) for i in layers))
             self.add_module(f"slice{k + 1}", slice_)
         self.plan = _plan(self.slices)
-        self._gpu_plan = gpu_layers.without_fires(self.plan)
         self._made = tuple(describe(slice_) for slice_ in self.slices)
-        self._kept: dict[object, tuple[object, Any]] = {}  # made from the parameters: see _once
+        self._kept: dict[Hashable, tuple[object, list[Tensor]]] = {}  # made from the parameters: see _once
 
     @property
     def slices(self) -> list[nn.Sequential]:
@@ -109,17 +109,22 @@ class Trunk(nn.Module):
             A namedtuple of [N, C_k, H_k, W_k], or, of fewer than all taps, a tuple.
         """
         if not (self.is_stock() if stock is None else stock):
-            taps = self._by_layers(images, affine, n_taps)
+            dtype, tf32 = PRECISIONS[self.precision]
+            taps = call_slices(self.slices[:n_taps], images, affine, dtype, tf32, frozen=not self.trainable)
+        elif plain_torch_only() or not self.is_frozen():  # what differentiates, differentiates torch's layers
+            setting = self.setting(images[0].device, n_taps)
+            parameters = list(self._parameters_in_order())
+            tensors = _converted(parameters if self.trainable else _detached(parameters), setting)
+            taps, _ = run(setting, images, affine, tensors)
         else:
-            parameters = self._parameters_in_order()
-            setting = self._setting(parameters, images[0].device, n_taps)
-            if setting.frozen:
-                tensors = self._tensors(parameters, setting, needs_gradient(images))
-                taps = frozen_trunk(setting, images, affine, tensors)
+            setting = self.setting(images[0].device, n_taps)
+            if torch.is_grad_enabled() and any(image.requires_grad for image in images):
+                tensors = self.tensors(setting, gradient=True)
+                cpu_tensors = tensors if setting.layers == "cpu" else None
+                outputs = FrozenTrunk.apply(setting, cpu_tensors, len(images), *affine, *images, *tensors)
+                taps = outputs[: setting.n_taps]
             else:
-                if not self.trainable:
-                    parameters = _detached(parameters)
-                taps, _ = run(setting, images, affine, _converted(parameters, setting))
+                taps, _ = run(setting, images, affine, self.tensors(setting, gradient=False))
         return self.spec.outputs(*taps) if len(taps) == self.N_slices else tuple(taps)
 
     def is_stock(self) -> bool:
@@ -129,103 +134,67 @@ class Trunk(nn.Module):
     # torch.compile takes it for a constant of the call that it traces.
     is_stock._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
-    def _by_layers(self, images: Sequence[Tensor], affine: Affine, n_taps: int | None) -> list[Tensor]:
-        """The taps by calling the slices, whatever is in them, with autograd's memory."""
-        shift, scale = affine
-        x = images[0] if len(images) == 1 else torch.cat(list(images))
-        if shift is not None and scale is not None:
-            x = (x - shift) / scale
-        dtype, tf32 = PRECISIONS[self.precision]
-        own = next((p.dtype for p in self.parameters()), x.dtype)
-        if dtype is None:
-            precision: contextlib.AbstractContextManager = contextlib.nullcontext()
-        elif dtype == torch.float32:
-            precision = without_autocast(x.device)
-        else:
-            precision = torch.autocast(x.device.type, dtype)
-        taps = []
-        with precision, convolution.tf32_for_all(tf32, x.device):
-            x = to_dtype(x, own)
-            for slice_ in self.slices[:n_taps]:
-                x = slice_(x) if self.trainable else call_frozen(slice_, x)
-                taps.append(x)
-        return taps
-
     def is_frozen(self) -> bool:
+        """Whether no parameter gets a gradient."""
         return not self.trainable or not any(p.requires_grad for p in self._parameters_in_order())
 
     def setting(self, device: torch.device, n_taps: int | None = None) -> Setting:
-        """How to compute: as `precision` says; the inherited type is autocast's, or else the parameters'."""
-        return self._setting(self._parameters_in_order(), device, n_taps)
+        """How to compute the first taps of images on `device`.
 
-    def tensors(self, setting: Setting, gradient: bool) -> list[Tensor]:
-        """The frozen trunk's tensors as the setting has them, made at the first call and kept.
-
-        Args:
-            gradient: whether there is to be a gradient, for which a GPU has further filters, after the others.
+        The type is that of `precision`; the inherited one is autocast's, or else the parameters'.
         """
-        return self._tensors(self._parameters_in_order(), setting, gradient)
-
-    def _setting(self, parameters: list[Tensor], device: torch.device, n_taps: int | None) -> Setting:
-        own = parameters[0].dtype
+        own = next(self._parameters_in_order()).dtype
         dtype, tf32 = PRECISIONS[self.precision]
         if dtype is None:
             dtype = torch.get_autocast_dtype(device.type) if is_autocast_enabled(device) else own
-        plan = self._up_to(self.plan, n_taps)
+        plan = self.plan if n_taps is None or n_taps == self.N_slices else _until_tap(self.plan, n_taps)
         # Channels-last is faster but for float64 on the CPU and CUDA's convolutions in full float32.
         contiguous = dtype == torch.float64 or (device.type == "cuda" and tf32 is False)
         layout = torch.contiguous_format if contiguous else torch.channels_last
         if plain_torch_only():
             return Setting(plan, dtype, torch.contiguous_format, tf32)  # vmap knows no other layout
-        frozen = not self.trainable or not any(p.requires_grad for p in parameters)
-        setting = Setting(plan, dtype, layout, tf32, frozen)
-        if not frozen:
+        setting = Setting(plan, dtype, layout, tf32)
+        if not self.is_frozen():
             return setting
         if device.type == "cuda":
-            fuses = layout == torch.channels_last and gpu_layers.available(device)
-            return gpu_layers.fused(setting, self._up_to(self._gpu_plan, n_taps)) if fuses else setting
-        own_kernels = device.type == "cpu" and dtype == torch.float32 == own and not torch.compiler.is_compiling()
-        if own_kernels and self.cpu_conv != "direct" and winograd.available():
-            always = self.cpu_conv == "winograd"
-            filters = self._once("filters", parameters, lambda: cpu_layers.Filters(_detached(parameters), always))
-            return setting._replace(filters=filters)
+            if layout == torch.channels_last and gpu_layers.available(device):
+                return setting._replace(layers="gpu", cudnn_relu=gpu_layers.cudnn_applies_relu(dtype, tf32))
+        elif device.type == "cpu" and dtype == torch.float32 == own and not torch.compiler.is_compiling():
+            if self.cpu_conv != "direct" and cpu_layers.available():
+                return setting._replace(layers="cpu", always_winograd=self.cpu_conv == "winograd")
         return setting
 
-    def _up_to(self, plan: Plan, n_taps: int | None) -> Plan:
-        return plan if n_taps is None or n_taps == self.N_slices else _until_tap(plan, n_taps)
+    def tensors(self, setting: Setting, gradient: bool) -> list[Tensor]:
+        """The frozen trunk's tensors as the setting's layers take them, made at the first call and kept.
 
-    def _tensors(self, parameters: list[Tensor], setting: Setting, gradient: bool) -> list[Tensor]:
-        if setting.filters is not None:
-            return _detached(parameters)
+        Args:
+            gradient: whether there is to be a gradient, for which a GPU has further filters, after the others.
+        """
+        parameters = list(self._parameters_in_order())
+        gradient_filters = gradient and setting.layers == "gpu"
 
-        def once(key: object, make: Callable[[], list[Tensor]]) -> list[Tensor]:
-            return make() if torch.compiler.is_compiling() else self._once(key, parameters, make)
-
-        def converted() -> list[Tensor]:
+        def make() -> list[Tensor]:
+            if setting.layers == "cpu":
+                return CpuTensors(_detached(parameters))
+            if gradient_filters:
+                tensors = self.tensors(setting, gradient=False)
+                return tensors + _in_layout(gpu_layers.gradient_filters(tensors), setting.layout)
             tensors = _converted(_detached(parameters), setting)
-            merged = gpu_layers.merged_filters(self.plan, tensors) if setting.triton else []
+            merged = gpu_layers.merged_filters(self.plan, tensors) if setting.layers == "gpu" else []
             return tensors + _in_layout(merged, setting.layout)
 
-        key = setting.dtype, setting.layout, setting.triton
+        return self._once((setting.layers, setting.dtype, setting.layout, gradient_filters), parameters, make)
 
-        def with_gradient_filters() -> list[Tensor]:
-            tensors = once(key, converted)
-            return tensors + _in_layout(gpu_layers.gradient_filters(tensors), setting.layout)
-
-        if setting.triton and gradient:
-            return once((*key, "gradient"), with_gradient_filters)
-        return once(key, converted)
-
-    def _parameters_in_order(self) -> list[Tensor]:
+    def _parameters_in_order(self) -> Iterator[Tensor]:
         # Looked up each time: a replica of nn.DataParallel has layers of its own.
-        tensors: list[Tensor] = []
         for slice_ in self.slices:
             for layer in slice_._modules.values():
-                _add_parameters(layer, tensors)
-        return tensors
+                yield from _parameters_of(layer)
 
-    def _once(self, key: object, parameters: Sequence[Tensor], make: Callable[[], Any]) -> Any:
+    def _once(self, key: Hashable, parameters: Sequence[Tensor], make: Callable[[], list[Tensor]]) -> list[Tensor]:
         """What `make` gives, kept until a parameter changes; a change in place through `.data` leaves no trace."""
+        if torch.compiler.is_compiling():
+            return make()
         if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
             return make()  # of tensors without values, for this call alone
         state = [(id(p), p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
@@ -248,20 +217,16 @@ class Trunk(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": {}}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._gpu_plan = gpu_layers.without_fires(self.plan)  # older pickles have none
 
-
-def _add_parameters(layer: Any, tensors: list[Tensor]) -> None:
+def _parameters_of(layer: Any) -> Iterator[Tensor]:
     """Those of a convolution or of the three of a Fire; from the modules' dictionaries, as in stock.py."""
     if isinstance(layer, nn.Conv2d):
         own = layer._parameters
         pair = (own["weight"], own["bias"]) if "weight" in own else (layer.weight, layer.bias)  # those of a replica
-        tensors += [p for p in pair if p is not None]
-    elif layer._modules:
+        yield from (p for p in pair if p is not None)
+    else:
         for part in layer._modules.values():
-            _add_parameters(part, tensors)
+            yield from _parameters_of(part)
 
 
 def _detached(parameters: Iterable[Tensor]) -> list[Tensor]:
@@ -283,14 +248,13 @@ def _in_layout(tensors: Iterable[Tensor], layout: torch.memory_format) -> list[T
 
 def _plan(slices: Sequence[nn.Sequential]) -> Plan:
     """The steps of the slices' layers; tensors are numbered in the order of `parameters()`."""
-    index = 0
+    own = count(step=2)
+    merged = count(2 * sum(isinstance(m, nn.Conv2d) for slice_ in slices for m in slice_.modules()), step=2)
+    steps: list[Conv | Expand] = []
 
     def conv(layer: Any, tap: bool) -> Conv:
-        nonlocal index
-        index += 2
-        return Conv(index - 2, layer.stride[0], layer.padding[0], tap)
+        return Conv(next(own), layer.stride[0], layer.padding[0], tap, keeps_nan=not any(step.tap for step in steps))
 
-    steps: list[Conv | Pool | Fire] = []
     for slice_ in slices:
         layers: list[Any] = [layer for layer in slice_ if not isinstance(layer, nn.ReLU)]  # a step has its ReLU in it
         for layer in layers:
@@ -299,18 +263,19 @@ def _plan(slices: Sequence[nn.Sequential]) -> Plan:
                 steps.append(conv(layer, tap))
             elif isinstance(layer, nn.MaxPool2d):
                 pool: Any = layer  # torch types its sizes as int or pair
-                steps.append(Pool(pool.kernel_size, pool.stride, pool.ceil_mode))
+                steps[-1] = steps[-1]._replace(pool=Pool(pool.kernel_size, pool.stride, pool.ceil_mode))
             else:
-                steps.append(
-                    Fire(conv(layer.squeeze, False), conv(layer.expand1x1, False), conv(layer.expand3x3, False), tap)
-                )
+                steps.append(conv(layer.squeeze, False))
+                parts = conv(layer.expand1x1, False), conv(layer.expand3x3, False)
+                steps.append(Expand(*parts, Conv(next(merged), 1, 1, tap), tap))
     return tuple(steps)
 
 
 def _until_tap(plan: Plan, n_taps: int) -> Plan:
     """The steps up to the n-th tap."""
-    ends = [number for number, step in enumerate(plan) if not isinstance(step, Pool) and step.tap]
-    return plan[: ends[n_taps - 1] + 1]
+    ends = [number for number, step in enumerate(plan) if step.tap]
+    end = ends[n_taps - 1]
+    return *plan[:end], plan[end]._replace(pool=None)
 
 
 def _after(name: str, cut: int) -> bool:

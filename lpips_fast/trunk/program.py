@@ -1,67 +1,64 @@
-"""What a trunk computes, as data: its steps, and how they are to be done. torch.compile takes both for constants."""
+"""What a trunk computes and how, as hashable data; torch.compile takes it for a constant.
+
+A plan is the list of a trunk's steps up to its last tap. Each step is one convolution, or two side by side, with the
+ReLU after it and the pool after that, if there is one. Every pool's input is a tap.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from lpips_fast.trunk.cpu_layers import Filters
-
-
-class Conv(NamedTuple):
-    """y = relu(conv2d(x)), weight and bias being tensors `at` and `at` + 1; `tap` where y is one.
-
-    All have stride 1 but a trunk's first.
-    """
-
-    at: int
-    stride: int
-    padding: int
-    tap: bool
-
 
 class Pool(NamedTuple):
-    """The maximum over windows; its input is the latest tap."""
+    """The maximum over windows of `kernel` x `kernel` pixels."""
 
     kernel: int
     stride: int
     ceil_mode: bool
 
 
-class Fire(NamedTuple):
-    """SqueezeNet's module: s = squeeze(x), y = cat(expand1x1(s), expand3x3(s)), each with its ReLU."""
+class Conv(NamedTuple):
+    """y = relu(conv2d(x)). Every convolution but a trunk's first has stride 1."""
 
-    squeeze: Conv
-    expand1x1: Conv
-    expand3x3: Conv
+    at: int  # the weight is the trunk's tensor number `at`, the bias is the next one
+    stride: int
+    padding: int
+    tap: bool  # whether y is a tap
+    pool: Pool | None = None  # what follows on y
+    keeps_nan: bool = False  # whether y must be NaN where the convolution is: some of cuDNN's ReLUs make 0 of it
+
+
+class Expand(NamedTuple):
+    """The second half of SqueezeNet's Fire module: y = cat(relu(conv1x1(x)), relu(conv3x3(x))).
+
+    The first half, its squeeze layer, is the `Conv` before this step; it is no tap.
+    """
+
+    conv1x1: Conv
+    conv3x3: Conv
+    merged: Conv  # both in one, by the tensors of `gpu_layers.merged_filters`
     tap: bool
+    pool: Pool | None = None
 
 
-Plan = tuple[Conv | Pool | Fire, ...]
+Plan = tuple[Conv | Expand, ...]
 Affine = tuple[Tensor, Tensor] | tuple[None, None]  # shift and scale
 
 
 class Setting(NamedTuple):
-    """What to compute and how: in which type and layout, and whether CUDA's float32 convolutions may use TF32."""
+    """What to compute, in which type and layout, and by which layers."""
 
     plan: Plan
     dtype: torch.dtype
     layout: torch.memory_format
-    tf32: bool | None = None  # None: as torch's flags have it
-    frozen: bool = False  # whether its tensors need no gradient: then little is kept (frozen.py)
-    filters: Filters | None = None  # of the CPU's convolutions by Winograd's algorithm, if there are to be any
-    triton: bool = False  # whether Triton's kernels do what lies between the convolutions
-    cudnn_relu: bool = False  # whether cuDNN's convolution adds the bias and applies the ReLU (gpu_layers.py)
-    plain_plan: Plan = ()  # the plan in torch's operators, where that is another
-
-    def plain(self) -> Setting:
-        """The same in torch's operators alone, which can be differentiated and transformed."""
-        plan = self.plain_plan or self.plan
-        return self._replace(plan=plan, filters=None, triton=False, cudnn_relu=False, plain_plan=())
+    tf32: bool | None = None  # whether CUDA's float32 convolutions may use TF32; None: as torch's flags have it
+    layers: Literal["torch", "cpu", "gpu"] = "torch"  # torch_layers.py, cpu_layers.py or gpu_layers.py
+    always_winograd: bool = False  # cpu: whether Winograd's algorithm is used even where it is slower
+    cudnn_relu: bool = False  # gpu: whether cuDNN's convolution adds the bias and applies the ReLU
 
     @property
     def n_taps(self) -> int:
-        return sum(not isinstance(step, Pool) and step.tap for step in self.plan)
+        return sum(step.tap for step in self.plan)

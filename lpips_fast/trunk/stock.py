@@ -6,15 +6,18 @@ ones: a layer that was replaced, set otherwise, hooked or given another `forward
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lpips_fast._torch_state import in_torch_func
+from lpips_fast._torch_state import in_torch_func, to_dtype, without_autocast
+from lpips_fast.trunk.convolution import tf32_for_all
+from lpips_fast.trunk.program import Affine
 
 _CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 _POOL = ("kernel_size", "stride", "padding", "dilation", "return_indices", "ceil_mode")
@@ -103,3 +106,41 @@ def call_frozen(module: nn.Module, x: Any) -> Any:
         finally:
             for p in trained:
                 p.requires_grad_(True)
+
+
+def call_slices(
+    slices: Sequence[nn.Module],
+    images: Sequence[Tensor],
+    affine: Affine,
+    dtype: torch.dtype | None,
+    tf32: bool | None,
+    *,
+    frozen: bool,
+) -> list[Tensor]:
+    """The taps of images by calling a trunk's slices, whatever is in them, with autograd's memory.
+
+    Args:
+        images: one batch [N, C, H, W], or two, the second of which follows on the first in what is returned.
+        affine: shift and scale; the slices get (x - shift) / scale.
+        dtype: the type to compute in; None: autocast's, or else that of the slices' parameters.
+        tf32: whether CUDA's float32 convolutions may use TF32; None: as torch's flags have it.
+        frozen: whether parameters get no gradient, whatever their `requires_grad` says.
+    """
+    shift, scale = affine
+    x = images[0] if len(images) == 1 else torch.cat(list(images))
+    if shift is not None and scale is not None:
+        x = (x - shift) / scale
+    own = next((p.dtype for slice_ in slices for p in slice_.parameters()), x.dtype)
+    if dtype is None:
+        precision: contextlib.AbstractContextManager = contextlib.nullcontext()
+    elif dtype == torch.float32:
+        precision = without_autocast(x.device)
+    else:
+        precision = torch.autocast(x.device.type, dtype)
+    taps = []
+    with precision, tf32_for_all(tf32, x.device):
+        x = to_dtype(x, own)
+        for slice_ in slices:
+            x = call_frozen(slice_, x) if frozen else slice_(x)
+            taps.append(x)
+    return taps

@@ -7,6 +7,7 @@ import torch
 
 import lpips_fast.distance.grad_in_forward
 import lpips_fast.trunk.execute
+import lpips_fast.trunk.module
 from lpips_fast.trunk.execute import run
 from tests.support.gradients import gradients
 from tests.support.images import noise
@@ -49,7 +50,7 @@ def test_a_chunk_at_a_time_goes_through_the_trunk(make_ours, monkeypatch):
         seen.append(sum(map(len, images)))
         return run(setting, images, *args, **options)
 
-    for module in (lpips_fast.distance.grad_in_forward, lpips_fast.trunk.execute):
+    for module in (lpips_fast.distance.grad_in_forward, lpips_fast.trunk.execute, lpips_fast.trunk.module):
         monkeypatch.setattr(module, "run", spy)
     monkeypatch.setattr(lpips_fast.distance.chunks, "CPU_PIXELS", 4 * in0[0, 0].numel())
     gradients(fn, in0, in1, (True, False))
