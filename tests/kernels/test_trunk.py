@@ -20,7 +20,7 @@ from lpips_fast.trunk.gpu_layers import HeadGradient
 from lpips_fast.trunk.module import Trunk
 from lpips_fast.trunk.program import Pool
 
-from .conftest import NETS
+from ..conftest import NETS
 
 pytestmark = pytest.mark.skipif(not gpu_layers.available(), reason="no GPU, and Triton's interpreter is off")
 
