@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items):
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0))
     if not processes:
         return
-    longest = [item for item in items if item.path.stem == "test_triton_aot"]
+    longest = [item for item in items if item.path.stem == "test_aot"]
     dealt = [item for item in items if item not in longest]
     for i, item in enumerate(longest):
         dealt.insert(i % processes * len(items) // processes, item)

@@ -64,21 +64,21 @@ def test_float32_is_float32_on_a_gpu(monkeypatch):
 def test_no_process_ends_with_the_longest_tests(monkeypatch, processes):
     """Each begins with as few as can be, of its share as --dist worksteal makes them."""
     monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", str(processes))
-    names = [f"{i}" for i in range(500)] + ["test_triton_aot"] * 6 + ["z"] * 30
+    names = [f"{i}" for i in range(500)] + ["test_aot"] * 6 + ["z"] * 30
     items = [SimpleNamespace(path=Path(f"{name}.py")) for name in names]
     found = list(items)
     conftest.pytest_collection_modifyitems(found)
     assert sorted(map(id, found)) == sorted(map(id, items))
     for left in range(processes, 0, -1):
         share, found = found[: len(found) // left], found[len(found) // left :]
-        where = [i for i, item in enumerate(share) if item.path.stem == "test_triton_aot"]
+        where = [i for i, item in enumerate(share) if item.path.stem == "test_aot"]
         assert len(where) in (6 // processes, -(-6 // processes))
         assert all(i < processes + 6 for i in where)
 
 
 def test_one_process_keeps_its_order(monkeypatch):
     monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
-    items = [SimpleNamespace(path=Path(f"{name}.py")) for name in ("a", "test_triton_aot")]
+    items = [SimpleNamespace(path=Path(f"{name}.py")) for name in ("a", "test_aot")]
     found = list(items)
     conftest.pytest_collection_modifyitems(found)
     assert found == items

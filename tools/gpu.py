@@ -57,7 +57,7 @@ SWEEP += [f"vgg:8:{size}" for size in (64, 128, 256, 512, 1024)]
 
 ON_DEVICE = "cuda-cuda or triton-cuda"  # the head's tests whose backend and device are these
 SANITIZER = "tests/head/test_cuda_build.py::test_sanitizer"
-MODES = [f"tests/test_{name}.py" for name in ("trunk_triton", "convolution", "metric")]
+MODES = [f"tests/{name}.py" for name in ("kernels/test_trunk", "trunk/test_convolution", "test_metric")]
 MODES += [f"tests/lpips/test_{name}.py" for name in ("backward", "compile", "devices", "export", "func", "precision")]
 MODES += [f"tests/lpips/test_{name}.py" for name in ("processes", "torch_modes")]
 TAIL = 2500  # characters of a failing step's log that are printed: all of them together are read
@@ -134,7 +134,7 @@ def steps(results: Path, run_name: str, gpu: bool, prebuilt: bool) -> Iterator[S
         """A share of the processors, each for a process of tests."""
         return ["-n", str(max(1, int(share * (os.cpu_count() or 1)))), "--dist", "worksteal"] if xdist else []
 
-    head = [*pytest, *several(0.55), "-k", ON_DEVICE, "tests/head/test_head.py"]
+    head = [*pytest, *several(0.55), "-k", ON_DEVICE, "tests/head/test_operators.py"]
     yield Step("tests of the head", 130, head, no_tests, together=True)
     no_sanitizer = None if shutil.which("compute-sanitizer") else "compute-sanitizer is not installed"
     yield Step("sanitizer", 130, [*pytest, *several(0.13), SANITIZER], no_tests or no_sanitizer, together=True)

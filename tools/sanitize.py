@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ("tests/head/test_head.py", "tests/test_winograd.py", "tests/test_functional.py", "tests/test_fuzz.py")
+TESTS = ("tests/head/test_operators.py", "tests/test_winograd.py", "tests/test_functional.py", "tests/test_fuzz.py")
 # Left out: what needs terabytes of address space or its own processes, is of another backend, or compiles.
 LEFT_OUT = "not triton and not 2_31 and not compiled and not opcheck"
 

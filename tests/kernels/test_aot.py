@@ -17,10 +17,10 @@ TARGETS = ("cuda 80 32", "cuda 90 32", "cuda 100 32", "hip gfx942 64")
 
 
 def compile_for(target, folder, *tile):
-    """The records of triton_aot.py, which runs in a process of its own, for this one may have Triton's interpreter."""
+    """The records of aot.py, which runs in a process of its own, for this one may have Triton's interpreter."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(folder)
-    command = [sys.executable, str(Path(__file__).with_name("triton_aot.py")), *target.split(), *tile]
+    command = [sys.executable, str(Path(__file__).with_name("aot.py")), *target.split(), *tile]
     run = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     return [json.loads(line) for line in run.stdout.splitlines()]

@@ -1,7 +1,7 @@
 """Compiles the Triton kernels for one GPU target ahead of time, with no GPU, and prints what they cost.
 
-    python triton_aot.py cuda 90 32            the arguments of triton's GPUTarget
-    python triton_aot.py cuda 90 32 262144     one backward kernel alone, with that for its BWD_TILE
+    python aot.py cuda 90 32            the arguments of triton's GPUTarget
+    python aot.py cuda 90 32 262144     one backward kernel alone, with that for its BWD_TILE
 
 One JSON record a line: the variant, and its registers, spills to memory and fused multiply-adds. The
 variants are those that the operators launch on the tensors given below: kernels are replaced by recorders, which turn
