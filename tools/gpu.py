@@ -56,7 +56,7 @@ SWEEP = ["alex:32:256", "squeeze:32:256", *(f"vgg:{pairs}:256" for pairs in (1, 
 SWEEP += [f"vgg:8:{size}" for size in (64, 128, 256, 512, 1024)]
 
 ON_DEVICE = "cuda-cuda or triton-cuda"  # the head's tests whose backend and device are these
-SANITIZER = "tests/head/test_cuda_build.py::test_sanitizer"
+SANITIZER = "tests/csrc/test_cuda.py::test_sanitizer"
 MODES = [f"tests/test_{name}.py" for name in ("trunk_triton", "convolution", "modes", "training", "metric")]
 TAIL = 2500  # characters of a failing step's log that are printed: all of them together are read
 
