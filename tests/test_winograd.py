@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -477,12 +473,3 @@ def test_wrong_arguments(call, message):
     x, weight, bias = problem(1, 8, 24, 6, 6)
     with pytest.raises(RuntimeError, match=message):
         call(x, cpu_filters.winograd_filters(weight), bias)
-
-
-@compiled
-@pytest.mark.skipif("LPIPS_FAST_CPU_ISA" in os.environ, reason="these are the inner ones")
-@pytest.mark.parametrize("isa", ["portable"])
-def test_other_instruction_sets(isa):
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-    inner = subprocess.run(command, env={**os.environ, "LPIPS_FAST_CPU_ISA": isa}, capture_output=True, text=True)
-    assert inner.returncode == 0, inner.stdout[-3000:]

@@ -1,48 +1,50 @@
-// Large pages for tensors, and scratch memory.
+// Large pages, and scratch memory.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <memory>
+#include <new>
 
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
 
-#include "common/integers.h"
-
 namespace lpips_fast {
 
-// Asks for large pages under a tensor that has not been written to. The memory of a large tensor is fresh from the
-// system each time, and the faults for its 4 KiB pages cost as much as filling them.
-inline torch::stable::Tensor in_large_pages(torch::stable::Tensor tensor) {
+// Asks for large pages under memory that has not been written to. Large memory is fresh from the system each time, and
+// the faults for its 4 KiB pages cost more than the values that go there.
+inline void use_large_pages([[maybe_unused]] void* memory, [[maybe_unused]] int64_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t kPage = 2 << 20;
-  const auto begin = reinterpret_cast<uintptr_t>(tensor.data_ptr());
-  const uintptr_t end = begin + tensor.numel() * tensor.element_size();
-  const uintptr_t first = (begin + kPage - 1) / kPage * kPage, last = end / kPage * kPage;
+  const auto begin = reinterpret_cast<uintptr_t>(memory);
+  const uintptr_t first = (begin + kPage - 1) / kPage * kPage, last = (begin + bytes) / kPage * kPage;
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
+}
+
+inline torch::stable::Tensor in_large_pages(torch::stable::Tensor tensor) {
+  use_large_pages(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
   return tensor;
 }
 
-// Memory for the time of one operator. It begins on a cache line.
+// Memory for the time of one operator, from a cache line on.
 template <typename T>
 class ScratchMemory {
  public:
-  explicit ScratchMemory(int64_t count)
-      : bytes_(in_large_pages(torch::stable::empty(
-            {count * static_cast<int64_t>(sizeof(T)) + kLine}, torch::headeronly::ScalarType::Byte))) {}
-
-  T* data() const {
-    const auto address = reinterpret_cast<uintptr_t>(bytes_.data_ptr());
-    return reinterpret_cast<T*>(round_up(address, kLine));
+  explicit ScratchMemory(int64_t count) : memory_(::operator new(count * sizeof(T), kLine)) {
+    use_large_pages(memory_.get(), count * sizeof(T));
   }
 
+  T* data() const { return static_cast<T*>(memory_.get()); }
+
  private:
-  static constexpr int64_t kLine = 64;
-  torch::stable::Tensor bytes_;
+  static constexpr std::align_val_t kLine{64};
+  struct Free {
+    void operator()(void* memory) const { ::operator delete(memory, kLine); }
+  };
+  std::unique_ptr<void, Free> memory_;
 };
 
 }  // namespace lpips_fast

@@ -31,7 +31,10 @@ LPIPS_FAST_INLINE void store_bits(void* to, V v) {
   __builtin_memcpy(to, &v, sizeof(V));
 }
 
-LPIPS_FAST_INLINE FloatVec load(const float* from) { return load_bits<FloatVec>(from); }
-LPIPS_FAST_INLINE Vec<double> load(const double* from) { return load_bits<Vec<double>>(from); }
-LPIPS_FAST_INLINE void store(float* to, FloatVec v) { store_bits(to, v); }
-LPIPS_FAST_INLINE void store(double* to, Vec<double> v) { store_bits(to, v); }
+typedef FloatVec FloatVecAnywhere __attribute__((aligned(4), may_alias));
+typedef Vec<double> DoubleVecAnywhere __attribute__((aligned(8), may_alias));
+
+LPIPS_FAST_INLINE FloatVec load(const float* from) { return *reinterpret_cast<const FloatVecAnywhere*>(from); }
+LPIPS_FAST_INLINE Vec<double> load(const double* from) { return *reinterpret_cast<const DoubleVecAnywhere*>(from); }
+LPIPS_FAST_INLINE void store(float* to, FloatVec v) { *reinterpret_cast<FloatVecAnywhere*>(to) = v; }
+LPIPS_FAST_INLINE void store(double* to, Vec<double> v) { *reinterpret_cast<DoubleVecAnywhere*>(to) = v; }

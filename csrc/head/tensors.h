@@ -39,7 +39,7 @@ inline ScalarType accumulation_type(const Tensor& feats) {
 }
 
 inline Tensor empty(std::vector<int64_t> sizes, ScalarType type, const Tensor& like) {
-  return torch::stable::new_empty(like, sizes, type);
+  return torch::stable::empty(sizes, type, std::nullopt, like.device());
 }
 
 // grad_like of lpips_fast/head/operators.py.
