@@ -10,8 +10,7 @@ import torch
 
 import lpips_fast
 from lpips_fast import metric
-
-from .images import pair
+from tests.support.images import pair
 
 lpips = pytest.importorskip("lpips")
 

@@ -18,8 +18,7 @@ import lpips_fast
 from lpips_fast.weights import download as module
 from lpips_fast.weights import published
 from lpips_fast.weights.download import download
-
-from .test_errors import raises
+from tests.support.raises import raises
 
 CONTENT = random.Random(0).randbytes(3 * 2**20 + 17)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
