@@ -13,12 +13,12 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place at the end, and goes away if there was an exception.
+    """A temporary file beside `path`, which replaces `path` at the end of the block and is removed on an exception.
 
-    A link stays one: the file that it leads to is replaced.
+    If `path` is a link, the file that it leads to is replaced.
 
     Raises:
-        FileExistsError: `path` is there and no regular file.
+        FileExistsError: `path` is there and is no regular file.
     """
     target = replaceable(path)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=path.suffix)
@@ -34,10 +34,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def replaceable(path: Path) -> Path:
-    """The file that `path` leads to, all links followed: a regular one, or one that is not there yet.
+    """The file that `path` leads to through links: a regular file, or one that does not exist yet.
 
     Raises:
-        FileExistsError: it is a folder, a device, a pipe or a socket.
+        FileExistsError: `path` leads to a folder, a device, a pipe or a socket.
     """
     target = Path(os.path.realpath(path))
     if os.path.lexists(target) and not target.is_file():
@@ -48,7 +48,7 @@ def replaceable(path: Path) -> Path:
 
 @contextmanager
 def making_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, which must not exist, that becomes it at the end; goes away likewise.
+    """A temporary folder beside `path`, which becomes `path` at the end of the block and is removed on an exception.
 
     Raises:
         FileExistsError: `path` is there already.
@@ -67,6 +67,7 @@ def making_folder(path: Path) -> Iterator[Path]:
 
 
 def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(2**20):
@@ -75,6 +76,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _umask() -> int:
+    """The process's umask, which can be read only by setting it."""
     umask = os.umask(0)
     os.umask(umask)
     return umask

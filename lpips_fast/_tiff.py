@@ -1,7 +1,7 @@
-"""TIFF files whose pixels Pillow gets wrong without an error, told by their tags.
+"""Recognises, by their tags, the TIFF files whose pixels Pillow gets wrong without an error.
 
-Pillow 12.0 to 13.0 were compared with what was written by tifffile and by hand: kinds of samples, photometric
-interpretations, layouts, compressions and byte orders. Kinds that are not here come out right, or Pillow refuses them.
+Pillow 12.0 to 13.0 were compared with files written by tifffile and by hand: kinds of samples, photometric
+interpretations, layouts, compressions and byte orders. Pillow reads every kind that is not here right, or refuses it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _INTERLEAVED, _PLANES = 1, 2  # PlanarConfiguration
 _UNSIGNED, _SIGNED = 1, 2  # SampleFormat
 _NOT_CMYK = 2  # InkSet
 
-# What Pillow takes uncompressed YCbCr to be: the tag, its default in TIFF, and the value that Pillow takes.
+# How Pillow reads uncompressed YCbCr: a tag, its default in TIFF, and the value that Pillow assumes.
 _YCBCR_AS_READ = (
     (Base.PlanarConfiguration, (_INTERLEAVED,), (_INTERLEAVED,)),
     (Base.YCbCrSubSampling, (2, 2), (1, 1)),
@@ -26,7 +26,7 @@ _YCBCR_AS_READ = (
 
 
 def misread(image: Image.Image) -> str | None:
-    """What Pillow gets wrong of an open image, and what to do; None where it is right, or the file is no TIFF."""
+    """What Pillow gets wrong in an open image, and what to do; None if it is right or the file is no TIFF."""
     if image.format != "TIFF":
         return None
     tags = image.tag_v2  # type: ignore[attr-defined]
@@ -62,10 +62,10 @@ def misread(image: Image.Image) -> str | None:
 
 
 def is_unsigned(image: Image.Image) -> bool:
-    """Whether the 32-bit integers of an open image, which Pillow gives as signed, are unsigned in its TIFF file."""
+    """Whether 32-bit integers, which Pillow always opens as signed, are unsigned in the image's TIFF file."""
     return image.format == "TIFF" and _UNSIGNED in image.tag_v2.get(Base.SampleFormat, (_UNSIGNED,))  # type: ignore[attr-defined]
 
 
 def gray_bits(image: Image.Image) -> int:
-    """The bits of an open image of gray that Pillow gives with 16: 12 in some TIFF files."""
+    """The bits of an image that Pillow opens as gray of 16 bits: some TIFF files have 12."""
     return max(image.tag_v2.get(Base.BitsPerSample, (16,))) if image.format == "TIFF" else 16  # type: ignore[attr-defined]

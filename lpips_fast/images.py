@@ -2,14 +2,14 @@
 
 Every format that Pillow reads (PNG, JPEG, WebP, AVIF, BMP, TIFF, GIF and more) comes out as 8-bit RGB:
 
-- The image is turned as its EXIF orientation says.
-- Transparent pixels are composited over white, so that what cannot be seen cannot count, or over another background.
+- The EXIF orientation is applied.
+- Transparent pixels are composited over white or another background, so that invisible colours do not count.
 - Gray is repeated over the channels, palettes are looked up, CMYK is converted without colour management.
-- 16 bits a channel are reduced to the high byte. Gray of 16 or 32 bits can be given a range of values instead.
-- TIFF files whose pixels Pillow gets wrong without an error are refused (module tiff).
-- Of an animation the first frame is read.
+- 16 bits a channel are reduced to the high byte. For gray of 16 or 32 bits, a range of values can be given instead.
+- TIFF files whose pixels Pillow gets wrong without an error are refused (`_tiff.py`).
+- The first frame of an animation is read.
 
-EPS is refused: it is a program, which Pillow would have Ghostscript run.
+EPS is refused: it is a program, and Pillow would make Ghostscript run it.
 """
 
 from __future__ import annotations
@@ -30,23 +30,22 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from lpips_fast import _tiff as tiff
+from lpips_fast import _tiff
 
-_OPAQUE = 240  # alpha from here on counts as opaque in notices: lossy codecs make 250 or so of 255
-_FEW_LEVELS = 32  # high bytes of a 16-bit image: fewer hardly show what it shows
+_OPAQUE = 240  # the least alpha that counts as opaque in notices: lossy codecs turn 255 into 250 or so
+_FEW_LEVELS = 32  # a 16-bit image with fewer different high bytes loses most of its content
 
-# Pillow gives DDS and QOI no media type, and opens MPO as JPEG.
+# Pillow has no media type for DDS and QOI, and opens MPO as JPEG.
 _ALSO_PICTURES = ("DDS", "MPO", "QOI")
 
 
 class Picture(NamedTuple):
-    """An image as read, and what was lost of it."""
+    """An image as read, and what reading it lost."""
 
     pixels: np.ndarray  # uint8 [H, W, 3]
-    transparent: bool  # whether the background shows in pixels of an alpha below _OPAQUE
-    narrow: (
-        tuple[int, int] | None
-    )  # the least and largest of 16-bit values, where the high byte hardly tells them apart
+    transparent: bool  # whether the background shows through pixels with an alpha below _OPAQUE
+    # The least and largest 16-bit value if the high byte hardly tells the values apart, else None.
+    narrow: tuple[int, int] | None
 
 
 def load_image(
@@ -57,18 +56,19 @@ def load_image(
     Args:
         path: the file.
         background: the colour under transparent pixels, 'white', 'black' or '#rrggbb'. 'drop' ignores transparency and
-            takes colours as they are stored, as `lpips` does.
+            takes the stored colours, as `lpips` does.
         value_range: (low, high), for gray of 16 bits, 32-bit integers or floats. Values are mapped linearly from
-            [low, high] to [0, 255], clipped and rounded. Values are those that Pillow gives: it scales a 16-bit PGM so
-            that the file's white is 65535. None: 16-bit gray keeps its high byte, and 32 bits are refused.
+            [low, high] to [0, 255], clipped and rounded. They are Pillow's values: it scales a 16-bit PGM so that the
+            file's white is 65535. With None, 16-bit gray keeps its high byte and 32-bit pixels are refused.
 
     Raises:
         TypeError: path is no path.
-        ValueError: a background or range other than those above.
+        ValueError: background or value_range is not one of the above.
         FileNotFoundError: there is no such file.
-        OSError: it cannot be read: no image, no file (a folder, a device, a pipe), broken, cut short, EPS, a
-            decompression bomb (of more than twice Pillow's Image.MAX_IMAGE_PIXELS, 179 million pixels), a TIFF file
-            that Pillow gets wrong, 32 bits without a value_range, or another image with one.
+        OSError: the file cannot be read: it is no image, no regular file (a folder, a device, a pipe), broken or cut
+            short; it is EPS, a decompression bomb (more than twice Pillow's Image.MAX_IMAGE_PIXELS, 179 million
+            pixels) or a TIFF file that Pillow gets wrong; it has 32-bit pixels and no value_range was given, or
+            value_range was given for another kind of image.
     """
     return read_image(path, background, value_range).pixels
 
@@ -76,7 +76,7 @@ def load_image(
 def read_image(
     path: str | PathLike[str], background: str = "white", value_range: tuple[float, float] | None = None
 ) -> Picture:
-    """What `load_image` reads, and what was lost of it; raises as `load_image` does."""
+    """The image that `load_image` reads, and what reading it lost; raises as `load_image` does."""
     check_background(background)
     check_range(value_range)
     with open_image(path) as image:
@@ -84,13 +84,13 @@ def read_image(
 
 
 def check_background(background: object) -> None:
-    """Raises a ValueError, unless this is a background that `load_image` takes."""
+    """Raises a ValueError unless `load_image` accepts this background."""
     if not isinstance(background, str) or not re.fullmatch(r"white|black|drop|#[0-9a-fA-F]{6}", background):
         raise ValueError(f"background must be white, black, #rrggbb or drop, got {background!r:.99}")
 
 
 def check_range(value_range: object) -> None:
-    """Raises a ValueError, unless this is a range of values that `load_image` takes."""
+    """Raises a ValueError unless `load_image` accepts this range of values."""
     if value_range is None:
         return
     ends = tuple(value_range) if isinstance(value_range, Sequence) else ()
@@ -102,7 +102,7 @@ def check_range(value_range: object) -> None:
 
 
 def image_size(path: str | PathLike[str]) -> tuple[int, int]:
-    """Width and height that `load_image` will return, without decoding the pixels; raises as it does."""
+    """Width and height of what `load_image` returns, without decoding the pixels; raises as `load_image` does."""
     with open_image(path) as image:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
         return (image.height, image.width) if turned else image.size
@@ -110,11 +110,11 @@ def image_size(path: str | PathLike[str]) -> tuple[int, int]:
 
 @contextmanager
 def open_image(path: str | PathLike[str]) -> Iterator[Image.Image]:
-    """An image file, for Pillow to decode; what goes wrong with it in the block becomes `load_image`'s error."""
+    """An image file opened by Pillow; any exception in the block becomes an error as `load_image` raises it."""
     if not isinstance(path, str | PathLike):
         raise TypeError(f"path must be the path of an image file, a str or a Path, got {_kind(path)}")
     try:
-        if os.path.exists(path) and not os.path.isfile(path):  # to open a pipe would be to wait for it
+        if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for a writer
             raise ValueError("it is a folder, a device or a pipe")
         with Image.open(path) as image:
             if image.format == "EPS":
@@ -122,14 +122,14 @@ def open_image(path: str | PathLike[str]) -> Iterator[Image.Image]:
             yield image
     except FileNotFoundError:
         raise FileNotFoundError(f"no image file {path}") from None
-    except Exception as error:  # Pillow's decoders raise nearly anything on a broken file
+    except Exception as error:  # a broken file makes Pillow's decoders raise nearly anything
         reason = "no format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
         raise OSError(f"{path} cannot be read as an image: {reason}") from error
 
 
 def to_picture(image: Image.Image, background: str, value_range: tuple[float, float] | None) -> Picture:
-    """An open Pillow image, as `read_image` gives it."""
-    sixteen_bits, bits, unsigned = has_sixteen_bits(image), tiff.gray_bits(image), tiff.is_unsigned(image)
+    """An open Pillow image as `read_image` returns it."""
+    sixteen_bits, bits, unsigned = has_sixteen_bits(image), _tiff.gray_bits(image), _tiff.is_unsigned(image)
     narrow = None
     image = _upright(image)
     if value_range is not None:
@@ -160,31 +160,31 @@ def to_picture(image: Image.Image, background: str, value_range: tuple[float, fl
 
 
 def has_sixteen_bits(image: Image.Image) -> bool:
-    """Whether an image as Pillow has opened it is gray of 16 bits."""
-    # Pillow gives 16-bit PGM, whose values it scales to 65535, and some PNG as 32-bit integers.
+    """Whether an open Pillow image is gray of 16 bits."""
+    # Pillow opens 16-bit PGM, whose values it scales to 65535, and some PNG as 32-bit integers.
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 
 def alpha_of(image: Image.Image) -> np.ndarray | None:
-    """The alpha channel of an open Pillow image, uint8 [H, W], turned as `to_picture` turns it, or None without one."""
+    """The alpha channel of an open Pillow image, uint8 [H, W], with the EXIF orientation applied; None without one."""
     image = _upright(image)
     if not image.has_transparency_data:
         return None
-    if image.mode.startswith("I"):  # converting 16 bits to RGBA would lose which value is transparent
+    if image.mode.startswith("I"):  # converting 16 bits to RGBA would lose the transparent value
         image = _gray(image, np.zeros((image.height, image.width), np.uint8))
     return np.asarray(image.convert("RGBA").getchannel("A"))
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """An open image turned as its EXIF orientation says, its gray not premultiplied; a ValueError if misread."""
-    if reason := tiff.misread(image):
+    """An open image with EXIF orientation applied and gray not premultiplied; a ValueError if Pillow misreads it."""
+    if reason := _tiff.misread(image):
         raise ValueError(reason)
     image = ImageOps.exif_transpose(image)
     return image.convert("LA") if image.mode == "La" else image  # Pillow converts La to nothing else
 
 
 def _stretched(image: Image.Image, value_range: tuple[float, float], unsigned: bool) -> Image.Image:
-    """Gray of 16 or 32 bits as 8 bits, its values mapped linearly from the range."""
+    """Gray of 16 or 32 bits as 8 bits, with values mapped linearly from the range."""
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         raise ValueError(
             "a range of values is for gray of 16 bits, 32-bit integers or floats, not for pixels of mode "
@@ -199,7 +199,7 @@ def _stretched(image: Image.Image, value_range: tuple[float, float], unsigned: b
 
 
 def _gray(deep: Image.Image, levels: np.ndarray) -> Image.Image:
-    """Levels [H, W] of 8 bits as an image, transparent where the deep image has its colour for that."""
+    """8-bit levels [H, W] as an image, transparent where the deep image has its transparent value."""
     image = Image.fromarray(levels)
     if "transparency" in deep.info:
         image.putalpha(Image.fromarray(_opaque(deep).astype(np.uint8) * 255))
@@ -207,13 +207,13 @@ def _gray(deep: Image.Image, levels: np.ndarray) -> Image.Image:
 
 
 def _opaque(deep: Image.Image) -> np.ndarray:
-    """Where [H, W] a deep image has not its colour for transparent pixels."""
+    """A mask [H, W] of the pixels of a deep image that do not have its transparent value."""
     return np.asarray(deep) != deep.info["transparency"]
 
 
 def _narrow(values: np.ndarray, levels: np.ndarray) -> tuple[int, int] | None:
-    """The least and largest of 16-bit values, where their high bytes, the levels, are few, and several share one."""
-    if not values.size:  # all are transparent
+    """The least and largest 16-bit value if the high bytes (the levels) are few and several values share one."""
+    if not values.size:  # all pixels are transparent
         return None
     count = np.count_nonzero(Image.fromarray(levels).histogram())  # faster than NumPy's
     if count >= _FEW_LEVELS or count == np.count_nonzero(np.bincount(values.ravel())):
@@ -222,7 +222,7 @@ def _narrow(values: np.ndarray, levels: np.ndarray) -> tuple[int, int] | None:
 
 
 def resize_image(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """An image [H, W, 3] resized to [height, width, 3]: bicubic, antialiased. One of that size is returned itself."""
+    """An image [H, W, 3] resized to [height, width, 3], bicubic and antialiased; itself if it has that size."""
     if image.shape[:2] == (height, width):
         return image
     return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
@@ -230,10 +230,10 @@ def resize_image(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 @functools.cache
 def suffixes() -> frozenset[str]:
-    """The suffixes of image files, in lower case: Pillow's, of the formats that this Pillow opens as pictures.
+    """The suffixes of image files, in lower case: of all formats that the installed Pillow opens as pictures.
 
-    A format counts as a picture where Pillow has a media type image/... for it; DDS, MPO and QOI count, too. That
-    leaves out what Pillow opens with other programs (EPS, WMF, HDF5, GRIB, BUFR), video (MPEG), and rare formats whose
+    A format counts as a picture if Pillow has a media type image/... for it; DDS, MPO and QOI count, too. That leaves
+    out formats that Pillow opens with other programs (EPS, WMF, HDF5, GRIB, BUFR), video (MPEG), and rare formats whose
     suffixes mean something else to most people, such as .pcd, a cloud of points.
     """
     Image.init()
@@ -242,10 +242,12 @@ def suffixes() -> frozenset[str]:
 
 
 def list_images(folder: str | PathLike[str]) -> list[Path]:
-    """The image files under a folder, at any depth, by their suffix, hidden ones left out; sorted relative paths.
+    """The image files in a folder and its subfolders, as sorted relative paths.
+
+    The suffix decides what is an image file. Hidden files and folders are left out.
 
     Raises:
-        OSError: it, or a folder in it that is not hidden, cannot be read.
+        OSError: the folder, or one in it that is not hidden, cannot be read.
     """
 
     def unreadable(error: OSError) -> None:
@@ -277,6 +279,6 @@ def tensor2im(
 
 
 def _kind(given: object) -> str:
-    """What was given, and its shape if it has one."""
+    """The type of what was given, and its shape if it has one."""
     shape = f" {list(given.shape)}" if isinstance(given, np.ndarray | Tensor) else ""
     return f"{type(given).__name__}{shape}"

@@ -4,14 +4,14 @@ With a_l(x) the trunk's features at tap l divided by their norm over channels, [
 
     e(x) = concat_l sqrt(w_l / (H_l W_l)) a_l(x)
 
-LPIPS(x, y) = |e(x) - e(y)|^2, for linear weights w >= 0, which the published ones are. So the distances of N images to
-M others cost N + M runs of the trunk, not 2 N M, and one matrix product:
+LPIPS(x, y) = |e(x) - e(y)|^2 if all linear weights w are >= 0, as the published ones are. So the distances of N images
+to M others cost N + M runs of the trunk, not 2 N M, and one matrix product:
 
     |e(x) - e(y)|^2 = |e(x)|^2 + |e(y)|^2 - 2 e(x).e(y)
 
-That form cancels: its error is some 1e-7 of |e(x)|^2 + |e(y)|^2, however small the distance. Distances below 1e-3 of
-that sum, which is about 1 with the published weights, are therefore computed again from the difference itself, and have
-the accuracy of `LPIPS.forward`. The threshold is relative, so it holds for vectors and weights of any scale.
+The product form cancels: its error is some 1e-7 of |e(x)|^2 + |e(y)|^2, however small the distance. So distances below
+1e-3 of that sum are computed again from the difference e(x) - e(y), and are as accurate as `LPIPS.forward`. With the
+published weights the sum is about 1. The threshold is relative, so it holds for vectors and weights of any scale.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from lpips_fast.trunk.convolution import conv2d
 
 NEAR = 1e-3  # below this share of |e|^2 + |f|^2, a distance is computed from the difference
 
-_BLOCK_BYTES = 2**29  # of the embeddings of a block, where the caller leaves its size open
+_BLOCK_BYTES = 2**29  # size of the embeddings of a block, if the caller gives no block
 _PART = 8192  # values of an embedding in one matrix product
-_BATCH_PIXELS = 2**19  # of the images that go through the trunk at once
+_BATCH_PIXELS = 2**19  # pixels of the images that go through the trunk at once
 
 
 class Distance(Protocol):
-    """What this module needs of a distance; `lpips_fast.LPIPS` has it."""
+    """What this module needs of a distance. `lpips_fast.LPIPS` has it."""
 
     @property
     def norm(self) -> Norm:
-        """Of features over channels: eps, and whether it is inside the root."""
+        """What features are divided by."""
 
     @property
     def values_per_pixel(self) -> int:
@@ -50,26 +50,26 @@ class Distance(Protocol):
         """A tensor on the distance's device and of its type."""
 
     def checked_image(self, name: str, image: Tensor, /) -> Tensor:
-        """The images as `features` takes them, or an error that calls them by the name."""
+        """The images as `features` takes them, or an error that names them."""
 
-    def features(self, x: Tensor, normalize: bool, /) -> Features:
-        """The taps of checked images."""
+    def features(self, x: Tensor, normalize: bool, /) -> HasTaps:
+        """The taps of checked images [N, 3, H, W]."""
 
     def linear_weights(self) -> Sequence[Tensor] | None:
-        """A [1, C_k, 1, 1] a layer, or None for sums over channels."""
+        """A [1, C_k, 1, 1] a layer, or None if channels are summed without weights."""
 
     def is_squared_distance(self) -> bool:
         """Whether distances are squared distances of vectors, if no linear weight is negative."""
 
 
-class Features(Protocol):
+class HasTaps(Protocol):
     @property
     def taps(self) -> Sequence[Tensor]:
         """A [N, C_k, H_k, W_k] a layer."""
 
 
 class Images(Protocol):
-    """A tensor of images [N, 3, H, W], or anything whose slices are such tensors: images read when they are needed."""
+    """A tensor of images [N, 3, H, W], or any sequence whose slices are such tensors, read only when needed."""
 
     def __len__(self) -> int: ...
 
@@ -80,7 +80,7 @@ class Images(Protocol):
 def embed(fn: Distance, x: Images, *, normalize: bool = False) -> Tensor:
     """The vectors e(x) whose squared Euclidean distances are LPIPS: |e(x) - e(y)|^2 = LPIPS(x, y).
 
-    Not differentiable. Dropout and `spatial` are without effect.
+    Not differentiable. Dropout and `spatial` have no effect.
 
     Args:
         fn: the distance.
@@ -89,7 +89,7 @@ def embed(fn: Distance, x: Images, *, normalize: bool = False) -> Tensor:
 
     Returns:
         [N, D] in float32 (float64 for float64) on fn's device, D = sum_l C_l H_l W_l: for images of 64 x 64 pixels
-        31,872 (alex), 118,976 (squeeze) or 499,712 (vgg), 122 a pixel in vgg.
+        31,872 (alex), 118,976 (squeeze) or 499,712 (vgg, 122 a pixel).
 
     Raises:
         TypeError, ValueError: as `LPIPS.forward`, or a linear weight is negative.
@@ -102,28 +102,27 @@ def embed(fn: Distance, x: Images, *, normalize: bool = False) -> Tensor:
 def pairwise(
     fn: Distance, x: Images, y: Images | None = None, *, block: int | None = None, normalize: bool = False
 ) -> Tensor:
-    """The distance of every image of x to every image of y, or of x to each other.
+    """The distance of every image of x to every image of y, or to every image of x.
 
-    Not differentiable. Dropout and `spatial` are without effect.
+    Not differentiable. Dropout and `spatial` have no effect.
 
     Args:
         fn: the distance.
         x: images [N, 3, H, W] in [-1, 1], on any device, or a sequence whose slices are such tensors.
-        y: images [M, 3, H, W] likewise, of the same height and width, or None for x itself.
-        block: how many images' embeddings are held at a time, twice over (for the rows and for the columns of the
-            result): the memory is that of 2 * block embeddings (see `embed`) and of a small batch in the trunk. Up to
-            two blocks the trunk runs once an image; with K blocks of x some K / 2 times. None: as many as fit 2 x 512
-            MiB.
+        y: images [M, 3, H, W] of the same height and width, or such a sequence, or None for x itself.
+        block: how many images form a block. Two blocks of embeddings are in memory, one for the rows of the result and
+            one for the columns: 2 * block embeddings (see `embed`), and a small batch in the trunk. With up to two
+            blocks the trunk runs once an image, with K blocks of x about K / 2 times. None takes blocks of 512 MiB.
         normalize: the images are in [0, 1] and are to be mapped to [-1, 1].
 
     Returns:
-        [N, M] in float32 (float64 for float64) on fn's device, none negative. Without y [N, N], symmetric, its diagonal
-        exactly 0.
+        [N, M] in float32 (float64 for float64) on fn's device, no value negative. Without y [N, N], symmetric, with a
+        diagonal of exactly 0.
 
     Raises:
         TypeError, ValueError: as `LPIPS.forward`, or a block below 1, or a linear weight is negative.
     """
-    tiles = pairwise_tiles(fn, x, y, block=block, normalize=normalize)  # which checks the arguments
+    tiles = pairwise_tiles(fn, x, y, block=block, normalize=normalize)  # checks the arguments
     own = fn.own_tensor()
     distances = torch.zeros(len(x), len(x if y is None else y), dtype=accumulation_dtype(own.dtype), device=own.device)
     for rows, columns, tile in tiles:
@@ -136,11 +135,13 @@ def pairwise(
 def pairwise_tiles(
     fn: Distance, x: Images, y: Images | None = None, *, block: int | None = None, normalize: bool = False
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """As `pairwise`, tile by tile as they are done, for what is too large to hold or long enough to watch.
+    """The result of `pairwise` tile by tile, as each is computed: for matrices too large for memory, or a progress bar.
+
+    Args and errors as for `pairwise`.
 
     Yields:
-        the rows and the columns of a tile of the result, and its values. Without y only those on the diagonal and above
-        it.
+        The rows and the columns of a tile of the result, and its values. Without y only the tiles on and above the
+        diagonal.
     """
     if block is not None:
         block = checked_count("block", block, "None or a number of images")
@@ -166,20 +167,20 @@ def _tiles(
 
 
 def _tile_order(n_rows: int, n_columns: int | None) -> Iterator[tuple[int, int]]:
-    """All tiles, or for None the upper triangle, each sharing a block with the one before it."""
+    """All tiles, or the upper triangle if n_columns is None; each shares a block with the tile before it."""
     for i in range(n_rows):
         if n_columns is None:
-            yield i, i  # the column of the tile before, but for the first
+            yield i, i  # shares the column of the tile before it
             yield from ((i, j) for j in reversed(range(i + 1, n_rows)))
         else:
             yield from ((i, j) for j in (range(n_columns) if i % 2 == 0 else reversed(range(n_columns))))
 
 
 def images_at(name: str, x: Images, rows: slice) -> Tensor:
-    """x[rows], or an error that names the argument: x is no images, or that slice of it is not so many."""
+    """x[rows], or an error that names the argument if x holds no images, or the slice another number of them."""
     sliceable = hasattr(x, "__len__") and hasattr(x, "__getitem__") and not isinstance(x, Mapping)
     images: object = x
-    if sliceable and getattr(x, "ndim", 4) == 4:  # else x is refused as it is
+    if sliceable and getattr(x, "ndim", 4) == 4:  # else x itself is refused below
         rows = slice(*rows.indices(len(x))[:2])
         images = x[rows]
     if not isinstance(images, Tensor):
@@ -207,7 +208,7 @@ def _default_block(fn: Distance, pixels: int) -> int:
 
 
 def squared_distances(e: Tensor, f: Tensor) -> Tensor:
-    """|e_i - f_j|^2 of the rows of e [n, D] and f [m, D], accurate however small: [n, m]; symmetric where e is f."""
+    """|e_i - f_j|^2 [n, m] of the rows of e [n, D] and f [m, D], accurate however small; symmetric if e is f."""
     distances, lengths = product_distances(e, f)
     if e is f:
         distances.triu_(1)
@@ -222,7 +223,7 @@ def squared_distances(e: Tensor, f: Tensor) -> Tensor:
 
 
 def product_distances(e: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
-    """|e_i - f_j|^2 by matrix products, and |e_i|^2 + |f_j|^2, to which their error is relative: both [n, m]."""
+    """|e_i - f_j|^2 by matrix products, and |e_i|^2 + |f_j|^2, which its error is relative to: both [n, m]."""
     wide = widest_dtype(e.device)
     distances, lengths = e.new_zeros(2, len(e), len(f), dtype=wide)
     with torch.autocast(e.device.type, enabled=False):
@@ -234,20 +235,20 @@ def product_distances(e: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def product_rounding(terms: int = _PART) -> float:
-    """The error to allow for in a float32 sum of so many terms, relative to the sum of their sizes.
+    """The error to expect of a float32 sum of that many terms, relative to the sum of their absolute values.
 
-    Errors of up to eps / 2 at each step walk at random along a growing sum: they come to eps sqrt(terms) / 6 where the
-    terms are added one by one. Libraries add in blocks, and stay below a quarter of that.
+    Each addition rounds by up to eps / 2 of the partial sum, at random. The errors of terms added one by one come to
+    eps sqrt(terms) / 6. Libraries add in blocks, and stay below a quarter of this value.
     """
     return torch.finfo(torch.float32).eps * math.sqrt(terms) / 6
 
 
 def direct_distances(e: Tensor, f: Tensor, rows: Tensor) -> Tensor:
-    """|e - f_j|^2 of one vector e [D] and those rows of f [m, D], from the differences.
+    """|e - f_j|^2 of one vector e [D] and the given rows of f [m, D], from the differences.
 
-    If f is stored in a shorter type, its rounding adds to a distance. On average it adds what rounding e to r would,
-    |e - r|^2, and that is subtracted, value by value. The distance is then exactly 0 if f_j is r, and never negative,
-    since no value of that type is nearer to e than r.
+    If f is stored in a shorter type, its rounding adds to a distance. Let r be e rounded to that type. On average the
+    rounding of f adds |e - r|^2, which is subtracted, value by value. The distance is then exactly 0 if f_j is r, and
+    never negative, since no value of that type is nearer to e than r.
     """
     distances = e.new_zeros(len(rows), dtype=widest_dtype(e.device))
     rounding = None if f.dtype == e.dtype else e.to(f.dtype).to(e.dtype).sub_(e).square_()
@@ -260,17 +261,17 @@ def direct_distances(e: Tensor, f: Tensor, rows: Tensor) -> Tensor:
 
 
 def widest_dtype(device: torch.device) -> torch.dtype:
-    """The type for sums of many float32 values."""
+    """The type for sums of many float32 values: float64, but float32 on MPS, which has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _parts(e: Tensor) -> Iterator[slice]:
-    """The columns in parts: a float32 product over all of them would lose what sums of shorter ones keep."""
+    """The columns in parts: one float32 product over all columns is less exact than a sum of shorter ones."""
     return (slice(k, k + _PART) for k in range(0, e.shape[1], _PART))
 
 
 def embed_rows(fn: Distance, name: str, x: Images, rows: slice, size: torch.Size, normalize: bool) -> Tensor:
-    """e(x[rows]), of images of that height and width; errors name x so."""
+    """e(x[rows]) of images of that height and width; errors call x by the name."""
     if not fn.is_squared_distance():
         raise ValueError(
             "linear layers were changed or hooked, or distance is 'mae', so that distances are no squared distances of "
@@ -297,12 +298,12 @@ def embed_rows(fn: Distance, name: str, x: Images, rows: slice, size: torch.Size
             dtype = accumulation_dtype(taps[0].dtype)
             embeddings = torch.empty(rows.stop - rows.start, length, dtype=dtype, device=taps[0].device)
         _write(embeddings[start - rows.start : stop - rows.start], taps, weights, fn.norm)
-    assert embeddings is not None  # the loop runs at least once, for the number of columns
+    assert embeddings is not None  # the loop runs at least once, also without images, to learn D
     return embeddings
 
 
 def _write(embeddings: Tensor, taps: Sequence[Tensor], weights: Sequence[Tensor] | None, norm: Norm) -> None:
-    """Turns taps into embeddings [N, D], layer by layer."""
+    """Writes the taps as embeddings [N, D], layer by layer."""
     at = 0
     for layer, f in enumerate(taps):
         weight = f.new_ones(f.shape[1]) if weights is None else weights[layer].flatten()
@@ -314,9 +315,9 @@ def _write(embeddings: Tensor, taps: Sequence[Tensor], weights: Sequence[Tensor]
 
 
 def _product(e: Tensor, f: Tensor) -> Tensor:
-    """e f^T of matrices, in full precision: what TF32 and bfloat16 leave out, cancellation would make much of.
+    """e f^T of matrices in full float32: cancellation would magnify the rounding of TF32 and bfloat16.
 
-    Where torch's flags allow these, they are not changed, for they belong to the whole process.
+    If torch's flags allow these, another product is used. The flags stay as they are: they belong to the whole process.
     """
     if not _rounds_products(e.device):
         return e @ f.T
@@ -327,7 +328,7 @@ def _product(e: Tensor, f: Tensor) -> Tensor:
 
 
 def _rounds_products(device: torch.device) -> bool:
-    """Whether torch rounds the factors of float32 products, as its flags are now."""
+    """Whether torch, with its present flags, rounds the factors of float32 products."""
     flags = torch.backends.cuda.matmul if device.type == "cuda" else torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     precision = flags.fp32_precision
     if precision == "tf32" and device.type == "cpu":

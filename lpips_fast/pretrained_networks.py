@@ -1,8 +1,8 @@
-"""The trunks by themselves, as `lpips.pretrained_networks` has them: images to a namedtuple of features.
+"""The trunks alone, as in `lpips.pretrained_networks`: from images to a namedtuple of features.
 
     from lpips_fast.pretrained_networks import vgg16
 
-`lpips` has a `resnet` there, too, which its LPIPS does not use, and which is not here.
+`lpips.pretrained_networks` also has a `resnet`, which LPIPS does not use; this module leaves it out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lpips_fast.weights.published import read_trunk_weights
 
 
 class _Pretrained(Trunk):
-    """A trunk with the signature of `lpips`; see `vgg16`."""
+    """A trunk with the signature of `lpips`; `vgg16` describes it."""
 
     _NET: str
 
@@ -28,12 +28,13 @@ class _Pretrained(Trunk):
 class vgg16(_Pretrained):
     """VGG16's convolutions, from images [N, 3, H, W] to the features that LPIPS compares.
 
-    The result is a namedtuple, relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3. The images are those that
-    `ScalingLayer` gives. Parameters are named `slice{k}.{i}.weight` and `.bias`, i torchvision's index.
+    The result is a namedtuple of relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3. The images must be scaled as
+    `ScalingLayer` scales them. Parameters are named `slice{k}.{i}.weight` and `.bias`; i is torchvision's index.
 
     Args:
-        requires_grad: whether its parameters are to be trained.
-        pretrained: ImageNet's weights, torchvision's, from its cache ($TORCH_HOME) or the internet; else random ones.
+        requires_grad: whether the parameters are trained.
+        pretrained: whether the weights are torchvision's, of ImageNet, from its cache ($TORCH_HOME) or the internet, or
+            else random.
 
     Raises:
         RuntimeError: the weights are neither cached nor reachable.
@@ -43,13 +44,13 @@ class vgg16(_Pretrained):
 
 
 class alexnet(_Pretrained):
-    """As `vgg16`, AlexNet's: relu1 to relu5."""
+    """AlexNet's convolutions, as `vgg16`: relu1 to relu5."""
 
     _NET = "alex"
 
 
 class squeezenet(_Pretrained):
-    """As `vgg16`, SqueezeNet 1.1's: relu1 to relu7."""
+    """SqueezeNet 1.1's convolutions, as `vgg16`: relu1 to relu7."""
 
     _NET = "squeeze"
 

@@ -1,11 +1,11 @@
 """Nearest neighbours by LPIPS: an index of images' embeddings, built once, saved, and searched by vector products.
 
-LPIPS(x, y) = |e(x) - e(y)|^2 (see `pairwise`), so the images nearest to a query are its nearest vectors. They are
-stored as sqrt(H W) e: e itself has 1 / sqrt(H_l W_l) in it, which would push float16 into its subnormal numbers.
+LPIPS(x, y) = |e(x) - e(y)|^2 (see `pairwise`), so the nearest images are the ones with the nearest vectors. The index
+stores sqrt(H W) e: e itself has a factor of 1 / sqrt(H_l W_l), with which float16 values would be subnormal.
 
 A matrix product gives all distances, rounded by some 1e-7 of the vectors' squared lengths. Distances of near duplicates
-differ by less. So the candidates are all images that rounding may have put behind the k-th, and their distances are
-computed again from the differences.
+differ by less. So the candidates are all images that may be among the k nearest within that rounding, and their
+distances are computed again from the differences.
 """
 
 from __future__ import annotations
@@ -36,37 +36,35 @@ from lpips_fast.weights.files import fingerprint
 
 _FORMAT = "lpips_fast.Index"
 _FORMAT_VERSION = "1"
-# Fields of the header that the first files of this format do not have.
+# Fields of the header that the first files of this format lack.
 _LATER = ("normalize", "raw", "reading", "transparent", "opaque")
-_BLOCK_BYTES = 2**28  # of stored vectors, in float32, that are compared with at once
-_EXACT_ROWS = 256  # of stored vectors whose differences from a query are held at once
+_BLOCK_BYTES = 2**28  # size in float32 of the stored vectors that one matrix product compares
+_EXACT_ROWS = 256  # how many stored vectors have their differences from a query in memory at once
 
 
 class Header(NamedTuple):
-    """What an index was made with, and a search must be made with."""
+    """How an index was made; a search must be made in the same way."""
 
     net: str
     version: str
     lpips: bool
     size: tuple[int, int]  # height and width that the trunk saw
-    resized: bool  # whether images are resized to it, or must have it
-    normalize: bool | None  # as `build` was given it, and so `search` must be; None: unknown
+    resized: bool  # whether images of other sizes are resized to it, or refused
+    normalize: bool | None  # the argument of `build`, and so of `search`; None: unknown
     raw: bool | None  # whether the trunk saw [0, 1] instead of [-1, 1], by the command line's --no-normalize
     reading: dict[str, Any] | None  # how the command line read the image files, by option; None: unknown
-    transparent: bool | None  # whether one of these files was transparent; None: unknown
-    opaque: bool | None  # whether one was not
+    transparent: bool | None  # whether an image file was transparent; None: unknown
+    opaque: bool | None  # whether an image file was not transparent; None: unknown
     linear_sha256: str
     trunk_sha256: str
 
 
 class Index:
-    """Images to be searched among.
-
-    Make one with `build`, `from_embeddings` or `load`.
+    """Images to search for the nearest ones to a query. `build`, `from_embeddings` and `load` make an index.
 
     Attributes:
-        vectors: [N, D], sqrt(H W) e, in memory or in the file it was loaded from.
-        names: one a vector, or None.
+        vectors: [N, D], sqrt(H W) e, in memory or in the file that the index was loaded from.
+        names: a name for each vector, or None.
     """
 
     def __init__(
@@ -97,18 +95,18 @@ class Index:
         Args:
             fn: the distance, with non-negative linear weights.
             images: [N, 3, H, W] in [-1, 1], on any device, or a sequence whose slices are such tensors.
-            names: one an image, to be kept with it; a path becomes a string.
-            size: height and width to resize images and queries to, bilinearly with antialiasing. It decides the size
-                of a vector: `embed` has figures. None: as they are, all of one size.
-            normalize: the images are in [0, 1] and are to be mapped to [-1, 1]; queries then must be, too.
-            dtype: torch.float16 or torch.float32. The former halves the index, and changes a distance d by some
-                1e-5 sqrt(d) for images of 64 x 64 pixels: by 5e-6 where it is 0.25, by 1e-8 where it is 1e-6. Smaller
-                images change by more, larger ones by less.
+            names: a name for each image, which the index keeps; a path becomes a string.
+            size: height and width that images and queries are resized to, bilinearly with antialiasing. It determines
+                the length of a vector: `embed` has figures. With None all images must have one size.
+            normalize: the images are in [0, 1] and are to be mapped to [-1, 1]; the same then holds for queries.
+            dtype: torch.float16 or torch.float32. float16 halves the index, and changes a distance d by some
+                1e-5 sqrt(d) for images of 64 x 64 pixels: 5e-6 if d is 0.25, 1e-8 if d is 1e-6. Distances of smaller
+                images change by more, distances of larger ones by less.
             batch: how many images to embed at once.
 
         Raises:
-            TypeError, ValueError: as `LPIPS.embed`, or no images, some that are NaN or infinite, or names, a size, a
-                dtype or a batch other than those above.
+            TypeError, ValueError: as `LPIPS.embed`, or there are no images, an image is NaN or infinite, or names,
+                size, dtype or batch do not fit the descriptions above.
         """
         check_flags(normalize=normalize)
         batch, dtype = checked_count("batch", batch, "a number of images"), _checked_dtype(dtype)
@@ -142,13 +140,19 @@ class Index:
         names: Sequence[str | PathLike[str]] | None = None,
         dtype: torch.dtype = torch.float16,
     ) -> Index:
-        """An index of what `LPIPS.embed` gave, [N, D], for images of that height and width.
+        """An index of the vectors that `LPIPS.embed` returned for images.
 
-        Whether that was given `normalize` is not known: `search` takes either.
+        The index does not know whether `embed` was called with `normalize`, so `search` accepts either.
+
+        Args:
+            fn: the distance that made the embeddings.
+            embeddings: [N, D].
+            size: height and width of the images.
+            names, dtype: as in `build`.
 
         Raises:
-            TypeError, ValueError: embeddings that fn does not give for images of that size, or that are NaN or
-                infinite; names or a dtype that `build` would not take.
+            TypeError, ValueError: embeddings are not what fn returns for images of that size, or are NaN or infinite;
+                names or dtype are not what `build` accepts.
         """
         dtype, size = _checked_dtype(dtype), _checked_size(fn, size)
         if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
@@ -175,32 +179,32 @@ class Index:
     ) -> tuple[Tensor, Tensor]:
         """The images nearest to each query.
 
-        Candidates are found by vector products, all that are as near as the k-th within the products' rounding. Their
-        distances are computed again from the differences, so near duplicates are told from each other.
+        Matrix products find the candidates: all images that are as near as the k-th within the products' rounding.
+        Their distances are computed again from the differences, so that near duplicates are told apart.
 
         Args:
-            queries: [Q, 3, H, W] in [-1, 1], of the index's size unless it was built with one to resize to.
-            k: how many, at most as many as there are.
-            normalize: the queries are in [0, 1] and are to be mapped to [-1, 1], as the images were or were not.
-            faiss: a FAISS factory string ('Flat', 'HNSW32,Flat', 'SQfp16', ...) to find candidates with it: at least
-                twice k, and more while FAISS's own distances do not tell them from the k-th. Its index is made at the
-                first search and kept, beside the vectors. None: all vectors are compared, in blocks, on the device of
-                the distance.
+            queries: [Q, 3, H, W] in [-1, 1], of the index's size unless the index resizes images.
+            k: how many images to find, at most as many as the index has.
+            normalize: the queries are in [0, 1] and are to be mapped to [-1, 1]; the same as for the images.
+            faiss: a FAISS factory string ('Flat', 'HNSW32,Flat', 'SQfp16', ...): FAISS then finds the candidates, at
+                least 2 k, and more as long as FAISS's own distances do not separate them from the k-th. The first
+                search makes FAISS's index, which is kept beside the vectors. None compares all vectors, in blocks, on
+                the device of the distance.
 
         Returns:
-            distances [Q, k], nearest first, of images as near the first, and the images' indices [Q, k], both on the
-            CPU. An image that the index holds is at exactly 0, in float16, too, if its vector comes out the same to
-            the bit. In a batch of another size convolutions may round otherwise; it is then at some 1e-12. FAISS may
-            find fewer images than k: then the distance is inf and the index -1.
+            Distances [Q, k], nearest first and the first of equally near images first, and the images' indices [Q, k],
+            both on the CPU. A query that is in the index has a distance of exactly 0, in float16, too, if its vector
+            comes out the same to the bit. In a batch of another size convolutions may round differently; the distance
+            is then some 1e-12. If FAISS finds fewer than k images, the distances left are inf and the indices -1.
 
         Raises:
-            TypeError, ValueError: as `LPIPS.embed`, or k below 1, queries of another size, in another range than the
-                images, or NaN or infinite; a string that FAISS does not take, or takes only for other vectors or
-                more of them; an index from a damaged file.
-            ImportError: FAISS is asked for and not installed.
+            TypeError, ValueError: as `LPIPS.embed`, or k is below 1; queries have another size or range than the
+                images, or are NaN or infinite; FAISS does not accept the string, or only for other or more vectors;
+                the index is from a damaged file.
+            ImportError: faiss is given and FAISS is not installed.
         """
         check_flags(normalize=normalize)
-        _spec(self._fn)  # which refuses layers that were changed since
+        _spec(self._fn)  # refuses layers that were changed since
         if self.header.normalize not in (None, bool(normalize)):
             raise ValueError(
                 f"the index is of images given with normalize={self.header.normalize}, the queries are given with "
@@ -222,14 +226,14 @@ class Index:
                 f"the index has vectors of {self.vectors.shape[1]} values, the queries of {found.shape[1]}: L, the "
                 f"number of taps in use, is {self._fn.L} and was another"
             )
-        _check_finite("queries", found.to(self.vectors.dtype))  # as those of images are
+        _check_finite("queries", found.to(self.vectors.dtype))  # in the type of the stored vectors
         shape = len(queries), min(k, len(self))
         distances, indices = torch.full(shape, math.inf), torch.full(shape, -1)
         if 0 in shape:
             return distances, indices
         candidates = self._nearest(found, shape[1]) if faiss is None else self._by_faiss(found, shape[1], faiss)
         for i, (query, rows) in enumerate(zip(found.cpu(), candidates, strict=True)):
-            rows = rows.sort().values  # so that of images of equal distance the first comes first
+            rows = rows.sort().values  # of equally near images, the first then comes first
             parts = [direct_distances(query, self.vectors, part) for part in rows.split(_EXACT_ROWS)]
             exact = torch.cat(parts) / self._scale**2
             order = exact.argsort(stable=True)[: shape[1]]
@@ -237,7 +241,7 @@ class Index:
         return distances, indices
 
     def _nearest(self, queries: Tensor, k: int) -> list[Tensor]:
-        """For each query the indices of the images that may be among its k nearest."""
+        """For each query, the indices of the images that may be among its k nearest."""
         rows = max(1, _BLOCK_BYTES // (4 * self.vectors.shape[1]))
         distances = queries.new_zeros(len(queries), 0)
         near = distances.bool()
@@ -245,7 +249,7 @@ class Index:
         for start in range(0, len(self), rows):
             block = self.vectors[start : start + rows].to(queries)
             here, _ = product_distances(queries, block)
-            _check_finite("images", here.T, start)  # which `load` leaves to this
+            _check_finite("images", here.T, start)  # `load` leaves this check to the search
             distances = torch.cat((distances, here), dim=1)
             numbers = torch.arange(start, start + len(block), device=queries.device).expand(len(queries), -1)
             indices = torch.cat((indices, numbers), dim=1)
@@ -255,7 +259,7 @@ class Index:
         return [row[kept] for row, kept in zip(indices.cpu(), near.cpu(), strict=True)]
 
     def _by_faiss(self, queries: Tensor, k: int, factory: str) -> list[Tensor]:
-        """As `_nearest`, of those that FAISS finds. IndexFlatL2's distances are those of a matrix product, too."""
+        """As `_nearest`, among the images that FAISS finds. FAISS, too, computes distances by a matrix product."""
         queries = queries.float().cpu()
         n = min(2 * k, len(self))
         try:
@@ -269,19 +273,19 @@ class Index:
                     break
                 n = min(4 * n, len(self))
         except (RuntimeError, MemoryError) as error:
-            reason = str(error).rpartition(": ")[2]  # after FAISS's own file and line
+            reason = str(error).rpartition(": ")[2]  # without FAISS's own file and line
             raise ValueError(
                 f"faiss must be a factory string for {len(self)} vectors of {self.vectors.shape[1]}, "
                 f"got {factory!r}: {reason}"
             ) from error
-        near[:, : 2 * k] = indices[:, : 2 * k] >= 0  # more than k, for most of FAISS's indexes are approximate
+        near[:, : 2 * k] = indices[:, : 2 * k] >= 0  # more than k: most of FAISS's indexes are approximate
         return [row[kept] for row, kept in zip(indices, near, strict=True)]
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Writes the index as a safetensors file, which is there whole or not at all.
+        """Writes the index to a safetensors file, whole or not at all.
 
         Raises:
-            OSError: it cannot be written there.
+            OSError: the file cannot be written.
         """
         path = Path(path)
         metadata = {"format": _FORMAT, "format_version": _FORMAT_VERSION, "header": json.dumps(self.header._asdict())}
@@ -295,12 +299,17 @@ class Index:
 
     @classmethod
     def load(cls, path: str | PathLike[str], fn: LPIPS) -> Index:
-        """Reads an index that was saved, for the same distance.
+        """Reads an index from a file.
+
+        The vectors stay in the file until a search needs them, which also checks that they are finite.
+
+        Args:
+            path: a file that `save` wrote.
+            fn: the distance; its net, version and weights must be the ones the index was made with.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is no index, or of another format, or damaged, or made with another net, version or weights
-                than fn's. Vectors that are NaN or infinite are left to `search`, which reads them.
+            ValueError: the file is no index, has another format, is damaged, or was made with another distance.
         """
         path = Path(path)
         if not path.is_file():
@@ -313,9 +322,9 @@ class Index:
 
 
 def _read(file: Any, fn: LPIPS) -> tuple[Header, Tensor, list[str] | None]:
-    """What an index's file holds, after checks of what it says of itself.
+    """The header, the vectors and the names in an index's file, all checked but the values of the vectors.
 
-    They read none of the vectors, which stay on the disk until a search: whether those are finite is for that to see.
+    The vectors stay on the disk until a search, which checks that they are finite.
     """
     metadata = file.metadata() or {}
     if metadata.get("format") != _FORMAT:
@@ -361,7 +370,7 @@ def _from_json(metadata: Mapping[str, str], key: str) -> Any:
 
 
 def _header(fn: LPIPS, size: tuple[int, int], resized: bool, normalize: bool | None, raw: bool | None) -> Header:
-    """What an index of images is made with; nothing is known of files that they were read from."""
+    """The header of an index of images; the fields about image files are unknown."""
     model = _spec(fn).model
     linear = fingerprint(fn.linear_weights() or [])
     trunk = fingerprint(fn.net.parameters())
@@ -369,7 +378,7 @@ def _header(fn: LPIPS, size: tuple[int, int], resized: bool, normalize: bool | N
 
 
 def _spec(fn: LPIPS) -> Net:
-    """The trunk's, which is that of the constructor."""
+    """The spec of fn's trunk; a ValueError if layers were changed since the constructor made them."""
     if not fn.is_stock():
         raise ValueError("fn must have the layers that it was made with, for an index does not know them from others")
     return fn.net.spec
@@ -393,7 +402,7 @@ def _checked_size(fn: LPIPS, size: Sequence[int]) -> tuple[int, int]:
 
 
 def _vector_length(fn: LPIPS, size: tuple[int, int]) -> int:
-    """D of the vectors of images of that height and width, by shapes alone."""
+    """D of the vectors of images of that height and width, computed from shapes alone."""
     setting = Setting(fn.net.plan, torch.float32, torch.contiguous_format)
     try:
         images = torch.empty(0, 3, *size, device="meta")
@@ -418,11 +427,11 @@ def _checked_names(names: Sequence[str | PathLike[str]] | None, count: int) -> l
 
 
 def _check_finite(name: str, vectors: Tensor, start: int = 0) -> None:
-    """Raises an error that names the first of the images, from `start` on, whose vector is NaN or infinite.
+    """Raises a ValueError that names the first image whose vector is NaN or infinite; `start` is the first's index.
 
-    To be called once they are copied to the CPU: that has waited for the device, so looking costs no wait of its own.
+    Call it after the vectors were copied to the CPU. The copy has waited for the device, so this check adds no wait.
     """
-    finite = vectors.sum(dim=1, dtype=torch.float32).isfinite()  # several times faster than to look at each value
+    finite = vectors.sum(dim=1, dtype=torch.float32).isfinite()  # several times faster than a check of each value
     if not finite.all():
         i = start + finite.tolist().index(False)
         raise ValueError(f"{name} must be finite, got NaN or infinite values in the vector of {name}[{i}]")
@@ -432,7 +441,7 @@ def _resized(fn: LPIPS, name: str, images: Tensor, size: tuple[int, int] | None)
     if size is None or images.shape[2:] == size:
         return images
     if not images.is_floating_point() or 0 in images.shape[1:]:
-        return fn.checked_image(name, images)  # which refuses them
+        return fn.checked_image(name, images)  # raises an error
     return F.interpolate(images, size=size, mode="bilinear", antialias=True)
 
 
@@ -441,9 +450,9 @@ def _by(size: Sequence[int]) -> str:
 
 
 def _near(queries: Tensor, distances: Tensor, k: int, rounding: float) -> Tensor:
-    """Which of the rounded distances [Q, n] may be among a query's k smallest: [Q, n].
+    """Whether each of the rounded distances [Q, n] may be among a query's k smallest: [Q, n].
 
-    Each is off by up to `rounding` times |q|^2 + |v|^2, where |v|^2 <= (|q| + |v - q|)^2 <= 2 |q|^2 + 2 |v - q|^2.
+    A distance is off by up to `rounding` (|q|^2 + |v|^2), and |v|^2 <= (|q| + |v - q|)^2 <= 2 |q|^2 + 2 |v - q|^2.
     """
     kth = distances.topk(min(k, distances.shape[1]), dim=1, largest=False).values[:, -1:]
     lengths = 3 * queries.square().sum(dim=1, keepdim=True) + 2 * kth
@@ -453,7 +462,7 @@ def _near(queries: Tensor, distances: Tensor, k: int, rounding: float) -> Tensor
 def _check_factory(factory: str) -> None:
     if not isinstance(factory, str):
         raise TypeError(f"faiss must be None or a FAISS factory string, got {type(factory).__name__}")
-    # A graph needs two neighbours a vector, and all other numbers count something. FAISS does not check that.
+    # FAISS does not check its numbers: a graph needs two neighbours a vector, and every other number is a count from 1.
     if re.search(r"(?<!\d)0+(?!\d)|(HNSW|NSG)0*1(?!\d)", factory):
         raise ValueError(
             f"faiss must be a factory string with numbers from 1, and from 2 after HNSW and NSG, got {factory!r}"

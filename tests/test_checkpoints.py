@@ -1,9 +1,8 @@
-"""Weights in the files of lpips, taming, torchmetrics and piq: whose they are, what they hold, and their way back."""
+"""Whole models of lpips, taming, torchmetrics and piq in files: whose they are, as modules, and their way back."""
 
 from __future__ import annotations
 
 import copy
-import pickle
 from collections import OrderedDict
 from pathlib import Path
 
@@ -13,12 +12,13 @@ import torch
 import lpips_fast
 from lpips_fast.compat import piq, taming
 from lpips_fast.weights.files import save_state_dict
-from lpips_fast.weights.formats import TARGETS, SeveralError
+from lpips_fast.weights.formats import TARGETS
 from lpips_fast.weights.published import published_linear_weights
+from tests.support.checkpoints import OTHER_MODELS, prefixed
 from tests.support.images import pair
 from tests.support.parameters import NETS
 from tests.support.raises import raises
-from tests.support.weights import linear_state, without
+from tests.support.weights import linear_state
 
 SUFFIXES = (".pth", ".safetensors")
 
@@ -106,15 +106,6 @@ def test_own_linear_weights(load, trunk_states, suffix, index, names):
     assert not any(p.requires_grad for p in module.parameters())
 
 
-@pytest.mark.parametrize("shape", ((1, -1, 1, 1), (-1, 1, 1)))
-def test_list_of_linear_weights_as_piq_has_it(tmp_path, shape):
-    published = published_linear_weights("vgg", "0.1")
-    torch.save([w.reshape(shape) for w in published], tmp_path / "lpips_weights.pt")
-    found = lpips_fast.load_any(tmp_path / "lpips_weights.pt")
-    assert (found.origin, found.net, found.version, found.trunk) == ("piq", "vgg", "0.1", None)
-    assert all(torch.equal(w, p) for w, p in zip(found.linear, published, strict=True))
-
-
 def test_a_model_without_linear_weights(load, make_theirs):
     found = load(make_theirs("alex", lpips=False).state_dict())
     assert (found.origin, found.linear, found.version) == ("lpips", None, None)
@@ -138,18 +129,6 @@ def test_a_beginning_that_all_names_share(load, theirs, origin, net):
     assert load(state).origin == origin
 
 
-def prefixed(state, prefix):
-    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
-
-
-# A discriminator's and a classifier's names, of which some are piq's, too.
-OTHER_MODELS = {
-    "encoder.conv_in.weight": torch.zeros(8, 3, 3, 3),
-    "model.0.weight": torch.zeros(64, 3, 4, 4),
-    "loss.discriminator.model.0.weight": torch.zeros(64, 3, 3, 3),
-    "loss.discriminator.model.2.weight": torch.zeros(128, 64, 4, 4),
-    "num_updates": torch.tensor(3),
-}
 AROUND = {
     "flat": lambda state: prefixed(state, "loss.") | OTHER_MODELS,
     "Lightning": lambda state: {
@@ -180,69 +159,6 @@ def test_a_part_of_a_larger_checkpoint(tmp_path, theirs, make_ours, around, orig
     assert torch.equal(module(in0, in1), make_ours(net)(in0, in1))
 
 
-def test_a_part_of_safetensors(load):
-    state = prefixed(linear_state("squeeze"), "lpips.") | OTHER_MODELS
-    assert load(state, ".safetensors").net == "squeeze"
-
-
-def test_the_error_of_several_crosses_processes():
-    error = SeveralError("two.ckpt", ["a.", "b."])
-    again = pickle.loads(pickle.dumps(error))
-    assert (str(again), again.prefixes) == (str(error), ["a.", "b."])
-    assert all(words in str(error) for words in ("two.ckpt", "several LPIPS", "'a.', 'b.'"))
-
-
-def test_several(tmp_path):
-    """The prefix tells which: a whole one before a beginning, with or without the dict's name."""
-    states = {"loss.": linear_state(), "loss.old.": linear_state(), "metric.": linear_state(), "ema": linear_state()}
-    ema = states.pop("ema")
-    state = {name: t for prefix, linear in states.items() for name, t in prefixed(linear, prefix).items()}
-    path = tmp_path / "last.ckpt"
-    torch.save({"state_dict": state | OTHER_MODELS, "ema": prefixed(ema, "metric.")}, path)
-    with raises(
-        ValueError,
-        str(path),
-        "several LPIPS",
-        "'ema.metric.', 'state_dict.loss.', 'state_dict.loss.old.', 'state_dict.metric.'",
-    ):
-        lpips_fast.load_any(path)
-    for prefix, expected in {
-        "loss": states["loss."],
-        "loss.": states["loss."],
-        "state_dict.loss.": states["loss."],
-        "loss.old": states["loss.old."],
-        "state_dict.metric": states["metric."],
-        "ema.metric": ema,
-        "ema": ema,
-    }.items():
-        found = lpips_fast.load_any(path, prefix=prefix)
-        assert all(torch.equal(a, b) for a, b in zip(found.linear, expected.values(), strict=True)), prefix
-    with raises(ValueError, "several LPIPS", "'ema.metric.', 'state_dict.metric.'"):
-        lpips_fast.load_any(path, prefix="metric")
-    for prefix in ("los", "state_dict.loss.new"):
-        with raises(ValueError, str(path), f"no LPIPS with prefix {prefix!r}", "'state_dict.loss.old.'"):
-            lpips_fast.load_any(path, prefix=prefix)
-    with raises(TypeError, "prefix", "string", "int"):
-        lpips_fast.load_any(path, prefix=1)
-
-
-def test_prefix_of_another_model(tmp_path):
-    """The error tells what its names are not."""
-    torch.save(prefixed(linear_state(), "lpips.") | OTHER_MODELS, tmp_path / "last.ckpt")
-    with raises(ValueError, "last.ckpt", "lacks", "'0.bias'"):
-        lpips_fast.load_any(tmp_path / "last.ckpt", prefix="loss.discriminator")
-    with raises(ValueError, "last.ckpt", "no LPIPS with prefix 'l'", "'lpips.'"):
-        lpips_fast.load_any(tmp_path / "last.ckpt", prefix="l")
-    torch.save(prefixed(OTHER_MODELS, "gan.") | OTHER_MODELS, tmp_path / "gan.ckpt")
-    with raises(ValueError, "gan.ckpt", "no LPIPS with prefix 'gan.loss.disc'"):
-        lpips_fast.load_any(tmp_path / "gan.ckpt", prefix="gan.loss.disc")
-    torch.save(OTHER_MODELS, tmp_path / "last.ckpt")
-    with raises(ValueError, "last.ckpt", "none of LPIPS's", "'encoder.conv_in.weight'"):
-        lpips_fast.load_any(tmp_path / "last.ckpt")
-    with raises(ValueError, "last.ckpt", "no LPIPS with prefix 'lpips'", "'loss.discriminator.'"):
-        lpips_fast.load_any(tmp_path / "last.ckpt", prefix="lpips")
-
-
 @pytest.mark.parametrize("net", NETS)
 def test_torchmetrics_before_0_12(load, theirs, net):
     """Its network was lpips's, as `net` of the metric: now written with the names of today."""
@@ -251,54 +167,6 @@ def test_torchmetrics_before_0_12(load, theirs, net):
         found = load(prefixed(state, prefix))
         assert (found.origin, found.net, found.version) == ("torchmetrics", net, "0.1")
     theirs["torchmetrics"](net).load_state_dict(found.state_dict("torchmetrics"), strict=True)
-
-
-def without_all(*parts):
-    return lambda state: {name: tensor for name, tensor in state.items() if not any(part in name for part in parts)}
-
-
-def plus(name, *shape, dtype=torch.float32):
-    return lambda state: {**state, name: torch.zeros(shape, dtype=dtype)}
-
-
-BAD = {
-    "empty": (lambda s: {}, ("no tensors",)),
-    "another model": (lambda s: {"encoder.weight": torch.zeros(1)}, ("none of LPIPS's", "'encoder.weight'")),
-    "two": (lambda s: {**s, **prefixed(s, "other.")}, ("several", "prefix, one of '', 'other.'")),
-    "missing": (lambda s: without(s, "net.slice2.3.bias"), ("lacks", "'3.bias'", "alex")),
-    "extra": (plus("net.slice2.4.bias", 3), ("'4.bias'", "alex")),
-    "shape": (plus("net.slice2.3.bias", 3), ("'3.bias'", "[192]", "[3]")),
-    "type": (plus("net.slice2.3.bias", 192, dtype=torch.int32), ("'3.bias'", "floating", "torch.int32")),
-    "slice": (lambda s: {n.replace("slice2.3", "slice3.3"): t for n, t in s.items()}, ("'3.weight'", "slice 2", "3")),
-    "mixed": (plus("model.0.weight", 64, 3, 11, 11), ("'model.0.weight'",)),
-    "scaling": (plus("scaling_layer.shift", 1, 3, 1, 1), ("scaling_layer.shift", "[-0.03, -0.088, -0.188]", "[0.0,")),
-    "half of scaling": (lambda s: without(s, "scaling_layer.shift"), ("scaling_layer.shift", "scaling_layer.scale")),
-    "layer missing": (without_all("lin3", "lins.3"), ("[64, 192, 384, 256]", "no net's", "[64, 192, 384, 256, 256]")),
-    "layer's shape": (plus("lin3.model.1.weight", 1, 384, 1, 1), ("lin3.model.1.weight", "[1, 256, 1, 1]")),
-    "bias of a layer": (plus("lin3.model.1.bias", 1), ("lin3.model.1.bias",)),
-    "duplicates differ": (plus("lin3.model.1.weight", 1, 256, 1, 1), ("lins.3.model.1.weight", "differ")),
-    "scaling alone": (lambda s: {n: s[n] for n in s if n.startswith("scaling")}, ("neither a trunk nor linear",)),
-    "trunk alone": (without_all("lin", "scaling"), ("neither scaling_layer.* nor linear weights",)),
-}
-
-
-@pytest.mark.parametrize("change,words", BAD.values(), ids=BAD)
-def test_bad_files(load, make_theirs, change, words):
-    with raises(ValueError, "weights.pth", *words):
-        load(change(make_theirs("alex").state_dict()))
-
-
-def test_piq_has_vgg_only(load, trunk_states):
-    state = {name.replace("features", "model"): tensor for name, tensor in trunk_states["alex"].items()}
-    with raises(ValueError, "weights.pth", "piq", "VGG16", "'model.0.bias'"):
-        load(state)
-
-
-@pytest.mark.parametrize("content", ([1.0], [torch.zeros(1, 64, 1, 1)], [torch.zeros(1, 2, 3, 4)] * 5, 3, "text"))
-def test_not_a_state_dict(tmp_path, content):
-    torch.save(content, tmp_path / "other.pth")
-    with raises(ValueError, "other.pth", "must hold", "another list" if isinstance(content, list) else "state_dict"):
-        lpips_fast.load_any(tmp_path / "other.pth")
 
 
 @pytest.mark.parametrize("origin,net", (("lpips", "alex"), ("torchmetrics", "squeeze"), ("taming", "vgg")))
@@ -328,9 +196,15 @@ def test_model_path_without_linear_weights(make_theirs, make_ours, tmp_path):
         lpips_fast.LPIPS(model_path=tmp_path / "model.pth")
 
 
-def test_unknown_target(load):
-    found = load(linear_state())
-    with raises(ValueError, "target", "'taming'", "'piq'"):
-        found.state_dict("piq")
-    with raises(ValueError, "taming", "vgg", "alex"):
-        found.state_dict("taming")
+@pytest.mark.parametrize("change", ("missing", "extra", "shape"))
+def test_load_state_dict_is_strict(make_ours, change):
+    module = make_ours()
+    state = module.state_dict()
+    if change == "missing":  # under both of its names
+        del state["lin0.model.1.weight"], state["lins.0.model.1.weight"]
+    elif change == "extra":
+        state["lin9.model.1.weight"] = torch.zeros(1)
+    else:
+        state["lin0.model.1.weight"] = torch.zeros(1, 3, 1, 1)
+    with raises(RuntimeError, "lin9.model.1.weight" if change == "extra" else "lin0.model.1.weight"):
+        module.load_state_dict(state)

@@ -32,7 +32,7 @@ def test_what_compares_with_a_missing_package_is_skipped(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(WITHOUT)
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     tests = [
-        "tests/test_patching.py",
+        "tests/compat/test_monkeypatch.py",
         "tests/bapps/test_scores.py",
         "tests/compat/test_piq.py::test_keys_strictly_both_ways",
         "tests/lpips/test_drop_in.py::test_attributes",

@@ -10,8 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from typer.testing import CliRunner
 
+from lpips_fast.cli import app
 from lpips_fast.images import (
     im2tensor,
     image_size,
@@ -22,6 +27,8 @@ from lpips_fast.images import (
     suffixes,
     tensor2im,
 )
+from tests.support.damage import damaged, outcome
+from tests.support.raises import raises
 
 LOSSLESS = "apng avif bmp dds dib icb j2k jp2 png pnm ppm qoi sgi tga tif TIFF webp".split()
 OPTIONS = {"avif": {"quality": 100, "subsampling": "4:4:4"}, "webp": {"lossless": True}}
@@ -452,3 +459,81 @@ def _png(
     data = zlib.compress(b"".join(rows))
     chunks = [(b"IHDR", header), *([] if key is None else [key]), (b"IDAT", data), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*of) for of in chunks)
+
+
+def picture(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 13, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(buffer, format=kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's own, of what it finds odd
+@pytest.mark.parametrize("kind", "PNG JPEG WEBP BMP TIFF GIF PPM AVIF JPEG2000 TGA QOI SGI DDS PCX MPO ICO DIB".split())
+@given(data=st.data())
+def test_damaged_images(tmp_path_factory, kind, data):
+    """Pixels or an error that names the file, never anything else."""
+    path = tmp_path_factory.getbasetemp() / f"image.{kind.lower()}"
+    path.write_bytes(data.draw(damaged(picture(kind))))
+    found = outcome(load_image, path, OSError)
+    if isinstance(found, OSError):
+        assert str(found).startswith(f"{path} cannot be read as an image: ")
+    else:
+        assert found.dtype == np.uint8
+        assert found.shape == (*reversed(image_size(path)), 3)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\n(ran) (w) file closefile\n%%EOF\n"
+IMAGES = {
+    "empty.png": b"",
+    "text.jpg": b"hello",
+    "cut.png": picture("PNG")[:150],
+    "program.png": EPS,
+    "folder.png": None,
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_images(trunk_states, tmp_path, name):
+    path = tmp_path / name
+    path.mkdir() if IMAGES[name] is None else path.write_bytes(IMAGES[name])
+    with raises(OSError, str(path), "cannot be read as an image"):
+        load_image(path)
+    Image.new("RGB", (40, 40)).save(tmp_path / "sound.png")
+    torch.save(trunk_states["squeeze"], tmp_path / "trunk.pth")
+    options = ["--net", "squeeze", "--trunk-weights", str(tmp_path / "trunk.pth")]
+    result = CliRunner().invoke(app, ["pair", str(path), str(tmp_path / "sound.png"), *options])
+    assert result.exit_code == 1, result.output
+    assert "cannot be read as an image" in result.output
+
+
+def test_the_suffix_does_not_decide(tmp_path):
+    """A PNG by another name is read as what it is."""
+    (tmp_path / "a.jpg").write_bytes(picture("PNG"))
+    (tmp_path / "a.png").write_bytes(picture("PNG"))
+    assert np.array_equal(load_image(tmp_path / "a.jpg"), load_image(tmp_path / "a.png"))
+
+
+def test_eps_is_not_run(trunk_states, tmp_path, monkeypatch):
+    """Pillow would call Ghostscript."""
+    trunk = tmp_path / "trunk.pth"
+    torch.save(trunk_states["squeeze"], trunk)
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args, **kwargs: pytest.fail("it was called"))
+    (tmp_path / "eps.png").write_bytes(EPS)
+    for read in (load_image, image_size):
+        with raises(OSError, "eps.png", "EPS is a program"):
+            read(tmp_path / "eps.png")
+    Image.new("RGB", (40, 40)).save(tmp_path / "sound.png")
+    for pair in (("eps.png", "sound.png"), ("sound.png", "eps.png")):
+        arguments = [str(tmp_path / name) for name in pair]
+        result = CliRunner().invoke(app, ["video", *arguments, "--net", "squeeze", "--trunk-weights", str(trunk)])
+        assert result.exit_code == 1, result.output
+        assert "EPS is a program" in result.output
+
+
+def test_a_pipe_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", "/dev/zero"):
+        for read in (load_image, image_size):
+            with raises(OSError, f"{path} cannot be read as an image", "a device or a pipe"):
+                read(path)

@@ -1,6 +1,6 @@
-"""LPIPS with the signatures, results and state_dict keys that other code bases have grown around.
+"""LPIPS with the signatures, results and state_dict keys of other code bases.
 
-`compat.taming.LPIPS` is that of taming-transformers and CogVideo, `compat.piq.LPIPS` that of piq. What `lpips` users
-need is `lpips_fast.LPIPS` itself, what torchmetrics users need `lpips_fast.metric`. `compat.lpips` has what else there
-is in `lpips`; `lpips_fast` has its names.
+`compat.taming.LPIPS` replaces the class of taming-transformers and CogVideo, `compat.piq.LPIPS` that of piq.
+`lpips_fast.LPIPS` replaces the class of `lpips`, and `lpips_fast.metric` the metric of torchmetrics. `compat.lpips` has
+the helpers of `lpips`, which are also names of `lpips_fast`. `compat.monkeypatch` has `lpips_fast.patch`.
 """

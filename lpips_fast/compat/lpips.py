@@ -1,7 +1,7 @@
-"""What `lpips` 0.1.4 has beside LPIPS: scores of data sets, L2, PSNR, SSIM and CIELAB of images, conversions.
+"""The helpers of `lpips` 0.1.4: scores of data sets, L2, PSNR, SSIM and CIELAB of images, conversions.
 
-With the names, arguments and numbers of `lpips`; `lpips_fast` has them all, so that `import lpips_fast as lpips` is
-enough. CIELAB and SSIM need scikit-image: pip install 'lpips_fast[skimage]'.
+They have the names, arguments and numbers of `lpips`. They are also names of `lpips_fast`, so that `import lpips_fast
+as lpips` is enough. CIELAB and SSIM need scikit-image: pip install 'lpips_fast[skimage]'.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 def score_2afc_dataset(data_loader: Any, func: Distance, name: str = "") -> tuple[float, dict[str, np.ndarray]]:
     """The share of people with whom a distance agrees on which of two images is nearer to a reference (2AFC).
 
-    `lpips_fast.bapps.evaluate` does it from the folders of the data set.
+    `lpips_fast.bapps.evaluate` computes it from the folders of the data set.
 
     Args:
-        data_loader: its `load_data()` gives batches, dicts of 'ref', 'p0' and 'p1', [N, 3, H, W], and of 'judge', the
+        data_loader: its `load_data()` yields batches, dicts of 'ref', 'p0' and 'p1', [N, 3, H, W], and of 'judge', the
             N shares of people who took p1 for the nearer one.
         func: from two batches of images to their N distances, a tensor of any shape.
         name: shown beside the progress bar.
@@ -53,13 +53,13 @@ def score_2afc_dataset(data_loader: Any, func: Distance, name: str = "") -> tupl
 
 
 def score_jnd_dataset(data_loader: Any, func: Distance, name: str = "") -> tuple[float, dict[str, np.ndarray]]:
-    """The average precision with which small distances tell pairs that people take for the same (JND).
+    """The average precision with which small distances find the pairs that people take for the same image (JND).
 
-    `lpips_fast.bapps.evaluate` does it from the folders of the data set. Pairs at equal distances count as in
+    `lpips_fast.bapps.evaluate` computes it from the folders of the data set. Pairs at equal distances count as in
     `lpips_fast.bapps.score_jnd`; `lpips` takes them in an order that depends on the processor.
 
     Args:
-        data_loader: its `load_data()` gives batches, dicts of 'p0' and 'p1', [N, 3, H, W], and of 'same', the N shares
+        data_loader: its `load_data()` yields batches, dicts of 'p0' and 'p1', [N, 3, H, W], and of 'same', the N shares
             of people who took the two for the same image.
         func: from two batches of images to their N distances, a tensor of any shape.
         name: shown beside the progress bar.
@@ -82,8 +82,8 @@ def voc_ap(rec: ArrayLike, prec: ArrayLike, use_07_metric: bool = False) -> floa
     Args:
         rec: recalls, [N], ascending.
         prec: the precisions there, [N].
-        use_07_metric: the mean of the best precisions at eleven recalls (VOC 2007) instead of the area under the
-            precision's envelope (VOC 2010).
+        use_07_metric: whether to take the mean of the best precisions at eleven recalls (VOC 2007) instead of the area
+            under the precision's envelope (VOC 2010).
     """
     rec, prec = np.asarray(rec), np.asarray(prec)
     if use_07_metric:
@@ -92,15 +92,17 @@ def voc_ap(rec: ArrayLike, prec: ArrayLike, use_07_metric: bool = False) -> floa
 
 
 def l2(p0: ArrayLike, p1: ArrayLike, range: float = 255.0) -> np.floating:
-    """Half the mean squared difference of two images of one shape with values from 0 to `range`, these taken as 1."""
+    """Half the mean squared difference of two images of one shape; values from 0 to `range` are scaled to [0, 1]."""
     p0, p1 = _same_shape(p0, p1)
     return 0.5 * np.mean((p0 / range - p1 / range) ** 2)
 
 
 def psnr(p0: ArrayLike, p1: ArrayLike, peak: float = 255.0) -> np.floating:
-    """The peak signal-to-noise ratio in dB of two images of one shape, of which `peak` is the largest value.
+    """The peak signal-to-noise ratio in dB of two images of one shape; infinite for equal images.
 
-    It is infinite for equal images.
+    Args:
+        p0, p1: the images.
+        peak: the largest value that an image can have.
     """
     p0, p1 = _same_shape(p0, p1)
     with np.errstate(divide="ignore"):
@@ -110,8 +112,8 @@ def psnr(p0: ArrayLike, p1: ArrayLike, peak: float = 255.0) -> np.floating:
 def dssim(p0: ArrayLike, p1: ArrayLike, range: float = 255.0) -> np.floating:
     """(1 - SSIM) / 2 of two images [H, W, C] whose values span `range`, with sides of at least 7 pixels.
 
-    scikit-image's SSIM: of windows of 7 x 7, averaged over pixels and channels. In `lpips` it works with scikit-image
-    before 0.18 only.
+    scikit-image computes the SSIM of windows of 7 x 7, averaged over pixels and channels. The function of `lpips` works
+    with scikit-image before 0.18 only.
     """
     p0, p1 = _same_shape(p0, p1)
     ssim = _scikit_image().metrics.structural_similarity(p0, p1, data_range=range, channel_axis=-1)
@@ -124,14 +126,14 @@ def rgb2lab(input: np.ndarray) -> np.ndarray:
 
 
 def tensor2np(tensor_obj: Tensor) -> np.ndarray:
-    """The first image of a batch [N, C, H, W] as a float32 array [H, W, C], its values as they are."""
+    """The first image of a batch [N, C, H, W] as a float32 array [H, W, C] with the same values."""
     if not isinstance(tensor_obj, Tensor) or tensor_obj.dim() != 4:
         raise ValueError(f"tensor_obj must be a tensor [N, C, H, W], got {_kind(tensor_obj)}")
     return tensor_obj[0].detach().cpu().float().numpy().transpose(1, 2, 0)
 
 
 def np2tensor(np_obj: np.ndarray) -> Tensor:
-    """An array [H, W, C] as a float32 tensor [1, C, H, W], its values as they are."""
+    """An array [H, W, C] as a float32 tensor [1, C, H, W] with the same values."""
     if not isinstance(np_obj, np.ndarray) or np_obj.ndim != 3:
         raise ValueError(f"np_obj must be an array [H, W, C], got {_kind(np_obj)}")
     return torch.from_numpy(np_obj.astype(np.float32).transpose(2, 0, 1)[None].copy())
@@ -149,8 +151,8 @@ def tensor2tensorlab(image_tensor: Tensor, to_norm: bool = True, mc_only: bool =
 
     Args:
         image_tensor: RGB.
-        to_norm: whether to give (L - 50) / 100, a / 100 and b / 100.
-        mc_only: whether to give L - 50, a and b, whatever `to_norm` says.
+        to_norm: whether to return (L - 50) / 100, a / 100 and b / 100.
+        mc_only: whether to return L - 50, a and b, whatever `to_norm` is.
     """
     lab = _scikit_image().color.rgb2lab(tensor2im(image_tensor))
     if to_norm or mc_only:
@@ -159,17 +161,18 @@ def tensor2tensorlab(image_tensor: Tensor, to_norm: bool = True, mc_only: bool =
 
 
 def tensorlab2tensor(lab_tensor: Tensor, return_inbnd: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-    """The first image of a batch [N, 3, H, W] as `tensor2tensorlab` gives it, in RGB in [-1, 1], [1, 3, H, W].
+    """The first of CIELAB images [N, 3, H, W], as `tensor2tensorlab` returns them, in RGB in [-1, 1], [1, 3, H, W].
 
     Args:
-        lab_tensor: (L - 50) / 100, a / 100 and b / 100. Colours that RGB does not have are clipped.
-        return_inbnd: whether to return, too, where that changed no value by more than about 2: [1, 1, H, W] of 1 and 0.
+        lab_tensor: (L - 50) / 100, a / 100 and b / 100. Colours outside RGB are clipped.
+        return_inbnd: whether to return a mask [1, 1, H, W], too: 1 where clipping changed no CIELAB value by more than
+            about 2, else 0.
     """
     color = _scikit_image().color
     lab = tensor2np(lab_tensor) * 100.0
     lab[:, :, 0] += 50
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scikit-image's, about what it clips
+        warnings.simplefilter("ignore")  # scikit-image warns of colours that it clips
         rgb = 255.0 * np.clip(color.lab2rgb(lab.astype(np.float64)), 0, 1)
     image = im2tensor(rgb)
     if not return_inbnd:
@@ -179,14 +182,14 @@ def tensorlab2tensor(lab_tensor: Tensor, return_inbnd: bool = False) -> Tensor |
 
 
 class FakeNet(nn.Module):
-    """What `L2` and `DSSIM` have in common: distances that are no networks, called as one.
+    """The base of `L2` and `DSSIM`, distances without a network that are called like one.
 
     Args:
-        use_gpu: without effect: the distances are on the images' device.
+        use_gpu: has no effect: the distances are on the images' device.
         colorspace: 'Lab' or 'RGB'.
 
     Raises:
-        ValueError: another colorspace.
+        ValueError: colorspace is another.
     """
 
     def __init__(self, use_gpu: bool = True, colorspace: str = "Lab") -> None:
@@ -197,7 +200,7 @@ class FakeNet(nn.Module):
 
 
 class L2(FakeNet):
-    """The mean squared difference of images: of RGB in [-1, 1], or half of it of CIELAB divided by 100."""
+    """The mean squared difference of images, RGB in [-1, 1], or half that of CIELAB values divided by 100."""
 
     def forward(self, in0: Tensor, in1: Tensor, retPerLayer: object = None) -> Tensor:
         """The distances [N] of images [N, 3, H, W] in [-1, 1]; differentiable with colorspace 'RGB'."""
@@ -207,7 +210,7 @@ class L2(FakeNet):
 
 
 class DSSIM(FakeNet):
-    """(1 - SSIM) / 2 of images, of RGB or of CIELAB (whose values it takes to span 100), as `dssim`."""
+    """(1 - SSIM) / 2 of images in RGB, or in CIELAB, whose values are taken to span 100, as `dssim`."""
 
     def forward(self, in0: Tensor, in1: Tensor, retPerLayer: object = None) -> Tensor:
         """The distances [N] of images [N, 3, H, W] in [-1, 1]; not differentiable."""
@@ -242,7 +245,7 @@ def _columns(batches: Iterable[tuple[Any, ...]], n: int) -> list[np.ndarray]:
 
 
 def _each(in0: Tensor, in1: Tensor, distance: Callable[[Tensor, Tensor], Any]) -> Tensor:
-    """The distances [N] of the pairs of two batches, in float32 on the first's device."""
+    """The distances [N] of the pairs of two batches, in float32 on the device of in0."""
     pairs = zip(in0.detach().split(1), in1.detach().split(1), strict=True)
     return torch.tensor([float(distance(x0, x1)) for x0, x1 in pairs], device=in0.device)
 

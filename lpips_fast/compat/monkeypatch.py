@@ -1,4 +1,4 @@
-"""lpips and torchmetrics made to construct this package's modules, for code that cannot be edited."""
+"""Makes lpips and torchmetrics construct this package's modules, for code that cannot be edited."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _replaced: set[type] = set()
 
 
 class Patch:
-    """What a call of `patch` replaced; leaving it as a context undoes it, too."""
+    """The replacements that a call of `patch` made; `undo()` or leaving the `with` block undoes them."""
 
     def __init__(self, undoings: list[Callable[[], None]]) -> None:
         self._undoings = undoings
 
     def undo(self) -> None:
-        """Puts back what was there. Modules made in the meantime stay as they are; a second call does nothing."""
+        """Puts the originals back. Modules made in the meantime stay as they are. A second call does nothing."""
         while self._undoings:
             self._undoings.pop()()
 
@@ -29,15 +29,15 @@ class Patch:
 
 
 def patch() -> Patch:
-    """Makes `lpips.LPIPS(...)` give a `lpips_fast.LPIPS`, and torchmetrics' network a `lpips_fast.metric.Network`.
+    """Makes `lpips.LPIPS(...)` a `lpips_fast.LPIPS`, and the network of torchmetrics a `lpips_fast.metric.Network`.
 
-    For code that cannot be edited; in other code, import this package instead. It works whatever has imported these
-    classes already, and by whichever name; their own subclasses, and what was made before, are left alone. The new
-    objects are no instances of the classes they replace. In torchmetrics LPIPS and the perceptual path length use that
-    network. A second call, before the first is undone, replaces nothing.
+    Use it for code that cannot be edited; in other code, import this package instead. It also affects code that has
+    imported these classes already, under any name. Subclasses and objects made before stay as they are. New objects are
+    no instances of the classes they replace. In torchmetrics, LPIPS and the perceptual path length use that network. A
+    second call, before the first is undone, replaces nothing.
 
     Returns:
-        An object whose `undo()` puts the originals back; or use it in `with lpips_fast.patch():`.
+        An object whose `undo()` puts the originals back; so does the end of a block `with lpips_fast.patch():`.
 
     Raises:
         ImportError: neither package is installed.
@@ -61,10 +61,10 @@ def patch() -> Patch:
 
 
 def _construct_instead(original: Any, replacement: Any) -> Callable[[], None]:
-    """Makes `original(...)` give a `replacement`; returns what undoes it.
+    """Makes `original(...)` return a `replacement`; returns a function that undoes this.
 
-    The class stays and its `__init__` changes the class of the new object: so references to it that are out there, in
-    other modules, registries or defaults, take part.
+    The class stays, and its new `__init__` changes the class of the new object. So all references to the class have the
+    same effect, in other modules, registries or defaults.
     """
     if original in _replaced:
         return lambda: None
@@ -77,7 +77,7 @@ def _construct_instead(original: Any, replacement: Any) -> Callable[[], None]:
         else:
             inherited(self, *args, **kwargs)
 
-    # Both packages look for their weights beside the file that `self.__init__` is in, which may be this one now.
+    # Both packages look for their weights beside the file of `self.__init__`, which would be this file.
     __init__.__code__ = __init__.__code__.replace(co_filename=inherited.__code__.co_filename)
 
     def undo() -> None:

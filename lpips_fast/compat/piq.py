@@ -1,8 +1,8 @@
-"""LPIPS as piq has it.
+"""LPIPS as in piq: of images in [0, 1], with VGG16.
 
-    LPIPS(x, y) = sum_l mean_p sum_c w_lc |a_lc(x) - a_lc(y)|^2      or, with distance 'mae', the absolute difference
+    LPIPS(x, y) = sum_l mean_p sum_c w_lc |a_lc(x) - a_lc(y)|^2      or, with distance 'mae', without the square
 
-of images in [0, 1], with the features a of VGG16 divided by their norm over channels (eps outside the root, 1e-10).
+a_l: the features of VGG16 at tap l divided by their norm over channels, with an eps of 1e-10 outside the root.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class LPIPS(lpips.LPIPS):
-    """LPIPS with VGG16 of images in [0, 1]: piq's signature, its numbers and the 26 keys of its state_dict.
+    """LPIPS with VGG16 of images in [0, 1], with piq's signature, its numbers and the 26 keys of its state_dict.
 
-    As in piq the module follows the images to their device and type; images in half precision are promoted to its own.
+    As in piq, the module moves to the images' device and type. Images in half precision are promoted to its own type.
 
     Args:
-        replace_pooling: average pooling in place of VGG16's maximum. Slower: it does not take the frozen trunk's path.
+        replace_pooling: average pooling instead of VGG16's maximum pooling. It is slower: the trunk is not fused then.
         distance: 'mse' for squared differences of features, 'mae' for absolute ones (plain torch, slower).
         reduction: 'mean' or 'sum' over the pairs, or 'none' for [N].
         mean: subtracted from the images' channels; [0, 0, 0] for images that are standardised already.
-        std: the channels are then divided by it; [1, 1, 1] for images that are standardised already.
+        std: the divisor of the channels after that; [1, 1, 1] for images that are standardised already.
         options: keyword arguments of `lpips_fast.LPIPS`: grad_in_forward, precision, trunk_weights, ...
 
     Raises:
-        ValueError: an unknown distance or reduction, a mean or std that is not three numbers.
+        ValueError: distance or reduction is unknown, or mean or std is not three numbers.
         TypeError, ValueError, RuntimeError: as `lpips_fast.LPIPS`.
     """
 
@@ -62,14 +62,14 @@ class LPIPS(lpips.LPIPS):
         if not min(std) > 0:
             raise ValueError(f"std must be above 0, got {std}")
         if (tuple(mean), tuple(std)) != (IMAGENET_MEAN, IMAGENET_STD):
-            options.setdefault("check_range", False)  # images may be in any
+            options.setdefault("check_range", False)  # images may be in any range
         super().__init__(net="vgg", lpips=False, **options)  # the linear weights are no parameters in piq
         self.replace_pooling = replace_pooling
         self.distance = distance
         self.reduction = reduction
         for k, weight in enumerate(published_linear_weights("vgg", "0.1")):
             self.register_buffer(f"weight{k}", weight, persistent=False)
-        # Of images in [-1, 1], as everything here.
+        # The scaling layer gets images in [-1, 1].
         shift, scale = (torch.tensor(channels, dtype=torch.float32).view(1, 3, 1, 1) for channels in (mean, std))
         self.scaling_layer.register_buffer("shift", 2 * shift - 1, persistent=False)
         self.scaling_layer.register_buffer("scale", 2 * scale, persistent=False)
@@ -91,18 +91,18 @@ class LPIPS(lpips.LPIPS):
         return value if self.reduction == "none" else getattr(value, self.reduction)()
 
     def _follow(self, *images: Tensor) -> None:
-        """Goes to the images' device and the wider one of their types, but never to half precision by itself.
+        """Moves to the images' device and the wider one of their types, but never to half precision.
 
-        A prediction under autocast is in half precision, and weights that were rounded to that would stay so.
+        A prediction under autocast is in half precision; weights rounded to half precision would stay rounded.
         """
         given = [image for image in images if isinstance(image, Tensor) and image.is_floating_point()]
         if not given:
-            return  # which the checks to come refuse
+            return  # the checks to come refuse these images
         own = self.own_tensor()
         dtype = functools.reduce(torch.promote_types, (image.dtype for image in given))
         dtype = dtype if dtype in (torch.float32, torch.float64) else own.dtype
         if (given[0].device, dtype) != (own.device, own.dtype):
-            with torch.inference_mode(False):  # else training could not use what is made here
+            with torch.inference_mode(False):  # else training could not use the new tensors
                 self.to(device=given[0].device, dtype=dtype)
 
     def _absolute(self, x: Tensor, y: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ class LPIPS(lpips.LPIPS):
 
 
 def _their_names(module: LPIPS) -> dict[str, str]:
-    """Our beginning of a key to piq's: net.slice2.5. to model.5."""
+    """From the beginning of our key to that of piq's: net.slice2.5. to model.5."""
     return {
         f"net.slice{k + 1}.{i}.": f"model.{i}."
         for k, slice_ in enumerate(module.net.slices)

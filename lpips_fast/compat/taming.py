@@ -1,4 +1,4 @@
-"""LPIPS as taming-transformers has it, and those who took it from there: CogVideo, latent-diffusion, ..."""
+"""LPIPS as in taming-transformers and the projects that copied it: CogVideo, latent-diffusion and others."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from lpips_fast import lpips
 
 
 class LPIPS(lpips.LPIPS):
-    """LPIPS with VGG16, frozen: taming's signature, its [N, 1, 1, 1] and the 33 keys of its state_dict.
+    """LPIPS with VGG16, frozen, with taming's signature, its result [N, 1, 1, 1] and the 33 keys of its state_dict.
 
-    There, `self.perceptual_loss = LPIPS().eval()` sits in a loss module whose `.train()` switches dropout on again,
-    and the loss is noisy from then on. Here it stays in eval mode.
+    In taming, `self.perceptual_loss = LPIPS().eval()` is part of a loss module. The `.train()` of that module switches
+    dropout on again, and makes the loss noisy. Here LPIPS stays in eval mode.
 
     Args:
-        use_dropout: dropout before the linear weights, which only `faithful` ever applies.
-        faithful: follow `.train()` into dropout, as the original does: to reproduce its runs.
+        use_dropout: dropout before the linear weights, which is applied with `faithful` only.
+        faithful: whether `.train()` switches dropout on, as in the original, to reproduce its runs.
         options: keyword arguments of `lpips_fast.LPIPS`: grad_in_forward, precision, trunk_weights, ...
 
     Raises:
@@ -33,5 +33,5 @@ class LPIPS(lpips.LPIPS):
     def forward(self, input: Tensor, target: Tensor | lpips.Features) -> Tensor:  # type: ignore[override]
         """The distances [N, 1, 1, 1] of images [N, 3, H, W] in [-1, 1]; otherwise as `lpips_fast.LPIPS.forward`."""
         value = super().forward(input, target)
-        assert isinstance(value, Tensor)  # a pair only with retPerLayer
+        assert isinstance(value, Tensor)  # only retPerLayer makes it a pair
         return value

@@ -1,4 +1,4 @@
-"""Files from the internet, whole and unchanged or not at all."""
+"""Downloads: a file appears under its name only when it is complete and its hash is right."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ _RANGE_NOT_SATISFIABLE = 416
 
 
 def download(url: str, path: Path, sha256: str, progress: bool) -> None:
-    """Fetches `url` to `path`, unless that is there.
+    """Downloads `url` to `path`, unless `path` is there already.
 
-    What arrives before an interruption stays in `path` + '.partial', and the next call goes on from there. Of several
-    processes one fetches, the others wait for it.
+    After an interruption, the bytes that arrived stay in `path` + '.partial', and the next call continues from there.
+    If several processes call it at once, one downloads and the others wait.
 
     Args:
-        sha256: the first digits of the file's SHA-256; a file of another is removed.
+        url: the address.
+        path: the file to make; its folder is made, too.
+        sha256: the first digits of the file's SHA-256; a file with another hash is removed.
         progress: whether to show a progress bar.
 
     Raises:
-        OSError: the file cannot be fetched or written, or is not the one wanted.
+        OSError: the file cannot be downloaded or written, or its hash is another.
     """
-    from filelock import FileLock  # here, for few processes download anything
+    from filelock import FileLock  # imported here: few processes download anything
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
@@ -47,7 +49,7 @@ def download(url: str, path: Path, sha256: str, progress: bool) -> None:
 
 
 def _fetch(url: str, partial: Path, progress: bool) -> None:
-    """Writes what the file has after those bytes that are there."""
+    """Appends the bytes of the file that `partial` does not have yet."""
     from tqdm import tqdm
 
     done = partial.stat().st_size if partial.exists() else 0
@@ -57,11 +59,11 @@ def _fetch(url: str, partial: Path, progress: bool) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except HTTPError as error:
-        if error.code == _RANGE_NOT_SATISFIABLE:  # all of it is there already, as far as its length goes
+        if error.code == _RANGE_NOT_SATISFIABLE:  # `partial` has the full length already
             return
         raise
     with response:
-        if response.status != 206:  # from the beginning, after all
+        if response.status != 206:  # the server ignores ranges and sends the file from its beginning
             done = 0
         length = response.headers["Content-Length"]
         total = None if length is None else done + int(length)

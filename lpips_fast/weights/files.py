@@ -1,4 +1,8 @@
-"""Files of tensors by name: written whole or not at all, read without running any code that they may hold."""
+"""Files of tensors by name, as .safetensors or as torch.save writes them.
+
+Writing is atomic: the file is there whole or not at all. Reading runs no code that a file may hold, checks what the
+file says of itself before it believes it, and names the file in every error.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ from lpips_fast._files import replacing
 
 
 def save_state_dict(path: str | PathLike[str], state: Mapping[str, Tensor]) -> None:
-    """Writes tensors by name, as .safetensors or else as a torch file, whole or not at all."""
+    """Writes tensors by name, whole or not at all; the suffix .safetensors decides the format, any other is torch's."""
     path = Path(path)
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     with replacing(path) as temporary:
@@ -33,7 +37,7 @@ def save_state_dict(path: str | PathLike[str], state: Mapping[str, Tensor]) -> N
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> str:
-    """The SHA-256 of tensors' values in float32."""
+    """The SHA-256 of the values of tensors, converted to float32."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
@@ -41,12 +45,12 @@ def fingerprint(tensors: Iterable[Tensor]) -> str:
 
 
 def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
-    """Tensors by name from a .safetensors or a torch file; the latter without running any code that it may hold."""
+    """The tensors by name in a .safetensors or a torch file; raises as `read_file` and `checked_state_dict` do."""
     return checked_state_dict(read_file(path), path)
 
 
 def checked_state_dict(content: object, path: str | PathLike[str]) -> dict[str, Tensor]:
-    """What a file holds, if that is dense tensors by name."""
+    """The content of a file, if it is dense tensors by name; a ValueError that names the file if it is not."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} must hold tensors by name (a state_dict), got {type(content).__name__}")
     content = dict(items(content))
@@ -57,36 +61,36 @@ def checked_state_dict(content: object, path: str | PathLike[str]) -> dict[str, 
                 f"{path} must hold tensors by name (a state_dict), got one of type {kind} by the name {name!r:.99}"
                 + (": save what that holds in a file of its own" if isinstance(tensor, Mapping) else "")
             )
-        tensor = content[name] = Tensor.detach(tensor)  # without the attributes that a file can give it, `numel` say
+        tensor = content[name] = Tensor.detach(tensor)  # drops attributes that a file can set, such as `numel`
         if odd := _odd_kind(tensor):
             raise ValueError(f"{path}: {name!r} must be an ordinary tensor, got one that is {odd}")
     storages = [tensor.untyped_storage() for tensor in content.values()]
     held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
     used = sum(tensor.numel() * tensor.element_size() for tensor in content.values())
-    if used > 2 * held:  # lpips has some twice; a small file could have a large one a million times
+    if used > 2 * held:  # lpips saves some tensors twice; a small hostile file lists a large one a million times
         raise ValueError(f"{path} has {len(content)} tensors that share memory, {used} bytes in {held}")
     return content
 
 
 def items(content: Mapping[Any, Any]) -> Iterable[tuple[Any, Any]]:
-    """Keys and values; of a dict from a file without calling its methods, for a file can give an OrderedDict others."""
+    """Keys and values. The methods of a dict are not called: a file can replace those of an OrderedDict."""
     return dict.items(content) if isinstance(content, dict) else content.items()
 
 
 def _odd_kind(tensor: Tensor) -> str | None:
-    """What sets a tensor apart from those of weights, or None."""
+    """What makes a tensor unfit for weights, or None."""
     if tensor.is_nested or tensor.layout != torch.strided:
         return "nested" if tensor.is_nested else str(tensor.layout)
     if tensor.is_floating_point() and tensor.element_size() < 2:
         return f"of type {tensor.dtype}"
     if tensor.is_quantized or tensor.is_meta:
         return "quantized" if tensor.is_quantized else "on the meta device"
-    # A file of a few bytes could say that it has terabytes.
+    # A file of a few bytes could claim terabytes.
     return "expanded" if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes() else None
 
 
 def check_values(source: object, state: Mapping[str, Tensor]) -> None:
-    """Raises a ValueError, unless all values are floating point and finite."""
+    """Raises a ValueError unless all values are floating point and finite."""
     for name, tensor in state.items():
         if not tensor.is_floating_point():
             raise ValueError(f"{source}: {name!r} must be floating point, got {tensor.dtype}")
@@ -95,9 +99,9 @@ def check_values(source: object, state: Mapping[str, Tensor]) -> None:
 
 
 class StandIn:
-    """Takes the place of an object in a file that only its own code could read: made of anything, it keeps nothing."""
+    """Replaces an object in a file that only code could rebuild. It takes any arguments and state and keeps nothing."""
 
-    name = ""  # of the function or class that was to make the object
+    name = ""  # of the function or class that would have made the object
 
     def __new__(cls, *args: object) -> Any:
         return super().__new__(cls)
@@ -111,7 +115,7 @@ class StandIn:
 
 class _DictStandIn(StandIn):
     def __new__(cls, *args: object) -> Any:
-        return OrderedDict()  # of all mappings that torch fills the only one that may have attributes, too
+        return OrderedDict()  # the only mapping that torch fills and that may have attributes
 
 
 class _ListStandIn(StandIn):
@@ -119,27 +123,28 @@ class _ListStandIn(StandIn):
         return []
 
 
-_MOST_STAND_INS = 100  # torch looks through all of them at each step
-_safe_globals = threading.Lock()  # torch has one list of them for the process
+_MOST_STAND_INS = 100  # torch searches the whole list at each step of unpickling
+_safe_globals = threading.Lock()  # torch has one list of safe globals for the process
 
 
 def read_file(path: str | PathLike[str], stand_ins: bool = False) -> object:
-    """What a .safetensors or a torch file holds; of a torch file tensors, numbers, strings and containers of these.
+    """The content of a .safetensors or a torch file. A torch file may hold tensors, numbers, strings and containers.
 
     Args:
         path: the file.
-        stand_ins: whether to put a `StandIn` where a torch file has anything else, instead of refusing it. No code is
-            run for it, neither the file's nor that of the module that it names.
+        stand_ins: whether a `StandIn` replaces any other object in a torch file, instead of an error. This runs no
+            code, neither the file's nor that of the modules the file names.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read.
+        TypeError: path is no path.
+        ValueError: the file cannot be read.
     """
     check_path("path", path)
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no weights file {path}")
-    if not path.is_file():  # to open a pipe would be to wait for it
+    if not path.is_file():  # opening a pipe would wait for a writer
         raise ValueError(f"{path} cannot be read as a weights file: it is a folder, a device or a pipe")
     try:
         if path.suffix == ".safetensors":
@@ -149,16 +154,18 @@ def read_file(path: str | PathLike[str], stand_ins: bool = False) -> object:
             if stand_ins:
                 return _load_with_stand_ins(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of a broken or hostile file a reader raises nearly anything
+    except Exception as error:  # a broken or hostile file makes a reader raise nearly anything
         raise ValueError(f"{path} cannot be read as a weights file: {_reason(error)}") from error
 
 
 def _load_with_stand_ins(path: Path) -> object:
-    """What a torch file holds, with stand-ins for what functions and classes that torch does not know were to make.
+    """The content of a torch file, with stand-ins for the objects that torch's safe reader refuses.
 
-    torch's own reader of weights does it, which calls only what is on its lists; there a stand-in has their names. It
-    fills dicts and lists of the exact types only, so where objects turn out to be dicts or lists, a second attempt has
-    one for each. numpy's and functools' stay stand-ins then, whose state is no dict's.
+    torch's safe reader calls only the functions and classes on its list. For the time of the call, each name that the
+    file needs and the list lacks is registered for a stand-in. The reader fills only objects whose type is exactly dict
+    or list. So if the first attempt fails, because a stand-in should take items, the second makes an empty dict for
+    each name, and an empty list for a deque. Names of numpy and functools keep plain stand-ins: their state fits no
+    dict.
     """
 
     def container(name: str) -> type[StandIn]:
@@ -184,7 +191,7 @@ def _load_with_stand_ins(path: Path) -> object:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong, of a reader's error; torch's own text goes on to tell how to run the code that a file may hold."""
+    """The cause in a reader's error, without torch's advice on how to run the code in the file."""
     if code := re.search(r"GLOBAL (\S+) (?:was not|whose module)", str(error)):
         return takes_code(code[1])
     if "weights_only" in str(error):
@@ -193,12 +200,12 @@ def _reason(error: Exception) -> str:
 
 
 def takes_code(name: str) -> str:
-    """What is wrong with a file that holds what this function or class makes."""
+    """The reason to refuse a file that holds an object made by this function or class."""
     return f"it holds {name:.99}, which takes code to read; save tensors by name (a state_dict) instead"
 
 
 def _check_archive(path: Path) -> None:
-    """Raises a ValueError if a file's content takes more room than it: torch.save compresses nothing, a bomb does."""
+    """Raises a ValueError if the content is larger than the file: torch.save never compresses, a bomb does."""
     with zipfile.ZipFile(path) as archive:
         content = sum(entry.file_size for entry in archive.infolist())
     size = path.stat().st_size

@@ -1,18 +1,19 @@
-"""LPIPS's weights in the files of other packages: reading whatever names they have, and writing theirs.
+"""Reads LPIPS's weights from the files of four packages, and writes them under the names of three of these.
 
-Whose a whole model is, is told by its names (k: the slice, from 1; i: the layer's index in torchvision's `features`):
+The names in a file tell which package wrote it (k: the slice, from 1; i: the layer's index in torchvision's
+`features`):
 
     lpips          scaling_layer.*, net.slice{k}.{i}.*, lin{k}.model.1.weight, and these again as lins.{k}.*
-    taming         the same without lins.*; VGG16 only
+    taming         the names of lpips without lins.*; VGG16 only
     torchmetrics   net.net.slice{k}.{i}.* (squeeze: net.net.slices.{k-1}.{i}.*), net.lin{k}.*, net.lins.{k}.*;
-                   before 0.12 those of lpips, each after `net.`
-    piq            model.{i}.*; VGG16 only; its linear weights are in a file of their own, and are those of lpips 0.1
+                   before 0.12 the names of lpips, each after `net.`
+    piq            model.{i}.*; VGG16 only; its linear weights have a file of their own, and are those of lpips 0.1
 
-Linear layers trained without dropout are `model.0.weight`. Files of linear weights alone are alike but for piq's, a
-list of tensors.
+A linear layer trained without dropout is `lin{k}.model.0.weight`. A file of linear weights alone has the same names in
+all packages but piq, which saves a list of tensors.
 
-In a larger checkpoint the names of LPIPS have a beginning of their own, such as `loss.perceptual_loss.`, and may be in
-a dict inside another, such as 'state_dict'. Everything else, other models, optimizers, settings, is passed over.
+In a larger checkpoint the names of LPIPS have a common prefix, such as `loss.perceptual_loss.`, and may be in a dict
+inside another dict, such as 'state_dict'. Other models, optimizers and settings in the checkpoint are ignored.
 """
 
 from __future__ import annotations
@@ -33,22 +34,22 @@ from lpips_fast.weights.published import VERSIONS, linear_state_dict, linear_wei
 
 TARGETS = ("lpips", "taming", "torchmetrics")
 
-# A prefix, then a name that only LPIPS has, or one of piq's, which other models have, too.
+# A prefix, then a name that only LPIPS has (_NAME) or a name of piq, which other models have, too (_PIQ_NAME).
 _NAME = re.compile(
     r"((?:.*?\.)??)(?:scaling_layer\.(?:shift|scale)|net\.slices?\d*\..+|lin\d+\.model\..+|lins\.\d+\.model\..+)",
     re.DOTALL,
 )
 _PIQ_NAME = re.compile(r"((?:.*?\.)??)model\.\d+\..+", re.DOTALL)
-_DEPTH = 4  # dicts in dicts are searched so far down
+_DEPTH = 4  # how many dicts deep the search goes
 _LAYER = re.compile(r"lins?\.?(\d{1,2})\.model\.[01]\.weight")
 _TRUNK = re.compile(r"(net\.slice|net\.slices\.|model\.)(\d{1,2})\.(.+)")
 
 
 class SeveralError(ValueError):
-    """A file has several LPIPS, and no prefix tells which; `prefixes` are theirs."""
+    """A file has several LPIPS, and the prefix does not single one out; `prefixes` lists theirs."""
 
     def __init__(self, path: str | PathLike[str], prefixes: list[str]) -> None:
-        super().__init__(path, prefixes)  # as they are, for an error crosses processes by its arguments
+        super().__init__(path, prefixes)  # an error is pickled by its arguments, for another process
         self.path, self.prefixes = path, prefixes
 
     def __str__(self) -> str:
@@ -57,7 +58,7 @@ class SeveralError(ValueError):
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of LPIPS, as `read_weights` found them: `lpips_fast.checkpoints.Checkpoint` has the attributes."""
+    """Weights of LPIPS, as `read_weights` found them; `lpips_fast.checkpoints.Checkpoint` describes the attributes."""
 
     origin: str
     net: str
@@ -71,10 +72,13 @@ class Weights:
         return f"{what} as {self.origin} has them, net {self.net}{known}"
 
     def state_dict(self, target: str = "lpips") -> dict[str, Tensor]:
-        """The weights under the names of 'lpips', 'taming' or 'torchmetrics', in which they load strictly.
+        """The weights under the names of a package, which loads them strictly.
+
+        Args:
+            target: 'lpips', 'taming' or 'torchmetrics'.
 
         Raises:
-            ValueError: an unknown target, or one that has no such model.
+            ValueError: the target is unknown or has no such model.
         """
         check_choice("target", target, TARGETS)
         if target == "taming" and self.net != "vgg":
@@ -95,10 +99,7 @@ class Weights:
 
 
 def read_weights(path: str | PathLike[str], net: str | None = None, prefix: str | None = None) -> Weights:
-    """Reads the weights of LPIPS, whole or linear ones alone, as lpips, taming, torchmetrics or piq name them.
-
-    `lpips_fast.load_any` describes arguments and errors.
-    """
+    """Reads the weights of LPIPS from a file; `lpips_fast.load_any` describes arguments and errors."""
     if net is not None:
         check_choice("net", net, NETS)
     if not isinstance(prefix, str | None):
@@ -117,26 +118,34 @@ def read_weights(path: str | PathLike[str], net: str | None = None, prefix: str 
     style, numbers, trunk = _trunk_names(path, rest)
     if net is None:
         net = _net_of_linear(path, linear) if linear else _net_of_trunk(trunk)
-    spec = NETS[net]
-    layers = linear_weights(linear, spec.channels, path) if linear else None
+    layers = linear_weights(linear, NETS[net].channels, path) if linear else None
     if not trunk:
-        return _weights("lpips", net, layers, None)
+        return _with_version("lpips", net, layers, None)
     _check_trunk(path, net, numbers, trunk)
+    origin = _origin(path, net, style, part)
+    return _with_version(origin, net, published_linear_weights(net, "0.1") if origin == "piq" else layers, trunk)
+
+
+def _origin(path: str | PathLike[str], net: str, style: str, part: _Part) -> str:
+    """The package that has a whole model's names."""
+    scaling, linear, repeated = (
+        any(name.startswith(begin) for name in part.state) for begin in ("scaling_layer.", "lin", "lins.")
+    )
     if style == "model.":
         if net != "vgg" or linear or scaling:
-            raise ValueError(f"{path} has the names of piq, whose LPIPS is VGG16's trunk, but holds {some(state)}")
-        return _weights("piq", net, published_linear_weights(net, "0.1"), trunk)
+            raise ValueError(f"{path} has the names of piq, whose LPIPS is VGG16's trunk, but holds {some(part.state)}")
+        return "piq"
     if style == "net.slices." or not scaling:
-        if layers is None:
+        if not linear:
             raise ValueError(f"{path} has a trunk, but neither scaling_layer.* nor linear weights")
-        return _weights("torchmetrics", net, layers, trunk)
-    repeated = any(name.startswith("lins.") for name in linear)
-    if repeated and f".{part.prefix}".endswith(".net."):
-        return _weights("torchmetrics", net, layers, trunk)
-    return _weights("taming" if net == "vgg" and linear and not repeated else "lpips", net, layers, trunk)
+        return "torchmetrics"
+    if repeated and f".{part.prefix}".endswith(".net."):  # before 0.12
+        return "torchmetrics"
+    return "taming" if net == "vgg" and linear and not repeated else "lpips"
 
 
-def _weights(origin: str, net: str, linear: list[Tensor] | None, trunk: dict[str, Tensor] | None) -> Weights:
+def _with_version(origin: str, net: str, linear: list[Tensor] | None, trunk: dict[str, Tensor] | None) -> Weights:
+    """The weights, with their version if the linear weights are published ones."""
     for version in VERSIONS if linear is not None else ():
         published = published_linear_weights(net, version)
         if all(torch.equal(w, p.to(w.dtype)) for w, p in zip(linear or (), published, strict=True)):
@@ -159,31 +168,31 @@ def _from_piq_list(path: str | PathLike[str], content: list | tuple, net: str | 
     if net not in (None, "vgg"):
         raise ValueError(f"{path} holds piq's linear weights, which are for net vgg, not {net}")
     state = linear_state_dict(w.reshape(1, -1, 1, 1) for w in content)
-    return _weights("piq", "vgg", linear_weights(state, channels, path), None)
+    return _with_version("piq", "vgg", linear_weights(state, channels, path), None)
 
 
 @dataclass
 class _Part:
-    """The tensors in one of a file's dicts whose names have one prefix and go on as those of LPIPS do."""
+    """A candidate for an LPIPS: the tensors of one dict that have the same prefix before a name of LPIPS or piq."""
 
-    dicts: tuple[str, ...]  # the names of the dicts that it is in, from the outermost
+    dicts: tuple[str, ...]  # the names of the dicts around the tensors, from the outermost
     prefix: str
-    state: dict[str, object] = field(default_factory=dict)  # by the rest of the names
-    certain: bool = False  # whether one of them is LPIPS's alone
+    state: dict[str, object] = field(default_factory=dict)  # by their names without the prefix
+    certain: bool = False  # whether one of the names is LPIPS's alone
 
     @property
     def full_prefix(self) -> str:
-        # Cut, for a dict with a long name can have many parts.
+        # Names are cut: a dict with a long name can have many parts.
         return "".join(f"{name:.99}." for name in self.dicts) + self.prefix
 
     def is_piq(self) -> bool:
-        """Whether all of piq's names are there, with the shapes of VGG16."""
+        """Whether it has all names of piq, with the shapes of VGG16."""
         given = {name: getattr(value, "shape", None) for name, value in self.state.items()}
         return all(given.get(f"model.{name}") == shape for name, shape in _trunk_shapes("vgg").items())
 
 
 def _find(path: str | PathLike[str], content: object, prefix: str | None) -> _Part:
-    """The LPIPS in a file, or the one that has this prefix."""
+    """The only LPIPS in a file, or the only one with this prefix; else an error that says what the file has."""
     if isinstance(content, StandIn):
         raise ValueError(f"{path} has no tensors by name: {takes_code(content.name)}")
     if not isinstance(content, dict):
@@ -192,7 +201,7 @@ def _find(path: str | PathLike[str], content: object, prefix: str | None) -> _Pa
     parts = every if prefix is None else _with_prefix(every, prefix)
     found = [part for part in parts if part.certain] or [part for part in parts if part.is_piq()]
     if not found and len(parts) == 1 and (prefix is not None or not others):
-        found = parts  # for the error that tells what its names lack
+        found = parts  # its names lack something; the checks to come say what
     if len(found) == 1:
         return found[0]
     if found:
@@ -211,25 +220,27 @@ def _find(path: str | PathLike[str], content: object, prefix: str | None) -> _Pa
 
 
 def _with_prefix(parts: list[_Part], prefix: str) -> list[_Part]:
-    """The part with this prefix, or else those whose prefixes begin with it."""
+    """The part with exactly this prefix, or else all parts whose prefixes begin with it."""
     begin = f"{prefix.removesuffix('.')}." if prefix else ""
     exact = [part for part in parts if begin in (part.prefix, part.full_prefix)]
     return exact or [p for p in parts if p.prefix.startswith(begin) or p.full_prefix.startswith(begin)]
 
 
 def _parts(content: dict) -> tuple[list[_Part], dict[str, object]]:
-    """All that may be an LPIPS in a dict and the dicts inside it, and everything else by its name."""
+    """All candidates for an LPIPS in a dict and the dicts inside it, and everything else by its name."""
     found: list[_Part] = []
     others: dict[str, object] = {}
     dicts: list[tuple[tuple[str, ...], dict]] = [((), content)]
     seen = {id(content)}
-    for within, mapping in dicts:  # which grows
+    for within, mapping in dicts:  # the loop adds dicts that it finds
         parts: dict[str, _Part] = {}
         for name, value in items(mapping):
             if not isinstance(name, str):
                 continue
             if isinstance(value, dict):
-                if id(value) not in seen and len(within) < _DEPTH:  # a dict may be in many, and in itself
+                if (
+                    id(value) not in seen and len(within) < _DEPTH
+                ):  # several dicts may hold the same one, and a dict itself
                     seen.add(id(value))
                     dicts.append(((*within, name), value))
                 continue
@@ -247,7 +258,7 @@ def _parts(content: dict) -> tuple[list[_Part], dict[str, object]]:
 def _trunk_names(
     path: str | PathLike[str], state: Mapping[str, Tensor]
 ) -> tuple[str, dict[str, int], dict[str, Tensor]]:
-    """How the trunk's tensors are named, the slice that a name puts them in (0: none), and they as torchvision's."""
+    """The style of the trunk's names; by torchvision's names, the slice each name says (0: none) and the tensors."""
     style, numbers, trunk = "", {}, {}
     for name, tensor in state.items():
         match = _TRUNK.fullmatch(name)
@@ -271,7 +282,7 @@ def _net_of_linear(path: str | PathLike[str], linear: Mapping[str, Tensor]) -> s
 
 
 def _net_of_trunk(trunk: Mapping[str, Tensor]) -> str:
-    """The net with the most of these names and shapes."""
+    """The net that has most of these names and shapes."""
     return max(NETS, key=lambda net: sum(_trunk_shapes(net).get(name) == t.shape for name, t in trunk.items()))
 
 
@@ -283,7 +294,7 @@ def _trunk_shapes(net: str) -> dict[str, torch.Size]:
 
 
 def _slice(spec: Net, name: str) -> int:
-    """The slice, from 1, that has a tensor of torchvision's name."""
+    """The slice, from 1, of the layer with torchvision's name."""
     layer = int(name.partition(".")[0])
     return sum(cut <= layer for cut in spec.cuts)
 
@@ -307,6 +318,7 @@ def _check_trunk(path: str | PathLike[str], net: str, numbers: Mapping[str, int]
 
 
 def _scaling() -> dict[str, Tensor]:
+    """The scaling layer's buffers, by their names in lpips and taming."""
     return {
         f"scaling_layer.{name}": torch.tensor(channels).view(1, 3, 1, 1)
         for name, channels in (("shift", SHIFT), ("scale", SCALE))
@@ -324,6 +336,6 @@ def _check_scaling(path: str | PathLike[str], scaling: Mapping[str, Tensor]) -> 
 
 
 def rename(state: dict[str, Tensor], before: str, after: str) -> None:
-    """Gives all names that begin with `before` another beginning."""
+    """Replaces the prefix `before` by `after` in all names that have it."""
     for name in [name for name in state if name.startswith(before)]:
         state[after + name.removeprefix(before)] = state.pop(name)

@@ -1,4 +1,4 @@
-"""The published weights: the linear layers' (in this package) and the ImageNet trunks' (torchvision's), checked."""
+"""The published weights, checked: linear weights, which are in this package, and torchvision's of the trunks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,15 @@ _FOLDER = Path(__file__).with_name("linear")
 
 
 def published_linear_weights(net: str, version: str) -> list[Tensor]:
-    """The linear weights of the paper's authors, a [1, C, 1, 1] a layer (from `lpips` 0.1.4; see NOTICE)."""
+    """The linear weights that the paper's authors published in `lpips` 0.1.4 (see NOTICE), a [1, C, 1, 1] a layer.
+
+    Args:
+        net: 'alex', 'vgg' or 'squeeze'.
+        version: '0.1' or '0.0'.
+
+    Raises:
+        RuntimeError: the file in this package was changed.
+    """
     path = _FOLDER / f"{net}_v{version}.safetensors"
     manifest = json.loads((_FOLDER / "manifest.json").read_text())
     if hashlib.sha256(path.read_bytes()).hexdigest() != manifest[path.name]["sha256"]:
@@ -32,19 +40,19 @@ def published_linear_weights(net: str, version: str) -> list[Tensor]:
 
 
 def linear_weights(state: Mapping[str, Tensor], channels: Sequence[int], path: str | PathLike[str]) -> list[Tensor]:
-    """The linear weights among tensors read from a file, as `lpips` names them.
+    """The linear weights in a file whose tensors have the names of `lpips`.
 
     Args:
-        state: keys `lin{k}.model.1.weight` (or `.0.` where they were trained without dropout), for every layer k;
-            the duplicates `lins.{k}...` may be there too.
+        state: tensors by name: `lin{k}.model.1.weight` for every layer k, or `lin{k}.model.0.weight` if trained without
+            dropout, or `lins.{k}...` instead of or beside `lin{k}...`.
         channels: C_k of every layer.
-        path: the file, for errors.
+        path: what errors call the file.
 
     Returns:
         a [1, C_k, 1, 1] a layer.
 
     Raises:
-        ValueError: a key is missing, extra or of another shape, or a value is NaN or infinite.
+        ValueError: a name is missing, unknown or has another shape, its duplicate differs, or a value is not finite.
     """
     weights = []
     used = set()
@@ -71,24 +79,27 @@ def linear_weights(state: Mapping[str, Tensor], channels: Sequence[int], path: s
 
 
 def linear_state_dict(linear_weights: Iterable[Tensor]) -> dict[str, Tensor]:
-    """The linear weights, a [1, C_k, 1, 1] a layer, by the names of the published files."""
+    """Linear weights, a [1, C_k, 1, 1] a layer, under the names of the published files."""
     return {f"lin{k}.model.1.weight": weight for k, weight in enumerate(linear_weights)}
 
 
 def read_trunk_weights(
     net: str, given: str | PathLike[str] | Mapping[str, Tensor] | None, progress: bool
 ) -> dict[str, Tensor]:
-    """ImageNet weights of a trunk under the names of torchvision's `features`: '0.weight', '0.bias', ...
+    """The weights of a trunk under the names of torchvision's `features`: '0.weight', '0.bias', ...
 
     Args:
         net: 'alex', 'vgg' or 'squeeze'.
-        given: a file, or tensors by name, with torchvision's names (`features.0.weight` or `0.weight`), or None for
-            torchvision's own: from its cache under TORCH_HOME, else downloaded there and checked by hash.
+        given: a file or tensors by name, with torchvision's names (`features.0.weight` or `0.weight`). None takes
+            torchvision's ImageNet weights from its cache under TORCH_HOME, or downloads them there and checks their
+            hash.
         progress: whether a download shows a progress bar.
 
     Raises:
-        FileNotFoundError; ValueError where the file cannot be read, or a value is NaN, infinite or no floating-point
-            number; RuntimeError where torchvision's are neither there nor can be downloaded.
+        FileNotFoundError: there is no such file.
+        TypeError: given is none of these.
+        ValueError: the file cannot be read, or a value is NaN, infinite or no floating-point number.
+        RuntimeError: torchvision's weights are not in the cache and cannot be downloaded.
     """
     source: object = "trunk_weights" if isinstance(given, Mapping) else given
     if given is None:
@@ -105,14 +116,14 @@ def read_trunk_weights(
         kind = type(given).__name__
         raise TypeError(f"trunk_weights must be the path of a file or tensors by name (a state_dict), got {kind}")
     prefix = "features."
-    if any(name.startswith(prefix) for name in state):  # a whole torchvision model
+    if any(name.startswith(prefix) for name in state):  # torchvision's whole model, classifier and all
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     check_values(source, state)
     return state
 
 
 def _torchvision_file(net: str, progress: bool) -> Path:
-    """The file of torchvision's weights in its cache, downloaded if need be."""
+    """The file in torchvision's cache, downloaded if it is not there."""
     url = NETS[net].url
     name = Path(url).name
     path = Path(torch.hub.get_dir()) / "checkpoints" / name

@@ -1,4 +1,4 @@
-"""Weights and images that are broken, or made to break what reads them: refused by an error that names the file."""
+"""Weights that are broken, or made to break what reads them: refused by an error that names the file, no code run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import functools
 import io
 import json
 import os
+import pickle
 import struct
 import zipfile
 from collections import Counter, OrderedDict, defaultdict, deque
@@ -26,13 +27,13 @@ from typer.testing import CliRunner
 
 import lpips_fast
 from lpips_fast.cli import app
-from lpips_fast.images import image_size, load_image
 from lpips_fast.weights.files import read_state_dict
+from tests.support.damage import damaged, outcome
 from tests.support.raises import raises
-from tests.support.weights import linear_state
+from tests.support.weights import linear_state, saved
 
 
-def saved(content, **options) -> bytes:
+def stored(content, **options) -> bytes:
     buffer = io.BytesIO()
     torch.save(content, buffer, **options)
     return buffer.getvalue()
@@ -45,7 +46,7 @@ def spoiled(value: float) -> dict[str, torch.Tensor]:
 
 
 def with_layer(tensor) -> bytes:
-    return saved({**linear_state(), "lin3.model.1.weight": tensor})
+    return stored({**linear_state(), "lin3.model.1.weight": tensor})
 
 
 def safetensors(header: bytes, length: int | None = None) -> bytes:
@@ -87,7 +88,7 @@ class Raises:
 def with_pickle(code: bytes) -> bytes:
     """An archive of torch.save with this pickle in it."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(saved({}))) as source, zipfile.ZipFile(buffer, "w") as target:
+    with zipfile.ZipFile(io.BytesIO(stored({}))) as source, zipfile.ZipFile(buffer, "w") as target:
         for name in source.namelist():
             target.writestr(name, code if name.endswith("data.pkl") else source.read(name))
     return buffer.getvalue()
@@ -133,27 +134,27 @@ WEIGHTS = {
     "text.safetensors": b"no weights at all",
     "zeros.pth": bytes(4096),
     "zeros.safetensors": bytes(4096),
-    "cut.pth": saved(linear_state())[:-100],
-    "half.pth": saved(linear_state())[:2500],
-    "legacy cut.pth": saved(linear_state(), _use_new_zipfile_serialization=False)[:-100],
+    "cut.pth": stored(linear_state())[:-100],
+    "half.pth": stored(linear_state())[:2500],
+    "legacy cut.pth": stored(linear_state(), _use_new_zipfile_serialization=False)[:-100],
     "cut.safetensors": save(linear_state())[:-100],
     "no pickle.pth": archive("archive/data/0"),
     "no tensors.pth": archive("archive/data.pkl", "archive/version"),
     "not an archive of torch.pth": archive("readme.txt"),
-    "eval.pth": saved({"x": Raises(eval, "1")}),
-    "odd error.pth": saved({"x": Raises(getattr, 1)}),
-    "not names.pth": saved({1: torch.zeros(1)}),
-    "not tensors.pth": saved({"lin0.model.1.weight": [1.0]}),
-    "blocked.pth": saved({"x": Raises(os.system, "false")}),
-    "state of code.pth": saved({"state_dict": Raises(eval, "{}")}),
+    "eval.pth": stored({"x": Raises(eval, "1")}),
+    "odd error.pth": stored({"x": Raises(getattr, 1)}),
+    "not names.pth": stored({1: torch.zeros(1)}),
+    "not tensors.pth": stored({"lin0.model.1.weight": [1.0]}),
+    "blocked.pth": stored({"x": Raises(os.system, "false")}),
+    "state of code.pth": stored({"state_dict": Raises(eval, "{}")}),
     "code for a weight.pth": with_layer(Raises(eval, "1")),
     "kinds.pth": with_pickle(b"\x80\x02}X\x01\x00\x00\x00x(" + b"".join(b"cm\nk%d\n" % i for i in range(101)) + b"ts."),
-    "in itself.pth": saved(nested(100, in_itself=True)),
-    "deep.pth": saved(nested(100)),
-    "long paths.pth": saved({"x" * 10**6: {"y" * 10**6: {f"{i}": {f"net.slice1.{i}.weight": 0} for i in range(999)}}}),
-    "methods of a dict.pth": saved(DictWithAttributes()),
+    "in itself.pth": stored(nested(100, in_itself=True)),
+    "deep.pth": stored(nested(100)),
+    "long paths.pth": stored({"x" * 10**6: {"y" * 10**6: {f"{i}": {f"net.slice1.{i}.weight": 0} for i in range(999)}}}),
+    "methods of a dict.pth": stored(DictWithAttributes()),
     "methods of a tensor.pth": with_layer(TensorWithAttributes()),
-    "dots.pth": saved({"net.slice1." * 10**5 + "\n": torch.zeros(1), "lin0.model." * 10**5: 0}),
+    "dots.pth": stored({"net.slice1." * 10**5 + "\n": torch.zeros(1), "lin0.model." * 10**5: 0}),
     "sparse.pth": with_layer(torch.zeros(1, 256, 1, 1).to_sparse()),
     "meta.pth": with_layer(torch.zeros(1, 256, 1, 1, device="meta")),
     "integers.pth": with_layer(torch.zeros(1, 256, 1, 1, dtype=torch.int32)),
@@ -161,20 +162,20 @@ WEIGHTS = {
     "expanded.pth": with_layer(torch.zeros(1).expand(2**20, 2**20)),
     "deflated zeros.pth": repacked(with_layer(torch.zeros(2**22)), compression=zipfile.ZIP_DEFLATED),
     "listed many times.pth": repacked(with_layer(torch.zeros(2**12)), copies=100),
-    "shared.pth": saved({f"lin{i}.model.1.weight": HALF_A_MEGABYTE for i in range(20000)}),
-    "shared names.pth": saved({f"net.slice1.{i}.weight": HALF_A_MEGABYTE for i in range(20000)}),
+    "shared.pth": stored({f"lin{i}.model.1.weight": HALF_A_MEGABYTE for i in range(20000)}),
+    "shared names.pth": stored({f"net.slice1.{i}.weight": HALF_A_MEGABYTE for i in range(20000)}),
     "float8.pth": with_layer(torch.zeros(1, 256, 1, 1, dtype=torch.float8_e4m3fn)),
     "nested.pth": with_layer(torch.nested.nested_tensor([torch.zeros(256, 1, 1)])),
-    "sparse list.pth": saved([torch.zeros(1, c, 1, 1).to_sparse() for c in (64, 128, 256, 512, 512)]),
-    "meta list.pth": saved([torch.zeros(1, c, 1, 1, device="meta") for c in (64, 128, 256, 512, 512)]),
-    "long name.pth": saved({"x" * 10**6: torch.zeros(1)}),
-    "long layer.pth": saved({f"lin{'9' * 6000}.model.1.weight": torch.zeros(1)}),
-    "long index.pth": saved({f"net.slice1.{'9' * 6000}.weight": torch.zeros(1)}),
-    "no decimal.pth": saved({"\u00b2.weight": torch.zeros(1)}),
-    "many names.pth": saved({f"lin{i}.model.1.weight": torch.zeros(1) for i in range(2000)}),
+    "sparse list.pth": stored([torch.zeros(1, c, 1, 1).to_sparse() for c in (64, 128, 256, 512, 512)]),
+    "meta list.pth": stored([torch.zeros(1, c, 1, 1, device="meta") for c in (64, 128, 256, 512, 512)]),
+    "long name.pth": stored({"x" * 10**6: torch.zeros(1)}),
+    "long layer.pth": stored({f"lin{'9' * 6000}.model.1.weight": torch.zeros(1)}),
+    "long index.pth": stored({f"net.slice1.{'9' * 6000}.weight": torch.zeros(1)}),
+    "no decimal.pth": stored({"\u00b2.weight": torch.zeros(1)}),
+    "many names.pth": stored({f"lin{i}.model.1.weight": torch.zeros(1) for i in range(2000)}),
     "no elements.pth": with_layer(torch.zeros(0)),
-    "nan.pth": saved(spoiled(torch.nan)),
-    "inf.pth": saved(spoiled(-torch.inf)),
+    "nan.pth": stored(spoiled(torch.nan)),
+    "inf.pth": stored(spoiled(-torch.inf)),
     "nan.safetensors": save(spoiled(torch.nan)),
     "huge header.safetensors": safetensors(b"{}", 2**63),
     "header of gigabytes.safetensors": safetensors(b"{}", 2**32),
@@ -236,6 +237,58 @@ def test_what_else_people_save(tmp_path):
     }.items():
         with raises(ValueError, name, *words):
             lpips_fast.LPIPS(trunk_weights=tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "content", ([torch.zeros(1)], {"state": {"x": torch.zeros(1)}}, {"epoch": 1}, torch.zeros(1), 3), ids=str
+)
+def test_not_a_state_dict(make_ours, tmp_path, content):
+    torch.save(content, tmp_path / "other.pth")
+    with raises(ValueError, "other.pth", "state_dict"):
+        make_ours(model_path=tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("suffix", (".pth", ".safetensors"))
+@pytest.mark.parametrize(
+    "damage", (lambda b: b[: len(b) // 2], lambda b: b[:3], lambda b: b"", lambda b: b"no weights at all")
+)
+def test_damaged_file(make_ours, tmp_path, suffix, damage):
+    path = saved(linear_state(), tmp_path / f"damaged{suffix}")
+    path.write_bytes(damage(path.read_bytes()))
+    with raises(ValueError, str(path), "cannot be read"):
+        make_ours(model_path=path)
+
+
+@pytest.mark.parametrize("argument", ("model_path", "trunk_weights"))
+def test_no_such_file(make_ours, trunk_states, tmp_path, argument):
+    options = {"trunk_weights": trunk_states["alex"], argument: tmp_path / "none.pth"}
+    with raises(FileNotFoundError, "none.pth"):
+        lpips_fast.LPIPS(**options)
+
+
+class Code:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("argument", ("model_path", "trunk_weights"))
+@pytest.mark.parametrize("protocol", ("torch", "pickle"))
+def test_code_in_a_file_is_not_run(trunk_states, tmp_path, argument, protocol):
+    trap, path = tmp_path / "executed", tmp_path / "evil.pth"
+    state = {**linear_state(), "x": Code(trap)}
+    torch.save(state, path) if protocol == "torch" else path.write_bytes(pickle.dumps(state))
+    with raises(ValueError, str(path), "cannot be read"):
+        lpips_fast.LPIPS(**{"trunk_weights": trunk_states["alex"], argument: path})
+    assert not trap.exists()
+    if protocol == "pickle":
+        pickle.loads(path.read_bytes())
+        assert trap.exists()  # it would have
 
 
 class Touches:
@@ -346,15 +399,6 @@ def test_a_pipe_is_not_waited_for(tmp_path):
             read_state_dict(tmp_path / name)
 
 
-@pytest.mark.parametrize("value", (torch.nan, torch.inf))
-def test_trunk_weights_that_are_not_finite(trunk_states, tmp_path, value):
-    state = {**trunk_states["alex"], "features.3.bias": torch.full((192,), value)}
-    torch.save(state, tmp_path / "diverged.pth")
-    for weights, name in ((tmp_path / "diverged.pth", "diverged.pth"), (state, "trunk_weights")):
-        with raises(ValueError, name, "'3.bias'", "NaN or infinite"):
-            lpips_fast.LPIPS(trunk_weights=weights)
-
-
 @pytest.mark.parametrize("name", ("cut.pth", "eval.pth", "nan.safetensors", "huge header.safetensors", "folder.pth"))
 def test_weights_on_the_command_line(folder, tmp_path, name):
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
@@ -372,30 +416,10 @@ def test_weights_on_the_command_line(folder, tmp_path, name):
     assert not out.exists()
 
 
-@st.composite
-def damaged(draw, whole: bytes) -> bytes:
-    """A file some of whose bytes are others, missing or new."""
-    content = bytearray(whole)
-    for _ in range(draw(st.integers(1, 4))):
-        # Formats keep what matters at their beginning and end.
-        edge = st.integers(0, min(200, len(content)))
-        at = draw(st.one_of(edge, edge.map(lambda i: len(content) - i), st.integers(0, len(content))))
-        content[at : at + draw(st.integers(0, 8))] = draw(st.binary(max_size=8))
-    return bytes(content[: draw(st.one_of(st.just(None), st.integers(0, len(content))))])
-
-
-def outcome(read, path, kind):
-    """What it reads, or the error of this kind."""
-    try:
-        return read(path)
-    except kind as error:
-        return error
-
-
 SMALL = {"a": torch.arange(6.0).view(2, 3), "b.weight": torch.ones(4, dtype=torch.float16)}
 SOUND = {
-    "a.pth": saved(SMALL),
-    "legacy.pth": saved(SMALL, _use_new_zipfile_serialization=False),
+    "a.pth": stored(SMALL),
+    "legacy.pth": stored(SMALL, _use_new_zipfile_serialization=False),
     "a.safetensors": save(SMALL),
 }
 
@@ -422,83 +446,5 @@ CHECKPOINT = {"args": argparse.Namespace(lr=[0.1]), "log": defaultdict(list, {"a
 def test_damaged_checkpoints(tmp_path_factory, data):
     """The error names the file, whatever stands in for what."""
     path = tmp_path_factory.getbasetemp() / "last.ckpt"
-    path.write_bytes(data.draw(damaged(saved(CHECKPOINT))))
+    path.write_bytes(data.draw(damaged(stored(CHECKPOINT))))
     assert str(path) in str(outcome(lpips_fast.load_any, path, ValueError))
-
-
-def picture(kind: str) -> bytes:
-    buffer = io.BytesIO()
-    pixels = np.random.default_rng(0).integers(0, 256, (9, 13, 3)).astype(np.uint8)
-    Image.fromarray(pixels).save(buffer, format=kind)
-    return buffer.getvalue()
-
-
-@pytest.mark.filterwarnings("ignore")  # Pillow's own, of what it finds odd
-@pytest.mark.parametrize("kind", "PNG JPEG WEBP BMP TIFF GIF PPM AVIF JPEG2000 TGA QOI SGI DDS PCX MPO ICO DIB".split())
-@given(data=st.data())
-def test_damaged_images(tmp_path_factory, kind, data):
-    """Pixels or an error that names the file, never anything else."""
-    path = tmp_path_factory.getbasetemp() / f"image.{kind.lower()}"
-    path.write_bytes(data.draw(damaged(picture(kind))))
-    found = outcome(load_image, path, OSError)
-    if isinstance(found, OSError):
-        assert str(found).startswith(f"{path} cannot be read as an image: ")
-    else:
-        assert found.dtype == np.uint8
-        assert found.shape == (*reversed(image_size(path)), 3)
-
-
-EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\n(ran) (w) file closefile\n%%EOF\n"
-IMAGES = {
-    "empty.png": b"",
-    "text.jpg": b"hello",
-    "cut.png": picture("PNG")[:150],
-    "program.png": EPS,
-    "folder.png": None,
-}
-
-
-@pytest.mark.parametrize("name", IMAGES)
-def test_images(trunk_states, tmp_path, name):
-    path = tmp_path / name
-    path.mkdir() if IMAGES[name] is None else path.write_bytes(IMAGES[name])
-    with raises(OSError, str(path), "cannot be read as an image"):
-        load_image(path)
-    Image.new("RGB", (40, 40)).save(tmp_path / "sound.png")
-    torch.save(trunk_states["squeeze"], tmp_path / "trunk.pth")
-    options = ["--net", "squeeze", "--trunk-weights", str(tmp_path / "trunk.pth")]
-    result = CliRunner().invoke(app, ["pair", str(path), str(tmp_path / "sound.png"), *options])
-    assert result.exit_code == 1, result.output
-    assert "cannot be read as an image" in result.output
-
-
-def test_the_suffix_does_not_decide(tmp_path):
-    """A PNG by another name is read as what it is."""
-    (tmp_path / "a.jpg").write_bytes(picture("PNG"))
-    (tmp_path / "a.png").write_bytes(picture("PNG"))
-    assert np.array_equal(load_image(tmp_path / "a.jpg"), load_image(tmp_path / "a.png"))
-
-
-def test_eps_is_not_run(trunk_states, tmp_path, monkeypatch):
-    """Pillow would call Ghostscript."""
-    trunk = tmp_path / "trunk.pth"
-    torch.save(trunk_states["squeeze"], trunk)
-    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args, **kwargs: pytest.fail("it was called"))
-    (tmp_path / "eps.png").write_bytes(EPS)
-    for read in (load_image, image_size):
-        with raises(OSError, "eps.png", "EPS is a program"):
-            read(tmp_path / "eps.png")
-    Image.new("RGB", (40, 40)).save(tmp_path / "sound.png")
-    for pair in (("eps.png", "sound.png"), ("sound.png", "eps.png")):
-        arguments = [str(tmp_path / name) for name in pair]
-        result = CliRunner().invoke(app, ["video", *arguments, "--net", "squeeze", "--trunk-weights", str(trunk)])
-        assert result.exit_code == 1, result.output
-        assert "EPS is a program" in result.output
-
-
-def test_a_pipe_is_no_image(tmp_path):
-    os.mkfifo(tmp_path / "pipe.png")
-    for path in (tmp_path / "pipe.png", "/dev/zero"):
-        for read in (load_image, image_size):
-            with raises(OSError, f"{path} cannot be read as an image", "a device or a pipe"):
-                read(path)
