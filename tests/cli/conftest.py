@@ -1,42 +1,28 @@
-"""The command line as people run it, a process, and folders of images to run it on.
+"""The command line as people run it, as a process; and the network that it runs.
 
-A process takes seconds to start, so a test makes few and checks much; what does not depend on it runs in this process.
-Commands compute on the CPU where a GPU is, too, for what they print is compared with what the library gives there.
+A process takes seconds to start. So a test starts few and checks much, and a test that needs no process runs the command
+in its own. Commands compute on the CPU even if there is a GPU, because tests compare their numbers with the library on
+the CPU.
 """
 
 from __future__ import annotations
 
 import functools
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from typer.testing import CliRunner
 
 import lpips_fast
 from lpips_fast.cli import app, model
 from lpips_fast.cli.model import find_device
 
-TIMEOUT = 240
-
-
-def environment() -> dict[str, str]:
-    """That of the tests, with this package, and without a trunk or a GPU in reach."""
-    package = str(Path(lpips_fast.__file__).resolve().parents[1])
-    path = os.pathsep.join([package, *sys.path])
-    return {**os.environ, "PYTHONPATH": path, "COLUMNS": "100", "CUDA_VISIBLE_DEVICES": ""}
-
-
-def command(*arguments: object, processes: int = 1) -> list[str]:
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
-    return [sys.executable, *torchrun, "-m", "lpips_fast", *map(str, arguments)]
+from .support import TIMEOUT, command, environment
 
 
 @pytest.fixture
@@ -116,7 +102,7 @@ def trunk(tmp_path_factory, trunk_states) -> list[str]:
 
 @pytest.fixture(scope="session")
 def fn(trunk_states):
-    """The same network."""
+    """The network of `trunk`, as the library makes it."""
     return lpips_fast.LPIPS(net="squeeze", trunk_weights=trunk_states["squeeze"])
 
 
@@ -140,17 +126,3 @@ def distance(measure):
         return measure(lpips_fast.load_image(a), lpips_fast.load_image(b))
 
     return distance
-
-
-def save_noise(path: Path, seed: int, width: int = 40, height: int = 32) -> None:
-    """Writes an image of noise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
-    Image.fromarray(pixels).save(path)
-
-
-def soft_disc(height: int, width: int) -> np.ndarray:
-    """A mask uint8 [H, W]: 255 within a circle left of the middle, 0 far from it."""
-    y, x = np.mgrid[:height, :width]
-    distance = np.hypot(y - height / 2, x - width / 3)
-    return np.clip(255 * (1.5 - 4 * distance / width), 0, 255).astype(np.uint8)

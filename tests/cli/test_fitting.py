@@ -12,7 +12,7 @@ from lpips_fast.cli.errors import ReadError, UsageError
 from lpips_fast.cli.fitting import Fit, same_shape
 from lpips_fast.images import resize_image
 
-from .conftest import save_noise
+from .support import save_noise
 
 
 @pytest.fixture

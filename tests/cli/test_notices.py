@@ -1,4 +1,4 @@
-"""What is kept of the images that a run tells of at its end."""
+"""What a run notes about images until it tells of them at its end."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .conftest import save_noise
+from .support import save_noise
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from PIL import Image
 from lpips_fast.cli.report import Example, choose_examples, report_page
 from lpips_fast.cli.results import FilePair
 
-from .conftest import save_noise
+from .support import save_noise
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 DARK, LIGHT = (f"--blink-settings=preferredColorScheme={i}" for i in (0, 1))

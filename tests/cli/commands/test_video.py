@@ -17,26 +17,9 @@ from PIL import Image
 from lpips_fast.cli.commands import video
 from lpips_fast.cli.video.frames import FramePair
 
-from .conftest import save_noise, soft_disc
+from ..support import frames, save_frames, save_noise, soft_disc
 
-ROOT = Path(__file__).parents[2]
-
-
-def frames(n: int, noise: float) -> list[Image.Image]:
-    """A moving gradient with noise that grows."""
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[:48, :64]
-    made = []
-    for i in range(n):
-        smooth = np.stack([128 + 100 * np.sin(x / 7 + i), 128 + 100 * np.cos(y / 9), 0 * x + 128.0], axis=-1)
-        made.append((smooth + rng.normal(0, 1 + noise * i, smooth.shape)).clip(0, 255).astype(np.uint8))
-    return [Image.fromarray(frame) for frame in made]
-
-
-def save_frames(folder, images) -> None:
-    folder.mkdir()
-    for i, image in enumerate(images):
-        image.save(folder / f"f{i}.png")
+ROOT = Path(__file__).parents[3]
 
 
 def test_folders_of_frames(run, trunk, distance, tmp_path):
@@ -71,51 +54,6 @@ def test_animations(call, trunk, tmp_path):
     assert rows[5]["lpips"] > rows[0]["lpips"]
     call("video", "a.webp", "a.webp", "--json", "out.json", *trunk)
     assert json.loads((tmp_path / "out.json").read_text())["summary"]["max"] == 0
-
-
-ANIMATIONS = {
-    "gif": {"duration": 40},
-    "webp": {"duration": 40, "lossless": True},
-    "png": {"duration": 40},
-    "apng": {"duration": 40, "format": "PNG", "default_image": True},
-    "avif": {"duration": 40, "quality": 100, "subsampling": "4:4:4"},
-    "tif": {},
-}
-
-
-@pytest.mark.parametrize("suffix", ANIMATIONS)
-def test_every_animation_gives_all_its_frames(call, measure, trunk, tmp_path, suffix):
-    """And its first one where a still is asked for."""
-    first, *rest = (image.quantize(255).convert("RGB") for image in frames(6, 0))
-    still = [first] if suffix == "apng" else []
-    first.save(tmp_path / f"a.{suffix}", save_all=True, append_images=[*still, *rest], **ANIMATIONS[suffix])
-    save_frames(tmp_path / "b", [image.copy() for image in frames(6, 8)])
-    call("video", f"a.{suffix}", "b", "--json", "out.json", *trunk)
-    rows = json.loads((tmp_path / "out.json").read_text())["results"]
-    expected = [measure(np.array(a), np.array(b)) for a, b in zip([first, *rest], frames(6, 8), strict=True)]
-    assert [row["lpips"] for row in rows] == pytest.approx(expected, rel=0.1 if suffix == "avif" else 1e-4)
-    times = [None] * 6 if suffix == "tif" else [pytest.approx(0.04 * i) for i in range(6)]
-    assert [row["seconds"] for row in rows] == times
-    call("pair", f"a.{suffix}", "b/f0.png", "--json", "out.json", *trunk)
-    assert json.loads((tmp_path / "out.json").read_text())["lpips"] == pytest.approx(rows[0]["lpips"], rel=1e-4)
-
-
-def test_avif_without_a_pillow_that_reads_it(call, trunk, tmp_path, monkeypatch):
-    """FFmpeg decodes but the first picture."""
-    first, *rest = frames(3, 0)
-    first.save(tmp_path / "a.avif", save_all=True, append_images=rest)
-    monkeypatch.setattr("lpips_fast.cli.video.frames.suffixes", lambda: frozenset({".png"}))
-    told = call("video", "a.avif", "a.avif", *trunk, status=1)
-    assert "a.avif: the Pillow installed here does not read .avif" in told
-
-
-@pytest.mark.parametrize("suffix", ["avif", "jp2", "jfif", "qoi", "tga"])
-def test_folders_of_frames_of_any_format(call, trunk, tmp_path, suffix):
-    (tmp_path / "a").mkdir()
-    for i, image in enumerate(frames(3, 0)):
-        image.save(tmp_path / "a" / f"{i}.{suffix}")
-    call("video", "a", "a", "--json", "out.json", *trunk)
-    assert json.loads((tmp_path / "out.json").read_text())["summary"]["count"] == 3
 
 
 def test_video_files(call, trunk, tmp_path):

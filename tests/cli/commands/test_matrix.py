@@ -14,7 +14,7 @@ from PIL import Image
 
 import lpips_fast
 
-from .conftest import save_noise
+from ..support import save_noise
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from lpips_fast.cli.errors import ReadError
 from lpips_fast.cli.video.decoding import Frame
 from lpips_fast.cli.video.pairing import Pairing, Stream
 
-from .conftest import soft_disc
+from ..support import soft_disc
 
 
 def stream(name: str, times: Iterable[float | None], *, breaks_off: bool = False) -> Stream:

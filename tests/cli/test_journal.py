@@ -1,4 +1,4 @@
-"""`--resume` of files that are damaged, or of a run with other weights: told, and left as they are."""
+"""`--resume` with files that are damaged, or of a run with other weights: refused by name, and left as they are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from lpips_fast.cli.errors import UsageError
 from lpips_fast.cli.journal import Journal
 
-from .conftest import save_noise
+from .support import save_noise
 
 SETTINGS = {"net": "alex"}
 COLUMNS = ["name", "a", "b", "lpips", "error"]

@@ -1,4 +1,4 @@
-"""`dirs`: numbers, matching, what is broken, going on after an end too soon, many processes."""
+"""`dirs`: numbers, matching, broken files, `--resume` after an early end, many processes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from PIL import Image
 
 from lpips_fast import load_image
 
-from .conftest import save_noise, soft_disc
+from ..support import save_noise, soft_disc
 
 
 @pytest.fixture
 def folders(tmp_path):
-    """18 good pairs of two sizes, one alike by stem only; one each of what cannot be compared; two unmatched."""
+    """18 good pairs of two sizes, one of them alike only by stem; pairs that cannot be compared; two unmatched images."""
     for i in range(18):
         name = f"{'sub/' if i % 2 else ''}{i:02d}"
         size = (40, 32) if i % 3 else (32, 40)

@@ -11,7 +11,7 @@ import torch
 from lpips_fast import im2tensor, load_image
 from lpips_fast.search import Index
 
-from .conftest import save_noise
+from ..support import save_noise
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_an_index_from_python(call, photos, trunk, fn):
 
 def test_where_an_index_goes(call, photos, trunk, monkeypatch):
     """It is refused before any work."""
-    monkeypatch.setattr("lpips_fast.cli.commands.search.build_index", lambda *_: pytest.fail("images were read"))
+    monkeypatch.setattr("lpips_fast.cli.indexing.build_index", lambda *_: pytest.fail("images were read"))
     assert "does not go to stdout" in call("index", "photos", "-o", "-", *trunk, status=2)
     assert "no folder" in call("index", "photos", "-o", "nowhere/photos.index", *trunk, status=2)
     assert "photos" in call("index", "photos", "-o", "photos", *trunk, status=2)
