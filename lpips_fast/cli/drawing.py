@@ -99,7 +99,10 @@ def check_plot(path: Path | None, option: str) -> None:
     """Raises a UsageError, before the work, if a plot could not be drawn at its end."""
     if path is None:
         return
-    figure = _empty_figure((1, 1), option)
+    try:
+        figure = _empty_figure(1, 1)
+    except ImportError as error:
+        raise UsageError(f'{option} needs matplotlib: pip install "lpips-fast[plot]"') from error
     if path.suffix.lower().lstrip(".") not in figure.canvas.get_supported_filetypes():
         raise UsageError(f"{option} {path}: no format for plots has the suffix {path.suffix!r}; use .png or .svg")
 
@@ -107,7 +110,7 @@ def check_plot(path: Path | None, option: str) -> None:
 def save_heatmap(path: Path, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str) -> None:
     """Draws a matrix of distances as colours, with the names at its sides if they are few."""
     side = min(16.0, 4 + 0.2 * max(values.shape))
-    figure = _empty_figure((side + 1, side), "")
+    figure = _empty_figure(side + 1, side)
     axes = figure.add_subplot()
     image = axes.imshow(values, cmap="magma", vmin=0, interpolation="nearest", aspect="auto")
     figure.colorbar(image, label="LPIPS")
@@ -120,7 +123,7 @@ def save_heatmap(path: Path, values: np.ndarray, rows: Sequence[str], columns: S
 
 def save_curve(path: Path, x: Sequence[float], y: Sequence[float], x_label: str, title: str) -> None:
     """Draws distances over time, and their mean."""
-    figure = _empty_figure((10, 4), "")
+    figure = _empty_figure(10, 4)
     axes = figure.add_subplot()
     axes.plot(x, y, linewidth=1)
     axes.axhline(float(np.nanmean(y)), color="gray", linestyle="--", linewidth=1, label=f"mean {np.nanmean(y):.4f}")
@@ -130,13 +133,12 @@ def save_curve(path: Path, x: Sequence[float], y: Sequence[float], x_label: str,
     _save(figure, path)
 
 
-def _empty_figure(size: tuple[float, float], option: str) -> Any:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError(f'{option} needs matplotlib: pip install "lpips-fast[plot]"') from error
-    figure = Figure(figsize=size, layout="constrained")
+def _empty_figure(width: float, height: float) -> Any:
+    """A figure of matplotlib; sides in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 

@@ -1,8 +1,8 @@
 """The command line as people run it, as a process; and the network that it runs.
 
-A process takes seconds to start. So a test starts few and checks much, and a test that needs no process runs the command
-in its own. Commands compute on the CPU even if there is a GPU, because tests compare their numbers with the library on
-the CPU.
+A process takes seconds to start. So a test starts few processes and checks much, and runs a command in its own process
+where it can. Commands compute on the CPU even if there is a GPU, because tests compare their numbers with the library
+on the CPU.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def run_and_stop(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # ignored in background jobs
+            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # background jobs ignore it
         )
         try:
             while not ready():
@@ -74,7 +74,7 @@ def run_and_stop(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture
 def call(tmp_path, monkeypatch) -> Callable[..., str]:
-    """Runs a command in this process, which is quicker, and returns what it says, in one line."""
+    """Runs a command in this process, which is quicker, and returns its output in one line."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(model, "find_device", lambda name: find_device("cpu" if name == "auto" else name))
 

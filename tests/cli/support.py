@@ -17,7 +17,7 @@ ODD_NAMES = ("new\nline.png", os.fsdecode(b"b\xe9.png"), "tab\t $x^$ name.png", 
 
 
 def environment() -> dict[str, str]:
-    """The environment of the tests, with this package on the path, and no GPU in reach."""
+    """The environment of the tests, with this package on the path, and no trunk or GPU in reach."""
     package = str(Path(lpips_fast.__file__).resolve().parents[1])
     path = os.pathsep.join([package, *sys.path])
     return {**os.environ, "PYTHONPATH": path, "COLUMNS": "100", "CUDA_VISIBLE_DEVICES": ""}

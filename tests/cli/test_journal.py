@@ -26,7 +26,7 @@ def resumed(path: Path) -> Journal:
 
 
 def refused(path: Path) -> str:
-    """What is said of a damaged file, which stays as it is."""
+    """The error about a damaged file, which stays as it is."""
     before = path.read_bytes()
     with pytest.raises(UsageError) as error:
         resumed(path)

@@ -47,13 +47,13 @@ def test_masks(tmp_path):
     ],
 )
 def test_text_of_a_mask(text, expected):
-    """One folder has one text, so that a run is resumed however it was written, and no folder has the channel's."""
+    """A folder has one text, however it is written, so that `--resume` works; and never the text of the channel."""
     assert parse_mask(text) == expected
 
 
 @pytest.fixture
 def masked(call, trunk, tmp_path):
-    """Two images of 40 x 32, and what `pair` says of them with a mask."""
+    """Saves two images of 40 x 32, and gives their distance with a mask by `pair`."""
     save_noise(tmp_path / "a.png", 0)
     save_noise(tmp_path / "b.png", 1)
 
@@ -99,7 +99,7 @@ def test_mask_is_fitted_as_the_images_are(masked, measure, tmp_path, options):
 
 
 def test_a_folder_called_alpha(call, masked, measure, mistake, trunk, tmp_path):
-    """`alpha` alone is the channel, which the images do not have."""
+    """`alpha` alone is the channel, and the images have none."""
     mask = soft_disc(32, 40)
     (tmp_path / "alpha").mkdir()
     Image.fromarray(mask).save(tmp_path / "alpha" / "a.png")

@@ -99,7 +99,7 @@ def test_the_lock_goes_with_the_run(tmp_path):
         with pytest.raises(UsageError, match="another run is writing it"), output.claiming(files):
             pass
         assert len(list(tmp_path.iterdir())) == 1
-    (tmp_path / ".x.csv.lock").touch()  # as a process that was killed leaves it
+    (tmp_path / ".x.csv.lock").touch()  # a killed process leaves its lock
     with output.claiming(files):
         pass
     assert not list(tmp_path.iterdir())

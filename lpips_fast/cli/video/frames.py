@@ -109,7 +109,7 @@ def _open_masks(path: Path, reading: VideoReading, weights_of: WeightsOf) -> Ite
     """The masks of the frames. A single mask is for all frames.
 
     Raises:
-        ReadError: the masks are the alpha channel of a file, and the first frame has none.
+        ReadError: the masks cannot be read; or they are the alpha channel of a file whose first frame has none.
     """
     try:
         masks = open_frames(path, reading, weights_of).frames

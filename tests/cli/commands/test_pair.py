@@ -58,7 +58,7 @@ def test_on_a_gpu(call, trunk, distance, tmp_path):
 
 
 def test_weights_of_a_file(call, trunk, fn, distance, tmp_path):
-    """Linear weights alone, or a whole model, whose trunk is used as well."""
+    """A file of linear weights; and a file of a whole model, whose trunk is used as well."""
     save_noise(tmp_path / "a.png", 0)
     save_noise(tmp_path / "b.png", 1)
     expected = distance(tmp_path / "a.png", tmp_path / "b.png")

@@ -20,7 +20,7 @@ def weights(folder):
 
 
 def test_killed_and_resumed(judged, call, run_and_stop, trunk):
-    """The same weights, to the bit, as of a run that was not interrupted."""
+    """The weights are those of a run without interruption, to the bit."""
     call("train", "judged", "-o", "whole", *SMALL, *trunk)
     checkpoint = judged / "killed" / "checkpoint.pt"
     arguments = ("train", "judged", "-o", "killed", "--save-every", 2, *SMALL, *trunk)
@@ -50,7 +50,7 @@ def test_killed_and_resumed(judged, call, run_and_stop, trunk):
 
 
 def test_two_processes(judged, run, call, trunk):
-    """They learn what one does, from features that they share on disk."""
+    """They learn the weights that one process learns, from features that they share on disk."""
     options = ("--no-dropout", *SMALL, *trunk)
     call("train", "judged", "-o", "one", "--cache", "memory", *options)
     run("train", "judged", "-o", "two", "--cache", "disk", *options, processes=2, threads=1)

@@ -81,7 +81,7 @@ def masks(n: int) -> list[np.ndarray]:
 
 @pytest.fixture
 def masked(call, trunk, tmp_path):
-    """Folders of 5 frames, and what `video` says of them with a mask."""
+    """Saves folders of 5 frames, and gives the results and messages of `video` with a mask."""
     save_frames(tmp_path / "a", frames(5, 0))
     save_frames(tmp_path / "b", frames(5, 5))
 
@@ -96,7 +96,7 @@ def masked(call, trunk, tmp_path):
 
 @pytest.fixture
 def expected(measure, tmp_path):
-    """The distances of these frames; where A is transparent, it shows white."""
+    """The distances of these frames. A shows white where it is transparent."""
 
     def expected(weights, a=None):
         over_white = [Image.alpha_composite(Image.new("RGBA", i.size, "white"), i) for i in a or []]
@@ -128,7 +128,7 @@ def test_one_mask_for_all_frames(masked, expected, tmp_path):
 
 
 def clear_frames() -> list[Image.Image]:
-    """The frames of A, of which only the discs can be seen."""
+    """The frames of A with alpha that shows only the discs."""
     clear = frames(5, 0)
     for image, mask in zip(clear, masks(5), strict=True):
         image.putalpha(Image.fromarray(mask))
@@ -189,7 +189,7 @@ def test_a_video_without_alpha_has_no_mask_of_it(call, trunk, tmp_path, name):
 
 @pytest.mark.parametrize("side, most", [(2048, 3), (8, 2 * 8 + 2)])
 def test_frames_in_memory_are_bounded_by_pixels(side, most):
-    """A unit is read as the network takes it, and no more than 2 units, or 4 million pixels, ahead of it."""
+    """Frames are read at most 2 units, or 4 million pixels, ahead of the network."""
     image = np.broadcast_to(np.uint8(0), (side, side, 3))
     read = taken = largest = 0
 
@@ -203,7 +203,7 @@ def test_frames_in_memory_are_bounded_by_pixels(side, most):
         nonlocal taken, largest
         found = {}
         for n, _ in numbered:
-            time.sleep(0.005)  # for the reader to go as far ahead as it will
+            time.sleep(0.005)  # lets the reader go as far ahead as it will
             largest = max(largest, read - taken)
             taken += 1
             found[n] = 0.5
@@ -256,7 +256,7 @@ def test_one_mask_that_is_none_ends_the_run(call, trunk, tmp_path):
 
 
 def test_a_full_alpha_channel_is_told(call, trunk, tmp_path):
-    """Where no frame has a pixel below 255; an animated WebP may have such a channel."""
+    """If no frame has a pixel below 255. An animated WebP may have such a channel."""
     first, *more = (image.convert("RGBA") for image in frames(3, 0))
     first.putpixel((0, 0), (9, 9, 9, 254))
     first.save(tmp_path / "clear.webp", save_all=True, append_images=more, lossless=True)
@@ -289,7 +289,7 @@ def test_errors_are_told_once_for_all_their_frames(call, trunk, tmp_path):
 
 
 def test_frames_with_gaps_are_counted(call, trunk, tmp_path):
-    """Errors of every second frame."""
+    """Every second frame has an error."""
     save_frames(tmp_path / "a", frames(24, 0))
     save_frames(tmp_path / "b", [image.crop((0, 0, 40 - 4 * (n % 2), 40)) for n, image in enumerate(frames(24, 0))])
     told = call("video", "a", "b", *trunk, status=1)
@@ -312,7 +312,7 @@ def test_mistakes(call, trunk, tmp_path):
 
 
 def test_the_example_of_a_document(call, trunk, tmp_path):
-    """That of docs/cli.md has the keys of a real one, and its rows the order of the columns."""
+    """The example in docs/cli.md has the keys of a real document, and its rows have the order of the columns."""
     save_video(tmp_path / "a.mkv", "gray", masks(2))
     call("video", "a.mkv", "a.mkv", "--json", "out.json", "--csv", "out.csv", *trunk)
     document = json.loads((tmp_path / "out.json").read_text())

@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def tagged(tmp_path):
-    """Saves one picture, of BT.709, under a name with tags."""
+    """Saves a picture coded by BT.709 as a video with tags."""
     from ..support import picture
     from .support import frame_of, from_rgb, save
 

@@ -10,7 +10,6 @@ from lpips_fast.cli.video.frames import open_frames
 
 av = pytest.importorskip("av", reason="video files need PyAV")
 
-
 KR_KB = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}
 CODES = {"bt601": 6, "bt709": 1, "bt2020": 9}  # of ITU-T H.273
 
@@ -39,7 +38,7 @@ def from_rgb(image: np.ndarray, bits: int, matrix: str) -> list[np.ndarray]:
 
 
 def frame_of(form: str, width: int, height: int, planes: list[np.ndarray]):
-    """A frame with these values in its planes; values of shape () fill theirs."""
+    """A frame with these values in its planes. Values of shape () fill a plane."""
     frame = av.VideoFrame(width, height, form)
     deep = max(component.bits for component in frame.format.components) > 8
     for plane, values in zip(frame.planes, planes, strict=True):
@@ -50,7 +49,7 @@ def frame_of(form: str, width: int, height: int, planes: list[np.ndarray]):
 
 
 def save(path, frames, codec="ffv1", options=None, display=None, **tags):
-    """Writes frames; tags are attributes of the encoder, for colours H.273's codes."""
+    """Writes frames. Tags are attributes of the encoder; those of colour are codes of H.273."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options=options or {})
         stream.width, stream.height, stream.pix_fmt = frames[0].width, frames[0].height, frames[0].format.name
@@ -70,16 +69,18 @@ def read(path, **options):
 
 
 def rgb_frames(image: np.ndarray, count: int = 2) -> list:
+    """A frame of this image, several times."""
     return [av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24") for _ in range(count)]
 
 
 def turned(image: np.ndarray, degrees: int, mirrored: bool) -> np.ndarray:
+    """An image turned clockwise, then mirrored left to right."""
     image = np.rot90(image, -degrees // 90)
     return image[:, ::-1] if mirrored else image
 
 
 def display_matrix(degrees: float, mirrored: bool) -> list[int]:
-    """That of ISO base media files: a, b, u, c, d, v, x, y, w in fixed point."""
+    """A display matrix as in ISO base media files: a, b, u, c, d, v, x, y, w in fixed point."""
     cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     x = -1 if mirrored else 1
     a, b, c, d = (round(v * 65536) for v in (x * cos, sin, -x * sin, cos))

@@ -1,4 +1,4 @@
-"""How the frames of a video file are coded, and what the results and stderr say of it."""
+"""How the frames of a video file are coded, and what the results and stderr say about it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .support import av, display_matrix, frame_of, read, rgb_frames, save
 
 @pytest.mark.parametrize("form", ["monob", "monow", "pal8", "rgb24", "gbrp10le"])
 def test_what_is_always_of_full_range(form):
-    """Whatever its tag says."""
+    """The tag of such a format is ignored."""
     assert coding._range(av.VideoFormat(form, 64, 48), 1) == ("full", None)
 
 
@@ -90,7 +90,7 @@ def test_the_matrix_that_is_assumed_is_the_one_that_is_tagged(call, trunk, tagge
 
 
 def test_ranges_of_which_one_is_assumed(call, trunk, tagged, tmp_path):
-    """RGB has none: there is nothing to say of a master and its encoding."""
+    """RGB has no range, so there is no line about a master and its encoding."""
     gray = frame_of("gray", 64, 48, [picture()[..., 0]])
     tagged("tagged.mkv", color_range=2)
     tagged("untagged.mkv")
@@ -119,7 +119,7 @@ def test_ranges_of_which_one_is_assumed(call, trunk, tagged, tmp_path):
 
 
 def test_primaries_and_transfer_functions_are_not_converted(call, trunk, tagged, tmp_path):
-    """One line says so, of the matrix, too."""
+    """One line says so, and covers the matrix, too."""
     tagged("hdr.mkv", colorspace=9, color_primaries=9, color_trc=16)
     tagged("sdr.mkv", colorspace=1, color_primaries=1, color_trc=1)
     tagged("untagged.mkv")

@@ -1,4 +1,4 @@
-"""What the pixels of a video file's frames are: colour, orientation, alpha, and what the results say of them."""
+"""The pixels of a video file's frames: colour, orientation and alpha."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .support import CODES, KR_KB, av, display_matrix, frame_of, from_rgb, read,
 @pytest.mark.parametrize("matrix", KR_KB)
 @pytest.mark.parametrize("form, bits", [("yuv444p", 8), ("yuv444p10le", 10), ("yuv444p12le", 12), ("yuv444p16le", 16)])
 def test_yuv_to_rgb_is_exact(tmp_path, form, bits, matrix, full):
-    """All values that planes can hold, blue of twice white and more among them."""
+    """For all values that planes can hold, also for blue of more than twice white."""
     rng = np.random.default_rng(0)
     planes = [rng.integers(0, 2**bits, (48, 64)) for _ in range(3)]
     save(tmp_path / "a.mkv", [frame_of(form, 64, 48, planes)], colorspace=CODES[matrix], color_range=1 + full)
@@ -37,7 +37,7 @@ def test_yuv_to_rgb_is_exact(tmp_path, form, bits, matrix, full):
     "form, bits", [("yuv420p", 8), ("yuv422p", 8), ("yuv420p10le", 10), ("yuv422p10le", 10), ("yuv420p12le", 12)]
 )
 def test_subsampled_yuv_to_rgb_is_exact(tmp_path, form, bits, width, height, full):
-    """Chroma that is the same everywhere, which does not depend on how it is interpolated."""
+    """For chroma that is the same everywhere, so that its interpolation does not matter."""
     rng = np.random.default_rng(0)
     for n, (u, v) in enumerate([(0.5, 0.5), (0.3, 0.6), (0.62, 0.4)]):
         values = [rng.integers(0, 2**bits, (height, width)), *(np.int64(2**bits * chroma) for chroma in (u, v))]
@@ -48,7 +48,7 @@ def test_subsampled_yuv_to_rgb_is_exact(tmp_path, form, bits, width, height, ful
 
 
 def test_chroma_is_interpolated(tmp_path):
-    """Bicubically, at the centre where nothing says where chroma is, at the left in H.264 that is not tagged."""
+    """Bicubically; sited at the centre without a siting, and at the left in H.264 without a tag."""
     ramp = np.broadcast_to(np.arange(64, 192, 4), (24, 32))
     x = np.arange(64)
     for name, codec, options, siting in (("a.mkv", "ffv1", {}, 0.5), ("a.mp4", "libx264", {"qp": "0"}, 0)):
@@ -97,7 +97,7 @@ GRAY = [("gray", 8), ("gray9le", 9), ("gray10le", 10), ("gray12le", 12), ("gray1
 @pytest.mark.parametrize("color_range", [0, 1, 2], ids=["untagged", "limited", "full"])
 @pytest.mark.parametrize("form, bits", [*GRAY, ("ya16le", 16), ("ya16be", 16)])
 def test_gray_is_exact(tmp_path, monkeypatch, form, bits, color_range):
-    """All luma that there is, below black and above white, too; the range of alpha is full."""
+    """For all luma, also below black and above white. The range of alpha is full."""
     luma = np.linspace(0, 2**bits - 1, 48 * 64).round().reshape(48, 64)
     alpha = luma.T.reshape(48, 64)
     if form.startswith("ya"):
@@ -109,7 +109,7 @@ def test_gray_is_exact(tmp_path, monkeypatch, form, bits, color_range):
     else:
         frame = frame_of(form, 64, 48, [luma])
     found = []
-    if form.startswith("ya16"):  # which no codec takes here but PNG, which tags it as full
+    if form.startswith("ya16"):  # only PNG takes it here, and tags it as full
         frame.color_range = color_range
         monkeypatch.setattr(decoding, "_raw_frames", lambda *_: iter([decoding.RawFrame(frame, frame, False)]))
         save(tmp_path / "a.mkv", [rgb_frames(picture())[0].reformat(format="bgr0")])
@@ -159,7 +159,7 @@ def test_rgb_of_few_bits(tmp_path, form, bits):
 
 @pytest.mark.parametrize("opaque", [True, False])
 def test_palettes(tmp_path, opaque):
-    """Their colours may be transparent."""
+    """The colours of a palette may be transparent."""
     image = Image.fromarray(picture()).quantize(16)
     colors = np.array(image.getpalette("RGB")[:48], np.uint8).reshape(16, 3)
     palette = np.zeros((256, 4), np.uint8)  # in the order of ARGB
@@ -227,7 +227,7 @@ CLEAR = [
 
 @pytest.mark.parametrize("name, codec, form, error", CLEAR, ids=[f"{codec}-{form}" for _, codec, form, _ in CLEAR])
 def test_alpha_is_composited(tmp_path, name, codec, form, error):
-    """As that of still images is; the mean error is the codec's, that of dropped alpha 20 and more."""
+    """As for still images. The error allowed is the codec's; dropped alpha gives a mean error of 20 and more."""
     frames = [av.VideoFrame.from_ndarray(clear_picture(), format="rgba").reformat(format=form) for _ in range(3)]
     options = {"crf": "4", "b": "8M", "auto-alt-ref": "0"} if "vpx" in codec else {}
     save(tmp_path / name, frames, codec, options)
@@ -243,7 +243,7 @@ def test_alpha_is_composited(tmp_path, name, codec, form, error):
 @pytest.mark.parametrize("form, bits", [("yuva444p", 8), ("yuva444p10le", 10), ("yuva444p16le", 16)])
 @pytest.mark.parametrize("full", [False, True], ids=["limited", "full"])
 def test_alpha_is_exact(tmp_path, form, bits, full):
-    """Its range is full, whatever that of luma is."""
+    """The range of alpha is full, whatever the range of luma is."""
     alpha = np.linspace(0, 2**bits - 1, 48 * 64).reshape(48, 64).round()
     frame = frame_of(form, 64, 48, [np.int64(100), np.int64(2 ** (bits - 1)), np.int64(2 ** (bits - 1)), alpha])
     save(tmp_path / "a.mkv", [frame], color_range=1 + full)
@@ -254,7 +254,7 @@ def test_alpha_is_exact(tmp_path, form, bits, full):
 
 @pytest.mark.parametrize("codec, matrix", [("libvpx-vp9", "bt709"), ("libvpx", "bt601")])
 def test_alpha_of_vp8_and_vp9_keeps_the_tags(tmp_path, codec, matrix):
-    """Which are the container's, but for the matrix of VP8, which is BT.601 always."""
+    """The container has the tags, except for the matrix of VP8, which is always BT.601."""
     frames = [av.VideoFrame.from_ndarray(clear_picture(), format="rgba").reformat(format="yuva420p")] * 2
     options = {"auto-alt-ref": "0"}
     tags = {"colorspace": 1, "color_range": 1, "color_primaries": 9, "color_trc": 16}
@@ -287,7 +287,7 @@ def test_transparent_webm_beside_an_opaque_one(call, trunk, tmp_path):
 
 
 def test_what_a_codec_leaves_of_opaque_alpha(call, trunk, tmp_path):
-    """Nothing is said of it, though it is composited."""
+    """No line tells of it, though it is composited."""
     opaque = np.dstack([picture(), np.full((48, 64), 255, np.uint8)])
     frames = [av.VideoFrame.from_ndarray(opaque, format="rgba").reformat(format="yuva420p")] * 2
     save(tmp_path / "a.webm", frames, "libvpx-vp9", {"auto-alt-ref": "0", "qmin": "63", "crf": "63", "b": "0"})

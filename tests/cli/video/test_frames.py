@@ -25,7 +25,7 @@ ANIMATIONS = {
 
 @pytest.mark.parametrize("suffix", ANIMATIONS)
 def test_every_animation_gives_all_its_frames(call, measure, trunk, tmp_path, suffix):
-    """And its first one where a still is asked for."""
+    """`pair` gets the first frame."""
     first, *rest = (image.quantize(255).convert("RGB") for image in frames(6, 0))
     still = [first] if suffix == "apng" else []
     first.save(tmp_path / f"a.{suffix}", save_all=True, append_images=[*still, *rest], **ANIMATIONS[suffix])
@@ -41,7 +41,7 @@ def test_every_animation_gives_all_its_frames(call, measure, trunk, tmp_path, su
 
 
 def test_avif_without_a_pillow_that_reads_it(call, trunk, tmp_path, monkeypatch):
-    """FFmpeg decodes but the first picture."""
+    """FFmpeg decodes only the first picture."""
     first, *rest = frames(3, 0)
     first.save(tmp_path / "a.avif", save_all=True, append_images=rest)
     monkeypatch.setattr("lpips_fast.cli.video.frames.suffixes", lambda: frozenset({".png"}))
@@ -59,7 +59,7 @@ def test_folders_of_frames_of_any_format(call, trunk, tmp_path, suffix):
 
 
 def test_apng(tmp_path):
-    """Its alpha is composited; an image that is shown where no animation can be is no frame."""
+    """Its alpha is composited. The still for programs without animation is no frame."""
     first, *rest = (Image.fromarray(np.roll(clear_picture(), n, axis=1)) for n in range(4))
     other = Image.new("RGBA", (64, 48), "red")
     other.save(tmp_path / "other.png", save_all=True, append_images=[first, *rest], default_image=True, duration=40)
