@@ -1,74 +1,9 @@
-"""`lpips-fast`: LPIPS from the shell. A file a command; what they share in options, model, loading and output."""
+"""`lpips-fast`: LPIPS from the shell.
 
-from __future__ import annotations
+`commands/` has one file for each command, and no command imports another. The modules beside it hold what they share;
+`video/` reads videos and pairs their frames.
+"""
 
-import os
-import sys
-from importlib import metadata
-from typing import Annotated
+from lpips_fast.cli.program import app, main
 
-import typer
-
-from lpips_fast.cli.commands import (
-    bapps,
-    bench,
-    convert,
-    demo,
-    dirs,
-    evaluate,
-    index,
-    map,
-    matrix,
-    pair,
-    search,
-    train,
-    video,
-)
-
-app = typer.Typer(
-    name="lpips-fast",
-    help="LPIPS, the perceptual distance of images: the lower, the more alike they look to people.",
-    epilog="Exit status: 0 all well, 1 some images could not be read or compared (they are named), 2 wrong usage, "
-    "3 the run failed, 130 interrupted (what was computed is kept).",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for command in (pair, dirs, matrix, map, index, search, video, bapps, train, evaluate, convert, bench, demo):
-    command.register(app)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(metadata.version("lpips_fast"))
-        raise typer.Exit
-
-
-@app.callback()
-def _program(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the program's version.")
-    ] = False,
-) -> None:
-    pass
-
-
-def main() -> None:
-    """The program: reads sys.argv and exits."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed by who started this; the next file opened would be taken for it
-            setattr(sys, name, open(os.devnull, mode))
-    for stream in (sys.stdout, sys.stderr):  # a file's name may hold bytes that are no text
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    # Threads that wait for each other in a loop would take the processors from the workers that read images; to be set
-    # before torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        app()
-    finally:
-        try:
-            sys.stdout.flush()
-        except OSError:  # what is left is not to be tried again at exit; the status tells already
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+__all__ = ["app", "main"]

@@ -41,7 +41,7 @@ def register(
             dataclass, such as `settings: Settings`, stands for the options that are the fields of the dataclass.
             Exceptions become messages and an exit status.
         examples: command lines for the help text.
-        sharded: whether several processes can share the work.
+        sharded: whether several processes can share the work of the command.
         without: fields of the dataclasses that are no options of this command.
         writes_folder: whether --output is a folder, which this function does not check.
     """

@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 from lpips_fast._files import replacing
 from lpips_fast.cli.errors import UsageError
 
-# Nine evenly spaced colours of magma (Smith and van der Walt, CC0): dark for 0, lighter the larger, to grayscale alike.
+# Nine evenly spaced colours of magma (Smith and van der Walt, CC0): 0 is dark, and larger values are lighter, also in
+# grayscale.
 _MAGMA = (
     (0, 0, 4),
     (28, 16, 68),
@@ -28,17 +29,19 @@ _MAGMA = (
     (252, 253, 191),
 )
 _GAP = 8
-_MIN_WIDTH = 224  # of the widest image, for captions to be legible
-_MOST_LABELS = 50  # at a side of a heat map
+_MIN_WIDTH = 224  # pixels of the widest image, so that captions are legible
+_MOST_LABELS = 50  # names at a side of a heat map
 
 
 class Panel(NamedTuple):
+    """An image and the caption above it."""
+
     image: np.ndarray  # uint8 [H, W, 3]
     caption: str
 
 
 def colorize(values: np.ndarray, top: float) -> np.ndarray:
-    """Values [H, W] from 0 to `top` (and above, cut) as colours, uint8 [H, W, 3]; NaN is gray."""
+    """Values [H, W] as colours, uint8 [H, W, 3]. Values above `top` look like `top`, and NaN is gray."""
     values = np.asarray(values, dtype=np.float64)
     unknown = np.isnan(values)
     share = np.clip(np.where(unknown, 0.0, values) / (top or 1.0), 0.0, 1.0)
@@ -49,7 +52,7 @@ def colorize(values: np.ndarray, top: float) -> np.ndarray:
 
 
 def arrange(rows: Sequence[Sequence[Panel]]) -> Image.Image:
-    """Rows of panels, each with its caption above it, on white; small images enlarged, pixel by pixel."""
+    """Rows of panels on white. Small images are enlarged by a whole factor, without interpolation."""
     factor = -(-_MIN_WIDTH // max(panel.image.shape[1] for row in rows for panel in row))
     rows = [[Panel(p.image.repeat(factor, axis=0).repeat(factor, axis=1), p.caption) for p in row] for row in rows]
     width = max(panel.image.shape[1] for row in rows for panel in row)
@@ -71,7 +74,7 @@ def arrange(rows: Sequence[Sequence[Panel]]) -> Image.Image:
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    """The text, cut at its end so that it is at most `width` wide."""
+    """The text, cut at its end to a width of at most `width` pixels."""
     if draw.textlength(text, font) <= width:
         return text
     while text and draw.textlength(text + "\N{HORIZONTAL ELLIPSIS}", font) > width:
@@ -80,30 +83,34 @@ def _fit(draw: ImageDraw.ImageDraw, text: str, width: int, font: ImageFont.Image
 
 
 def check_picture(path: Path) -> None:
-    """Refuses, before the work, a file whose suffix names no format for pictures."""
+    """Raises a UsageError, before the work, if the suffix of a file names no format for pictures."""
     formats = Image.registered_extensions()
     if formats.get(path.suffix.lower()) not in Image.SAVE:
         raise UsageError(f"{path}: no format for pictures has the suffix {path.suffix!r}; use .png")
 
 
 def save_picture(path: Path, picture: Image.Image) -> None:
+    """Writes a picture in the format of the file's suffix."""
     with replacing(path) as temporary:
         picture.save(temporary)
 
 
 def check_plot(path: Path | None, option: str) -> None:
-    """Refuses, before the work, what could not be drawn at its end."""
+    """Raises a UsageError, before the work, if a plot could not be drawn at its end."""
     if path is None:
         return
-    figure = _empty_figure((1, 1), option)
+    try:
+        figure = _empty_figure(1, 1)
+    except ImportError as error:
+        raise UsageError(f'{option} needs matplotlib: pip install "lpips-fast[plot]"') from error
     if path.suffix.lower().lstrip(".") not in figure.canvas.get_supported_filetypes():
         raise UsageError(f"{option} {path}: no format for plots has the suffix {path.suffix!r}; use .png or .svg")
 
 
 def save_heatmap(path: Path, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str) -> None:
-    """A matrix of distances as colours; names at its sides where they are few."""
+    """Draws a matrix of distances as colours, with the names at its sides if they are few."""
     side = min(16.0, 4 + 0.2 * max(values.shape))
-    figure = _empty_figure((side + 1, side), "")
+    figure = _empty_figure(side + 1, side)
     axes = figure.add_subplot()
     image = axes.imshow(values, cmap="magma", vmin=0, interpolation="nearest", aspect="auto")
     figure.colorbar(image, label="LPIPS")
@@ -115,8 +122,8 @@ def save_heatmap(path: Path, values: np.ndarray, rows: Sequence[str], columns: S
 
 
 def save_curve(path: Path, x: Sequence[float], y: Sequence[float], x_label: str, title: str) -> None:
-    """Distances over time, with their mean."""
-    figure = _empty_figure((10, 4), "")
+    """Draws distances over time, and their mean."""
+    figure = _empty_figure(10, 4)
     axes = figure.add_subplot()
     axes.plot(x, y, linewidth=1)
     axes.axhline(float(np.nanmean(y)), color="gray", linestyle="--", linewidth=1, label=f"mean {np.nanmean(y):.4f}")
@@ -126,13 +133,12 @@ def save_curve(path: Path, x: Sequence[float], y: Sequence[float], x_label: str,
     _save(figure, path)
 
 
-def _empty_figure(size: tuple[float, float], option: str) -> Any:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError(f'{option} needs matplotlib: pip install "lpips-fast[plot]"') from error
-    figure = Figure(figsize=size, layout="constrained")
+def _empty_figure(width: float, height: float) -> Any:
+    """A figure of matplotlib; sides in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
@@ -143,9 +149,9 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _plain(text: str) -> str:
-    return one_line(text).replace("$", r"\$")  # no formulas in file names
+    return one_line(text).replace("$", r"\$")  # else matplotlib sets the text between two $ as a formula
 
 
 def one_line(text: str) -> str:
-    """The text with escapes for what cannot be drawn: line breaks, and bytes of a file's name that are no UTF-8."""
+    """The text with escapes for characters that cannot be drawn: line breaks, and bytes that are no UTF-8."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -30,9 +30,9 @@ class Fit:
     """How images come to one size, and the border that is not compared.
 
     Args:
-        resize: each takes the size of the first.
-        crop: each is cut at the bottom and the right to the height and width that the first two, A and B, both have.
-        crop_border: the number of pixels that are then cut from each of the four sides.
+        resize: each image takes the size of the first.
+        crop: each image is cut at the bottom and the right to the common height and width of the first two, A and B.
+        crop_border: how many pixels are then cut from each of the four sides.
 
     Raises:
         UsageError: both `resize` and `crop` are set.
@@ -51,11 +51,14 @@ class Fit:
         return self.resize or self.crop
 
     def __call__(self, *images: tuple[str, np.ndarray]) -> list[np.ndarray]:
-        """A and B, [H, W, 3], and their mask [H, W] if there is one, given with their names, at one size.
+        """Brings images to one size.
+
+        Args:
+            images: A and B, [H, W, 3], and their mask [H, W] if there is one, each with its name.
 
         Raises:
-            ReadError: the sizes differ, and this neither resizes nor crops; the mask is smaller than what A and B are
-                cropped to; or nothing is left within the border.
+            ReadError: the sizes differ, and the options neither resize nor crop; or the mask is smaller than the
+                cropped A and B; or nothing is left within the border.
         """
         from lpips_fast.images import resize_image
 
@@ -80,7 +83,7 @@ class Fit:
 
 
 def same_shape(size0: tuple[int, int], size1: tuple[int, int]) -> bool:
-    """Whether two sizes (width, height) have one aspect ratio; sides may be rounded by less than a pixel."""
+    """Whether two sizes (width, height) have the same aspect ratio, if a side is rounded by less than a pixel."""
     (width0, height0), (width1, height1) = size0, size1
     return abs(width0 * height1 - width1 * height0) < max(width0, height0, width1, height1)
 
@@ -88,7 +91,7 @@ def same_shape(size0: tuple[int, int], size1: tuple[int, int]) -> bool:
 def check_sizes(
     name0: str, size0: tuple[int, int], name1: str, size1: tuple[int, int], way: str = "--resize or --crop"
 ) -> None:
-    """Raises a ReadError, which names the way to one size, unless two images are of one size (width, height)."""
+    """Raises a ReadError that names a way to one size, unless two images have the same size (width, height)."""
     if size0 != size1:
         told0, told1 = (f"{width} x {height}" for width, height in (size0, size1))
         raise ReadError(f"sizes differ: {name0} is {told0}, {name1} {told1} ({way} makes them equal)")

@@ -1,4 +1,4 @@
-"""Folders of images for the commands: what is in them, of what size, and which image belongs to which."""
+"""Folders of images: the images in them, their size, and which image of one folder belongs to which of another."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from lpips_fast.cli.errors import ReadError, UsageError
 
 
 def list_folder(folder: Path) -> list[Path]:
-    """The images of a folder, at any depth: sorted paths relative to it."""
+    """The images of a folder, at any depth: sorted paths relative to the folder.
+
+    Raises:
+        UsageError: there is no such folder, or it has no images.
+    """
     from lpips_fast.images import list_images, suffixes
 
     if not folder.is_dir():
@@ -24,7 +28,12 @@ def list_folder(folder: Path) -> list[Path]:
 
 
 def one_size(paths: Sequence[Path]) -> tuple[int, int]:
-    """The width and height that all images have; those that cannot be read are left out."""
+    """The width and height of all images. Images that cannot be read are left out.
+
+    Raises:
+        ReadError: none can be read.
+        UsageError: the sizes differ.
+    """
     from lpips_fast.images import image_size
 
     counts: Counter[tuple[int, int]] = Counter()
@@ -40,18 +49,21 @@ def one_size(paths: Sequence[Path]) -> tuple[int, int]:
 
 
 class Match(NamedTuple):
+    """The pairs of two folders, and the images of each that are in no pair."""
+
     pairs: list[tuple[str, Path, Path]]  # name, path in the first folder, path in the second
     only_a: list[Path]
     only_b: list[Path]
 
 
 def match(paths_a: Sequence[Path], paths_b: Sequence[Path], pattern: str = "{name}") -> Match:
-    """Pairs relative paths by name, and what is left by name without suffix, where that is unambiguous.
+    """Pairs relative paths by name, and the remaining paths by name without suffix, if it is unique in both folders.
 
-    A pair's name is its path in the first folder.
+    The name of a pair is its path in the first folder.
 
     Args:
-        pattern: the names in the second folder without suffix, where {name} stands for that in the first.
+        paths_a, paths_b: the images of both folders.
+        pattern: the names in the second folder without suffix. {name} stands for the name in the first folder.
 
     Raises:
         UsageError: the pattern has no {name}.
@@ -62,8 +74,8 @@ def match(paths_a: Sequence[Path], paths_b: Sequence[Path], pattern: str = "{nam
     wanted = {a: Path(f"{named_by(pattern, a)}{a.suffix}") for a in paths_a}
     found = {a: wanted[a] for a in paths_a if wanted[a] in in_b}
     taken = set(found.values())
-    stems_a = without_suffix({a: wanted[a] for a in paths_a if a not in found})
-    stems_b = without_suffix({b: b for b in paths_b if b not in taken})
+    stems_a = by_stem({a: wanted[a] for a in paths_a if a not in found})
+    stems_b = by_stem({b: b for b in paths_b if b not in taken})
     for stem, members in stems_a.items():
         if len(members) == len(stems_b.get(stem, ())) == 1:
             found[members[0]] = stems_b[stem][0]
@@ -76,12 +88,12 @@ def match(paths_a: Sequence[Path], paths_b: Sequence[Path], pattern: str = "{nam
 
 
 def named_by(pattern: str, a: Path) -> Path:
-    """What a pattern makes of a relative path in the first folder: one in the second, without suffix."""
+    """The path in the second folder, without suffix, that a pattern gives a path in the first."""
     return a.parent / pattern.replace("{name}", a.stem)
 
 
-def without_suffix(names: Mapping[Path, Path]) -> dict[Path, list[Path]]:
-    """Paths grouped by their names without suffix."""
+def by_stem(names: Mapping[Path, Path]) -> dict[Path, list[Path]]:
+    """Groups paths by the names that they map to, without suffix."""
     groups: dict[Path, list[Path]] = defaultdict(list)
     for path, name in names.items():
         groups[name.with_suffix("")].append(path)

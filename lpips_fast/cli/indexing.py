@@ -1,4 +1,4 @@
-"""The index of a folder of images, which `index` saves and `search` looks in."""
+"""Makes the index of a folder of images, for `index` and `search`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,18 @@ from lpips_fast.search import Index
 def build_index(
     folder: Path, model: Model, size: tuple[int, int] | None, reading: Reading, notices: Notices
 ) -> tuple[Index, list[str]]:
-    """The index of the readable images of a folder, and why the others are not."""
+    """Makes the index of the images in a folder.
+
+    Args:
+        size: the width and height that all images take; None if they have one size already.
+
+    Returns:
+        the index of the images that can be read, and for each of the others why it cannot.
+
+    Raises:
+        ReadError: no image can be read; or with --strict, one cannot.
+        UsageError: there are no images, or their sizes differ, or are too small for the net.
+    """
     names = list_folder(folder)
     paths = [folder / name for name in names]
     width, height = size or one_size(paths)
@@ -47,7 +58,10 @@ def build_index(
 
 
 class _Files:
-    """Image files as tensors, a slice at a time and in order, read ahead; black where one cannot be read."""
+    """Image files that become tensors a slice at a time, in order, and are read ahead.
+
+    A file that cannot be read is black, and has its reason in `errors`.
+    """
 
     def __init__(
         self,

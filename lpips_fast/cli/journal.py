@@ -1,8 +1,8 @@
-"""Results on disk while a long run goes on, so that nothing computed is lost and `--resume` can go on.
+"""Results on disk while a long run goes on, so that nothing computed is lost, and `--resume` can go on.
 
-The CSV file itself grows, a row a result. For the JSON file a journal grows beside it, FILE.partial, a line a result
-after a first line with the settings; it goes when the document is complete. The document of what there is is written
-when the run ends early, too. A line cut short by a crash is dropped on reading.
+The CSV file itself grows, a row for each result. A JSON file cannot grow, so a journal FILE.partial grows beside it: a
+line with the settings, then a line for each result. The journal is deleted when the document is complete. If the run
+ends early, the document is written with the results so far. A line that a crash cut short is dropped on reading.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lpips_fast.cli import output
 from lpips_fast.cli.errors import UsageError
 from lpips_fast.cli.results import Row
 
-# What reading a damaged file may raise.
+# Exceptions that reading a damaged file may raise.
 _DAMAGE = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError, csv_module.Error)
 
 
@@ -29,16 +29,16 @@ class Journal:
     """The files of one run.
 
     Args:
-        json, csv: the files asked for, or None.
-        settings: on which the numbers depend; a run is only resumed with the same ones.
-        columns: of the CSV file. `name` identifies a result.
+        json, csv: the files of --json and --csv, or None.
+        settings: the settings on which the numbers depend. A run is resumed only with the same settings.
+        columns: the columns of the CSV file. `name` identifies a result.
         resume: whether to go on with the results in the files.
-        read_row: a result as it was read, checked (any exception of a damaged one will do), or None where `lpips` is
-            a number, which may be text.
+        read_row: checks and converts a result that was read from a file, whose numbers may be text. It may raise any
+            exception of _DAMAGE. None reads results whose `lpips` is one number.
 
     Raises:
-        UsageError: the files hold a run with other settings, or one that was cut short and is not to be resumed, or
-            are damaged.
+        UsageError: the files hold a run with other settings, or are damaged; or they hold a run that was cut short, and
+            `resume` is False.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Journal:
             output.write_text(self.partial, _json_lines([self.settings, *self.rows]))
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Adds results; they are with the operating system when this returns."""
+        """Adds results. The operating system has them when this returns."""
         if self.csv is not None:
             text = output.csv_text(self._stamped(rows), self.columns, header=False)
             if self.csv == output.STDOUT:
@@ -82,7 +82,7 @@ class Journal:
             _append(self.partial, _json_lines(rows))
 
     def finish(self, document: Mapping[str, Any], complete: bool) -> None:
-        """Writes the JSON document; the journal stays where the run is not complete."""
+        """Writes the JSON document. The journal stays if the run is not complete."""
         output.write_json(self.json, {"settings": self.settings, "complete": complete, **document})
         if complete and self.partial is not None:
             self.partial.unlink(missing_ok=True)
@@ -101,7 +101,7 @@ class Journal:
             raise UsageError(f"{path} holds the results of a run that was cut short: go on with --resume, or delete it")
 
     def _read(self, read_row: Callable[[Any], Row]) -> list[Row]:
-        """The results that are there, without those that were errors, which are tried again."""
+        """The results in the files. Errors are left out, so that they are tried again."""
         readers = (self.partial, self._read_partial), (self.json, self._read_document), (self.csv, self._read_csv)
         there = ((path, read) for path, read in readers if path not in (None, output.STDOUT) and path.exists())
         path, read = next(there, (None, None))
@@ -166,7 +166,7 @@ class Journal:
 
 
 def _distance_row(columns: Sequence[str], row: Any) -> Row:
-    """A result with one distance, as it was read from JSON or CSV."""
+    """Checks and converts a result with one distance that was read from JSON or CSV."""
     if not isinstance(row, dict):
         raise ValueError(f"{row!r:.99} is no row")
     missing = [column for column in columns if column not in row and column != "error"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 import typer
 
 from lpips_fast.cli.errors import ReadError, UsageError
-from lpips_fast.cli.folders import list_folder, without_suffix
+from lpips_fast.cli.folders import by_stem, list_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +23,7 @@ WeightsOf: TypeAlias = "Callable[[Image.Image], np.ndarray | None]"
 
 
 def parse_mask(text: str) -> str:
-    """The text of --mask: ALPHA stays, and a path is normalised; a file or folder named alpha becomes ./alpha."""
+    """The text of --mask: ALPHA, or a path, which is ./alpha for a file or folder of that name."""
     path = str(Path(text))
     return f"./{path}" if path == ALPHA and text != ALPHA else path
 
@@ -36,7 +36,7 @@ def mask_option(help: str) -> Any:
 Mask = Annotated[
     str | None,
     mask_option(
-        "The weights of pixels in the mean, white 1, black 0: an image, a folder of images named as A's, or alpha, "
+        "The weights of pixels in the mean, white 1, black 0: an image, a folder of images with A's names, or alpha, "
         "which is A's alpha channel (./alpha is a folder of that name)."
     ),
 ]
@@ -63,7 +63,7 @@ def find_masks(mask: str | None, names: Sequence[Path]) -> list[MaskSource]:
         return [ALPHA] * len(names)
     path = Path(mask)
     if path.is_dir():
-        return _masks_by_name(mask, names)
+        return _masks_in_folder(mask, names)
     from lpips_fast.images import open_image
 
     try:
@@ -74,16 +74,16 @@ def find_masks(mask: str | None, names: Sequence[Path]) -> list[MaskSource]:
     return [path] * len(names)
 
 
-def _masks_by_name(mask: str, names: Sequence[Path]) -> list[MaskSource]:
+def _masks_in_folder(mask: str, names: Sequence[Path]) -> list[MaskSource]:
     folder = Path(mask)
     try:
         masks = list_folder(folder)
     except UsageError as error:
         raise UsageError(f"--mask {error}") from error
-    of_masks, by_stem = set(masks), without_suffix({m: m for m in masks})
+    all_masks, stems = set(masks), by_stem({m: m for m in masks})
     found: dict[Path, Path] = {}
     for name in names:
-        candidates = [name] if name in of_masks else by_stem.get(name.with_suffix(""), [])
+        candidates = [name] if name in all_masks else stems.get(name.with_suffix(""), [])
         if len(candidates) == 1:
             found[name] = candidates[0]
     if not found:

@@ -1,4 +1,4 @@
-"""The network as the options ask for it, applied to images as they are read."""
+"""The network that the options ask for, applied to uint8 images."""
 
 from __future__ import annotations
 
@@ -22,13 +22,21 @@ from lpips_fast.pairwise import embed
 from lpips_fast.trunk.nets import ALIASES
 from lpips_fast.weights.formats import SeveralError
 
-# Decoded images go through the network once they hold this many pixels, 16 of 512 x 512, even where a batch could take
-# more.
+# Decoded images wait in memory for a full batch. They go through the network at the latest when they hold this many
+# pixels, those of 16 images of 512 x 512.
 _PIXELS_AT_ONCE = 1 << 22
 
 
 def make_lpips(settings: Settings, **options: Any) -> LPIPS:
-    """LPIPS as the settings ask for it, on its device, with more options of `LPIPS`."""
+    """Makes the LPIPS that the settings ask for, on its device.
+
+    Args:
+        settings: the options of the command.
+        options: more arguments of `LPIPS`.
+
+    Raises:
+        UsageError: the weights or the device cannot be used.
+    """
     device = find_device(settings.device)
     options |= {
         "version": settings.version,
@@ -46,7 +54,7 @@ def make_lpips(settings: Settings, **options: Any) -> LPIPS:
 
 
 def _checkpoint(settings: Settings, path: Path) -> Checkpoint:
-    """The weights in the file of --weights. Its errors name the command line's options, unlike those of `LPIPS`."""
+    """Reads the file of --weights. Errors name the options of the command line, where `LPIPS` names its arguments."""
     try:
         found = load_any(path, ALIASES[settings.net])
     except SeveralError as error:
@@ -62,7 +70,7 @@ def _checkpoint(settings: Settings, path: Path) -> Checkpoint:
 
 
 class Model:
-    """LPIPS on uint8 images [H, W, 3]."""
+    """LPIPS of uint8 images [H, W, 3]."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -74,35 +82,38 @@ class Model:
         return self.lpips.net.spec.min_size
 
     def too_small(self, height: int, width: int) -> str | None:
-        """Why images of this size are too small for the net, or None."""
+        """Says why images of this size are too small for the net; None if they are not."""
         if min(height, width) >= self.min_side:
             return None
         return f"{width} x {height} pixels; net {self.settings.net!r} needs sides of at least {self.min_side}"
 
     def tensor(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Images of one size as float32 [N, 3, H, W] on the device, in [-1, 1], or [0, 1] with --no-normalize."""
+        """Images of one size as float32 [N, 3, H, W] on the device, in [-1, 1], or in [0, 1] with --no-normalize."""
         stack = torch.from_numpy(np.stack(images)).to(self.device).permute(0, 3, 1, 2)
         stack = stack.to(torch.float32, memory_format=torch.contiguous_format)
         # 2v - 255 is exact, so this rounds once, as `im2tensor` does.
         return stack.mul_(2).sub_(255).div_(255) if self.settings.normalize else stack.div_(255)
 
     def weight(self, masks: Sequence[np.ndarray | None]) -> Tensor | None:
-        """Masks uint8 [H, W], all or none of which are None, as weights of pixels in [0, 1], float32 [N, 1, H, W]."""
+        """Masks uint8 [H, W] as weights of pixels in [0, 1], float32 [N, 1, H, W]; None if all masks are None."""
         if masks[0] is None:
             return None
         return torch.from_numpy(np.stack(cast(Sequence[np.ndarray], masks))).to(self.device)[:, None].float().div_(255)
 
     @torch.inference_mode()
     def distances(self, pairs: Sequence[Pair]) -> list[float]:
-        """The distance of each pair; all are of one size."""
+        """The distance of each pair. All pairs have one size."""
         images0, images1, masks = zip(*pairs, strict=True)
         return self.lpips(self.tensor(images0), self.tensor(images1), weight=self.weight(masks)).flatten().tolist()
 
     def outcomes(self, pairs: Iterable[tuple[int, Pair | str]]) -> dict[int, float | str]:
-        """The distance of each numbered pair, or why there is none, as of one that could not be read (a string).
+        """The distance of each pair, by its number, or a string that says why there is none.
+
+        Args:
+            pairs: numbers and pairs. A string in the place of a pair says why it could not be read.
 
         Raises:
-            ReadError: the first reason, with --strict.
+            ReadError: a pair has no distance, with --strict.
         """
         outcomes: dict[int, float | str] = {}
 
@@ -134,7 +145,7 @@ class Model:
 
     @torch.inference_mode()
     def maps(self, pair: Pair) -> tuple[np.ndarray, list[np.ndarray]]:
-        """The map [H, W] of a pair, and each layer's part of it, multiplied by the weights of pixels in its mask."""
+        """The map [H, W] of a pair, and each layer's part of it. All are multiplied by the mask, if there is one."""
         self.lpips.spatial = True
         try:
             value, parts = self.lpips(self.tensor([pair.image0]), self.tensor([pair.image1]), retPerLayer=True)
@@ -150,7 +161,7 @@ class Model:
 
 
 class _Tensors:
-    """Images as tensors, a slice at a time."""
+    """Images that become tensors a slice at a time."""
 
     def __init__(self, model: Model, images: Sequence[np.ndarray]) -> None:
         self.model, self.images = model, images
@@ -163,7 +174,11 @@ class _Tensors:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of --device."""
+    """The device that --device names.
+
+    Raises:
+        UsageError: there is no such device.
+    """
     if name == "auto":
         if not torch.cuda.is_available():
             return torch.device("cpu")
@@ -177,7 +192,7 @@ def find_device(name: str) -> torch.device:
 
 
 def _by_size(pairs: Iterable[tuple[int, Pair]]) -> Iterator[list[tuple[int, Pair]]]:
-    """Groups numbered pairs by the size of their images; holds back a bounded number of pixels."""
+    """Groups pairs by the size of their images. Groups go on once they hold _PIXELS_AT_ONCE together."""
     groups: dict[tuple[int, ...], list[tuple[int, Pair]]] = {}
     pixels = 0
     for number, pair in pairs:

@@ -1,4 +1,4 @@
-"""What a run says of the image files that it has read: once, at its end, with a count."""
+"""What a run says about the images that it has read: at its end, in one line each, with a count."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class FrameName(str):
-    """The name of a video, for one of its frames; frames come in order, and one may come several times in a row."""
+    """The name of a video, for one of its frames. Frames come in order, and one may come several times in a row."""
 
     video: Path
     number: int
@@ -33,15 +33,15 @@ class FrameName(str):
 
 @dataclass
 class _Images(Generic[T]):
-    """Images of which one thing is to be said, each counted once.
+    """The images that one notice is about, each counted once.
 
-    Files may come in any order and again, so all are kept by name, as the run's list of them is. Of a video the first
-    frame is kept, and a count of the others: a video may be long.
+    Files may come in any order and several times. So all of them are kept by name, like the run's own list of files. A
+    video may be long: its first frame is kept by name, and the others are counted.
     """
 
-    named: dict[str, T] = field(default_factory=dict)  # what was found, by name
+    named: dict[str, T] = field(default_factory=dict)  # what was found in each image, by name
     latest: dict[Path, int] = field(default_factory=dict)  # the number of the latest frame, by video
-    others: int = 0  # frames that have no name here
+    others: int = 0  # frames that are not in `named`
 
     def add(self, name: Name, found: T) -> None:
         if isinstance(name, FrameName):
@@ -54,7 +54,7 @@ class _Images(Generic[T]):
         self.named[str(name)] = found
 
     def update(self, other: _Images[T]) -> None:
-        """Takes what another process has found; it has read no frames of the same video."""
+        """Adds what another process has found. No two processes read frames of the same video."""
         self.named |= other.named
         self.others += other.others
 
@@ -74,10 +74,10 @@ class _Images(Generic[T]):
 class _Found:
     """What one process has found."""
 
-    transparent: _Images[None] = field(default_factory=_Images)  # that show the background
-    opaque: bool = False  # whether these were compared with an image that is not transparent
-    narrow: _Images[None] = field(default_factory=_Images)  # of 16 bits and few levels
-    values: tuple[float, float] = (math.inf, -math.inf)  # the least and the largest of these
+    transparent: _Images[None] = field(default_factory=_Images)  # images that show the background
+    opaque: bool = False  # whether one of them was compared with an image that is not transparent
+    narrow: _Images[None] = field(default_factory=_Images)  # images of 16 bits and few levels
+    values: tuple[float, float] = (math.inf, -math.inf)  # the least and the largest value in them
     stretched: _Images[Stretched] = field(default_factory=_Images)
     full_mask: bool = False  # whether a mask was 255 in every pixel
     other_mask: bool = False  # whether a mask was not
@@ -93,20 +93,23 @@ class _Found:
 
 
 class Notices:
-    """Takes the images as they are read, by the names that they are to be called by, and hands on their pixels."""
+    """Notes what there is to say about images as they are read, and hands on their pixels.
+
+    Each image comes with the name that a notice gives it.
+    """
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
         self._found = _Found()
 
     def image(self, name: Name, image: Picture) -> np.ndarray:
-        """The pixels of one among images that are all compared with each other."""
+        """Notes an image that is compared with all other images, and returns its pixels."""
         self._note_transparency(name, image)
         self._note_values(name, image)
         return image.pixels
 
     def pair(self, names: tuple[Name, Name], read: ReadPair) -> Pair:
-        """The pixels of two images that are compared with each other, and their mask."""
+        """Notes two images that are compared with each other, and returns their pixels and their mask."""
         for name, image in zip(names, (read.image0, read.image1), strict=True):
             if read.image0.transparent != read.image1.transparent:
                 self._note_transparency(name, image)
@@ -120,12 +123,17 @@ class Notices:
         return read.pair()
 
     def pairs(self, names: Iterable[tuple[Name, Name]], pairs: Iterable[ReadPair | str]) -> Iterator[Pair | str]:
-        """The pixels of pairs as they are read; strings, which say why there is none, as they are."""
+        """Notes pairs as they are read, and yields their pixels. A string, which says why there is no pair, stays."""
         for of_pair, read in zip(names, pairs, strict=True):
             yield read if isinstance(read, str) else self.pair(of_pair, read)
 
     def index(self, name: Name, transparent: bool | None, opaque: bool | None) -> None:
-        """Takes what is known of the images in an index, which are compared with all others."""
+        """Notes an index, whose images are compared with all others.
+
+        Args:
+            name: the index.
+            transparent, opaque: whether an image in it is transparent, and whether one is not; None if that is unknown.
+        """
         if transparent:
             self._found.transparent.add(f"an image in {name}", None)
         self._found.opaque |= bool(opaque)
@@ -140,17 +148,17 @@ class Notices:
         relation: str = "compared with an image that is not",
         remedy: str = "--background takes another colour",
     ) -> None:
-        """Says what was found, by all processes of the group, which must all call this.
+        """Prints what all processes of the group have found. All of them must call this.
 
         Args:
-            relation: of transparent images to those that are not.
-            remedy: where transparent pixels should show something else.
+            relation: how the transparent images relate to the others.
+            remedy: what to do if transparent pixels should show something else.
         """
         found = _Found()
         for of_each_process in processes.gathered([self._found], processes.count()):
             for of_process in of_each_process:
                 found.add(of_process)
-        if found.transparent and found.opaque and self._reading.background is None:  # else it was chosen
+        if found.transparent and found.opaque and self._reading.background is None:  # else the user chose it
             output.warn(
                 f"{found.transparent}: transparent, and {relation}; transparent pixels show "
                 f"{self._reading.background_color} ({remedy})"
@@ -183,5 +191,5 @@ class Notices:
 
 
 def _both(values: tuple[float, float], others: tuple[float, float]) -> tuple[float, float]:
-    """The least and the largest of both."""
+    """The least and the largest of two ranges of values."""
     return min(values[0], others[0]), max(values[1], others[1])

@@ -1,4 +1,4 @@
-"""Single arguments and options that several commands take, and the panels of the help texts."""
+"""Arguments and options that several commands take, and the panels that group them in the help texts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,11 @@ Resume = Annotated[
 
 
 def parse_size(size: str | None) -> tuple[int, int] | None:
-    """WIDTHxHEIGHT as numbers."""
+    """WIDTHxHEIGHT as numbers.
+
+    Raises:
+        UsageError: the text is something else.
+    """
     if size is None:
         return None
     found = re.fullmatch(r"([1-9][0-9]{0,8})x([1-9][0-9]{0,8})", size)

@@ -1,4 +1,4 @@
-"""Where results go: the screen, JSON and CSV files. Whole files appear at once, under their name only when complete."""
+"""Where results go: the screen, and JSON and CSV files, which appear under their name only when they are complete."""
 
 from __future__ import annotations
 
@@ -22,18 +22,21 @@ STDOUT = Path("-")
 
 
 def to_stdout(*paths: Path | None) -> bool:
-    """Whether a file of results is stdout, which then gets nothing else."""
+    """Whether one of the files of results is stdout, which then gets nothing else."""
     return STDOUT in paths
 
 
 @contextmanager
 def claiming(files: Mapping[str, Path]) -> Iterator[None]:
-    """Keeps the files that a run is to write, by option, for this run; - is stdout.
+    """Reserves the files that a run will write for this run.
 
-    Beside each lies a lock while the run goes on, which is the system's and ends with the process.
+    A lock lies beside each file while the run goes on. The lock is the operating system's, and ends with the process.
+
+    Args:
+        files: the files by option; - is stdout.
 
     Raises:
-        UsageError: one could not be written in the end, two are the same, or another run writes one.
+        UsageError: a file cannot be written, two options name the same file, or another run writes to one.
     """
     from filelock import FileLock, Timeout
 
@@ -60,11 +63,12 @@ def claiming(files: Mapping[str, Path]) -> Iterator[None]:
 
 
 def _remove(lock: Path) -> None:
-    with contextlib.suppress(OSError):  # where an open file cannot go, it stays, unlocked
+    with contextlib.suppress(OSError):  # some systems keep an open file; it stays there, unlocked
         lock.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes a whole file, or to stdout."""
     if path == STDOUT:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -74,7 +78,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path | None, document: Mapping[str, Any]) -> None:
-    """Writes a document; numbers that JSON does not have (NaN, infinity) become null."""
+    """Writes a document. Numbers that JSON does not have (NaN, infinity) become null."""
     if path is not None:
         write_text(path, json_module.dumps(_finite(document), indent=1, ensure_ascii=False) + "\n")
 
@@ -94,7 +98,10 @@ def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], header: 
 
 
 class _Lines(list[str]):
-    """Rows of a CSV file, which end in \n, but are written to end in \r\n: csv only quotes what can end a row."""
+    """The rows of a CSV file, which end in \n.
+
+    The writer ends them in \r\n, because csv quotes only characters that can end a row.
+    """
 
     def write(self, row: str) -> None:
         self.append(row.removesuffix("\r\n") + "\n")
@@ -111,13 +118,13 @@ def _finite(value: Any) -> Any:
 
 
 def warn(message: str) -> None:
-    """A line on stderr, from one process of many."""
+    """Prints a line on stderr, from one of all processes."""
     if processes.rank() == 0:
         print(f"lpips-fast: {message}", file=sys.stderr, flush=True)
 
 
 def end(reasons: Iterable[str]) -> None:
-    """Ends a command: names what could not be read or compared, with exit status 1 if there is anything."""
+    """Ends a command: prints why images could not be read or compared, and exits with status 1 if there is a reason."""
     failed = False
     for why in reasons:
         warn(why)
@@ -128,7 +135,7 @@ def end(reasons: Iterable[str]) -> None:
 
 @contextmanager
 def progress(total: int | None, label: str) -> Iterator[Any]:
-    """A progress bar on stderr where that is a terminal; yields a function that advances it."""
+    """A progress bar on stderr, if it is a terminal. Yields a function that advances the bar."""
     if not sys.stderr.isatty() or processes.rank() != 0:
         yield lambda steps=1: None
         return
@@ -149,7 +156,7 @@ def progress(total: int | None, label: str) -> Iterator[Any]:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout; where that is no terminal, plain lines with tabs, for other programs."""
+    """Prints a table on stdout, or lines with tabs, for other programs, if stdout is no terminal."""
     if not sys.stdout.isatty():
         print("\t".join(columns))
         for row in rows:

@@ -1,6 +1,6 @@
-"""One process among several, as torchrun starts them: each takes every K-th unit of work, rank 0 reports.
+"""Processes that share a run, as torchrun starts them: each computes its units of work, and rank 0 reports.
 
-Only results travel, a few numbers a unit, so the group is gloo's whatever the device.
+Processes exchange only results, a few numbers for each unit. So the group uses gloo on every device.
 """
 
 from __future__ import annotations
@@ -14,22 +14,26 @@ T = TypeVar("T")
 
 
 def count() -> int:
+    """How many processes share the run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
+    """The number of this process, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def local_rank() -> int:
+    """The number of this process on its machine, from 0."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 @contextmanager
 def group() -> Iterator[None]:
-    """The process group, where there is more than one process.
+    """The process group, if there is more than one process.
 
-    An exception leaves without waiting for the others: torchrun then ends them, while a collective would hang.
+    An exception leaves the group without waiting for the other processes: torchrun ends them, and a collective would
+    hang.
     """
     if count() == 1:
         yield
@@ -43,7 +47,7 @@ def group() -> Iterator[None]:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What `make` returns on rank 0, on every rank."""
+    """Calls `make` on rank 0, and returns its result on every rank."""
     if count() == 1:
         return make()
     import torch.distributed as dist
@@ -54,18 +58,23 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def own(units: Sequence[T]) -> Sequence[T]:
-    """The units of work of this process."""
+    """The units of work of this process, every K-th of K processes."""
     return units[rank() :: count()]
 
 
 def own_run(units: Sequence[T]) -> Sequence[T]:
-    """The units of work of this process where neighbours share some of it: a contiguous run."""
+    """The units of work of this process as a contiguous run, for units whose neighbours share some of their work."""
     n = len(units)
     return units[n * rank() // count() : n * (rank() + 1) // count()]
 
 
 def gathered(results: Iterable[T], units: int) -> Iterator[list[T]]:
-    """On rank 0, round by round, what every process computed of its own units; on the others empty lists."""
+    """Round by round the results of all processes on rank 0, and empty lists on the other ranks.
+
+    Args:
+        results: what this process computes, a result for each of its own units.
+        units: how many units all processes have.
+    """
     if count() == 1:
         for result in results:
             yield [result]

@@ -1,4 +1,4 @@
-"""Reading images for the commands: in worker processes, errors as values, in the order asked for."""
+"""Image files, and pairs of them, read in order by worker processes. An error is a string in place of an image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Images(Dataset[Any]):
-    """Image files as pictures; a string says why one cannot be read."""
+    """Image files at one size (width, height), as `Picture`s. A string says why a file cannot be read."""
 
     def __init__(self, paths: Sequence[Path], size: tuple[int, int], reading: Reading) -> None:
         self.paths = paths
@@ -38,7 +38,7 @@ class Images(Dataset[Any]):
 
 
 class Pair(NamedTuple):
-    """Two images uint8 [H, W, 3] of one size, and the weights of their pixels, uint8 [H, W], where there is a mask."""
+    """Two images uint8 [H, W, 3] of one size, and the weights of their pixels, uint8 [H, W], if there is a mask."""
 
     image0: np.ndarray
     image1: np.ndarray
@@ -46,7 +46,7 @@ class Pair(NamedTuple):
 
 
 class Stretched(NamedTuple):
-    """An image that was resized to another aspect ratio, by its name; sizes are width and height."""
+    """An image that was resized to another aspect ratio. Sizes are width and height."""
 
     name: str
     size: tuple[int, int]
@@ -54,7 +54,7 @@ class Stretched(NamedTuple):
 
 
 class ReadPair(NamedTuple):
-    """A pair as it was read: with what was lost of its images."""
+    """A pair as it was read, with what the notices at the end of a run need to know."""
 
     image0: Picture
     image1: Picture
@@ -66,7 +66,7 @@ class ReadPair(NamedTuple):
 
 
 class Pairs(Dataset[Any]):
-    """Pairs of image files, each with its mask or None, as `ReadPair`; a string says why there is none."""
+    """Pairs of image files, each with its mask or None, as `ReadPair`s. A string says why there is no pair."""
 
     def __init__(self, paths: Sequence[tuple[Path, Path, MaskSource]], fit: Fit, reading: Reading) -> None:
         self.paths = paths
@@ -85,15 +85,15 @@ class Pairs(Dataset[Any]):
 
 
 def load(path: Path, reading: Reading) -> Picture:
-    """An image file as the options ask for it; raises as `read_image` does."""
+    """Reads an image file by the options. Raises what `read_image` raises."""
     return read_image(path, reading.background_color, reading.value_range)
 
 
 def load_pair(a: Path, b: Path, fit: Fit, reading: Reading, mask: MaskSource = None) -> ReadPair:
-    """Two images, and a mask where one is named, at one size.
+    """Reads two images, and their mask if there is one, and brings them to one size.
 
     Raises:
-        ReadError: one cannot be read, or they do not fit together as `make_pair` says.
+        ReadError: a file cannot be read, or `make_pair` refuses the images.
     """
     try:
         if not fit.takes_all_sizes and _sides(a) != _sides(b):
@@ -118,11 +118,16 @@ def make_pair(
     image1: tuple[str, Picture],
     mask: tuple[str, np.ndarray | None] | None = None,
 ) -> ReadPair:
-    """Two images, and the mask if there is one, at one size; each comes with its name.
+    """Brings two images, and their mask if there is one, to one size.
+
+    Args:
+        fit: how.
+        image0, image1: the images, each with its name.
+        mask: the name and the weights of the mask. The weights are None if they are to be an alpha channel, and the
+            image has none.
 
     Raises:
-        ReadError: the mask is None, an alpha channel that is not there, or 0 everywhere; the sizes differ, or nothing
-            is left of them, as `Fit` says.
+        ReadError: the mask's weights are None, or 0 everywhere; or `fit` refuses the sizes.
     """
     named = [(name, image.pixels) for name, image in (image0, image1)]
     if mask is not None:
@@ -142,7 +147,7 @@ def make_pair(
 
 
 def _sides(path: Path) -> list[int]:
-    """The sides of an image in order, for its EXIF orientation may swap them; its pixels are not decoded."""
+    """The sides of an image, smaller first, because its EXIF orientation may swap them. Decodes no pixels."""
     with open_image(path) as image:
         return sorted(image.size)
 
@@ -150,9 +155,9 @@ def _sides(path: Path) -> list[int]:
 def read_ahead(dataset: Dataset[T], workers: int) -> Iterator[T]:
     """The items of a dataset in order, read by worker processes that stay a little ahead.
 
-    Arrays travel through pipes; tensors would need room in /dev/shm, which containers keep small.
+    Workers send arrays through pipes. Tensors would need room in /dev/shm, which containers keep small.
     """
-    workers = min(workers, len(dataset) // 4)  # type: ignore[arg-type]  # for a few files none is worth its start
+    workers = min(workers, len(dataset) // 4)  # type: ignore[arg-type]  # a worker for a few files is not worth its start
     loader = DataLoader(
         dataset,
         batch_size=None,

@@ -1,4 +1,4 @@
-"""A run's results as one HTML page that needs no other file and no network, and is whole without its script."""
+"""The results of a run as one HTML page, which needs no other file and no network, and shows all without its script."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from lpips_fast.cli.results import FilePair
 
 Loaded = TypeVar("Loaded", bound=tuple[Any, ...])
 
-_BINS = 30  # of the histogram, at most
-_BINS_SHOWN = 5  # at least, so that equal values give a bar and not a block
-_EQUAL = 1e-3  # values that spread over less, relative to the largest, are equal in the histogram
+_BINS = 30  # bins of the histogram, at most
+_BINS_SHOWN = 5  # bins, at least, so that equal values give a bar and not a block
+_EQUAL = 1e-3  # values whose spread, relative to the largest, is below this are equal in the histogram
 _LARGEST_SIDE = 320  # of an embedded picture, in pixels
 _LOOKED_AT = 32  # pairs read for one group of examples, at most
 _THUMBNAIL = (8, 8)
@@ -32,7 +32,7 @@ _NEARLY_EQUAL = 0.5  # mean squared difference of two thumbnails, relative to th
 
 
 class Example(NamedTuple):
-    """A pair to look at: both images, uint8 [h, w, 3], and the map of their distance, [h, w], as small pictures."""
+    """A pair to show: both images, uint8 [h, w, 3], and the map of their distance, [h, w], made small."""
 
     pair: FilePair
     distance: float
@@ -46,16 +46,18 @@ def choose_examples(
     load: Callable[[FilePair], Loaded | None],
     distance_map: Callable[[Loaded], np.ndarray],
 ) -> dict[str, list[Example]]:
-    """Pairs to look at, under the headings of their groups.
+    """Chooses pairs to show, in groups by heading.
 
-    The pairs in order of distance are cut into thirds. The first gives up to 4 of the largest distances, the second up
-    to 2 around the median, the third up to 2 of the smallest. A group leaves out a pair whose image A is nearly equal
-    to one that it has, as neighbouring frames of a video are. It ends after 32 pairs, even where it is not full.
+    The pairs in order of distance are cut into thirds. The first third gives up to 4 pairs of the largest distances,
+    the second up to 2 around the median, the last up to 2 of the smallest. A group leaves out a pair whose image A is
+    nearly equal to one that it has, like a neighbouring frame of a video. The search for a group ends after 32 pairs,
+    even if it is not full.
 
     Args:
         distances: each pair and its distance.
-        load: reads a pair. The first two items are its images, uint8 [H, W, 3] of one size. None leaves the pair out.
-        distance_map: gives the map [H, W] of what `load` gave.
+        load: reads a pair. The first two items of its result are the images, uint8 [H, W, 3] of one size. None leaves
+            the pair out.
+        distance_map: makes the map [H, W] of a result of `load`.
     """
     ranked = _ranked(distances)
     n = len(ranked)
@@ -87,17 +89,17 @@ def report_page(
     examples: Mapping[str, Sequence[Example]],
     place: Path | None,
 ) -> str:
-    """The page.
+    """Makes the page.
 
     Args:
         folders: the folders of the images A and B, as the page names them.
-        settings: how the numbers came about.
-        summary: their statistics.
-        distances: each pair and its distance, finite. The histogram and the table hold them all.
-        errors: each pair that has no distance, and why.
-        unmatched: the images of each folder that have no counterpart in the other, as paths within it.
+        settings: the settings of the run.
+        summary: the statistics of the distances.
+        distances: each pair and its distance, finite. The histogram and the table have them all.
+        errors: each pair without a distance, and the reason.
+        unmatched: the images of each folder without a counterpart in the other, as paths within their folder.
         examples: the pairs to show with their maps, in groups by heading. All maps have one scale.
-        place: the folder of the page, where links to the images start. None makes them absolute.
+        place: the folder of the page, to which links are relative. None makes links absolute.
     """
     title = "LPIPS of {} and {}".format(*folders)
     parts = [
@@ -144,7 +146,7 @@ def _distinct(
     load: Callable[[FilePair], Loaded | None],
     most: int,
 ) -> Iterator[tuple[FilePair, float, Loaded]]:
-    """The first `most` candidates, as `load` gives them, no two of which have nearly equal images A."""
+    """The first `most` candidates that can be loaded and have no nearly equal images A, with what `load` gives."""
     seen: list[np.ndarray] = []
     for pair, distance in candidates:
         if len(seen) == most:
@@ -164,7 +166,7 @@ def _nearly_equal(x: np.ndarray, y: np.ndarray) -> bool:
 
 
 def _shrink(image: np.ndarray) -> np.ndarray:
-    """The image, uint8 [H, W, 3] or a map [H, W], with sides of at most a picture's."""
+    """An image, uint8 [H, W, 3], or a map [H, W], with sides of at most _LARGEST_SIDE."""
     picture = Image.fromarray(image)
     # A triangle filter does not overshoot: a map's values stay within its range.
     picture.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.BILINEAR)
@@ -231,7 +233,7 @@ def _figure(example: Example, top: float, place: Path | None) -> str:
 
 
 def _differing(a: str, b: str) -> tuple[str, str]:
-    """Both paths without their common first and last parts. Each keeps at least one part."""
+    """Both paths without the first and last parts that they share. Each keeps at least one part."""
     parts_a, parts_b = Path(a).parts, Path(b).parts
     for end in (0, -1):
         while min(len(parts_a), len(parts_b)) > 1 and parts_a[end] == parts_b[end]:
@@ -240,7 +242,7 @@ def _differing(a: str, b: str) -> tuple[str, str]:
 
 
 def _picture(label: str, image: np.ndarray) -> str:
-    """An image of at most a picture's size. A small one is enlarged, pixel by pixel."""
+    """The tag of an image. A small image is enlarged by a whole factor, without interpolation."""
     factor = max(1, _LARGEST_SIDE // max(image.shape[:2]))
     file = io.BytesIO()
     Image.fromarray(image.repeat(factor, axis=0).repeat(factor, axis=1)).save(file, "PNG")
@@ -255,7 +257,7 @@ def _histogram(values: Sequence[float]) -> str:
     n, most = len(counts), int(counts.max())
     left, top, width, height = 46, 8, 380, 180
     bar, bottom = width / n, top + height
-    every = next(k for k in (1, 2, 5, 10) if n / k <= 8)  # bins between labels, for these to be round numbers
+    every = next(k for k in (1, 2, 5, 10) if n / k <= 8)  # bins from label to label, so that labels are round numbers
     lines = max(1, int(_round_up(most / 5)))
     parts = []
     for count in range(0, most + 1, lines):
@@ -284,7 +286,7 @@ def _histogram(values: Sequence[float]) -> str:
 
 
 def _bins(values: np.ndarray) -> tuple[float, int, np.ndarray]:
-    """Bins of round width from about the smallest value to about the largest.
+    """Sorts values into bins of a round width.
 
     Returns:
         the width, the number of the first bin, and the count of each bin. Bin i begins at i times the width.
@@ -301,7 +303,7 @@ def _bins(values: np.ndarray) -> tuple[float, int, np.ndarray]:
 
 
 def _round_up(step: float) -> float:
-    """The next of 1, 2, 5 times a power of ten; `step` is positive."""
+    """The smallest of 1, 2, 5 times a power of ten that is not below `step`, which is positive."""
     power = 10.0 ** math.floor(math.log10(step))
     return next(power * digit for digit in (1, 2, 5, 10) if power * digit >= step * (1 - 1e-9))
 

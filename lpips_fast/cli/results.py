@@ -1,4 +1,4 @@
-"""What a run found: a distance an image pair, or why there is none, and the statistics of them."""
+"""The results of a run: for each pair its distance, or why there is none; and their statistics."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class FilePair(NamedTuple):
 
 
 def summarize(values: Iterable[float], errors: int) -> dict[str, Any]:
-    """Count, mean, standard deviation (of the population), extremes and median of those that are not NaN.
+    """Count, mean, standard deviation (of the population), extremes and median of the values that are not NaN.
 
-    Sums are rounded once, so they are the same in any order.
+    Sums are rounded once, so they are the same in any order of the values.
     """
     known = sorted(value for value in values if not math.isnan(value))
     n = len(known)
@@ -40,7 +40,7 @@ def summarize(values: Iterable[float], errors: int) -> dict[str, Any]:
 
 
 class Results:
-    """Of each pair its distance or why there is none: 8 bytes a pair, however long the run."""
+    """The distance of each pair, or why there is none. Takes 8 bytes for a distance, because a run may be long."""
 
     def __init__(self, pairs: Sequence[FilePair]) -> None:
         self.pairs = pairs
@@ -49,18 +49,20 @@ class Results:
         self._index = {name: i for i, (name, _, _) in enumerate(pairs)}
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Takes distances that were computed before; those of pairs that are no longer there are left out."""
+        """Adds distances that an earlier run has computed. Pairs that are no longer there are left out."""
         for row in rows:
             if (i := self._index.get(row["name"])) is not None:
                 self.put(i, row["lpips"])
 
     def put(self, i: int, outcome: float | str) -> None:
+        """Adds the distance of a pair, or a string that says why there is none."""
         if isinstance(outcome, str):
             self.errors[i] = outcome
         else:
             self.values[i] = outcome
 
     def missing(self, i: int) -> bool:
+        """Whether a pair has neither a distance nor a reason yet."""
         return math.isnan(self.values[i]) and i not in self.errors
 
     def row(self, i: int) -> Row:
@@ -69,10 +71,10 @@ class Results:
         return {**row, "lpips": None, "error": self.errors[i]} if i in self.errors else row
 
     def rows(self) -> Iterator[Row]:
-        """A row for each pair that was tried, in order of name."""
+        """A row for each pair that is not missing, in order of name."""
         return (self.row(i) for i in range(len(self.pairs)) if not self.missing(i))
 
     def worst(self, k: int) -> list[int]:
-        """The pairs of the k largest distances, largest first."""
+        """The numbers of the pairs with the k largest distances, largest first."""
         known = (i for i, value in enumerate(self.values) if not math.isnan(value))
         return sorted(known, key=lambda i: (-self.values[i], i))[:k]

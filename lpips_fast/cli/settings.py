@@ -1,4 +1,4 @@
-"""The options that every command takes, and those of reading images, as dataclasses."""
+"""The options that every command takes, and the options of reading images, as dataclasses."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ class Settings:
     ] = "alex"
     version: Annotated[
         Literal["0.1", "0.0"],
-        typer.Option(help="Of the linear weights.", rich_help_panel=MODEL_PANEL),
+        typer.Option(help="The version of the linear weights.", rich_help_panel=MODEL_PANEL),
     ] = "0.1"
     weights: Annotated[
         Path | None,
         typer.Option(
-            help="A file of linear weights instead of the published ones, or of a whole model, whose trunk is then "
-            "used as well.",
+            help="A file of linear weights instead of the published ones. If it holds a whole model, its trunk is used "
+            "as well.",
             rich_help_panel=MODEL_PANEL,
         ),
     ] = None
     trunk_weights: Annotated[
         Path | None,
         typer.Option(
-            help="A file of the trunk's weights, with torchvision's names, instead of torchvision's own (which are "
-            "taken from its cache under TORCH_HOME, or downloaded).",
+            help="A file of the trunk's weights, with torchvision's names. Without it, torchvision's own weights are "
+            "taken from its cache under TORCH_HOME, or downloaded.",
             rich_help_panel=MODEL_PANEL,
         ),
     ] = None
     normalize: Annotated[
         bool,
         typer.Option(
-            help="Map pixels to [-1, 1], as LPIPS expects; --no-normalize leaves them in [0, 1], for comparison with "
+            help="Map pixels to [-1, 1], as LPIPS expects. --no-normalize leaves them in [0, 1], for comparison with "
             "figures that were computed so by mistake.",
             rich_help_panel=MODEL_PANEL,
         ),
@@ -56,13 +56,13 @@ class Settings:
     ] = "auto"
     precision: Annotated[
         Literal["inherit", "float32", "tf32", "bfloat16", "float16"],
-        typer.Option(help="Of the trunk's arithmetic; inherit is float32.", rich_help_panel=RUN_PANEL),
+        typer.Option(help="The precision of the trunk's arithmetic; inherit is float32.", rich_help_panel=RUN_PANEL),
     ] = "inherit"
     batch_size: Annotated[
         int,
         typer.Option(
             min=1,
-            help="Images of one size that go through the trunk together, fewer where they are large.",
+            help="How many images of one size go through the trunk together; fewer if they are large.",
             rich_help_panel=RUN_PANEL,
         ),
     ] = 16
@@ -70,8 +70,8 @@ class Settings:
         int | None,
         typer.Option(
             min=0,
-            help="Processes that read images; 0 reads them in the main one.",
-            show_default="one a core, 8 at most",
+            help="How many processes read images; 0 reads them in the main process.",
+            show_default="one per core, at most 8",
             rich_help_panel=RUN_PANEL,
         ),
     ] = None
@@ -85,7 +85,7 @@ class Settings:
     ] = False
 
     def reader_count(self) -> int:
-        """How many processes to read with."""
+        """How many processes read images."""
         return min(os.cpu_count() or 1, 8) if self.workers is None else self.workers
 
     def described(self) -> dict[str, Any]:
@@ -107,17 +107,18 @@ class Settings:
 
 @dataclass(frozen=True)
 class Reading:
-    """The options of every command that reads image files: how `load_image` makes pixels of them.
+    """The options of every command that reads image files: how they become pixels.
 
     Raises:
-        UsageError: `load_image` would not take them.
+        UsageError: `load_image` would refuse them.
     """
 
     background: Annotated[
         str | None,
         typer.Option(
             metavar="COLOR",
-            help="Under transparent pixels: white, black or #rrggbb; drop ignores transparency, as lpips does.",
+            help="The colour under transparent pixels: white, black or #rrggbb; drop ignores transparency, as lpips "
+            "does.",
             show_default="white",
             rich_help_panel=READING_PANEL,
         ),
@@ -160,12 +161,12 @@ class Reading:
 
 @dataclass(frozen=True)
 class VideoReading(Reading):
-    """The options of commands that read video files, too."""
+    """The options of a command that reads video files, too."""
 
     color_matrix: Annotated[
         Literal["auto", "bt601", "bt709", "bt2020"],
         typer.Option(
-            help="By which a video file's YUV becomes RGB; auto: as the stream is tagged, bt601 if it is not.",
+            help="The matrix that converts a video file's YUV to RGB; auto: the stream's tag, or bt601 without a tag.",
             rich_help_panel=READING_PANEL,
         ),
     ] = "auto"
@@ -175,7 +176,11 @@ class VideoReading(Reading):
 
 
 def _parse_range(text: str | None) -> tuple[float, float] | None:
-    """LOW:HIGH as numbers."""
+    """LOW:HIGH as numbers.
+
+    Raises:
+        UsageError: the text is something else.
+    """
     from lpips_fast.images import check_range
 
     if text is None:

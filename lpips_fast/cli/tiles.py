@@ -1,6 +1,7 @@
 """The matrix of all distances, tile by tile.
 
-Each image goes through the trunk once while its block's embeddings are held, and a tile is then a matrix product.
+A block is a run of images, and a tile has the distances of one block to another. While the embeddings of a block are
+held, each of its images has gone through the trunk once, and a tile is a matrix product.
 """
 
 from __future__ import annotations
@@ -26,14 +27,19 @@ _LEAST_BLOCK = 16
 
 
 class Blocks:
-    """Embeddings of the images, a block at a time; a few blocks stay in memory.
+    """The embeddings of the images, a block at a time. A few blocks stay in memory.
 
     Args:
-        sides: the paths of the rows' images, and, where they are others, of the columns'.
-        size: width and height of all images.
-        length: images in a block, of which two are then held; or None for a choice that fits a GiB.
+        sides: the paths of the images of the rows, and of the columns if these are other images.
+        model: the network.
+        size: the width and height of all images.
+        length: how many images a block has; two blocks are then held. None chooses a length so that the blocks held fit
+            a GiB.
         reading: how the images are read.
-        notices: takes what is to be said of them.
+        notices: notes the images.
+
+    Raises:
+        UsageError: the images are too small for the net.
     """
 
     def __init__(
@@ -61,8 +67,11 @@ class Blocks:
         self._cache: OrderedDict[tuple[int, int], tuple[Tensor, list[int], dict[str, str]]] = OrderedDict()
 
     def tiles(self) -> list[tuple[int, int]]:
-        """Which block of rows meets which of columns; without other columns the upper triangle. Each shares a block
-        with the one before it."""
+        """The tiles, each as the number of its block of rows and of its block of columns.
+
+        If rows and columns are the same images, these are the tiles of the upper triangle. Each tile shares a block
+        with the tile before it.
+        """
         rows = -(-len(self.sides[0]) // self.length)
         if len(self.sides) == 1:
             return [(i, j) for i in range(rows) for j in (i, *reversed(range(i + 1, rows)))]
@@ -70,7 +79,7 @@ class Blocks:
         return [(i, j) for i in range(rows) for j in (range(columns) if i % 2 == 0 else reversed(range(columns)))]
 
     def tile(self, i: int, j: int) -> tuple[np.ndarray, dict[str, str]]:
-        """Distances of block i to block j, NaN where an image cannot be read, and why, by path."""
+        """The distances of block i to block j, NaN for an image that cannot be read; and why it cannot, by path."""
         e, rows, errors0 = self._block(0, i)
         f, columns, errors1 = self._block(len(self.sides) - 1, j)
         values = np.full((len(rows) + len(errors0), len(columns) + len(errors1)), np.nan, np.float32)
@@ -79,7 +88,7 @@ class Blocks:
         return values, {**errors0, **errors1}
 
     def _block(self, side: int, k: int) -> tuple[Tensor, list[int], dict[str, str]]:
-        """The embeddings of a block's readable images, which these are, and why the others are not, by path."""
+        """The embeddings of a block's readable images, their numbers in the block, and why others are not, by path."""
         key = side, k
         if key not in self._cache:
             while len(self._cache) >= self.held:
@@ -103,7 +112,7 @@ class Blocks:
 
 
 class Table:
-    """The matrix as it fills; NaN is not computed, or not to be."""
+    """The matrix as it fills. NaN is a distance that is not computed yet, or cannot be."""
 
     def __init__(self, names: Sequence[Sequence[str]]) -> None:
         self.names = names
@@ -115,14 +124,14 @@ class Table:
         return len(self.names) == 1
 
     def put(self, row: int, column: int, tile: np.ndarray) -> None:
-        """Puts a tile in its place, and below the diagonal, too."""
+        """Puts a tile in its place, and in the mirrored place below the diagonal if the matrix is symmetric."""
         height, width = tile.shape
         self.values[row : row + height, column : column + width] = tile
         if self.one_sided:
             self.values[column : column + width, row : row + height] = tile.T
 
     def distances(self) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Row by row the distances of different images, each pair once: the row, the first column, the values."""
+        """The distances of different images, each pair once, row by row: the row, its first column, the values."""
         for i, row in enumerate(self.values):
             start = i + 1 if self.one_sided else 0
             yield i, start, row[start:]

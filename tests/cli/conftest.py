@@ -1,7 +1,8 @@
-"""The command line as people run it, a process, and folders of images to run it on.
+"""The command line as people run it, as a process; and the network that it runs.
 
-A process takes seconds to start, so a test makes few and checks much; what does not depend on it runs in this process.
-Commands compute on the CPU where a GPU is, too, for what they print is compared with what the library gives there.
+A process takes seconds to start. So a test starts few processes and checks much, and runs a command in its own process
+where it can. Commands compute on the CPU even if there is a GPU, because tests compare their numbers with the library
+on the CPU.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def run_and_stop(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # ignored in background jobs
+            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # background jobs ignore it
         )
         try:
             while not ready():
@@ -72,7 +73,7 @@ def run_and_stop(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture
 def call(tmp_path, monkeypatch) -> Callable[..., str]:
-    """Runs a command in this process, which is quicker, and returns what it says, in one line."""
+    """Runs a command in this process, which is quicker, and returns its output in one line."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(model, "find_device", lambda name: find_device("cpu" if name == "auto" else name))
 
@@ -100,7 +101,7 @@ def trunk(tmp_path_factory, trunk_states) -> list[str]:
 
 @pytest.fixture(scope="session")
 def fn(trunk_states):
-    """The same network."""
+    """The network of `trunk`, as the library makes it."""
     return lpips_fast.LPIPS(net="squeeze", trunk_weights=trunk_states["squeeze"])
 
 

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lpips_fast.cli.errors import ReadError, UsageError
+from lpips_fast.cli.errors import UsageError
 from lpips_fast.cli.folders import match
-from lpips_fast.cli.masks import ALPHA, find_masks, parse_mask
-from tests.support.image_files import save_noise
 
 
 def matched(a: list[str], b: list[str], pattern: str = "{name}"):
@@ -51,37 +49,3 @@ def test_names_that_have_the_pattern_already():
 def test_pattern_without_name(pattern):
     with pytest.raises(UsageError, match=r"--pattern must have \{name\} in it, for A's name without suffix, got "):
         matched(["1.png"], ["1.png"], pattern)
-
-
-def test_masks(tmp_path):
-    for name in ("1.png", "sub/2.bmp", "more.png"):
-        save_noise(tmp_path / "masks" / name, 0)
-    masks = tmp_path / "masks"
-    names = [Path("1.png"), Path("sub/2.png"), Path("3.png")]
-    assert find_masks(None, names) == [None] * 3
-    assert find_masks(ALPHA, names) == [ALPHA] * 3
-    assert find_masks(f"{masks}/1.png", names) == [masks / "1.png"] * 3
-    assert find_masks(str(masks), names) == [masks / "1.png", masks / "sub" / "2.bmp", masks / "3.*"]
-    with pytest.raises(UsageError, match=r"masks has no mask, or more than one, named as an image in A, e\.g\. 3\.png"):
-        find_masks(str(masks), names[2:])
-    with pytest.raises(ReadError, match=r"--mask: no image file .*nowhere"):
-        find_masks(f"{tmp_path}/nowhere", names)
-    (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(ReadError, match=r"--mask: .*text\.png cannot be read"):
-        find_masks(f"{tmp_path}/text.png", names)
-
-
-@pytest.mark.parametrize(
-    "text, expected",
-    [
-        ("alpha", "alpha"),
-        ("./alpha", "./alpha"),
-        ("alpha/", "./alpha"),
-        ("masks/", "masks"),
-        ("./masks//x.png", "masks/x.png"),
-        ("alpha/x.png", "alpha/x.png"),
-    ],
-)
-def test_text_of_a_mask(text, expected):
-    """One folder has one text, so that a run is resumed however it was written, and no folder has the channel's."""
-    assert parse_mask(text) == expected

@@ -1,4 +1,4 @@
-"""What is kept of the images that a run tells of at its end."""
+"""What a run notes about images until it tells of them at its end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def told(monkeypatch) -> list[str]:
 
 
 def noted(frames: list[tuple[int, int]]) -> Notices:
-    """After these pairs of frames, of which all is to be said that can be."""
+    """The notices after these pairs of frames, which give a reason for every line there is."""
     notices = Notices(VideoReading())
     for number_a, number_b in frames:
         a, b = FrameName(Path("a.mov"), number_a), FrameName(Path("b.mov"), number_b)
@@ -40,7 +40,7 @@ def test_what_is_kept_does_not_grow_with_the_video():
 
 
 def test_each_frame_counts_once(told):
-    """A frame of B is compared again where A has more of them."""
+    """A frame of B is compared again if A has more frames."""
     noted([(9, 9), (10, 10), (11, 10), (12, 11)]).tell()
     transparent, narrow, stretched = told
     assert transparent.startswith("a.mov frame 9 and 3 more: transparent")
@@ -50,7 +50,7 @@ def test_each_frame_counts_once(told):
 
 
 def test_each_file_counts_once(told):
-    """In `matrix` one may be read again, long after."""
+    """`matrix` may read a file again, long after."""
     notices = Notices(VideoReading())
     for name, transparent in [("b.png", True), ("a.png", True), ("c.png", False), ("b.png", True)]:
         notices.image(Path(name), Picture(PIXELS, transparent, None))

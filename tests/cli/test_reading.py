@@ -1,4 +1,4 @@
-"""`--background`, `--range` and what is said of the files that were read, with every command that reads images."""
+"""`--background`, `--range` and the notices about files, with every command that reads images."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_pair(call, views, trunk):
 
 
 def test_masks_leave_the_background_in_sight(call, views, trunk):
-    """The network sees the surroundings, too, so that what they show makes a difference, and is told."""
+    """The network sees the surroundings, too. So their background matters, and a notice tells of it."""
     pair = ("pair", "truth/00.png", "rendered/00.png", "--mask", "alpha", "--json", "out.json", *trunk)
     assert "transparent pixels show white" in call(*pair)
     assert result(views / "out.json")["lpips"] > 0.01
@@ -287,7 +287,7 @@ def test_files_that_a_range_is_not_for(call, thermal, trunk):
 
 @pytest.mark.parametrize("command", ["pair", "dirs", "matrix", "index", "search", "video", "map"])
 def test_mistakes(mistake, command):
-    """They are told before anything is read."""
+    """Errors come before anything is read."""
     out = {"index": ("-o", "x.index"), "map": ("-o", "x.png")}.get(command, ())
     arguments = (command, "nowhere", *(() if command in ("matrix", "index") else ("nowhere",)), *out)
     told = mistake(*arguments, "--background", "blue")
@@ -298,7 +298,7 @@ def test_mistakes(mistake, command):
 
 
 def test_every_format_in_folders(call, tmp_path, trunk):
-    """What `pair` reads has its place in a folder."""
+    """A folder has every file that `pair` reads."""
     rgb = np.random.default_rng(0).integers(0, 256, (40, 48, 3)).astype(np.uint8)
     suffixes = "apng avif bmp dds j2k jfif jp2 mpo pcx pnm ppm qoi sgi tga webp".split()
     for suffix in suffixes:

@@ -50,7 +50,7 @@ def browser(tmp_path):
     def browser(page, *options: str) -> str:
         fixed = ["--headless", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={tmp_path}/profile"]
         if os.geteuid() == 0:
-            fixed.append("--no-sandbox")  # as root Chromium does not start with one
+            fixed.append("--no-sandbox")  # Chromium has no sandbox for root
         done = subprocess.run(
             [program, *fixed, *options, page.as_uri()],
             capture_output=True,
@@ -66,7 +66,7 @@ def browser(tmp_path):
 
 @pytest.fixture
 def evaluate(browser, tmp_path):
-    """Evaluates an expression of `page`, a document in a frame: as it was written, with its policy in force."""
+    """Evaluates an expression of `page`, a document in a frame. It is as written, with its policy in force."""
 
     def evaluate(text: str, expression: str, *options: str, width: int = 1200, scripts: bool = True):
         sandbox = "" if scripts else "sandbox=allow-same-origin"
@@ -143,7 +143,7 @@ def test_links_of_dirs_lead_to_the_files(run, evaluate, trunk, tmp_path):
     run("dirs", "a", "b", "--report", "out/report.html", *trunk)
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     links = evaluate(
-        text.replace('href="../', 'href="'),  # the frame lies a folder higher
+        text.replace('href="../', 'href="'),  # the page that holds the frame is a folder higher
         "Array.from(page.querySelectorAll('#distances a'), a => [a.textContent, a.href])",
     )
     files = [os.fsdecode(unquote_to_bytes(urlsplit(url).path)) for _, url in links]
@@ -360,7 +360,7 @@ def test_the_histogram_labels_its_counts():
 
 
 def test_images_without_a_counterpart_are_listed():
-    """With a link to the one file that there is."""
+    """Each has a link to its file."""
     page = page_of(
         [], errors=[(FilePair("x", "a/x", "b/x"), "broken")], unmatched=(["1.png", "sub/<2>.png"], ["3.png"])
     )
@@ -393,7 +393,7 @@ def test_page_of_little(values):
 
 
 def chosen(images, distances):
-    """The numbers of the pairs in each group, and of those read, in order."""
+    """The numbers of the pairs in each group, and of the pairs that were read, in order."""
     read = []
 
     def load(pair):

@@ -1,4 +1,4 @@
-"""`lpips-fast bapps`: a small data set of judgements, made up, to try `train` and `evaluate` on."""
+"""`lpips-fast bapps`: a small made-up data set of judgements, to try `train` and `evaluate` on."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from lpips_fast.cli.folders import list_folder
 from lpips_fast.cli.settings import Settings
 
 Synthesize = Annotated[
-    Path, typer.Option("--synthesize", metavar="DIR", show_default=False, help="The folder to make it in.")
+    Path, typer.Option("--synthesize", metavar="DIR", show_default=False, help="The folder to make the data set in.")
 ]
 Images = Annotated[
     Path | None,
     typer.Option(help="A folder of images to cut patches from.", show_default="patches are drawn"),
 ]
-Triplets = Annotated[int, typer.Option(min=4, help="To train with; a quarter as many are for evaluation.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of images, distortions, votes and the judge's taste.")]
+Triplets = Annotated[
+    int, typer.Option(min=4, help="How many triplets to train with; a quarter as many are for evaluation.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="The seed of images, distortions, votes and the judge's taste.")]
 
 
 def bapps(
@@ -32,8 +34,8 @@ def bapps(
 ) -> None:
     """Make a small data set laid out as BAPPS, whose judge is an LPIPS of known linear weights.
 
-    They are those of --weights or else random ones, and are in DIR/judge.safetensors: `evaluate DIR --weights
-    DIR/judge.safetensors` gives the score that no distance can be expected to exceed.
+    The judge has the linear weights of --weights, or random ones. They are in DIR/judge.safetensors: `evaluate DIR
+    --weights DIR/judge.safetensors` gives the score that no distance can be expected to exceed.
     """
     from lpips_fast import bapps as judgements
     from lpips_fast.cli.model import make_lpips

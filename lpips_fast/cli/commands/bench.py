@@ -1,4 +1,4 @@
-"""`lpips-fast bench`: how fast, and how near the machine's limits. What it measures is in lpips_fast/bench."""
+"""`lpips-fast bench`: how fast LPIPS is here, and how near the machine's limits. lpips_fast/bench measures."""
 
 from __future__ import annotations
 
@@ -46,14 +46,17 @@ What = Annotated[
 CaseOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--case", help="NET:PAIRS:SIZE, again and again.", show_default="vgg:1:256, on a GPU vgg:32:256", metavar="CASE"
+        "--case",
+        help="NET:PAIRS:SIZE; may be given several times.",
+        show_default="vgg:1:256, on a GPU vgg:32:256",
+        metavar="CASE",
     ),
 ]
 ProviderOption = Annotated[
     list[str] | None,
     typer.Option(
         "--provider",
-        help="What to compare end to end, again and again; an unknown one has all listed.",
+        help="An implementation to compare end to end; may be given several times. An unknown name lists all.",
         show_default="those that suit the device",
         metavar="NAME",
     ),
@@ -62,7 +65,8 @@ PrecisionOption = Annotated[
     list[Precision] | None,
     typer.Option(
         "--precision",
-        help="Of the head's features, of our layers and of matrix products, again and again.",
+        help="The precision of the head's features, of this package's layers and of matrix products; may be given "
+        "several times.",
         show_default="float32 and bfloat16, on a GPU all",
     ),
 ]
@@ -75,8 +79,10 @@ Compile = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda, cuda:1.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Of the CPU.", show_default="torch's")]
-Rounds = Annotated[int | None, typer.Option(min=1, help="How often each is timed.", show_default="5, on a GPU 20")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the CPU.", show_default="torch's")]
+Rounds = Annotated[
+    int | None, typer.Option(min=1, help="How often each implementation is timed.", show_default="5, on a GPU 20")
+]
 Memory = Annotated[bool, typer.Option(help="Measure peak memory, on the CPU in a process for each provider.")]
 Results = Annotated[
     Path | None, typer.Option("--output", help="A folder of results: add the records to its files.", metavar="FOLDER")
@@ -93,14 +99,14 @@ RunName = Annotated[
 Table = Annotated[
     Path | None,
     typer.Option(
-        help="Measure nothing; print the tables of a folder of results, or of one of its files; only of --case and "
-        "--provider, if given."
+        help="Measure nothing. Print the tables of a folder of results, or of one of its files; --case and --provider "
+        "select their rows."
     ),
 ]
 Report = Annotated[
     Path | None,
     typer.Option(
-        help="Measure nothing; draw the plots of a folder of results and write its table.md.", metavar="FOLDER"
+        help="Measure nothing. Draw the plots of a folder of results, and write its table.md.", metavar="FOLDER"
     ),
 ]
 
@@ -122,8 +128,8 @@ def bench(
 ) -> None:
     """How fast LPIPS is here, beside the packages people use today and the machine's limits.
 
-    Results are checked before any is timed; those compared take turns; times are medians with 20% and 80% quantiles.
-    Exit status 1: something of this package failed or was wrong; it is named, and the rest is measured.
+    Results are checked before anything is timed. Implementations take turns. Times are medians with 20% and 80%
+    quantiles. Exit status 1: something of this package failed or was wrong. It is named, and the rest is measured.
     """
     if table is not None or report is not None:
         if table is not None:
@@ -140,7 +146,7 @@ def bench(
     if on.type not in ("cpu", "cuda"):
         raise UsageError(f"--device {device}: benchmarks run on cpu or cuda")
     if on.index is not None:
-        torch.cuda.set_device(on)  # whose streams the events are of
+        torch.cuda.set_device(on)  # the events that measure time belong to the current device
     if threads is not None:
         torch.set_num_threads(threads)
     gpu = on.type == "cuda"
@@ -202,18 +208,18 @@ def _measured(
     rounds: int,
     memory: bool,
 ) -> Iterator[tuple[str, Record]]:
-    """Benchmarks' names and their records, as they are measured."""
+    """Measures. Yields the name of a benchmark and a record as soon as there is one."""
     from lpips_fast.bench import ceilings, end_to_end, head, layers
 
     limits: Ceilings | None = None
-    if set(what) != {Benchmark.HEAD}:  # which has the copy among its rounds
+    if set(what) != {Benchmark.HEAD}:  # the benchmark of the head times a copy, its limit, in its own rounds
         records = []
         for record in ceilings.measure(device, precisions, rounds):
             records.append(record)
             yield "ceilings", record
         limits = ceilings.of_records(records)
     if Benchmark.HEAD in what:
-        floats = [precision for precision in precisions if precision != "tf32"]  # features have no such type
+        floats = [precision for precision in precisions if precision != "tf32"]  # no tensor has this type
         for case, precision, mode, layout in itertools.product(cases, floats, head.MODES, head.LAYOUTS):
             heads = head.providers(device, compile)
             for record in head.measure(case, precision, layout, mode, device, rounds, heads):
@@ -232,7 +238,7 @@ def _measured(
 
 
 def _tell(name: str, record: Record) -> None:
-    """A line on stderr."""
+    """Prints a record as a line on stderr."""
     from lpips_fast.bench.records import FIELDS
 
     names = " ".join(str(record[field]) for field in FIELDS[name] if record[field] is not None)
@@ -250,7 +256,7 @@ def _end(found: Mapping[str, Sequence[Record]]) -> None:
 
 
 def _results(path: Path, cases: Sequence[Case] = (), providers: Sequence[str] = ()) -> dict[str, list[Record]]:
-    """The records of a folder or file, or of these cases and, end to end, of these providers."""
+    """The records of a folder or file. `cases` selects records, and `providers` those of end to end."""
     from lpips_fast.bench import records
 
     try:
@@ -276,7 +282,7 @@ def _markdown(results: Mapping[str, Sequence[Record]]) -> str:
 
 
 def _write_report(folder: Path) -> None:
-    """table.md and the plots of a folder of results."""
+    """Writes table.md and the plots of a folder of results."""
     from lpips_fast.bench.plots import figures
 
     results = _results(folder)

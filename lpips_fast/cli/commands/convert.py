@@ -24,17 +24,20 @@ Out = Annotated[
     Path,
     typer.Argument(
         metavar="OUT",
-        help="The file to write: safetensors where that is its suffix, else as torch.save does.",
+        help="The file to write: safetensors if that is its suffix, else a file of torch.save.",
         show_default=False,
     ),
 ]
 To = Annotated[
     Literal["lpips", "taming", "torchmetrics", "safetensors"],
-    typer.Option(help="Whose names to give them; safetensors: those of lpips, in such a file.", show_default=False),
+    typer.Option(
+        help="The package whose names the weights get; safetensors: lpips's names, in a safetensors file.",
+        show_default=False,
+    ),
 ]
 Prefix = Annotated[
     str | None,
-    typer.Option(help="How the names of LPIPS begin in a checkpoint that has several.", show_default=False),
+    typer.Option(help="How the names of one LPIPS begin in a checkpoint that has several.", show_default=False),
 ]
 
 

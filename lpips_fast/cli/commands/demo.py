@@ -10,7 +10,7 @@ import typer
 from lpips_fast.cli import command
 
 Net = Annotated[Literal["alex", "vgg", "squeeze"], typer.Option(help="The trunk; squeeze's is the smallest download.")]
-Steps = Annotated[int, typer.Option(min=1, help="Of the optimisation.")]
+Steps = Annotated[int, typer.Option(min=1, help="Steps of the optimisation.")]
 Output = Annotated[Path, typer.Option(help="The picture to write.")]
 
 

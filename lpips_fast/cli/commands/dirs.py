@@ -1,7 +1,7 @@
 """`lpips-fast dirs`: the distance of each image of a folder to its namesake in another.
 
-Pairs in order of name form units of --batch-size; a unit goes through the network in one batch a size. Units are the
-same however many processes share them and wherever a run was cut short, and so are the numbers.
+Pairs in order of name form units of --batch-size pairs. A unit goes through the network in one batch for each size of
+image. Units do not depend on the number of processes, nor on where a run was cut short, so neither do the numbers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Pattern = Annotated[
     str,
     typer.Option(
-        help="How B's images are named, without suffix, where {name} stands for A's name: {name}_x4 pairs 01.png with "
+        help="How B's images are named, without suffix. {name} stands for A's name: {name}_x4 pairs 01.png with "
         "01_x4.png."
     ),
 ]
@@ -43,7 +43,7 @@ Report = Annotated[
     ),
 ]
 
-_SHOWN = 20
+_SHOWN = 20  # distances on the screen
 
 
 def dirs(
@@ -61,7 +61,7 @@ def dirs(
 ) -> None:
     """The distance of each image of folder A to the image of the same name in folder B, with mean and deviation.
 
-    Images are matched by their path within the folder, and those left by that path without suffix.
+    Images are paired by their path within the folder, and the remaining images by that path without suffix.
     """
     with processes.group():
         described = {
@@ -140,7 +140,7 @@ def _run(
     journal: Journal,
     notices: Notices,
 ) -> None:
-    """Computes what is missing, unit by unit; rank 0 puts it into the results and the journal."""
+    """Computes the distances that are missing, unit by unit. Rank 0 adds them to the results and the journal."""
     from lpips_fast.cli.reading import Pairs, read_ahead
 
     n, size = len(results.pairs), model.settings.batch_size
@@ -162,7 +162,7 @@ def _run(
 
 
 def _print(results: Results, summary: dict[str, Any]) -> None:
-    """The largest distances, the errors and the summary."""
+    """Prints the largest distances and the summary."""
     if len(results.pairs) <= _SHOWN:
         title, shown = "Distances", [i for i in range(len(results.pairs)) if i not in results.errors]
     else:
@@ -188,7 +188,7 @@ def _write_report(
     def load(pair: FilePair) -> Pair | None:
         try:
             return load_pair(Path(pair.a), Path(pair.b), fit, reading, mask_of[pair]).pair()
-        except ReadError as error:  # the file is no longer as it was when its distance was computed
+        except ReadError as error:  # the file has changed since its distance was computed
             output.warn(f"{pair.name} is not shown in {path}: {error}")
             return None
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Subset = Annotated[
     list[str] | None,
-    typer.Option(help="As val/cnn; several by several --subset.", show_default="all under val/"),
+    typer.Option(help="A subset, such as val/cnn; may be given several times.", show_default="all under val/"),
 ]
 DistanceName = Annotated[
     Literal["lpips", "l2", "ssim"],
@@ -68,7 +68,7 @@ def evaluate(
 
 
 def _sets(data: Path, subsets: list[str] | None) -> list[tuple[str, TwoAFCDataset | JNDDataset]]:
-    """The subsets asked for, of both kinds where there are both."""
+    """The names and samples of the subsets asked for, of 2AFC and of JND."""
     from lpips_fast.bapps import JNDDataset, TwoAFCDataset, list_subsets
 
     sets: list[tuple[str, TwoAFCDataset | JNDDataset]] = []
@@ -85,7 +85,7 @@ def _sets(data: Path, subsets: list[str] | None) -> list[tuple[str, TwoAFCDatase
 
 
 def _distance(model: str, settings: Settings) -> Callable[[Tensor, list[Tensor]], list[Tensor]]:
-    """From images and a list of such others to their distances to each of these."""
+    """A function from images and a list of other images to the distances of the first to each of the others."""
     if model == "lpips":
         from lpips_fast.cli.model import make_lpips
 
@@ -105,7 +105,7 @@ def _distance(model: str, settings: Settings) -> Callable[[Tensor, list[Tensor]]
         raise UsageError("--model ssim needs torchmetrics: pip install 'lpips_fast[metric]'") from error
 
     def dissimilarity(image: Tensor, other: Tensor) -> Tensor:
-        similarity: Any = ssim(image, other, reduction="none", data_range=2.0)  # typed as if it might be a pair
+        similarity: Any = ssim(image, other, reduction="none", data_range=2.0)  # typed as a tensor or a pair of tensors
         return 1 - similarity
 
     return lambda image, others: [dissimilarity(image, other) for other in others]

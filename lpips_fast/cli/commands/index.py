@@ -14,14 +14,14 @@ from lpips_fast.cli.settings import Reading, Settings
 
 Output = Annotated[
     Path,
-    typer.Option("--output", "-o", show_default=False, help="The file.", rich_help_panel=OUTPUT_PANEL),
+    typer.Option("--output", "-o", show_default=False, help="The index file to write.", rich_help_panel=OUTPUT_PANEL),
 ]
 
 
 def index(folder: Folder, settings: Settings, reading: Reading, out: Output, size: Size = None) -> None:
-    """Prepare a folder for `search`: a file with what the network makes of each image.
+    """Prepare a folder for `search`: write a file with the embedding of each image.
 
-    It grows with the size of the images: for each 64 KB (alex), 240 KB (squeeze) or 1 MB (vgg) at 64 x 64 pixels.
+    An image of 64 x 64 pixels takes 64 KB (alex), 240 KB (squeeze) or 1 MB (vgg); a larger one takes more.
     """
     if out == output.STDOUT:
         raise UsageError("--output must be a file, an index does not go to stdout")

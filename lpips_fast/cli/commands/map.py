@@ -34,7 +34,7 @@ Top = Annotated[
     float | None,
     typer.Option(
         "--max",
-        help="The distance shown in the lightest colour, above 0, to compare pictures.",
+        help="The distance that the lightest colour shows, above 0; for pictures to be compared.",
         show_default="the map's largest",
     ),
 ]
@@ -54,9 +54,9 @@ def map_(
 ) -> None:
     """A picture of where two images differ, beside them.
 
-    Its mean is (up to the enlarging of each layer's map) the distance of the pair.
+    The mean of the map is the distance of the pair, up to the enlarging of each layer's map.
 
-    With --mask it is multiplied by the mask, and its mean is the weighted one.
+    With --mask the map is multiplied by the mask, and its mean is the weighted mean.
     """
     from lpips_fast.cli.drawing import Panel, arrange, check_picture, colorize, save_picture
     from lpips_fast.cli.model import Model

@@ -1,6 +1,6 @@
 """`lpips-fast matrix`: the distances of all pairs of images, and their mean, a score of diversity.
 
-Blocks of images do not depend on the number of processes, which share the tiles, so neither do the numbers.
+Processes share the tiles. Blocks of images do not depend on the number of processes, so neither do the numbers.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ if TYPE_CHECKING:
 
 Other = Annotated[
     Path | None,
-    typer.Argument(help="Another folder, to compare each image of the first with each of this.", show_default=False),
+    typer.Argument(
+        help="Another folder: each image of the first is compared with each image of this one.", show_default=False
+    ),
 ]
 Block = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Images whose embeddings are held at a time, twice over: bounds the memory.",
+        help="Images in a block. The embeddings of two blocks are held, which bounds the memory.",
         show_default="what fits 1 GiB",
         rich_help_panel=RUN_PANEL,
     ),
@@ -51,7 +53,7 @@ Heatmap = Annotated[
     typer.Option(help="Write the matrix as a picture (PNG or SVG).", rich_help_panel=OUTPUT_PANEL),
 ]
 
-_SHOWN = 10
+_SHOWN = 10  # pairs on the screen
 
 
 def matrix(
@@ -128,7 +130,7 @@ def matrix(
 
 
 def _run(blocks: Blocks, table: Table, journal: Journal, errors: dict[str, str]) -> None:
-    """Computes the tiles that are not in the journal; rank 0 puts them into the table and the journal."""
+    """Computes the tiles that are not in the journal. Rank 0 adds them to the table and the journal."""
     import numpy as np
 
     length = blocks.length
@@ -150,7 +152,7 @@ def _run(blocks: Blocks, table: Table, journal: Journal, errors: dict[str, str])
 
 
 def _tile(row: Row) -> tuple[int, int, np.ndarray]:
-    """A row of the journal: which block of rows meets which of columns, and their distances."""
+    """A row of the journal as the numbers of its block of rows and of its block of columns, and their distances."""
     import numpy as np
 
     i, j = map(int, row["name"].split(","))
@@ -158,7 +160,7 @@ def _tile(row: Row) -> tuple[int, int, np.ndarray]:
 
 
 def _checked(blocks: Blocks, table: Table, tiles: frozenset[tuple[int, int]], row: Any) -> Row:
-    """A row of the journal that was read, if it is that of a tile."""
+    """Checks that a row of the journal holds a tile, and returns the row."""
     import numpy as np
 
     i, j, tile = _tile(row)

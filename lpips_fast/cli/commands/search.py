@@ -15,7 +15,7 @@ from lpips_fast.cli.settings import Reading, Settings
 if TYPE_CHECKING:
     from lpips_fast.search import Header
 
-Query = Annotated[Path, typer.Argument(show_default=False, help="The image to find others like.")]
+Query = Annotated[Path, typer.Argument(show_default=False, help="The image to find similar images for.")]
 Where = Annotated[
     Path, typer.Argument(metavar="DIR|INDEX", show_default=False, help="A folder of images, or an index of one.")
 ]
@@ -43,7 +43,7 @@ def search(
 ) -> None:
     """The images of a folder that are nearest to an image.
 
-    A query of another size than an index made with --size is resized likewise.
+    If an index was made with --size, the query is resized to that size.
     """
     from lpips_fast.cli.indexing import build_index
     from lpips_fast.cli.model import Model
@@ -74,7 +74,7 @@ def search(
     if found.header.resized:
         image = resize_image(image, width, height)
     queries = model.tensor([image])
-    if found.header.normalize:  # of an index from Python, whose images were given in [0, 1]
+    if found.header.normalize:  # an index made in Python from images in [0, 1]
         queries = (queries + 1) / 2
     try:
         distances, indices = found.search(queries, k, normalize=bool(found.header.normalize), faiss=faiss)
@@ -104,7 +104,7 @@ def search(
 
 
 def _check_made_likewise(where: Path, header: Header, settings: Settings, reading: Reading) -> None:
-    """Raises a UsageError where an index is of images that were read otherwise than the query is."""
+    """Raises a UsageError if the images of an index were read with other options than the query."""
     if header.raw is settings.normalize:
         made = "with" if header.raw else "without"
         raise UsageError(f"{where} was made {made} --no-normalize: search it likewise, or build it again")
@@ -118,7 +118,7 @@ def _check_made_likewise(where: Path, header: Header, settings: Settings, readin
 
 
 def _option(key: str, value: Any) -> str:
-    """An option of `Reading` with its value, as a result or an index holds it, as it would be given."""
+    """An option of `Reading` as a user would give it, with the value that a result or an index holds."""
     if value is None:
         return f"no --{key}"
     if isinstance(value, list):

@@ -27,25 +27,32 @@ TRUNK_PANEL = "The trunk"
 
 Out = Annotated[
     Path,
-    typer.Option("--output", "-o", show_default=False, help="A folder.", rich_help_panel=OUTPUT_PANEL),
+    typer.Option("--output", "-o", show_default=False, help="The folder to write.", rich_help_panel=OUTPUT_PANEL),
 ]
 Subset = Annotated[
     list[str] | None,
-    typer.Option(help="As train/cnn; several by several --subset.", show_default="all under train/"),
+    typer.Option(help="A subset, such as train/cnn; may be given several times.", show_default="all under train/"),
 ]
-Epochs = Annotated[int, typer.Option(min=0, help="At the full learning rate.", rich_help_panel=RECIPE_PANEL)]
+Epochs = Annotated[int, typer.Option(min=0, help="Epochs at the full learning rate.", rich_help_panel=RECIPE_PANEL)]
 DecayEpochs = Annotated[
-    int, typer.Option(min=0, help="More, over which it falls linearly.", rich_help_panel=RECIPE_PANEL)
+    int,
+    typer.Option(
+        min=0, help="Further epochs, over which the learning rate falls linearly.", rich_help_panel=RECIPE_PANEL
+    ),
 ]
-LearningRate = Annotated[float, typer.Option(help="Of Adam.", rich_help_panel=RECIPE_PANEL)]
+LearningRate = Annotated[float, typer.Option(help="The learning rate of Adam.", rich_help_panel=RECIPE_PANEL)]
 BatchSize = Annotated[
     int, typer.Option(min=1, help="Triplets a step, over all processes.", rich_help_panel=RECIPE_PANEL)
 ]
-Dropout = Annotated[bool, typer.Option(help="Of half of the squared differences.", rich_help_panel=RECIPE_PANEL)]
-Seed = Annotated[int, typer.Option(min=0, help="Of first weights, order and dropout.", rich_help_panel=RECIPE_PANEL)]
-TuneTrunk = Annotated[bool, typer.Option("--tune-trunk", help="Train it, too.", rich_help_panel=TRUNK_PANEL)]
+Dropout = Annotated[
+    bool, typer.Option(help="Dropout of half of the squared differences.", rich_help_panel=RECIPE_PANEL)
+]
+Seed = Annotated[
+    int, typer.Option(min=0, help="The seed of initial weights, order and dropout.", rich_help_panel=RECIPE_PANEL)
+]
+TuneTrunk = Annotated[bool, typer.Option("--tune-trunk", help="Train the trunk, too.", rich_help_panel=TRUNK_PANEL)]
 FromScratch = Annotated[
-    bool, typer.Option("--from-scratch", help="Begin with random weights in it.", rich_help_panel=TRUNK_PANEL)
+    bool, typer.Option("--from-scratch", help="Begin with random weights in the trunk.", rich_help_panel=TRUNK_PANEL)
 ]
 Cache = Annotated[
     Literal["memory", "disk"] | None,
@@ -84,8 +91,8 @@ def train(
 ) -> None:
     """Learn the linear weights of LPIPS from judgements of triplets (2AFC), by the recipe of its authors.
 
-    The folder gets weights.pth and weights.safetensors, for --weights here and model_path of LPIPS, checkpoint.pt, from
-    which --resume goes on, and TensorBoard's record.
+    The folder gets weights.pth and weights.safetensors, for --weights here and model_path of LPIPS; checkpoint.pt, from
+    which --resume goes on; and TensorBoard's record.
     """
     import torch
 
@@ -138,10 +145,10 @@ def train(
 
 
 def _load(checkpoint: Path, calibration: Calibration) -> None:
-    """Goes on from a checkpoint.
+    """Loads a checkpoint.
 
     Raises:
-        ValueError: it is none, or damaged, or of another run.
+        ValueError: the file is no checkpoint, or damaged, or belongs to another run.
     """
     from lpips_fast.weights.files import read_file
 
@@ -157,7 +164,7 @@ def _load(checkpoint: Path, calibration: Calibration) -> None:
 def _images(
     calibration: Calibration, samples: TwoAFCDataset, workers: int
 ) -> Iterator[tuple[Tensor | list[Tensor], Tensor]]:
-    """The images and judgements of the steps that are left."""
+    """The images and judgements of the remaining steps."""
     import torch
 
     from lpips_fast.bapps import read_batches
@@ -180,7 +187,7 @@ def _run(
     out: Path,
     save_every: int,
 ) -> None:
-    """Takes the steps that are left; rank 0 keeps the record and the checkpoints."""
+    """Takes the remaining steps. Rank 0 writes the record and the checkpoints."""
     import torch
 
     first = processes.rank() == 0
@@ -206,7 +213,7 @@ def _run(
 
 
 def _writer(out: Path, done: int) -> SummaryWriter | None:
-    """TensorBoard's, that goes on after the steps that are done."""
+    """A writer of TensorBoard's record that goes on after the steps already done; None without TensorBoard."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

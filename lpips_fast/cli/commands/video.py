@@ -44,7 +44,8 @@ Mask = Annotated[
 PairByOption = Annotated[
     PairBy | None,
     typer.Option(
-        help="time pairs each frame of A with the frame of B that is shown at its time, index with that of its number.",
+        help="time pairs each frame of A with the frame of B shown at the same time, index with the frame of the same "
+        "number.",
         show_default="time where A and B have times, else index",
     ),
 ]
@@ -53,7 +54,7 @@ Plot = Annotated[
     typer.Option(help="Write the distance over time as a picture (PNG or SVG).", rich_help_panel=OUTPUT_PANEL),
 ]
 
-_SPANS = 10  # of frames in a row, which a message names
+_SPANS = 10  # spans of frames that a message names
 
 
 def video(
@@ -125,7 +126,7 @@ def video(
 
 
 def _run(pairs: Iterator[FramePair], model: Model, rows: dict[int, Row], journal: Journal) -> None:
-    """Computes the frames that have no row yet."""
+    """Computes the frames that have no row yet, unit by unit."""
     from lpips_fast.cli.video.frames import ahead
 
     size = model.settings.batch_size
@@ -139,7 +140,7 @@ def _run(pairs: Iterator[FramePair], model: Model, rows: dict[int, Row], journal
 
 
 def _compute(unit: range, frames: Iterator[FramePair], model: Model, rows: dict[int, Row], journal: Journal) -> int:
-    """Computes a unit of frames, read as the network takes them, unless each has its row; how many there were."""
+    """Computes a unit of frames, unless all have rows. Reads them as the network takes them; returns how many."""
     read: dict[int, tuple[float | None, int]] = {}  # the time and the number in B, by number in A
 
     def pairs() -> Iterator[tuple[int, Pair | str]]:
@@ -162,7 +163,7 @@ def _compute(unit: range, frames: Iterator[FramePair], model: Model, rows: dict[
 
 
 def _by_reason(errors: dict[int, str]) -> dict[str, list[int]]:
-    """The frames that each error is of."""
+    """The frames of each error."""
     frames: dict[str, list[int]] = {}
     for n, why in errors.items():
         frames.setdefault(why, []).append(n)
@@ -170,7 +171,7 @@ def _by_reason(errors: dict[int, str]) -> dict[str, list[int]]:
 
 
 def _named(frames: list[int]) -> str:
-    """Frames in order as a message names them: frames 0 to 39, 41, 50 to 52."""
+    """Names frames, given in order: frames 0 to 39, 41, 50 to 52."""
     spans = []
     for _, span in itertools.groupby(enumerate(frames), lambda counted: counted[1] - counted[0]):
         (_, first), *others = span
@@ -180,7 +181,7 @@ def _named(frames: list[int]) -> str:
 
 
 def _from_file(row: Row) -> Row:
-    """A result as it was read, whose numbers may be text."""
+    """Converts a result that was read from a file, whose numbers may be text."""
     numbers = {key: None if row[key] in (None, "") else float(row[key]) for key in ("seconds", "lpips")}
     return {"frame": int(row["frame"]), **numbers, "frame_b": int(row["frame_b"])}
 

@@ -1,4 +1,4 @@
-"""How the frames of a video file are coded: matrix, range, orientation and more, by the tags of its stream."""
+"""How the frames of a video file are coded: matrix, range, orientation and more, as its stream is tagged."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 
 from lpips_fast.cli.errors import ReadError
 
-# Frames carry codes of ITU-T H.273 as tags; these are their names. The matrices are those that swscale converts.
+# Frames are tagged with codes of ITU-T H.273. These are the names of the codes. swscale converts these matrices.
 _MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020"}
 MATRIX_CODES = {name: code for code, name in _MATRICES.items()}
-_NO_MATRIX = (0, 2, 3)  # RGB, which YUV is not; unspecified; reserved
+_NO_MATRIX = (0, 2, 3)  # RGB, which is wrong for YUV; unspecified; reserved
 LIMITED, FULL = 1, 2
 _PRIMARIES = {
     1: "bt709",
@@ -50,8 +50,8 @@ _TRANSFERS = {
     18: "arib-std-b67",
 }
 
-# Wide gamuts and HDR, by the names that users know: a line says so where A and B differ in these. All other tags, and
-# none, count as alike, because encoders tag one picture as sRGB, BT.709, BT.601 or not at all.
+# Wide gamuts and HDR, by the names that users know. A line says so if A and B differ in these. All other tags, and no
+# tag, count as alike, because encoders tag one picture as sRGB, BT.709, BT.601 or not at all.
 _WIDE_PRIMARIES = {
     "film": "film",
     "bt2020": "BT.2020",
@@ -73,30 +73,30 @@ Source = Literal["tagged", "assumed", "given", "pixel format"]
 
 
 class Coding(NamedTuple):
-    """How the frames of a video file are coded, and how they are read. Results hold it under these names."""
+    """How the frames of a video file are coded, and how they are read. Results have the same names."""
 
-    width: int  # of a frame as it is compared, turned
+    width: int  # of a frame as it is compared, after it is turned
     height: int
     pixel_format: str  # FFmpeg's name
-    matrix: str | None  # None for RGB and gray, which have none
+    matrix: str | None  # None for RGB and gray, which have no matrix
     matrix_source: Source | None
     range: Range
     range_source: Source | None  # None for RGB, a palette and black and white, which are always full
-    primaries: str  # not converted, as is the transfer function
+    primaries: str  # neither primaries nor transfer function are converted
     transfer: str
-    rotation: int | None  # degrees clockwise that frames are turned by; None for an angle that they are not turned by
-    mirrored: bool  # left to right, once turned
+    rotation: int | None  # degrees clockwise; None for an angle that frames are not turned by
+    mirrored: bool  # left to right, after it is turned
     sample_aspect_ratio: str  # width:height of a pixel; pixels are compared as stored
     alpha: Literal["decoded", "dropped"] | None  # None without an alpha channel
     interlaced: bool  # the two fields of a frame are compared together
 
 
 class RawFrame(NamedTuple):
-    """A frame as PyAV gives it, before its conversion to RGB."""
+    """A frame as PyAV decodes it, before its conversion to RGB."""
 
     frame: Any
-    tags: Any  # the frame that has its tags
-    alpha_dropped: bool  # whether it has an alpha channel that was not decoded
+    tags: Any  # a frame that has the tags of this one
+    alpha_dropped: bool  # whether the stream has an alpha channel that was not decoded
 
 
 def coding_of(path: Path, stream: Any, raw: RawFrame, color_matrix: str) -> Coding:
@@ -133,7 +133,7 @@ def _is_yuv(form: Any) -> bool:
 
 
 def _is_gray(form: Any) -> bool:
-    """Whether it is gray, which may be of limited range; of 1 bit it is black and white."""
+    """Whether a format is gray, which may have limited range. A format of 1 bit is black and white instead."""
     return len(form.components) <= 2 and not form.has_palette and form.components[0].bits >= 8
 
 
@@ -142,7 +142,7 @@ def has_alpha(form: Any) -> bool:
 
 
 def _matrix(path: Path, code: int, color_matrix: str) -> tuple[str, Source]:
-    """The matrix that converts a frame from YUV, and where it comes from."""
+    """The matrix that converts a frame from YUV, and its source."""
     if color_matrix != "auto":
         return color_matrix, "given"
     if code in _NO_MATRIX:
@@ -156,7 +156,7 @@ def _matrix(path: Path, code: int, color_matrix: str) -> tuple[str, Source]:
 
 
 def _range(form: Any, code: int) -> tuple[Range, Source | None]:
-    """The range of a frame's values, and where it comes from."""
+    """The range of a frame's values, and its source."""
     if form.name.startswith("yuvj"):
         return "full", "pixel format"
     if not (_is_yuv(form) or _is_gray(form)):
@@ -167,10 +167,10 @@ def _range(form: Any, code: int) -> tuple[Range, Source | None]:
 
 
 def _orientation(frame: Any) -> tuple[int | None, bool]:
-    """The rotation and the mirroring that a frame's display matrix asks for.
+    """The rotation in degrees clockwise, and the mirroring, that a frame's display matrix asks for.
 
-    The matrix begins with a, b, _, c, d: the point (x, y) of the frame, y downwards, is shown at (ax + cy, bx + dy).
-    A negative determinant ad - bc mirrors.
+    The matrix begins with a, b, _, c, d. It shows the point (x, y) of the frame, y downwards, at (ax + cy, bx + dy). It
+    mirrors if the determinant ad - bc is negative.
     """
     found = frame.side_data.get("DISPLAYMATRIX")
     if found is None:
@@ -183,7 +183,7 @@ def _orientation(frame: Any) -> tuple[int | None, bool]:
 
 
 def remarks(paths: Sequence[Path], codings: Sequence[Coding | None]) -> list[str]:
-    """What a user should know of the codings of A and B; None stands for a folder or an animation."""
+    """What a user should know about the codings of A and B. None stands for a folder or an animation."""
     told = []
     for path, coding in zip(paths, codings, strict=True):
         if coding is not None and coding.rotation is None:
@@ -223,12 +223,12 @@ def remarks(paths: Sequence[Path], codings: Sequence[Coding | None]) -> list[str
 
 
 def _wide_or_hdr(coding: Coding) -> tuple[str | None, str | None]:
-    """Its wide primaries and its transfer function of HDR; None for others."""
+    """The primaries if they are wide, and the transfer function if it is one of HDR; else None."""
     return _WIDE_PRIMARIES.get(coding.primaries), _HDR_TRANSFERS.get(coding.transfer)
 
 
 def _colors(coding: Coding) -> str:
-    """The primaries and the transfer function that a stream is tagged with."""
+    """Names the primaries and the transfer function that a stream is tagged with."""
     primaries = _WIDE_PRIMARIES.get(coding.primaries, coding.primaries)
     transfer = _HDR_TRANSFERS.get(coding.transfer, coding.transfer)
     tagged = dict.fromkeys(name for name in (primaries, transfer) if name != "unspecified")

@@ -1,6 +1,6 @@
-"""The frames of a video file, decoded by PyAV (FFmpeg), as RGB of 8 bits.
+"""Decodes the frames of a video file with PyAV (FFmpeg), and makes RGB of 8 bits of them.
 
-Luma Y and chroma C of b bits, with s = 2^(b - 8), become RGB in [0, 1] as BT.601, BT.709 and BT.2020 define it:
+BT.601, BT.709 and BT.2020 define how luma Y and chroma C of b bits become RGB in [0, 1]. With s = 2^(b - 8):
 
     limited range: y = (Y - 16 s) / 219 s       cb, cr = (C - 128 s) / 224 s
     full range:    y = Y / (2^b - 1)            cb, cr = (C - 128 s) / (2^b - 1)
@@ -9,16 +9,16 @@ Luma Y and chroma C of b bits, with s = 2^(b - 8), become RGB in [0, 1] as BT.60
 
 Gray is luma alone: R = G = B = y.
 
-libswscale computes this, but for gray of limited range, which it takes for full whatever the tag says. Its conversion
+libswscale computes this, except for gray of limited range, which it reads as full whatever the tag says. Its conversion
 to RGB of 8 bits is not exact (swscale 9.1 to 9.5):
 
-- By default it is up to 4 levels off, by format and by size.
+- By default it is up to 4 levels off, depending on format and size.
 - With its flags ACCURATE_RND and FULL_CHR_H_INT it is up to 1.4 levels off for deep video of full range, takes ten
   times as long, and turns blue of more than twice white into black.
 
 Its conversion to planar RGB of 16 bits is within 0.02 of a level in all of these cases, without any flag, and as fast
-as the default to 8 bits. So YUV, deep RGB, deep gray and gray of limited range are converted to that, and become 8 bits
-here, where gray's limited range is expanded.
+as the default conversion to 8 bits. So libswscale converts YUV, deep RGB, deep gray and gray of limited range to 16
+bits. This module converts the 16 bits to 8, and expands the limited range of gray.
 """
 
 from __future__ import annotations
@@ -38,32 +38,32 @@ from lpips_fast.cli.errors import ReadError, UsageError
 from lpips_fast.cli.video.coding import FULL, LIMITED, MATRIX_CODES, Coding, RawFrame, coding_of, has_alpha
 from lpips_fast.images import Picture
 
-_LEAST_PYAV = 17  # older ones convert without regard to the frame's matrix and range
+_LEAST_PYAV = 17  # older versions ignore the frame's matrix and range
 
-# Decoders that keep the alpha channel of a format whose decoder in FFmpeg itself drops it.
+# Decoders that keep the alpha channel. FFmpeg's own decoders of these formats drop it.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
 class Frame(NamedTuple):
-    seconds: float | None  # the presentation time, as the file gives it; the first may have another than 0
-    image: Any  # a Picture, or what `weights_of` makes; a string says why it cannot be read
-    coding: Coding | None = None  # of a video file's
-    duration: float | None = None  # seconds that it is shown for, as the file says
+    """A frame of a video file, of an animation, or of a folder."""
+
+    seconds: float | None  # the presentation time as the file gives it; the first frame may have another time than 0
+    image: Any  # a Picture, or the weights of pixels in a mask; a string says why it cannot be read
+    coding: Coding | None = None  # None if this is no frame of a video file
+    duration: float | None = None  # how long it is shown, in seconds, as the file says
 
 
 def decode_video(
     path: Path, convert: Callable[[Image.Image], Any], rgb: bool, color_matrix: str = "auto"
 ) -> Iterator[Frame]:
-    """The frames of a video file.
-
-    With `rgb`, images are `Picture`s; `convert` is called only for frames with alpha.
+    """The frames of a video file. If decoding breaks off, the last frame says so.
 
     Args:
-        path: the file; its first video stream is read.
-        convert: makes the image of a frame, which it gets as RGB or RGBA of 8 bits.
-        rgb: whether `convert` makes a `Picture`.
-        color_matrix: bt601, bt709 or bt2020 converts YUV whatever the stream's tag says; auto goes by the tag, and
-            takes bt601 without one, as FFmpeg and OpenCV do.
+        path: the file, whose first video stream is read.
+        convert: makes the image of a frame from RGB or RGBA of 8 bits.
+        rgb: whether `convert` makes a `Picture`. It is then called only for frames with alpha.
+        color_matrix: bt601, bt709 or bt2020 converts YUV whatever the stream's tag says. auto takes the tag, and bt601
+            without a tag, as FFmpeg and OpenCV do.
 
     Raises:
         ReadError: the file cannot be read, or is tagged with a matrix that cannot be converted.
@@ -79,7 +79,7 @@ def decode_video(
             raise ReadError(f"{path} has no video in it")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        # AVI gives frames that are stored out of order the times of others.
+        # In AVI, frames that are stored out of order have the times of other frames.
         timed = not (container.format.name == "avi" and stream.codec_context.has_b_frames)
         read = _Reader(path, stream, timed, av.video.reformatter.VideoReformatter(), convert, rgb, color_matrix)
         n = 0
@@ -92,7 +92,7 @@ def decode_video(
 
 
 def _without_number(error: Any) -> str:
-    """What an error of FFmpeg or of the system says, without its number and the file's name."""
+    """The message of an error of FFmpeg or of the system, without its number and the file's name."""
     return error.strerror or str(error)
 
 
@@ -108,20 +108,20 @@ def _import_av(path: Path) -> Any:
 
 
 def _raw_frames(av: Any, path: Path, container: Any, stream: Any) -> Iterator[RawFrame | Exception]:
-    """The frames of a stream. Where decoding breaks off, the error comes last."""
+    """The frames of a stream. If decoding breaks off, the error comes last."""
     decoder_name = _ALPHA_DECODERS.get(stream.codec_context.name)
     metadata = {key.lower(): value for key, value in stream.metadata.items()}
     has_alpha = decoder_name is not None and metadata.get("alpha_mode") == "1"
     decoder = None
     if has_alpha:
-        with contextlib.suppress(ValueError):  # this FFmpeg was built without it
+        with contextlib.suppress(ValueError):  # this FFmpeg was built without the decoder
             decoder = av.CodecContext.create(decoder_name, "r")
     try:
         if decoder is None:
             for frame in container.decode(stream):
                 yield RawFrame(frame, frame, has_alpha)
             return
-        # A decoder of its own does not know the container's tags; the stream's decoder puts them on its frames.
+        # This decoder does not know the container's tags. The stream's own decoder puts them on its frames.
         with av.open(str(path)) as again:
             tags = next(again.decode(video=0), None)
         decoder.extradata = stream.codec_context.extradata
@@ -149,18 +149,18 @@ def _one_ahead(
 
 @dataclass
 class _Reader:
-    """Makes the frames that `decode_video` gives of a stream's raw frames."""
+    """Makes a `Frame` of a raw frame."""
 
     path: Path
     stream: Any
-    timed: bool  # whether the file gives each frame its own time
+    timed: bool  # whether the file has the right time for each frame
     reformatter: Any
     convert: Callable[[Image.Image], Any]
     rgb: bool
     color_matrix: str
 
     def __call__(self, raw: RawFrame | Exception) -> Frame:
-        """A frame in RGB, turned; raises the error that decoding broke off with."""
+        """A frame in RGB, turned as it is to be shown. Raises an error that takes the place of a frame."""
         if isinstance(raw, Exception):
             raise raw
         frame = raw.frame
@@ -173,7 +173,7 @@ class _Reader:
 
 
 def _turned(pixels: np.ndarray, coding: Coding) -> np.ndarray:
-    """A frame [H, W, C] as it is to be shown; by an angle that is not a multiple of 90 degrees it is not turned."""
+    """Turns a frame [H, W, C] as it is to be shown, unless the angle is no multiple of 90 degrees."""
     if coding.rotation is None:
         return pixels
     pixels = np.rot90(pixels, -coding.rotation // 90)
@@ -181,9 +181,9 @@ def _turned(pixels: np.ndarray, coding: Coding) -> np.ndarray:
 
 
 def _pixels(reformatter: Any, frame: Any, coding: Coding) -> np.ndarray:
-    """RGB, or RGBA where there is an alpha channel, uint8 [H, W, C].
+    """The pixels of a frame, uint8 [H, W, C]: RGB, or RGBA if it has an alpha channel.
 
-    This sets colorspace and color_range of a YUV frame to those of `coding`: the conversion goes by them.
+    Sets colorspace and color_range of a YUV frame to those of `coding`, because the conversion reads them there.
     """
     form = frame.format
     alpha = has_alpha(form)
@@ -195,8 +195,8 @@ def _pixels(reformatter: Any, frame: Any, coding: Coding) -> np.ndarray:
         frame.color_range = FULL if coding.range == "full" else LIMITED
     converted = reformatter.reformat(frame, format="gbrap16le" if alpha else "gbrp16le", interpolation="BICUBIC")
     green, blue, red, *rest = converted.planes
-    # b-bit values stand in the top bits: white is (2^b - 1) << (16 - b). YUV of limited range comes out with white at
-    # 255 << 8. Gray of limited range is not expanded: black is at 16 << 8, white at 235 << 8.
+    # Values of b bits are in the top bits: white is (2^b - 1) << (16 - b). YUV of limited range comes out expanded, its
+    # white is 255 << 8. Gray of limited range is not expanded: black is 16 << 8, white is 235 << 8.
     full = 0, (2**bits - 1) << (16 - bits)
     ends = full
     if coding.range == "limited":
@@ -207,12 +207,12 @@ def _pixels(reformatter: Any, frame: Any, coding: Coding) -> np.ndarray:
     ):
         values = np.frombuffer(plane, "<u2").reshape(plane.height, -1)[:, : plane.width]
         channel[:] = _levels(values, black, white)
-    return pixels.transpose(1, 2, 0)  # planes lie as the network takes them
+    return pixels.transpose(1, 2, 0)  # a view: in memory the channels are planes, as the network takes them
 
 
 def _levels(values: np.ndarray, black: int, white: int) -> np.ndarray:
-    """The levels of 8 bits nearest to values of 16 bits, where `black` is 0 and `white` is 255."""
-    if (black, white) == (0, 255 << 8):  # as nearly always; three times as fast as the table
+    """The levels of 8 bits nearest to values of 16 bits. `black` becomes 0 and `white` 255."""
+    if (black, white) == (0, 255 << 8):  # nearly always; three times as fast as the table
         levels = np.minimum(values, white)
         levels += 128
         levels >>= 8
@@ -222,5 +222,5 @@ def _levels(values: np.ndarray, black: int, white: int) -> np.ndarray:
 
 @functools.cache
 def _level_table(black: int, white: int) -> np.ndarray:
-    """The levels uint8 [65536] of all values of 16 bits."""
+    """The level of each value of 16 bits, uint8 [65536]."""
     return np.rint(np.clip((np.arange(1 << 16) - black) / (white - black), 0, 1) * 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Frames of a video file, of an animated image, or of a folder of images, one at a time."""
+"""The frames of a video file, of an animated image, or of a folder of images; and the pairs of them, read ahead."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lpips_fast.cli.video.decoding import Frame, decode_video
 from lpips_fast.cli.video.pairing import PairBy, Pairing, Stream
 from lpips_fast.images import open_image, suffixes, to_picture
 
-# Decoded frames wait for the network until they hold this many pixels, as many as it takes at once.
+# Decoded frames wait for the network until they hold this many pixels, as many as the network takes at once.
 _PIXELS_AHEAD = 1 << 22
 
 # Animations of which FFmpeg decodes the first picture alone.
@@ -33,28 +33,34 @@ _NO_VIDEO = (".avif", ".avifs")
 
 
 class Frames(NamedTuple):
-    coding: Coding | None  # of the first, in a video file
+    """An opened input."""
+
+    coding: Coding | None  # of the first frame, in a video file
     frames: Iterator[Frame]
 
 
 class FramePair(NamedTuple):
+    """A frame of A, and the frame of B that belongs to it."""
+
     seconds: float | None  # the time of A's frame, as its file says
-    number_b: int
-    images: Pair | str  # a string says why there are none
+    number_b: int  # the number of B's frame
+    images: Pair | str  # a string says why there are no images
 
 
 def open_frames(path: Path, reading: VideoReading, weights_of: WeightsOf | None = None) -> Frames:
-    """The frames of a folder (in order of name, numbers by value), an animation (Pillow) or a video (PyAV).
+    """Opens a folder, an animation (Pillow) or a video (PyAV), and reads the first frame.
 
-    The file is opened, and its first frame read, before this returns.
+    The frames of a folder come in order of name, with numbers in order of value. A file that breaks off ends with a
+    frame that says so.
 
     Args:
-        reading: how pixels are made of the frames.
-        weights_of: makes masks of the frames instead, without regard to `reading`.
+        path: the folder or file.
+        reading: how frames become pixels.
+        weights_of: makes weights of pixels from the frames instead, and ignores `reading`.
 
     Raises:
-        ReadError: the file is not there or cannot be read; one that breaks off ends with a frame that says so.
-        UsageError: it is a video, and PyAV is not installed, or a range of values is asked for.
+        ReadError: the file does not exist, or cannot be read.
+        UsageError: it is a video, and PyAV is not installed; or it is a video, and `reading` has a range.
     """
     convert = weights_of or functools.partial(
         to_picture, background=reading.background_color, value_range=reading.value_range
@@ -82,7 +88,7 @@ def open_frames(path: Path, reading: VideoReading, weights_of: WeightsOf | None 
 def open_pairing(
     a: Path, b: Path, mask: str | None, reading: VideoReading, pair_by: PairBy | None, strict: bool
 ) -> tuple[Pairing, list[Coding | None]]:
-    """The frames of A, B and the masks, opened by `open_frames` and paired by `Pairing`; and how A and B are coded."""
+    """Opens A, B and the masks. Returns the pairing of their frames, and how A and B are coded."""
     opened = [open_frames(path, reading) for path in (a, b)]
     stream_a, stream_b = (Stream(path, frames) for path, (_, frames) in zip((a, b), opened, strict=True))
     masks = None
@@ -93,24 +99,24 @@ def open_pairing(
 
 
 def frame_pairs(pairing: Pairing, fit: Fit, uneven: Callable[[str], None], notices: Notices) -> Iterator[FramePair]:
-    """The images that belong together; ends with the shortest stream, and tells `uneven`."""
+    """The pairs of images. Ends with the shortest stream, and tells `uneven`."""
     for (path_a, a), (path_b, b), *mask in pairing.frames(uneven):
         named = [(FrameName(path, m.number), m.frame.image) for path, m in ((path_a, a), (path_b, b), *mask)]
         yield FramePair(a.frame.seconds, b.number, _pair(fit, named, notices))
 
 
 def _open_masks(path: Path, reading: VideoReading, weights_of: WeightsOf) -> Iterator[Frame]:
-    """The masks of the frames; a single one is for all.
+    """The masks of the frames. A single mask is for all frames.
 
     Raises:
-        ReadError: it is a file that begins without the alpha channel that `weights_of` takes.
+        ReadError: the masks cannot be read; or they are the alpha channel of a file whose first frame has none.
     """
     try:
         masks = open_frames(path, reading, weights_of).frames
     except (ReadError, UsageError) as error:
         raise type(error)(f"--mask: {error}") from error
     first = [*itertools.islice(masks, 2)]
-    if path.is_file() and first:  # in a folder others may be right
+    if path.is_file() and first:  # in a folder other files may be right
         if first[0].image is None:
             raise ReadError(no_alpha(str(path)))
         if isinstance(first[0].image, str):
@@ -119,7 +125,10 @@ def _open_masks(path: Path, reading: VideoReading, weights_of: WeightsOf) -> Ite
 
 
 def ahead(pairs: Iterator[FramePair], depth: int) -> Iterator[FramePair]:
-    """The pairs, by a thread that stays ahead, `depth` of them or fewer large ones; decoders release Python's lock."""
+    """The pairs, which a thread reads up to `depth` ahead, or fewer if they are large.
+
+    A thread is enough, because decoders release Python's lock.
+    """
     buffer = _Buffer(depth)
     nothing = FramePair(None, 0, "")
 
@@ -142,11 +151,14 @@ def ahead(pairs: Iterator[FramePair], depth: int) -> Iterator[FramePair]:
 
 
 class _Buffer(queue.Queue[tuple[FramePair, BaseException | None]]):
-    """A queue of pairs and errors that is full at `depth`, or at _PIXELS_AHEAD; one goes in, however large."""
+    """A queue of pairs and errors that is full with `depth` pairs, or with _PIXELS_AHEAD pixels.
+
+    An empty queue takes a pair of any size.
+    """
 
     def __init__(self, depth: int) -> None:
         super().__init__(_PIXELS_AHEAD)
-        self._least = -(-_PIXELS_AHEAD // depth)  # what a small one counts as
+        self._least = -(-_PIXELS_AHEAD // depth)  # the pixels that a small pair counts as
         self._pixels = 0
 
     def _qsize(self) -> int:
@@ -178,7 +190,7 @@ def _pair(fit: Fit, images: Sequence[tuple[FrameName, Any]], notices: Notices) -
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """A key that orders frame_2 before frame_10."""
+    """A key for sorting that puts frame_2 before frame_10."""
     return [(int(part or 0), "") if part.isdigit() else (0, part) for part in re.split(r"([0-9]+)", path.as_posix())]
 
 
@@ -191,16 +203,16 @@ def _load(path: Path, convert: Callable[[Image.Image], Any]) -> Frame:
 
 
 def _animation(path: Path, convert: Callable[[Image.Image], Any]) -> Iterator[Frame]:
-    """The frames of an image file, with times as long as they have durations; stills and pages have none."""
+    """The frames of an image file, with times until a frame has no duration. Stills and pages have no times."""
     seconds: float | None = 0.0
     n = 0
     try:
         with open_image(path) as image:
             try:
-                still_first = getattr(image, "default_image", False)  # of an APNG, for programs that know no others
+                still_first = getattr(image, "default_image", False)  # of an APNG, for programs that do not animate
                 for frame in itertools.islice(ImageSequence.Iterator(image), int(still_first), None):
                     made = convert(frame)
-                    duration = frame.info.get("duration")  # known once the frame is decoded; 0 is a GIF's for none
+                    duration = frame.info.get("duration")  # known once the frame is decoded; 0 is GIF for no duration
                     if n == 0 and not duration:
                         seconds = None
                     yield Frame(seconds, made, duration=duration / 1000 if duration else None)

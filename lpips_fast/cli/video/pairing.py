@@ -1,12 +1,12 @@
 """Which frames of two videos, and of their masks, belong together.
 
-By time, a frame of A belongs to the frame of B that a player shows at that moment: the latest whose time is not after
-A's. Times count from the first frame of each file. A frame of B may serve several of A, or none. By index, the n-th
-frame of A belongs to the n-th of B. Masks follow A as B does.
+By time, a frame of A belongs to the frame of B that a player shows at that moment: the latest frame whose time is not
+after the time of A's frame. Times count from the first frame of each file. A frame of B may be paired with several
+frames of A, or with none. By index, the n-th frame of A belongs to the n-th frame of B. Masks are paired with A like B.
 
-Containers round times, Matroska to 1 ms and GIF to 10 ms, and a rate of 29.97 drifts from one of 30. So a frame of B
-also counts as shown up to nearly half a step before its time. The step is the time since the frame before, B's or A's,
-whichever is shorter: at equal rates the pair is the nearest frame. The last frame of B is shown for one more step of B,
+Containers round times, Matroska to 1 ms and GIF to 10 ms, and a rate of 29.97 drifts from a rate of 30. So a frame of B
+also counts as shown up to nearly half a step before its time. The step is the time since the frame before, A's or B's,
+whichever is shorter. At equal rates this pairs the nearest frames. The last frame of B is shown for one more step of B,
 or for its own duration if that is longer.
 """
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 PairBy = Literal["time", "index"]
 
-_EARLY = 0.45  # of a step: how long before its time a frame counts as shown
-_APART = 0.5  # of a step: times that are farther apart are of two frames
-_SAME_START = 0.006  # seconds; containers round
+_EARLY = 0.45  # steps before its time from which on a frame counts as shown
+_APART = 0.5  # steps: paired frames whose times are farther apart show different moments
+_SAME_START = 0.006  # seconds: smaller differences come from rounding in containers
 _NAMED = 10  # frames that a message names
 
 
@@ -37,20 +37,22 @@ class Moment(NamedTuple):
     number: int
     frame: Frame
     time: float | None  # seconds after the first frame; None if unknown, or not after the frame before
-    step: float  # seconds after the frame before; 0 of the first
+    step: float  # seconds after the frame before; 0 for the first frame
 
     @property
     def shown_for(self) -> float:
-        """Seconds, if no frame follows."""
+        """How many seconds the frame is shown if no frame follows."""
         return max(self.step, self.frame.duration or 0.0)
 
 
 class Stream(NamedTuple):
+    """The frames of a video, an animation or a folder."""
+
     path: Path
     frames: Iterator[Frame]
 
     def moments(self) -> Iterator[Moment]:
-        """The frames with their numbers and times; after one without a time none has any."""
+        """The frames with their numbers and times. After a frame without a time no frame has a time."""
         first: float | None = None
         last: float | None = None
         step = 0.0
@@ -69,20 +71,20 @@ class Stream(NamedTuple):
 
 
 class Follower:
-    """A stream whose frames are paired with those of A, which come one after the other.
+    """Finds the frames of a stream that belong to the frames of A, which it is given in order.
 
     Args:
         stream: B, or the masks.
-        strict: whether to end with a ReadError at a frame that is paired with none.
+        strict: whether to raise a ReadError at a frame of the stream that is in no pair.
     """
 
     def __init__(self, stream: Stream, strict: bool = False) -> None:
         self.path = stream.path
         self.by: PairBy = "index"
-        self.index_from: int | None = None  # the frame of A from which on pairs are by index and no longer by time
-        self.unused: list[int] = []
-        self.numbers_differ = 0  # frames of A that are paired with another number
-        self.times_differ = 0  # frames of A that are paired by index with another time
+        self.index_from: int | None = None  # the first frame of A paired by index after pairs by time
+        self.unused: list[int] = []  # frames in no pair
+        self.numbers_differ = 0  # pairs whose frames have two numbers
+        self.times_differ = 0  # pairs by index whose frames have two times
         self._strict = strict
         self._moments = stream.moments()
         self.now = next(self._moments, None)
@@ -91,7 +93,7 @@ class Follower:
         self._used = False
 
     def at(self, a: Moment) -> Moment | None:
-        """The frame that belongs to one of A; None after the end."""
+        """The frame that belongs to a frame of A; None after the end."""
         if self.by == "index":
             if a.number > 0 and not self._advance():
                 return None
@@ -107,7 +109,7 @@ class Follower:
         return self.now
 
     def goes_on(self, last: Moment | None) -> bool:
-        """Whether there are frames after the last one of A; passes over those that come before its end."""
+        """Whether frames follow after the end of A, whose last frame is given. Skips frames before that end."""
         if last is None:
             return self.now is not None
         if self.by == "time" and last.time is not None:
@@ -148,16 +150,16 @@ def _early(a: Moment, b: Moment) -> float:
 
 
 class Pairing:
-    """The frames of A, with those of B and of the masks that belong to them.
+    """The frames of A, with the frames of B and of the masks that belong to them.
 
     Args:
-        a, b, masks: the streams, whose first frames are read at once.
-        by: how to pair; None: by time where both streams know the times of their frames, else by index. Masks that do
-            not know them are always paired by index.
-        strict: whether to end at a frame of B that is paired with none.
+        a, b, masks: the streams. Their first frames are read at once.
+        by: how to pair. None pairs by time if A and B have times for their frames, else by index. Masks without times
+            are always paired by index.
+        strict: whether to raise a ReadError at a frame of B that is in no pair.
 
     Raises:
-        ReadError: pairs are to be made by time, and A or B does not know it, now or later.
+        ReadError: `by` is "time", and A or B has no times; `frames` raises it if they go missing later.
     """
 
     def __init__(self, a: Stream, b: Stream, masks: Stream | None, by: PairBy | None, strict: bool) -> None:
@@ -171,7 +173,7 @@ class Pairing:
         self._followers = {"b": self._b, **({} if masks is None else {"mask": Follower(masks)})}
         self._count = 0
         self._is_uneven = False  # whether A and B end apart
-        self._untimed: str | None = None  # why all frames from one on are paired by index
+        self._untimed: str | None = None  # why frames are paired by index, at least from some frame on
         begins = ((a.path, first), (b.path, self._b.now))
         without = [(path, moment) for path, moment in begins if moment is not None and moment.time is None]
         if by == "time" and without:
@@ -183,7 +185,7 @@ class Pairing:
                 follower.by = "time"
 
     def frames(self, uneven: Callable[[str], None]) -> Iterator[list[tuple[Path, Moment]]]:
-        """Of each frame of A: that frame, the one of B, and the mask; ends with the shortest, and tells `uneven`."""
+        """For each frame of A: this frame, B's and the mask. Ends with the shortest stream, and tells `uneven`."""
         last = None
         for a in self._moments:
             self._check_times(a)
@@ -203,7 +205,7 @@ class Pairing:
             uneven(f"{self._a} ends after {_length(last, self.by)}, {self._b.path} goes on")
 
     def _check_times(self, a: Moment) -> None:
-        """From a frame without a time on, pairs one by one."""
+        """Changes to pairs by index at the first frame without a time."""
         for follower in self._followers.values():
             for path, moment in ((self._a, a), (follower.path, follower.next)):
                 if follower.by == "time" and moment is not None and moment.time is None:
@@ -214,11 +216,11 @@ class Pairing:
 
     @property
     def by(self) -> PairBy:
-        """How the frames of A and B are paired, from the last one read on."""
+        """How the frames of A and B are paired now."""
         return self._b.by
 
     def described(self) -> dict[str, Any]:
-        """What was done, for results."""
+        """How the frames were paired, as results hold it."""
         return {
             name: {
                 "by": follower.by,
@@ -232,7 +234,7 @@ class Pairing:
         }
 
     def tell(self) -> None:
-        """Says where times are missing, and where pairs by time are not those by index."""
+        """Prints where times are missing, and in how many pairs time and index disagree."""
         if self._untimed is not None and self._count > 1:
             since = "" if self._b.index_from is None else "from there on "
             output.warn(f"{self._untimed}: {since}frames are paired by index")
@@ -253,7 +255,7 @@ class Pairing:
                 )
 
     def _tell_starts(self) -> None:
-        """Says that the first frames have other times; containers often shift a whole file, which does no harm."""
+        """Prints that the first frames have different times. Often this is harmless: containers shift whole files."""
         starts = [start for start in (self._start, self._b.start) if start is not None]
         if max(starts) - min(starts) > _SAME_START:
             begin = " s and ".join(f"{start:.4g}" for start in starts)
@@ -264,7 +266,7 @@ class Pairing:
 
 
 def _length(last: Moment | None, by: PairBy) -> str:
-    """How long a stream is that ends with this frame."""
+    """The length of a stream that ends with this frame."""
     if last is None:
         return "0 frames"
     frames = f"{last.number + 1} frame{'s' if last.number else ''}"
@@ -273,7 +275,7 @@ def _length(last: Moment | None, by: PairBy) -> str:
 
 
 def _listed(frames: Sequence[int]) -> str:
-    """Frames by their numbers, of many the first ones."""
+    """Names frames by their numbers; only the first ones if there are many."""
     some = ", ".join(map(str, frames[:_NAMED])) + (", ..." if len(frames) > _NAMED else "")
     return f"frame {some}" if len(frames) == 1 else f"{len(frames)} frames ({some})"
 
@@ -283,7 +285,7 @@ def _start(first: Moment | None) -> float | None:
 
 
 def _untimed(path: Path, moment: Moment) -> str:
-    """Why a frame cannot be paired by time."""
+    """Says why a frame cannot be paired by time."""
     if isinstance(moment.frame.image, str):
         return moment.frame.image
     if moment.number == 0:

@@ -1,4 +1,4 @@
-"""`dirs`: numbers, matching, what is broken, going on after an end too soon, many processes."""
+"""`dirs`: numbers, matching, broken files, `--resume` after an early end, many processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.image_files import save_noise, soft_disc
 
 @pytest.fixture
 def folders(tmp_path):
-    """18 good pairs of two sizes, one alike by stem only; one each of what cannot be compared; two unmatched."""
+    """18 good pairs of two sizes, one alike only by stem; pairs that cannot be compared; two images unmatched."""
     for i in range(18):
         name = f"{'sub/' if i % 2 else ''}{i:02d}"
         size = (40, 32) if i % 3 else (32, 40)
@@ -125,7 +125,7 @@ def test_names_by_a_pattern(call, folders, trunk, distance):
 
 @pytest.fixture
 def masks(folders):
-    """A mask of each good pair but two: one has none, one is 0 everywhere."""
+    """A mask for each good pair but one; one mask is 0 everywhere."""
     for side in "ab":
         for bad in (folders / side).glob("x_*.png"):
             bad.unlink()
@@ -140,7 +140,7 @@ def masks(folders):
 
 
 def test_one_mask_for_images_of_two_kinds(run, trunk, tmp_path):
-    """a/x.png and a/x.jpg share it, where it is the only one; of two it is that of the image's own suffix."""
+    """a/x.png and a/x.jpg share a single mask. Of two masks an image takes the mask of its own suffix."""
     for side in "ab":
         (tmp_path / side).mkdir()
         for suffix in ("png", "bmp"):
@@ -269,7 +269,7 @@ def test_resume(run_and_stop, call, many, trunk, sent):
     assert "normalize, precision, background, range, a, b, pattern, resize, crop, crop_border, mask" in told
 
     with partial.open("a") as file:
-        file.write('{"name": "149.png", "lp')  # as a machine that stops would leave it
+        file.write('{"name": "149.png", "lp')  # a machine that stops leaves this
     lines = partial.read_text().splitlines()
     lines[1] = json.dumps({**json.loads(lines[1]), "lpips": 77.0})
     partial.write_text("\n".join(lines))
@@ -288,7 +288,7 @@ def test_resume(run_and_stop, call, many, trunk, sent):
 
 
 def test_two_runs_at_once(run_and_stop, call, many, trunk):
-    # Without workers, which a killed run would leave to find out by themselves.
+    # Without workers: those of a killed run would go on until they notice.
     arguments = ("dirs", "a", "b", "--batch-size", 1, "--workers", 0, *trunk, "--csv")
     (many / "link.csv").symlink_to("out.csv")
 

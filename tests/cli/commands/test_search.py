@@ -15,7 +15,7 @@ from tests.support.image_files import save_noise
 
 @pytest.fixture
 def photos(tmp_path):
-    """20 images of one size, of which one is broken; the query is one of them, almost."""
+    """20 images of one size, one of them broken; and a query equal to another one."""
     for i in range(20):
         save_noise(tmp_path / "photos" / f"{i:02d}.png", i)
     (tmp_path / "photos" / "11.png").write_bytes((tmp_path / "photos" / "11.png").read_bytes()[:500])
@@ -65,7 +65,7 @@ def test_the_range_of_pixels_is_that_of_the_index(call, photos, trunk, distance)
 
 
 def test_an_index_from_python(call, photos, trunk, fn):
-    """Whichever range its images were given in."""
+    """In either range of pixels."""
     image = im2tensor(load_image(photos / "photos" / "05.png"))
     query = ("search", "photos/05.png", "python.index", "-k", 1, *trunk)
     for normalize in (False, True):
@@ -77,8 +77,8 @@ def test_an_index_from_python(call, photos, trunk, fn):
 
 
 def test_where_an_index_goes(call, photos, trunk, monkeypatch):
-    """It is refused before any work."""
-    monkeypatch.setattr("lpips_fast.cli.commands.search.build_index", lambda *_: pytest.fail("images were read"))
+    """Errors come before any work."""
+    monkeypatch.setattr("lpips_fast.cli.indexing.build_index", lambda *_: pytest.fail("images were read"))
     assert "does not go to stdout" in call("index", "photos", "-o", "-", *trunk, status=2)
     assert "no folder" in call("index", "photos", "-o", "nowhere/photos.index", *trunk, status=2)
     assert "photos" in call("index", "photos", "-o", "photos", *trunk, status=2)

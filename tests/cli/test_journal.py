@@ -1,4 +1,4 @@
-"""`--resume` of files that are damaged, or of a run with other weights: told, and left as they are."""
+"""`--resume` with files that are damaged, or of a run with other weights: refused by name, and left as they are."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def resumed(path: Path) -> Journal:
 
 
 def refused(path: Path) -> str:
-    """What is said of a damaged file, which stays as it is."""
+    """The error about a damaged file, which stays as it is."""
     before = path.read_bytes()
     with pytest.raises(UsageError) as error:
         resumed(path)

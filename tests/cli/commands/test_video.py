@@ -16,26 +16,9 @@ from PIL import Image
 
 from lpips_fast.cli.commands import video
 from lpips_fast.cli.video.frames import FramePair
-from tests.support.image_files import save_noise, soft_disc
+from tests.support.image_files import frames, save_frames, save_noise, soft_disc
 
-ROOT = Path(__file__).parents[2]
-
-
-def frames(n: int, noise: float) -> list[Image.Image]:
-    """A moving gradient with noise that grows."""
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[:48, :64]
-    made = []
-    for i in range(n):
-        smooth = np.stack([128 + 100 * np.sin(x / 7 + i), 128 + 100 * np.cos(y / 9), 0 * x + 128.0], axis=-1)
-        made.append((smooth + rng.normal(0, 1 + noise * i, smooth.shape)).clip(0, 255).astype(np.uint8))
-    return [Image.fromarray(frame) for frame in made]
-
-
-def save_frames(folder, images) -> None:
-    folder.mkdir()
-    for i, image in enumerate(images):
-        image.save(folder / f"f{i}.png")
+ROOT = Path(__file__).parents[3]
 
 
 def test_folders_of_frames(run, trunk, distance, tmp_path):
@@ -72,51 +55,6 @@ def test_animations(call, trunk, tmp_path):
     assert json.loads((tmp_path / "out.json").read_text())["summary"]["max"] == 0
 
 
-ANIMATIONS = {
-    "gif": {"duration": 40},
-    "webp": {"duration": 40, "lossless": True},
-    "png": {"duration": 40},
-    "apng": {"duration": 40, "format": "PNG", "default_image": True},
-    "avif": {"duration": 40, "quality": 100, "subsampling": "4:4:4"},
-    "tif": {},
-}
-
-
-@pytest.mark.parametrize("suffix", ANIMATIONS)
-def test_every_animation_gives_all_its_frames(call, measure, trunk, tmp_path, suffix):
-    """And its first one where a still is asked for."""
-    first, *rest = (image.quantize(255).convert("RGB") for image in frames(6, 0))
-    still = [first] if suffix == "apng" else []
-    first.save(tmp_path / f"a.{suffix}", save_all=True, append_images=[*still, *rest], **ANIMATIONS[suffix])
-    save_frames(tmp_path / "b", [image.copy() for image in frames(6, 8)])
-    call("video", f"a.{suffix}", "b", "--json", "out.json", *trunk)
-    rows = json.loads((tmp_path / "out.json").read_text())["results"]
-    expected = [measure(np.array(a), np.array(b)) for a, b in zip([first, *rest], frames(6, 8), strict=True)]
-    assert [row["lpips"] for row in rows] == pytest.approx(expected, rel=0.1 if suffix == "avif" else 1e-4)
-    times = [None] * 6 if suffix == "tif" else [pytest.approx(0.04 * i) for i in range(6)]
-    assert [row["seconds"] for row in rows] == times
-    call("pair", f"a.{suffix}", "b/f0.png", "--json", "out.json", *trunk)
-    assert json.loads((tmp_path / "out.json").read_text())["lpips"] == pytest.approx(rows[0]["lpips"], rel=1e-4)
-
-
-def test_avif_without_a_pillow_that_reads_it(call, trunk, tmp_path, monkeypatch):
-    """FFmpeg decodes but the first picture."""
-    first, *rest = frames(3, 0)
-    first.save(tmp_path / "a.avif", save_all=True, append_images=rest)
-    monkeypatch.setattr("lpips_fast.cli.video.frames.suffixes", lambda: frozenset({".png"}))
-    told = call("video", "a.avif", "a.avif", *trunk, status=1)
-    assert "a.avif: the Pillow installed here does not read .avif" in told
-
-
-@pytest.mark.parametrize("suffix", ["avif", "jp2", "jfif", "qoi", "tga"])
-def test_folders_of_frames_of_any_format(call, trunk, tmp_path, suffix):
-    (tmp_path / "a").mkdir()
-    for i, image in enumerate(frames(3, 0)):
-        image.save(tmp_path / "a" / f"{i}.{suffix}")
-    call("video", "a", "a", "--json", "out.json", *trunk)
-    assert json.loads((tmp_path / "out.json").read_text())["summary"]["count"] == 3
-
-
 def test_video_files(call, trunk, tmp_path):
     av = pytest.importorskip("av", reason="video files need PyAV")
     for name, noise in (("a.mp4", 0), ("b.mp4", 8)):
@@ -142,7 +80,7 @@ def masks(n: int) -> list[np.ndarray]:
 
 @pytest.fixture
 def masked(call, trunk, tmp_path):
-    """Folders of 5 frames, and what `video` says of them with a mask."""
+    """Saves folders of 5 frames, and gives the results and messages of `video` with a mask."""
     save_frames(tmp_path / "a", frames(5, 0))
     save_frames(tmp_path / "b", frames(5, 5))
 
@@ -157,7 +95,7 @@ def masked(call, trunk, tmp_path):
 
 @pytest.fixture
 def expected(measure, tmp_path):
-    """The distances of these frames; where A is transparent, it shows white."""
+    """The distances of these frames. A shows white where it is transparent."""
 
     def expected(weights, a=None):
         over_white = [Image.alpha_composite(Image.new("RGBA", i.size, "white"), i) for i in a or []]
@@ -189,7 +127,7 @@ def test_one_mask_for_all_frames(masked, expected, tmp_path):
 
 
 def clear_frames() -> list[Image.Image]:
-    """The frames of A, of which only the discs can be seen."""
+    """The frames of A with alpha that shows only the discs."""
     clear = frames(5, 0)
     for image, mask in zip(clear, masks(5), strict=True):
         image.putalpha(Image.fromarray(mask))
@@ -250,7 +188,7 @@ def test_a_video_without_alpha_has_no_mask_of_it(call, trunk, tmp_path, name):
 
 @pytest.mark.parametrize("side, most", [(2048, 3), (8, 2 * 8 + 2)])
 def test_frames_in_memory_are_bounded_by_pixels(side, most):
-    """A unit is read as the network takes it, and no more than 2 units, or 4 million pixels, ahead of it."""
+    """Frames are read at most 2 units, or 4 million pixels, ahead of the network."""
     image = np.broadcast_to(np.uint8(0), (side, side, 3))
     read = taken = largest = 0
 
@@ -264,7 +202,7 @@ def test_frames_in_memory_are_bounded_by_pixels(side, most):
         nonlocal taken, largest
         found = {}
         for n, _ in numbered:
-            time.sleep(0.005)  # for the reader to go as far ahead as it will
+            time.sleep(0.005)  # lets the reader go as far ahead as it will
             largest = max(largest, read - taken)
             taken += 1
             found[n] = 0.5
@@ -317,7 +255,7 @@ def test_one_mask_that_is_none_ends_the_run(call, trunk, tmp_path):
 
 
 def test_a_full_alpha_channel_is_told(call, trunk, tmp_path):
-    """Where no frame has a pixel below 255; an animated WebP may have such a channel."""
+    """If no frame has a pixel below 255. An animated WebP may have such a channel."""
     first, *more = (image.convert("RGBA") for image in frames(3, 0))
     first.putpixel((0, 0), (9, 9, 9, 254))
     first.save(tmp_path / "clear.webp", save_all=True, append_images=more, lossless=True)
@@ -350,7 +288,7 @@ def test_errors_are_told_once_for_all_their_frames(call, trunk, tmp_path):
 
 
 def test_frames_with_gaps_are_counted(call, trunk, tmp_path):
-    """Errors of every second frame."""
+    """Every second frame has an error."""
     save_frames(tmp_path / "a", frames(24, 0))
     save_frames(tmp_path / "b", [image.crop((0, 0, 40 - 4 * (n % 2), 40)) for n, image in enumerate(frames(24, 0))])
     told = call("video", "a", "b", *trunk, status=1)
@@ -373,7 +311,7 @@ def test_mistakes(call, trunk, tmp_path):
 
 
 def test_the_example_of_a_document(call, trunk, tmp_path):
-    """That of docs/cli.md has the keys of a real one, and its rows the order of the columns."""
+    """The example in docs/cli.md has the keys of a real document, and its rows have the order of the columns."""
     save_video(tmp_path / "a.mkv", "gray", masks(2))
     call("video", "a.mkv", "a.mkv", "--json", "out.json", "--csv", "out.csv", *trunk)
     document = json.loads((tmp_path / "out.json").read_text())

@@ -1,21 +1,15 @@
-"""The files that commands write: checked before the work, whole, of one run; stdout that is closed."""
+"""The files that commands write: checked before the work, whole, of one run."""
 
 from __future__ import annotations
 
 import csv
-import functools
 import os
-import subprocess
 
 import pytest
-import typer
 
 from lpips_fast._files import replacing
-from lpips_fast.cli import errors, output
-from lpips_fast.cli.command import exit_status
+from lpips_fast.cli import output
 from lpips_fast.cli.errors import UsageError
-from lpips_fast.cli.options import parse_size
-from tests.support.commands import TIMEOUT, command, environment
 from tests.support.image_files import save_noise
 
 
@@ -104,7 +98,7 @@ def test_the_lock_goes_with_the_run(tmp_path):
         with pytest.raises(UsageError, match="another run is writing it"), output.claiming(files):
             pass
         assert len(list(tmp_path.iterdir())) == 1
-    (tmp_path / ".x.csv.lock").touch()  # as a process that was killed leaves it
+    (tmp_path / ".x.csv.lock").touch()  # a killed process leaves its lock
     with output.claiming(files):
         pass
     assert not list(tmp_path.iterdir())
@@ -116,51 +110,3 @@ def test_names_in_csv(tmp_path, name):
     with (tmp_path / "out.csv").open(newline="") as file:
         assert list(csv.reader(file, strict=True)) == [["name", "lpips"], [name, "0.5"]]
     assert b"\r" not in (tmp_path / "out.csv").read_bytes().replace(name.encode(), b"")
-
-
-def test_no_room(capsys):
-    with pytest.raises(typer.Exit) as ended, exit_status():
-        raise MemoryError("Unable to allocate 28 GiB")
-    assert ended.value.exit_code == errors.FAILED
-    assert "error: Unable to allocate 28 GiB" in capsys.readouterr().err
-    with pytest.raises(typer.Exit), exit_status():
-        raise MemoryError
-    assert "error: MemoryError" in capsys.readouterr().err
-
-
-def test_sizes_that_no_image_has(mistake):
-    assert "--size must be WIDTHxHEIGHT" in mistake("matrix", ".", "--size", "64x99999999999999999999")
-    assert parse_size("100000x100000") == (100000, 100000)
-
-
-@pytest.fixture
-def pairs(tmp_path):
-    for i in range(12):
-        for side in "ab":
-            save_noise(tmp_path / side / f"{i}.png", i)
-    return tmp_path
-
-
-def test_closed_stdout(pairs, trunk):
-    done = subprocess.run(
-        command("dirs", "a", "b", *trunk, "--csv", "out.csv"),
-        cwd=pairs,
-        env=environment(),
-        stderr=subprocess.PIPE,
-        preexec_fn=functools.partial(os.close, 1),
-        text=True,
-        timeout=TIMEOUT,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert (pairs / "out.csv").read_text().count("\n") == 13
-
-
-def test_stdout_that_nobody_reads_on(pairs, trunk):
-    arguments = command("dirs", "a", "b", *trunk, "--batch-size", 1, "--csv", "-")
-    with subprocess.Popen(
-        arguments, cwd=pairs, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout.readline() == "name,a,b,lpips,error,run\n"
-        process.stdout.close()
-        assert process.stderr.read() == ""
-    assert process.returncode == 141

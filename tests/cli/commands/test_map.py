@@ -1,39 +1,22 @@
-"""`map` and plots: odd names of files, and the scale."""
+"""`map`: the picture, its scale, masks, and odd names of files."""
 
 from __future__ import annotations
 
 import json
-import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from lpips_fast import load_image
-from lpips_fast.cli.drawing import one_line
-from tests.support.image_files import save_noise
-
-ODD = ("new\nline.png", os.fsdecode(b"b\xe9.png"), "tab\t $x^$ name.png", "\N{SNOWMAN}.png")
+from tests.support.image_files import ODD_NAMES, save_noise
 
 
-def test_one_line():
-    assert [one_line(name) for name in ODD[:2]] == ["new\\nline.png", "b\\udce9.png"]
-    assert one_line("a \N{SNOWMAN} é $.png") == "a \N{SNOWMAN} é $.png"
-
-
-@pytest.mark.parametrize("name", ODD, ids=ascii)
+@pytest.mark.parametrize("name", ODD_NAMES, ids=ascii)
 def test_map_of_oddly_named_images(call, trunk, tmp_path, name):
     save_noise(tmp_path / name, 0)
     call("map", name, name, "-o", "map.png", *trunk)
     assert Image.open(tmp_path / "map.png").size[0] > 3 * 224
-
-
-def test_heatmap_of_oddly_named_images(run, trunk, tmp_path):
-    pytest.importorskip("matplotlib", reason="plots need matplotlib")
-    for i, name in enumerate(ODD):
-        save_noise(tmp_path / "x" / name, i)
-    run("matrix", "x", "--heatmap", "heat.png", *trunk)
-    assert min(Image.open(tmp_path / "heat.png").size) > 400
 
 
 @pytest.mark.parametrize("top", ["0", "-1", "nan", "inf"])
@@ -70,3 +53,22 @@ def test_a_mask_weights_the_map_and_its_mean(call, measure, trunk, tmp_path):
     top = np.flatnonzero((rows[:, 160:].std(axis=(1, 2)) > 5) & (rows[:, :160] == rows[:, :1]).all(axis=(1, 2)))
     shown = rows[top[0] : top[0] + 64].astype(float)
     assert shown[:, :160].max() <= shown[:, 220:].mean() / 4, "the map is black where nothing counts"
+
+
+def test_map(run, trunk, distance, tmp_path):
+    save_noise(tmp_path / "a.png", 0, width=300, height=64)
+    pixels = np.array(Image.open(tmp_path / "a.png"))
+    pixels[:, 200:] = 255 - pixels[:, 200:]
+    Image.fromarray(pixels).save(tmp_path / "b.png")
+    run("map", "a.png", "b.png", "-o", "map.png", "--layers", "--json", "map.json", *trunk)
+    found = json.loads((tmp_path / "map.json").read_text())
+    assert found["mean"] == pytest.approx(distance(tmp_path / "a.png", tmp_path / "b.png"), rel=0.05)
+    assert len(found["layers"]) == 7
+    assert sum(layer["mean"] for layer in found["layers"]) == pytest.approx(found["mean"], rel=1e-5)
+    picture = np.array(Image.open(tmp_path / "map.png")).astype(int)
+    assert picture.shape[1] > 7 * 300
+    top = int(
+        np.flatnonzero((picture[:, 8:308] != 255).any(axis=(1, 2)) & (picture[:, 8:308].std(axis=(1, 2)) > 60))[0]
+    )
+    shown = picture[top : top + 64, 2 * 308 + 8 : 3 * 308]
+    assert shown[:, :100].sum() < 0.5 * shown[:, 200:].sum(), "the map is dark where the images are alike"

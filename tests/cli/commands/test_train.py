@@ -1,4 +1,4 @@
-"""`bapps`, `train` and `evaluate`."""
+"""`train`, on data of `bapps`, and `evaluate` with its weights."""
 
 from __future__ import annotations
 
@@ -15,18 +15,12 @@ from lpips_fast.weights.files import read_state_dict
 SMALL = ("--batch-size", 8, "--epochs", 2, "--decay-epochs", 1, "--workers", 0)
 
 
-@pytest.fixture
-def judged(call, tmp_path, trunk):
-    assert "40 triplets to train with: judged" in call("bapps", "--synthesize", "judged", "--triplets", 40, *trunk)
-    return tmp_path
-
-
 def weights(folder):
     return read_state_dict(folder / "weights.pth")
 
 
 def test_killed_and_resumed(judged, call, run_and_stop, trunk):
-    """The same weights, to the bit, as of a run that was not interrupted."""
+    """The weights are those of a run without interruption, to the bit."""
     call("train", "judged", "-o", "whole", *SMALL, *trunk)
     checkpoint = judged / "killed" / "checkpoint.pt"
     arguments = ("train", "judged", "-o", "killed", "--save-every", 2, *SMALL, *trunk)
@@ -56,7 +50,7 @@ def test_killed_and_resumed(judged, call, run_and_stop, trunk):
 
 
 def test_two_processes(judged, run, call, trunk):
-    """They learn what one does, from features that they share on disk."""
+    """They learn the weights that one process learns, from features that they share on disk."""
     options = ("--no-dropout", *SMALL, *trunk)
     call("train", "judged", "-o", "one", "--cache", "memory", *options)
     run("train", "judged", "-o", "two", "--cache", "disk", *options, processes=2, threads=1)
@@ -98,19 +92,6 @@ def test_weights_and_scores(judged, call, trunk, trunk_states):
     assert document["means"]["2afc"] == pytest.approx(lpips_fast.bapps.score_2afc(d0, d1, judge))
     text = call("evaluate", "judged", "--subset", "train/synthetic", "--weights", "judged/judge.safetensors", *trunk)
     assert "2afc train/synthetic 40" in text
-
-
-def test_baselines(judged, call):
-    samples = lpips_fast.bapps.TwoAFCDataset(judged / "judged", ["val/synthetic"])
-    for model in ("l2", "ssim"):
-        call("evaluate", "judged", "--model", model, "--json", f"{model}.json", "--workers", 0)
-        found = json.loads((judged / f"{model}.json").read_text())
-        assert found["settings"] == {"model": model}
-        if model == "l2":
-            d = [[((s.ref - s[k]) ** 2).mean().item() for s in samples] for k in (1, 2)]
-            expected = lpips_fast.bapps.score_2afc(*d, [s.judge.item() for s in samples])
-            assert found["means"]["2afc"] == pytest.approx(expected)
-        assert 0.5 < found["means"]["jnd"] <= 1
 
 
 def test_tuned_and_from_scratch(judged, call, trunk):

@@ -1,4 +1,4 @@
-"""What the program says of itself, and how it ends on wrong usage."""
+"""What the program says about itself, and how it ends on wrong usage."""
 
 from __future__ import annotations
 

@@ -24,13 +24,13 @@ def stream(name: str, times: Iterable[float | None], *, breaks_off: bool = False
 
 
 def paired(pairing: Pairing) -> tuple[list[tuple[int, ...]], list[str]]:
-    """The numbers of the frames that belong together, and what is said of the end."""
+    """The numbers of the frames that belong together, and the messages about the end."""
     told: list[str] = []
     return [tuple(moment.number for _, moment in found) for found in pairing.frames(told.append)], told
 
 
 def pairs(a: Sequence[float | None], b: Sequence[float | None], by=None, strict=False):
-    """The numbers of B's frames that belong to those of A, what is said of the end, and of B."""
+    """The numbers of B's frames that belong to A's frames, the messages about the end, and B in the results."""
     pairing = Pairing(stream("a", a), stream("b", b), None, by, strict)
     found, told = paired(pairing)
     assert [n for n, _ in found] == list(range(len(found)))
@@ -38,7 +38,7 @@ def pairs(a: Sequence[float | None], b: Sequence[float | None], by=None, strict=
 
 
 def rate(n: int, per_second: float, start: float = 0.0, without: Sequence[int] = (), digits: int = 9) -> list[float]:
-    """The times of frames at a constant rate; of some that are dropped; rounded, as containers do."""
+    """The times of frames at a constant rate, without dropped frames, rounded as containers round."""
     return [round(start + i / per_second, digits) for i in range(n) if i not in without]
 
 
@@ -46,7 +46,7 @@ def rate(n: int, per_second: float, start: float = 0.0, without: Sequence[int] =
 @pytest.mark.parametrize("digits", [9, 3])
 @pytest.mark.parametrize("fps", [23.976, 25, 29.97, 30, 60, 240])
 def test_equal_times_give_the_pairs_by_index(fps, digits, start):
-    """Whatever container rounds them, and wherever the files begin."""
+    """However the container rounds times, and wherever the files begin."""
     a, b = rate(500, fps), rate(500, fps, start, digits=digits)
     for one, other in ((a, b), (b, a)):
         found, told, described = pairs(one, other)
@@ -94,7 +94,7 @@ def test_variable_rates():
 
 @pytest.mark.parametrize("digits", [9, 3])
 def test_nearly_equal_rates(digits):
-    """They drift apart by a frame in half a minute, and each goes with the nearest."""
+    """The rates drift apart by a frame in half a minute, and each frame is paired with the nearest."""
     a, b = rate(900, 30, digits=digits), rate(900, 30000 / 1001, digits=digits)
     for one, other in ((a, b), (b, a)):
         found = pairs(one, other)[0]
@@ -145,7 +145,7 @@ def test_without_times():
 
 @pytest.mark.parametrize("bad", [None, 0.1, 0.05])
 def test_times_that_go_missing(bad, capsys):
-    """Or backwards: from there on the frames of both follow each other one by one."""
+    """Or go backwards. From there on frames are paired by index."""
     good = rate(10, 30)
     broken = [*rate(10, 30, without=(2,))[:5], bad, *rate(10, 30)[7:]]
     for a, b, expected in ((good, broken, [0, 1, 1, 2, 3, 4, 5, 6, 7, 8]), (broken, good, [0, 1, 3, 4, 5, 6, 7, 8, 9])):
@@ -164,7 +164,7 @@ def test_times_that_go_missing(bad, capsys):
 
 
 def test_a_file_that_breaks_off():
-    """Its last frame says so, a step after the one before."""
+    """Its last frame says so, a step after the frame before."""
     pairing = Pairing(stream("a", rate(12, 30)), stream("b", rate(3, 15), breaks_off=True), None, "time", False)
     found, told = paired(pairing)
     assert [m for _, m in found] == [0, 0, 1, 1, 2, 2, 3, 3]
@@ -172,7 +172,7 @@ def test_a_file_that_breaks_off():
 
 
 def test_a_file_that_breaks_off_at_once():
-    """Its frame is paired by index, and by time is no reason to hide what is wrong."""
+    """Its frame is paired by index, and an error about times does not hide what is wrong."""
     for times, expected in (([], [0]), ([0.0], [0, 1])):
 
         def pairing(by, times=times):
@@ -239,7 +239,7 @@ def save_video(path, numbers: Sequence[int], fps: int = 30, pictures=picture, st
 
 @pytest.fixture
 def compare(call, trunk, tmp_path):
-    """What `video` finds, and what it says."""
+    """The document of `video`, and its messages."""
 
     def compare(*arguments, status=0):
         said = call("video", *arguments, "--json", "out.json", *trunk, status=status)
@@ -255,7 +255,7 @@ def apart(measure):
 
 
 def test_dropped_frames_of_a_video(compare, apart, tmp_path):
-    """2 of 12: by index nearly all pairs would be wrong."""
+    """2 of 12 are dropped: by index nearly all pairs would be wrong."""
     kept = [i for i in range(12) if i not in (4, 9)]
     shown = [0, 1, 2, 3, 3, 5, 6, 7, 8, 8, 10, 11]
     save_video(tmp_path / "a.mkv", range(12))
@@ -300,7 +300,7 @@ def test_containers_agree(compare, tmp_path, name):
 
 
 def test_other_starts_are_told_where_the_ends_are_apart_too(compare, tmp_path):
-    """As where the first frame was dropped, which shifts all pairs."""
+    """A dropped first frame does this, and shifts all pairs."""
     save_video(tmp_path / "a.mkv", range(12))
     save_video(tmp_path / "late.ts", range(12), start=7)
     save_video(tmp_path / "short.ts", range(11), start=7)
@@ -311,7 +311,7 @@ def test_other_starts_are_told_where_the_ends_are_apart_too(compare, tmp_path):
 
 
 def test_streams_without_times(compare, mistake, trunk, tmp_path):
-    """A bare H.264 stream, and AVI, in which frames that are stored out of order have the times of others."""
+    """A bare H.264 stream; and AVI, where frames that are stored out of order have the times of other frames."""
     av = pytest.importorskip("av", reason="video files need PyAV")
     for name in ("b.h264", "b.avi"):
         with av.open(str(tmp_path / name), "w") as container:

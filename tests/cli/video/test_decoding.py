@@ -1,9 +1,8 @@
-"""What the pixels of a video file's frames are: colour, orientation, alpha, and what the results say of them."""
+"""The pixels of a video file's frames: colour, orientation and alpha."""
 
 from __future__ import annotations
 
 import json
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,85 +10,29 @@ from PIL import Image
 
 from lpips_fast.cli.errors import ReadError, UsageError
 from lpips_fast.cli.settings import VideoReading
-from lpips_fast.cli.video import coding, decoding
+from lpips_fast.cli.video import decoding
 from lpips_fast.cli.video.frames import open_frames
-
-av = pytest.importorskip("av", reason="video files need PyAV")
-
-KR_KB = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}
-CODES = {"bt601": 6, "bt709": 1, "bt2020": 9}  # of ITU-T H.273
-
-
-def to_rgb(planes: list[np.ndarray], bits: int, matrix: str, full: bool) -> np.ndarray:
-    """Planes of one size as RGB [H, W, 3] in [0, 255], in float64, by the definition of BT.601, BT.709 and BT.2020."""
-    y, u, v = (plane.astype(np.float64) for plane in planes)
-    s = 2 ** (bits - 8)
-    if full:
-        y, cb, cr = y / (2**bits - 1), (u - 128 * s) / (2**bits - 1), (v - 128 * s) / (2**bits - 1)
-    else:
-        y, cb, cr = (y - 16 * s) / (219 * s), (u - 128 * s) / (224 * s), (v - 128 * s) / (224 * s)
-    kr, kb = KR_KB[matrix]
-    r, b = y + 2 * (1 - kr) * cr, y + 2 * (1 - kb) * cb
-    return 255 * np.clip(np.stack([r, (y - kr * r - kb * b) / (1 - kr - kb), b], axis=-1), 0, 1)
-
-
-def from_rgb(image: np.ndarray, bits: int, matrix: str) -> list[np.ndarray]:
-    """RGB uint8 [H, W, 3] as planes of limited range, 4:4:4, rounded."""
-    r, g, b = np.moveaxis(image / 255, -1, 0)
-    kr, kb = KR_KB[matrix]
-    y = kr * r + kb * b + (1 - kr - kb) * g
-    s = 2 ** (bits - 8)
-    cb, cr = (b - y) / (2 * (1 - kb)), (r - y) / (2 * (1 - kr))
-    return [np.rint(v) for v in (219 * s * y + 16 * s, 224 * s * cb + 128 * s, 224 * s * cr + 128 * s)]
-
-
-def frame_of(form: str, width: int, height: int, planes: list[np.ndarray]):
-    """A frame with these values in its planes; values of shape () fill theirs."""
-    frame = av.VideoFrame(width, height, form)
-    deep = max(component.bits for component in frame.format.components) > 8
-    for plane, values in zip(frame.planes, planes, strict=True):
-        stored = np.zeros((plane.height, plane.line_size // (1 + deep)), "<u2" if deep else np.uint8)
-        stored[:, : plane.width] = values
-        plane.update(stored)
-    return frame
-
-
-def save(path, frames, codec="ffv1", options=None, display=None, **tags):
-    """Writes frames; tags are attributes of the encoder, for colours H.273's codes."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25, options=options or {})
-        stream.width, stream.height, stream.pix_fmt = frames[0].width, frames[0].height, frames[0].format.name
-        for name, code in tags.items():
-            setattr(stream.codec_context, name, code)
-        if display is not None:
-            stream.set_display_matrix(display)
-        for frame in frames:
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-
-
-def read(path, **options):
-    """The pixels of the first frame, and how it is coded."""
-    coding, frames = open_frames(path, VideoReading(**options))
-    return next(frames).image.pixels, coding
-
-
-def picture(height: int = 48, width: int = 64) -> np.ndarray:
-    """Smooth, and different in each corner."""
-    y, x = np.mgrid[:height, :width]
-    channels = 40 + 2 * x + y, 200 - 3 * y, 30 + x * y / 20
-    return np.stack(channels, axis=-1).clip(0, 255).astype(np.uint8)
-
-
-def rgb_frames(image: np.ndarray, count: int = 2) -> list:
-    return [av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24") for _ in range(count)]
+from tests.support.image_files import clear_picture, over, picture
+from tests.support.videos import (
+    CODES,
+    KR_KB,
+    av,
+    display_matrix,
+    frame_of,
+    from_rgb,
+    read,
+    rgb_frames,
+    save,
+    to_rgb,
+    turned,
+)
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["limited", "full"])
 @pytest.mark.parametrize("matrix", KR_KB)
 @pytest.mark.parametrize("form, bits", [("yuv444p", 8), ("yuv444p10le", 10), ("yuv444p12le", 12), ("yuv444p16le", 16)])
 def test_yuv_to_rgb_is_exact(tmp_path, form, bits, matrix, full):
-    """All values that planes can hold, blue of twice white and more among them."""
+    """For all values that planes can hold, also for blue of more than twice white."""
     rng = np.random.default_rng(0)
     planes = [rng.integers(0, 2**bits, (48, 64)) for _ in range(3)]
     save(tmp_path / "a.mkv", [frame_of(form, 64, 48, planes)], colorspace=CODES[matrix], color_range=1 + full)
@@ -105,7 +48,7 @@ def test_yuv_to_rgb_is_exact(tmp_path, form, bits, matrix, full):
     "form, bits", [("yuv420p", 8), ("yuv422p", 8), ("yuv420p10le", 10), ("yuv422p10le", 10), ("yuv420p12le", 12)]
 )
 def test_subsampled_yuv_to_rgb_is_exact(tmp_path, form, bits, width, height, full):
-    """Chroma that is the same everywhere, which does not depend on how it is interpolated."""
+    """For chroma that is the same everywhere, so that its interpolation does not matter."""
     rng = np.random.default_rng(0)
     for n, (u, v) in enumerate([(0.5, 0.5), (0.3, 0.6), (0.62, 0.4)]):
         values = [rng.integers(0, 2**bits, (height, width)), *(np.int64(2**bits * chroma) for chroma in (u, v))]
@@ -116,7 +59,7 @@ def test_subsampled_yuv_to_rgb_is_exact(tmp_path, form, bits, width, height, ful
 
 
 def test_chroma_is_interpolated(tmp_path):
-    """Bicubically, at the centre where nothing says where chroma is, at the left in H.264 that is not tagged."""
+    """Bicubically; sited at the centre without a siting, and at the left in H.264 without a tag."""
     ramp = np.broadcast_to(np.arange(64, 192, 4), (24, 32))
     x = np.arange(64)
     for name, codec, options, siting in (("a.mkv", "ffv1", {}, 0.5), ("a.mp4", "libx264", {"qp": "0"}, 0)):
@@ -165,7 +108,7 @@ GRAY = [("gray", 8), ("gray9le", 9), ("gray10le", 10), ("gray12le", 12), ("gray1
 @pytest.mark.parametrize("color_range", [0, 1, 2], ids=["untagged", "limited", "full"])
 @pytest.mark.parametrize("form, bits", [*GRAY, ("ya16le", 16), ("ya16be", 16)])
 def test_gray_is_exact(tmp_path, monkeypatch, form, bits, color_range):
-    """All luma that there is, below black and above white, too; the range of alpha is full."""
+    """For all luma, also below black and above white. The range of alpha is full."""
     luma = np.linspace(0, 2**bits - 1, 48 * 64).round().reshape(48, 64)
     alpha = luma.T.reshape(48, 64)
     if form.startswith("ya"):
@@ -177,7 +120,7 @@ def test_gray_is_exact(tmp_path, monkeypatch, form, bits, color_range):
     else:
         frame = frame_of(form, 64, 48, [luma])
     found = []
-    if form.startswith("ya16"):  # which no codec takes here but PNG, which tags it as full
+    if form.startswith("ya16"):  # only PNG takes it here, and tags it as full
         frame.color_range = color_range
         monkeypatch.setattr(decoding, "_raw_frames", lambda *_: iter([decoding.RawFrame(frame, frame, False)]))
         save(tmp_path / "a.mkv", [rgb_frames(picture())[0].reformat(format="bgr0")])
@@ -208,12 +151,6 @@ def test_gray_and_yuv_of_one_luma(call, trunk, tmp_path, codec, options):
     assert "range" not in told
 
 
-@pytest.mark.parametrize("form", ["monob", "monow", "pal8", "rgb24", "gbrp10le"])
-def test_what_is_always_of_full_range(form):
-    """Whatever its tag says."""
-    assert coding._range(av.VideoFormat(form, 64, 48), 1) == ("full", None)
-
-
 @pytest.mark.parametrize("form, bits", [("rgb555le", (5, 5, 5)), ("rgb565le", (5, 6, 5))])
 def test_rgb_of_few_bits(tmp_path, form, bits):
     """White stays white."""
@@ -233,7 +170,7 @@ def test_rgb_of_few_bits(tmp_path, form, bits):
 
 @pytest.mark.parametrize("opaque", [True, False])
 def test_palettes(tmp_path, opaque):
-    """Their colours may be transparent."""
+    """The colours of a palette may be transparent."""
     image = Image.fromarray(picture()).quantize(16)
     colors = np.array(image.getpalette("RGB")[:48], np.uint8).reshape(16, 3)
     palette = np.zeros((256, 4), np.uint8)  # in the order of ARGB
@@ -246,19 +183,6 @@ def test_palettes(tmp_path, opaque):
     if not opaque:
         expected[np.array(image) == 3] = 0
     assert np.array_equal(read(tmp_path / "a.mov", background="black")[0], expected)
-
-
-def turned(image: np.ndarray, degrees: int, mirrored: bool) -> np.ndarray:
-    image = np.rot90(image, -degrees // 90)
-    return image[:, ::-1] if mirrored else image
-
-
-def display_matrix(degrees: float, mirrored: bool) -> list[int]:
-    """That of ISO base media files: a, b, u, c, d, v, x, y, w in fixed point."""
-    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    x = -1 if mirrored else 1
-    a, b, c, d = (round(v * 65536) for v in (x * cos, sin, -x * sin, cos))
-    return [a, b, 0, c, d, 0, 0, 0, 1 << 30]
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
@@ -291,68 +215,6 @@ def test_videos_and_masks_are_turned(call, trunk, tmp_path):
     assert (document["inputs"]["b"]["width"], document["inputs"]["b"]["height"]) == (64, 48)
 
 
-def test_a_turn_is_told_where_sizes_differ(call, trunk, tmp_path):
-    save(tmp_path / "a.mov", rgb_frames(picture(), 5), "png")
-    save(tmp_path / "rot.mov", rgb_frames(picture(), 5), "png", display=display_matrix(90, False))
-    told = call("video", "a.mov", "rot.mov", *trunk, status=1)
-    assert told.count("turned") == 1
-    assert "rot.mov was turned by 90 degrees, as its display matrix says" in told
-    assert told.count("sizes differ") == 1
-    assert "frames 0 to 4: sizes differ: a.mov is 64 x 48, rot.mov 48 x 64 (--resize or --crop makes" in told
-    assert "turned" not in call("video", "rot.mov", "rot.mov", *trunk)
-
-
-def test_other_angles_are_not_turned(call, trunk, tmp_path):
-    save(tmp_path / "a.mov", rgb_frames(picture()), "png")
-    save(tmp_path / "b.mov", rgb_frames(picture()), "png", display=display_matrix(30, False))
-    told = call("video", "a.mov", "b.mov", "--json", "out.json", *trunk)
-    assert "b.mov is not turned: its display matrix has an angle that is no multiple of 90 degrees" in told
-    document = json.loads((tmp_path / "out.json").read_text())
-    assert document["summary"]["max"] == 0
-    assert document["inputs"]["b"]["rotation"] is None
-
-
-@pytest.fixture
-def tagged(tmp_path):
-    """Saves one picture, of BT.709, under a name with tags."""
-
-    def tagged(name: str, *options, **tags):
-        frame = frame_of("yuv444p", 64, 48, from_rgb(picture(), 8, "bt709"))
-        save(tmp_path / name, [frame, frame], *options, **tags)
-
-    return tagged
-
-
-def test_one_is_tagged_and_the_other_is_not(call, trunk, tagged, tmp_path):
-    tagged("a.mkv", colorspace=1, color_range=1)
-    tagged("b.mkv")
-    videos = ("video", "a.mkv", "b.mkv", "--json", "out.json", *trunk)
-    told = call(*videos)
-    assert (
-        "of a.mkv and b.mkv one is tagged with a matrix and the other is not: they are read by bt709 (tagged) and "
-        "bt601 (assumed); --color-matrix reads both by one"
-    ) in told
-    document = json.loads((tmp_path / "out.json").read_text())
-    assert document["summary"]["min"] > 0
-    assert document["settings"]["color_matrix"] == "auto"
-    a, b = (document["inputs"][name] for name in "ab")
-    assert (a["matrix"], a["matrix_source"], a["range"], a["range_source"]) == ("bt709", "tagged", "limited", "tagged")
-    assert (b["matrix"], b["matrix_source"], b["range"], b["range_source"]) == (
-        "bt601",
-        "assumed",
-        "limited",
-        "assumed",
-    )
-    assert a["pixel_format"] == "yuv444p"
-    assert (a["primaries"], a["transfer"], a["sample_aspect_ratio"]) == ("unspecified", "unspecified", "1:1")
-    assert (a["rotation"], a["mirrored"], a["alpha"], a["interlaced"]) == (0, False, None, False)
-    assert "color_matrix was 'auto', is 'bt709'" in call(*videos, "--resume", "--color-matrix", "bt709", status=2)
-    assert "one is tagged" not in call(*videos, "--color-matrix", "bt709")
-    document = json.loads((tmp_path / "out.json").read_text())
-    assert document["summary"]["max"] == 0
-    assert [document["inputs"][name]["matrix_source"] for name in "ab"] == ["given", "given"]
-
-
 @pytest.mark.parametrize("color_matrix", KR_KB)
 def test_the_matrix_that_is_given(tmp_path, tagged, color_matrix):
     """It overrides the tag."""
@@ -360,133 +222,6 @@ def test_the_matrix_that_is_given(tmp_path, tagged, color_matrix):
     pixels, _ = read(tmp_path / "a.mkv", color_matrix=color_matrix)
     expected = to_rgb(from_rgb(picture(), 8, "bt709"), 8, color_matrix, False)
     assert np.abs(pixels - expected).max() <= 0.53
-
-
-def test_no_file_of_a_video_no_inputs(call, trunk, tmp_path):
-    (tmp_path / "a").mkdir()
-    Image.fromarray(picture()).save(tmp_path / "a" / "0.png")
-    call("video", "a", "a", "--json", "out.json", *trunk)
-    assert json.loads((tmp_path / "out.json").read_text())["inputs"] == {}
-
-
-@pytest.mark.parametrize("code", [5, 6], ids=["bt470bg", "smpte170m"])
-def test_the_matrix_that_is_assumed_is_the_one_that_is_tagged(call, trunk, tagged, tmp_path, code):
-    tagged("a.mkv", colorspace=code)
-    tagged("b.mkv")
-    assert "matrix" not in call("video", "a.mkv", "b.mkv", "--json", "out.json", *trunk)
-    document = json.loads((tmp_path / "out.json").read_text())
-    assert document["summary"]["max"] == 0
-    assert [document["inputs"][name]["matrix_source"] for name in "ab"] == ["tagged", "assumed"]
-
-
-def test_ranges_of_which_one_is_assumed(call, trunk, tagged, tmp_path):
-    """RGB has none: there is nothing to say of a master and its encoding."""
-    gray = frame_of("gray", 64, 48, [picture()[..., 0]])
-    tagged("tagged.mkv", color_range=2)
-    tagged("untagged.mkv")
-    tagged("limited.mkv", color_range=1)
-    save(tmp_path / "jpeg.mkv", [frame_of("yuvj420p", 64, 48, [np.int64(128)] * 3)], "mjpeg")
-    save(tmp_path / "gray.mkv", [gray])
-    save(tmp_path / "rgb.mkv", [frame.reformat(format="bgr0") for frame in rgb_frames(picture())])
-
-    def said(a: str, b: str) -> str:
-        told = call("video", a, b, "--json", "out.json", *trunk)
-        assert "None" not in told
-        return told
-
-    assert (
-        "of tagged.mkv and untagged.mkv one does not say its range: they are read as full (tagged) and limited "
-        "(assumed)"
-    ) in said("tagged.mkv", "untagged.mkv")
-    told = said("jpeg.mkv", "untagged.mkv")
-    assert "range" not in told, "the pixel format says it"
-    assert "matrix" not in told, "JPEG's is the one that is assumed"
-    assert json.loads((tmp_path / "out.json").read_text())["inputs"]["a"]["range_source"] == "pixel format"
-    assert "they are read as limited (tagged) and full (assumed)" in said("limited.mkv", "gray.mkv")
-    for other in ("rgb.mkv", "limited.mkv", "gray.mkv"):
-        assert "range" not in said("untagged.mkv", other), other
-    assert "range" not in said("rgb.mkv", "untagged.mkv")
-
-
-def test_primaries_and_transfer_functions_are_not_converted(call, trunk, tagged, tmp_path):
-    """One line says so, of the matrix, too."""
-    tagged("hdr.mkv", colorspace=9, color_primaries=9, color_trc=16)
-    tagged("sdr.mkv", colorspace=1, color_primaries=1, color_trc=1)
-    tagged("untagged.mkv")
-    told = call("video", "hdr.mkv", "untagged.mkv", "--json", "out.json", *trunk)
-    assert told.count("converted") == 1
-    assert "tagged with a matrix" not in told
-    assert (
-        "lpips-fast: hdr.mkv is BT.2020 with PQ and untagged.mkv is untagged: primaries and transfer functions are not "
-        "converted, so the distance compares other colours (if one merely lacks its tags, --color-matrix reads both by "
-        "one matrix)"
-    ) in told
-    document = json.loads((tmp_path / "out.json").read_text())
-    assert (document["inputs"]["a"]["primaries"], document["inputs"]["a"]["transfer"]) == ("bt2020", "smpte2084")
-    told = call("video", "sdr.mkv", "hdr.mkv", *trunk)
-    assert "sdr.mkv is bt709 and hdr.mkv is BT.2020 with PQ: primaries" in told
-    assert "--color-matrix" not in told
-
-
-SDR_PRIMARIES = ["unspecified", "bt709", "bt470m", "bt470bg", "smpte170m", "smpte240m", "ebu3213"]
-SDR_TRANSFERS = [
-    *["unspecified", "bt709", "gamma22", "gamma28", "smpte170m", "smpte240m", "iec61966-2-4", "bt1361e"],
-    *["iec61966-2-1", "bt2020-10", "bt2020-12"],
-]
-
-
-@pytest.mark.parametrize(
-    "what, near, far",
-    [
-        ("primaries", SDR_PRIMARIES, ["film", "bt2020", "smpte428", "smpte431", "smpte432"]),
-        ("transfer", SDR_TRANSFERS, ["linear", "log100", "log316", "smpte2084", "smpte428", "arib-std-b67"]),
-    ],
-    ids=["primaries", "transfer"],
-)
-def test_what_is_told_of_colors(tmp_path, tagged, what, near, far):
-    """Encoders tag one picture as sRGB, BT.709, BT.601 or nothing; wide gamuts and HDR are other colours."""
-    tagged("a.mkv", colorspace=1)
-    _, found = read(tmp_path / "a.mkv")
-
-    def told(a: str, b: str) -> list[str]:
-        return coding.remarks(["a", "b"], [found._replace(**{what: a}), found._replace(**{what: b})])
-
-    names = coding._PRIMARIES if what == "primaries" else coding._TRANSFERS
-    assert {*near, *far} == set(names.values())
-    for a in names.values():
-        for b in names.values():
-            alike = a == b or (a in near and b in near)
-            assert len(told(a, b)) == (not alike), (a, b)
-
-
-def test_pixels_that_are_not_square(call, trunk, tagged, tmp_path):
-    lossless = "libx264", {"qp": "0"}  # H.264 stores the aspect ratio in the stream
-    tagged("a.mkv", *lossless, colorspace=1, sample_aspect_ratio=Fraction(4, 3))
-    tagged("b.mkv", *lossless, colorspace=1)
-    told = call("video", "a.mkv", "b.mkv", "--json", "out.json", *trunk)
-    assert "a.mkv and b.mkv differ in the aspect ratio of a pixel, 4:3 and 1:1; pixels are compared as they are" in told
-    document = json.loads((tmp_path / "out.json").read_text())
-    assert document["summary"]["max"] == 0
-    assert document["inputs"]["a"]["sample_aspect_ratio"] == "4:3"
-
-
-def test_a_matrix_that_cannot_be_converted(call, trunk, tagged):
-    tagged("a.mkv", colorspace=8)
-    told = call("video", "a.mkv", "a.mkv", *trunk, status=1)
-    assert (
-        "a.mkv is tagged with matrix 8 of ITU-T H.273, which cannot be converted: bt601, bt709 and bt2020 can" in told
-    )
-    call("video", "a.mkv", "a.mkv", "--color-matrix", "bt709", *trunk)
-
-
-def clear_picture() -> np.ndarray:
-    """RGBA, the left third opaque, the right one transparent."""
-    alpha = np.repeat([255, 128, 0], [24, 16, 24]).astype(np.uint8)
-    return np.dstack([picture(), np.broadcast_to(alpha, (48, 64))])
-
-
-def over(image: np.ndarray, color: str) -> np.ndarray:
-    return np.array(Image.alpha_composite(Image.new("RGBA", (64, 48), color), Image.fromarray(image)).convert("RGB"))
 
 
 CLEAR = [
@@ -503,7 +238,7 @@ CLEAR = [
 
 @pytest.mark.parametrize("name, codec, form, error", CLEAR, ids=[f"{codec}-{form}" for _, codec, form, _ in CLEAR])
 def test_alpha_is_composited(tmp_path, name, codec, form, error):
-    """As that of still images is; the mean error is the codec's, that of dropped alpha 20 and more."""
+    """As for still images. The error allowed is the codec's; dropped alpha gives a mean error of 20 and more."""
     frames = [av.VideoFrame.from_ndarray(clear_picture(), format="rgba").reformat(format=form) for _ in range(3)]
     options = {"crf": "4", "b": "8M", "auto-alt-ref": "0"} if "vpx" in codec else {}
     save(tmp_path / name, frames, codec, options)
@@ -519,7 +254,7 @@ def test_alpha_is_composited(tmp_path, name, codec, form, error):
 @pytest.mark.parametrize("form, bits", [("yuva444p", 8), ("yuva444p10le", 10), ("yuva444p16le", 16)])
 @pytest.mark.parametrize("full", [False, True], ids=["limited", "full"])
 def test_alpha_is_exact(tmp_path, form, bits, full):
-    """Its range is full, whatever that of luma is."""
+    """The range of alpha is full, whatever the range of luma is."""
     alpha = np.linspace(0, 2**bits - 1, 48 * 64).reshape(48, 64).round()
     frame = frame_of(form, 64, 48, [np.int64(100), np.int64(2 ** (bits - 1)), np.int64(2 ** (bits - 1)), alpha])
     save(tmp_path / "a.mkv", [frame], color_range=1 + full)
@@ -530,7 +265,7 @@ def test_alpha_is_exact(tmp_path, form, bits, full):
 
 @pytest.mark.parametrize("codec, matrix", [("libvpx-vp9", "bt709"), ("libvpx", "bt601")])
 def test_alpha_of_vp8_and_vp9_keeps_the_tags(tmp_path, codec, matrix):
-    """Which are the container's, but for the matrix of VP8, which is BT.601 always."""
+    """The container has the tags, except for the matrix of VP8, which is always BT.601."""
     frames = [av.VideoFrame.from_ndarray(clear_picture(), format="rgba").reformat(format="yuva420p")] * 2
     options = {"auto-alt-ref": "0"}
     tags = {"colorspace": 1, "color_range": 1, "color_primaries": 9, "color_trc": 16}
@@ -563,7 +298,7 @@ def test_transparent_webm_beside_an_opaque_one(call, trunk, tmp_path):
 
 
 def test_what_a_codec_leaves_of_opaque_alpha(call, trunk, tmp_path):
-    """Nothing is said of it, though it is composited."""
+    """No line tells of it, though it is composited."""
     opaque = np.dstack([picture(), np.full((48, 64), 255, np.uint8)])
     frames = [av.VideoFrame.from_ndarray(opaque, format="rgba").reformat(format="yuva420p")] * 2
     save(tmp_path / "a.webm", frames, "libvpx-vp9", {"auto-alt-ref": "0", "qmin": "63", "crf": "63", "b": "0"})
@@ -571,19 +306,6 @@ def test_what_a_codec_leaves_of_opaque_alpha(call, trunk, tmp_path):
     white, black = (read(tmp_path / "a.webm", background=color)[0] for color in ("white", "black"))
     assert (white > black).any(), "alpha is no longer 255"
     assert "transparent" not in call("video", "a.webm", "b.mov", *trunk)
-
-
-def test_apng(tmp_path):
-    """Its alpha is composited; an image that is shown where no animation can be is no frame."""
-    first, *rest = (Image.fromarray(np.roll(clear_picture(), n, axis=1)) for n in range(4))
-    other = Image.new("RGBA", (64, 48), "red")
-    other.save(tmp_path / "other.png", save_all=True, append_images=[first, *rest], default_image=True, duration=40)
-    first.save(tmp_path / "plain.png", save_all=True, append_images=rest, duration=40)
-    for name in ("other.png", "plain.png"):
-        frames = [*open_frames(tmp_path / name, VideoReading(background="black")).frames]
-        assert [frame.seconds for frame in frames] == pytest.approx([0, 0.04, 0.08, 0.12])
-        for n, frame in enumerate(frames):
-            assert np.array_equal(frame.image.pixels, over(np.roll(clear_picture(), n, axis=1), "black"))
 
 
 def test_frames_before_a_break_are_read():
