@@ -17,6 +17,7 @@ from PIL import Image
 from lpips_fast.cli.commands import video
 from lpips_fast.cli.frames import FramePair
 from tests.support.image_files import save_noise, soft_disc
+from tests.support.tolerances import LOSSY_TOLERANCE, PRINTED_TOLERANCE
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,7 +53,7 @@ def test_folders_of_frames(run, trunk, distance, tmp_path):
         if row["frame"] != 3:
             name = f"f{row['frame']}.png"
             assert row["lpips"] == pytest.approx(
-                distance(tmp_path / "a" / name, tmp_path / "b" / name), rel=1e-4, abs=1e-7
+                distance(tmp_path / "a" / name, tmp_path / "b" / name), rel=PRINTED_TOLERANCE, abs=1e-7
             )
     assert document["summary"]["count"] == 11
     assert len(list(csv.DictReader((tmp_path / "out.csv").open()))) == 12
@@ -92,11 +93,15 @@ def test_every_animation_gives_all_its_frames(call, measure, trunk, tmp_path, su
     call("video", f"a.{suffix}", "b", "--json", "out.json", *trunk)
     rows = json.loads((tmp_path / "out.json").read_text())["results"]
     expected = [measure(np.array(a), np.array(b)) for a, b in zip([first, *rest], frames(6, 8), strict=True)]
-    assert [row["lpips"] for row in rows] == pytest.approx(expected, rel=0.1 if suffix == "avif" else 1e-4)
+    assert [row["lpips"] for row in rows] == pytest.approx(
+        expected, rel=LOSSY_TOLERANCE if suffix == "avif" else PRINTED_TOLERANCE
+    )
     times = [None] * 6 if suffix == "tif" else [pytest.approx(0.04 * i) for i in range(6)]
     assert [row["seconds"] for row in rows] == times
     call("pair", f"a.{suffix}", "b/f0.png", "--json", "out.json", *trunk)
-    assert json.loads((tmp_path / "out.json").read_text())["lpips"] == pytest.approx(rows[0]["lpips"], rel=1e-4)
+    assert json.loads((tmp_path / "out.json").read_text())["lpips"] == pytest.approx(
+        rows[0]["lpips"], rel=PRINTED_TOLERANCE
+    )
 
 
 def test_avif_without_a_pillow_that_reads_it(call, trunk, tmp_path, monkeypatch):
@@ -162,7 +167,7 @@ def expected(measure, tmp_path):
     def expected(weights, a=None):
         over_white = [Image.alpha_composite(Image.new("RGBA", i.size, "white"), i) for i in a or []]
         triples = zip([i.convert("RGB") for i in over_white] or frames(5, 0), frames(5, 5), weights, strict=False)
-        return [pytest.approx(measure(np.array(a), np.array(b), mask), rel=1e-4) for a, b, mask in triples]
+        return [pytest.approx(measure(np.array(a), np.array(b), mask), rel=PRINTED_TOLERANCE) for a, b, mask in triples]
 
     return expected
 

@@ -16,7 +16,7 @@ import lpips_fast
 from tests.support.comparisons import assert_close
 from tests.support.images import pair
 from tests.support.parameters import NETS
-from tests.support.tolerances import SCRIPT_TOLERANCE, VALUE_TOLERANCE
+from tests.support.tolerances import ROUNDING_TOLERANCE, SCRIPT_TOLERANCE, VALUE_TOLERANCE
 
 SCRIPT = """
 {imports}
@@ -167,23 +167,12 @@ def test_helpers_give_the_same_as_those_of_lpips():
     import lpips
 
     feats = torch.randn(2, 5, 3, 4)
-    assert_close(lpips_fast.normalize_tensor(feats), lpips.normalize_tensor(feats).double(), (0, 1e-6))
+    assert_close(lpips_fast.normalize_tensor(feats), lpips.normalize_tensor(feats).double(), (0, ROUNDING_TOLERANCE))
     assert torch.equal(lpips_fast.spatial_average(feats), lpips.spatial_average(feats))
     assert torch.equal(lpips_fast.spatial_average(feats, keepdim=False), lpips.spatial_average(feats, keepdim=False))
     assert torch.equal(lpips_fast.upsample(feats, (7, 9)), lpips.upsample(feats, (7, 9)))
     assert lpips_fast.upsample(feats).shape == lpips.upsample(feats).shape
     torch.testing.assert_close(lpips_fast.ScalingLayer()(feats[:, :3]), lpips.ScalingLayer()(feats[:, :3]))
-
-
-@pytest.mark.parametrize("name,arguments", (("Dist2LogitLayer", (8,)), ("BCERankingLoss", (8,))))
-def test_ranking_layers_give_the_same_as_those_of_lpips(name, arguments):
-    import lpips
-
-    ours, theirs = (getattr(module, name)(*arguments) for module in (lpips_fast, lpips))
-    ours.load_state_dict(theirs.state_dict(), strict=True)
-    d0, d1, judge = torch.rand(3, 4, 1, 1, 1).unbind(0)
-    inputs = (d0, d1) if name == "Dist2LogitLayer" else (d0, d1, 2 * judge - 1)
-    torch.testing.assert_close(ours(*inputs), theirs(*inputs))
 
 
 def test_normalize_tensor_has_no_nan_gradient_at_zero():

@@ -40,7 +40,7 @@ def test_what_compares_with_a_missing_package_is_skipped(tmp_path):
     ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *tests],
-        cwd=Path(__file__).resolve().parents[2],
+        cwd=Path(__file__).resolve().parents[1],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
