@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 import lpips_fast
 from lpips_fast.trunk import cpu_filters, cpu_layers
+from tests.support.tolerances import OTHERS_TOLERANCE, WINOGRAD_NEAR_TOLERANCE, WINOGRAD_VALUE_TOLERANCE
 
 pytestmark = pytest.mark.skipif(not cpu_layers.available(), reason="the compiled library is not there")
 
@@ -26,7 +27,7 @@ def test_value_and_gradient(make_ours, net, size):
     in0, in1 = (torch.rand(2, 3, *size) * 2 - 1 for _ in range(2))
     expected, exact_grad = value_and_gradient(make_ours(net).double(), in0.double(), in1.double())
     value, grad = value_and_gradient(make_ours(net, cpu_conv="winograd"), in0, in1)
-    torch.testing.assert_close(value, expected, rtol=2e-5, atol=0)
+    torch.testing.assert_close(value, expected, **WINOGRAD_VALUE_TOLERANCE)
     assert F.cosine_similarity(grad.flatten(), exact_grad.flatten(), dim=0) >= 0.999  # a random trunk has ties
 
 
@@ -38,7 +39,7 @@ def test_near_identical_images(make_ours, net, noise):
     in1 = in0 + noise * torch.randn(in0.shape)
     expected = make_ours(net).double()(in0.double(), in1.double())
     value = make_ours(net, cpu_conv="winograd")(in0, in1).double()
-    torch.testing.assert_close(value, expected, rtol=2e-5, atol=5e-11)
+    torch.testing.assert_close(value, expected, **WINOGRAD_NEAR_TOLERANCE)
 
 
 def object_on(ground, size):
@@ -78,7 +79,7 @@ def assert_gradient_of_flat_areas(fn, exact, pair):
     in0, in1 = FLAT_PAIRS[pair]()
     expected, expected_grad = value_and_gradient(exact, in0, in1)
     value, grad = value_and_gradient(fn, in0, in1)
-    torch.testing.assert_close(value.flatten(), expected.flatten(), rtol=1e-4, atol=0)  # both of float32
+    torch.testing.assert_close(value.flatten(), expected.flatten(), rtol=OTHERS_TOLERANCE, atol=0)
     assert F.cosine_similarity(grad.flatten(), expected_grad.flatten(), dim=0) >= 0.9999
 
 
@@ -110,7 +111,7 @@ def test_golden_pairs(net, shared, monkeypatch):
     for case in wanted:
         in0, in1 = (lpips_fast.im2tensor(lpips_fast.load_image(shared / "images" / case[k])) for k in ("in0", "in1"))
         value, grad = value_and_gradient(fn, in0, in1)
-        torch.testing.assert_close(value.flatten()[0].item(), case["value"][0], rtol=2e-5, atol=0)
+        torch.testing.assert_close(value.flatten()[0].item(), case["value"][0], **WINOGRAD_VALUE_TOLERANCE)
         _, exact_grad = value_and_gradient(exact, in0.double(), in1.double())
         assert F.cosine_similarity(grad.flatten(), exact_grad.flatten(), dim=0) >= 0.99999
 
@@ -121,7 +122,7 @@ def test_choices(make_ours):
     in0, in1 = (torch.rand(1, 3, 64, 64) for _ in range(2))
     functions = [make_ours("vgg", cpu_conv=choice) for choice in ("auto", "winograd", "direct")]
     values = [fn(in0, in1) for fn in functions]
-    torch.testing.assert_close(values[0], values[2], rtol=2e-5, atol=0)
+    torch.testing.assert_close(values[0], values[2], **WINOGRAD_VALUE_TOLERANCE)
     taps = [fn.features(in0).taps[2] for fn in functions]
     assert not torch.equal(taps[1], taps[2])  # both really ran
 

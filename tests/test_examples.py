@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.support.tolerances import TWO_PROCESSES_TOLERANCE
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
@@ -48,7 +50,7 @@ def test_autoencoder(tmp_path, torch_home, monkeypatch):
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, script)
     run(*launch, "--out", two, "--steps", 4, *small)
     for name, value in weights(whole).items():
-        torch.testing.assert_close(weights(two)[name], value, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(weights(two)[name], value, **TWO_PROCESSES_TOLERANCE)
 
 
 def test_optimize_image(tmp_path, torch_home):

@@ -14,7 +14,13 @@ from tests.support.comparisons import assert_close
 from tests.support.images import SIZE, image
 from tests.support.parameters import NETS
 from tests.support.raises import raises
-from tests.support.tolerances import VALUE_TOLERANCE
+from tests.support.tolerances import (
+    NEAR_DUPLICATE_TOLERANCE,
+    PAIRWISE_TOLERANCE,
+    ROUNDING_TOLERANCE,
+    TILE_TOLERANCE,
+    VALUE_TOLERANCE,
+)
 
 
 def _images(net, n=5, dtype=torch.float32):
@@ -59,7 +65,7 @@ def test_all_pairs_are_lpips(make_ours, oracle, net, dtype):
     found = fn.pairwise(x)
     assert found.dtype == dtype
     assert found.shape == (5, 5)
-    atol = 5e-7 if dtype == torch.float32 else 1e-14
+    atol = PAIRWISE_TOLERANCE[dtype]
     torch.testing.assert_close(found.double(), expected, atol=atol, rtol=0)
     assert torch.equal(found, found.T)
     assert (found.diagonal() == 0).all()
@@ -94,8 +100,8 @@ def test_near_duplicates_by_weights_of_another_scale(make_ours, oracle, scale):
     near = (expected > 0) & (expected < pairwise.NEAR * scale)
     assert near.any()
     for found in (fn.pairwise(x), fn.pairwise(x, x.clone())):
-        torch.testing.assert_close(found.double()[near], expected[near], atol=0, rtol=1e-3)
-        torch.testing.assert_close(found.double(), expected, atol=5e-7 * scale, rtol=0)
+        torch.testing.assert_close(found.double()[near], expected[near], atol=0, rtol=NEAR_DUPLICATE_TOLERANCE)
+        torch.testing.assert_close(found.double(), expected, atol=PAIRWISE_TOLERANCE[torch.float32] * scale, rtol=0)
 
 
 def test_equal_images_of_x_and_y_are_exactly_equal(make_ours):
@@ -111,7 +117,7 @@ def test_blocks_change_nothing(make_ours, block):
     for arguments in ((x,), (x, y)):
         expected = exact.pairwise(*(a.double() for a in arguments))
         found = exact.pairwise(*(a.double() for a in arguments), block=block)
-        torch.testing.assert_close(found, expected, atol=1e-14, rtol=1e-12)
+        torch.testing.assert_close(found, expected, atol=PAIRWISE_TOLERANCE[torch.float64], rtol=0)
         assert_close(fn.pairwise(*arguments, block=block), expected, VALUE_TOLERANCE[torch.float32])
 
 
@@ -161,7 +167,7 @@ def test_tiles_cover_the_upper_triangle_once(make_ours):
     fn = make_ours()
     expected, seen = fn.pairwise(x), torch.zeros(5, 5)
     for rows, columns, tile in pairwise.pairwise_tiles(fn, x, block=2):
-        torch.testing.assert_close(tile, expected[rows, columns], atol=3e-7, rtol=0)
+        torch.testing.assert_close(tile, expected[rows, columns], atol=TILE_TOLERANCE, rtol=0)
         seen[rows, columns] += 1
     assert (seen.triu() == torch.ones(5, 5).triu()).all()
     assert seen.max() == 1
@@ -180,7 +186,7 @@ def test_images_may_be_read_when_they_are_needed(make_ours):
             return x[rows]
 
     fn = make_ours()
-    torch.testing.assert_close(fn.pairwise(Folder(), block=2), fn.pairwise(x), atol=3e-7, rtol=0)
+    torch.testing.assert_close(fn.pairwise(Folder(), block=2), fn.pairwise(x), atol=TILE_TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -189,7 +195,7 @@ def test_embeddings_squared_distances_are_lpips(make_ours, oracle, net):
     e = make_ours(net).embed(x).double()
     assert e.shape[0] == 5
     found = (e[:, None] - e).square().sum(dim=2)
-    torch.testing.assert_close(found, oracle(net, x, x), atol=3e-7, rtol=0)
+    torch.testing.assert_close(found, oracle(net, x, x), atol=TILE_TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("net, size", (("alex", 31872), ("squeeze", 118976), ("vgg", 499712)))
@@ -208,8 +214,10 @@ def test_no_embedding_is_larger_than_assumed(make_ours, net):
 def test_normalize_maps_from_zero_to_one(make_ours):
     x = image(3, 32, 32, seed=0)
     fn = make_ours()
-    torch.testing.assert_close(fn.pairwise((x + 1) / 2, normalize=True), fn.pairwise(x), atol=1e-6, rtol=0)
-    torch.testing.assert_close(fn.embed((x + 1) / 2, normalize=True), fn.embed(x), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        fn.pairwise((x + 1) / 2, normalize=True), fn.pairwise(x), atol=ROUNDING_TOLERANCE, rtol=0
+    )
+    torch.testing.assert_close(fn.embed((x + 1) / 2, normalize=True), fn.embed(x), atol=ROUNDING_TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("version, lpips", (("0.0", True), ("0.1", False)))
@@ -218,7 +226,7 @@ def test_versions_and_unweighted(make_ours, version, lpips):
     fn = make_ours(version=version, lpips=lpips)
     with torch.no_grad():
         expected = torch.stack([fn(x[i : i + 1], y).flatten() for i in range(2)])
-    torch.testing.assert_close(fn.pairwise(x, y), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(fn.pairwise(x, y), expected, atol=ROUNDING_TOLERANCE, rtol=ROUNDING_TOLERANCE)
 
 
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
@@ -229,7 +237,7 @@ def test_half_precision_accumulates_in_float32(make_ours, dtype):
     assert found.dtype == torch.float32
     with torch.no_grad():
         expected = torch.stack([fn(x[i : i + 1], x).flatten() for i in range(3)])
-    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)  # a trunk's rounding varies with its batch
+    torch.testing.assert_close(found, expected, atol=PAIRWISE_TOLERANCE[dtype], rtol=0)
 
 
 def test_neither_autocast_nor_low_precision_products_reach_the_distances(make_ours):
@@ -244,7 +252,7 @@ def test_neither_autocast_nor_low_precision_products_reach_the_distances(make_ou
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found, expected, atol=ROUNDING_TOLERANCE, rtol=0)
 
 
 def test_no_graph_is_made(make_ours):

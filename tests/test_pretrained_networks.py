@@ -9,6 +9,7 @@ import lpips_fast
 from lpips_fast import pretrained_networks
 from lpips_fast.weights import published
 from tests.support.images import pair
+from tests.support.tolerances import TAPS_TOLERANCE
 
 NETS = {"vgg16": "vgg", "alexnet": "alex", "squeezenet": "squeeze"}
 
@@ -23,7 +24,7 @@ def test_as_in_lpips(monkeypatch, cached_trunk, make_theirs, name, net):
     found, expected = ours(x), theirs(x)
     assert (type(found).__name__, found._fields) == (type(expected).__name__, expected._fields)
     for tap, tap_ref in zip(found, expected, strict=True):
-        torch.testing.assert_close(tap, tap_ref, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(tap, tap_ref, **TAPS_TOLERANCE)
     assert ours.N_slices == theirs.N_slices
 
 

@@ -12,6 +12,7 @@ import torch
 from lpips_fast import functional
 from lpips_fast.metric import LearnedPerceptualImagePatchSimilarity
 from tests.support.images import SIZE, pair
+from tests.support.tolerances import SCRIPT_TOLERANCE
 
 ROOT = Path(__file__).parents[1]
 ROWS = re.findall(r"^\| (\d+) \| .*\| (.+) \|$", (ROOT / "docs" / "requests.md").read_text(), re.MULTILINE)
@@ -56,7 +57,7 @@ def test_one_range_everywhere(make_ours, trunk_states):
     }
     for name, way in ways.items():
         expected = way(signed)
-        torch.testing.assert_close(way(unit, normalize=True), expected, rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(way(unit, normalize=True), expected, **SCRIPT_TOLERANCE, msg=name)
         assert not torch.allclose(way(unit), expected, rtol=1e-2), name
 
 

@@ -18,6 +18,7 @@ from lpips_fast.search import Index
 from tests.support.images import image
 from tests.support.parameters import NETS
 from tests.support.raises import raises
+from tests.support.tolerances import INDEX_EMBEDDING_TOLERANCE, INDEX_TOLERANCE, INDEX_ZERO_TOLERANCE, OTHERS_TOLERANCE
 
 N, Q, SIZE = 12, 3, 32
 
@@ -46,15 +47,15 @@ def distances(fn, images, queries):
         return torch.stack([fn(q[None], images).flatten() for q in queries])
 
 
-@pytest.mark.parametrize("dtype, atol", ((torch.float32, 1e-7), (torch.float16, 1e-5)))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
 @pytest.mark.parametrize("k", (1, 4, N, N + 5))
-def test_finds_the_nearest(fn, images, queries, distances, dtype, atol, k, monkeypatch):
+def test_finds_the_nearest(fn, images, queries, distances, dtype, k, monkeypatch):
     expected, order = distances.sort(dim=1)
     for block_bytes in (lpips_fast.search._BLOCK_BYTES, 5 * 4 * fn.embed(images[:1]).shape[1]):
         monkeypatch.setattr(lpips_fast.search, "_BLOCK_BYTES", block_bytes)
         found, indices = Index.build(fn, images, dtype=dtype, batch=5).search(queries, k)
         assert torch.equal(indices, order[:, :k])
-        torch.testing.assert_close(found, expected[:, :k], atol=atol, rtol=1e-3)
+        torch.testing.assert_close(found, expected[:, :k], **INDEX_TOLERANCE[dtype])
 
 
 def test_float16_keeps_small_values(fn, images):
@@ -64,7 +65,7 @@ def test_float16_keeps_small_values(fn, images):
     with torch.no_grad():
         expected = fn(x[:1], x[1:]).item()
     assert found[0, 0] < 1e-6
-    assert found[0, 1].item() == pytest.approx(expected, rel=1e-4)
+    assert found[0, 1].item() == pytest.approx(expected, rel=OTHERS_TOLERANCE)
 
 
 @pytest.mark.parametrize("faiss", (None, "Flat"))
@@ -82,7 +83,7 @@ def test_equal_images_come_in_their_order(fn, images, n, dtype, faiss, monkeypat
         for k in (1, 2, 3):
             found, indices = index.search(images[3:4], k, faiss=faiss)
             assert indices.tolist() == [[0, 2, 3][:k]]
-            assert found.max() < 1e-11
+            assert found.max() < INDEX_ZERO_TOLERANCE
         for order in index.search(images[[9, 5, 4]], n, faiss=faiss)[1]:
             assert order[order != 1].tolist() == [0, *range(2, n)]
 
@@ -122,7 +123,7 @@ def test_near_duplicates_are_told_from_each_other(make_ours, stills, net, size, 
     nearest, exact = exact.sort(dim=1).values[:, 1:5].mean(), exact.gather(1, indices)
     assert exact[:, 1:].mean() <= 1.01 * nearest
     assert (exact[:, 0] == 0).all()
-    assert (found[:, 0] < 1e-11).all()
+    assert (found[:, 0] < INDEX_ZERO_TOLERANCE).all()
     rtol, atol = (1e-3, 0) if dtype == torch.float32 else (1e-3, 1e-4 * exact.sqrt())
     assert ((found - exact).abs() <= rtol * exact + atol + 1e-11).all()
 
@@ -169,13 +170,13 @@ def test_equal_images_are_at_zero(fn, images):
         for i in range(N):
             found, indices = index.search(images[i : i + 1], 1)
             assert indices.item() == i
-            assert 0 <= found.item() < 1e-11
+            assert 0 <= found.item() < INDEX_ZERO_TOLERANCE
 
 
 def test_from_embeddings_is_as_from_images(fn, images, queries):
     built = Index.build(fn, images)
     made = Index.from_embeddings(fn, fn.embed(images), (SIZE, SIZE))
-    torch.testing.assert_close(made.vectors, built.vectors, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(made.vectors, built.vectors, **INDEX_EMBEDDING_TOLERANCE)
     assert made.header == built.header._replace(normalize=None, raw=None)
 
 
@@ -611,7 +612,7 @@ def test_faiss_finds_the_nearest(fn, images, queries, distances, factory):
     found, indices = index.search(queries, 2, faiss=factory)
     expected, order = distances.sort(dim=1)
     assert torch.equal(indices[:, 0], order[:, 0])
-    torch.testing.assert_close(found[:, 0], expected[:, 0], atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(found[:, 0], expected[:, 0], **INDEX_TOLERANCE[torch.float16])
     if not factory.startswith("IVF"):  # which looks into one of its lists only
         assert torch.equal(indices, index.search(queries, 2)[1])
     missing = indices == -1

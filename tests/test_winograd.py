@@ -10,7 +10,12 @@ from torch.nn import functional as F
 
 import lpips_fast  # noqa: F401  loads the compiled library
 from lpips_fast.trunk import cpu_filters, cpu_layers
-from tests.support.tolerances import CONVOLUTION_TOLERANCE
+from tests.support.tolerances import (
+    CONVOLUTION_TOLERANCE,
+    FIRST_CONVOLUTION_TOLERANCE,
+    FLAT_CONVOLUTION_TOLERANCE,
+    ONE_HOT_CONVOLUTION_TOLERANCE,
+)
 
 ops = torch.ops.lpips_fast
 compiled = pytest.mark.skipif(not cpu_layers.available(), reason="the compiled library is not there")
@@ -130,7 +135,7 @@ def test_every_coefficient():
     x = torch.eye(64).reshape(64, 1, 8, 8)
     weight = torch.eye(9).reshape(9, 1, 3, 3)
     y, *_ = ops.conv3x3_fwd_cpu(x, cpu_filters.winograd_filters(weight), torch.zeros(9), False, False)
-    torch.testing.assert_close(y, F.conv2d(x, weight, padding=1).contiguous(), rtol=0, atol=2e-6)
+    torch.testing.assert_close(y, F.conv2d(x, weight, padding=1).contiguous(), **ONE_HOT_CONVOLUTION_TOLERANCE)
 
 
 @compiled
@@ -334,7 +339,7 @@ def test_any_drawing(n, cin, cout, h, w, colours, scale, seed, threads):
     finally:
         torch.set_num_threads(before)
     assert_repeats(x, y)
-    assert (y - conv_ref(x, weight, bias)).abs().max() <= 1e-5 * max(1, x.abs().max())
+    assert (y - conv_ref(x, weight, bias)).abs().max() <= FLAT_CONVOLUTION_TOLERANCE * max(1, x.abs().max())
     assert torch.equal(pooled, F.max_pool2d(y, 2) if h > 1 and w > 1 else y[:, :, : h // 2, : w // 2])
     assert torch.equal(unpack(signs, cout), y > 0)
 
@@ -388,7 +393,7 @@ def test_first_layer(shape, layout):
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(unpack(signs, cout), y > 0)
     if n:
-        assert_close(y, conv_ref(scaled, weight, bias), 3e-7)
+        assert_close(y, conv_ref(scaled, weight, bias), FIRST_CONVOLUTION_TOLERANCE)
 
 
 @compiled

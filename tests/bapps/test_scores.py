@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lpips_fast.bapps import score_2afc, score_jnd
+from tests.support.tolerances import SCORE_TOLERANCE
 
 
 class Loader:
@@ -32,10 +33,10 @@ def test_as_the_reference(seed):
     d1[:10] = d0[:10]  # ties
     loader = Loader(ref=np.zeros(n), p0=d0, p1=d1, judge=share)
     expected, _ = lpips.score_2afc_dataset(loader, lambda ref, other: other)
-    assert score_2afc(d0, d1, share) == pytest.approx(expected, abs=1e-12)
+    assert score_2afc(d0, d1, share) == pytest.approx(expected, abs=SCORE_TOLERANCE)
     loader = Loader(p0=np.zeros(n), p1=d0, same=share)
     expected, _ = lpips.score_jnd_dataset(loader, lambda p0, p1: p1)
-    assert score_jnd(d0, share) == pytest.approx(expected, abs=1e-12)
+    assert score_jnd(d0, share) == pytest.approx(expected, abs=SCORE_TOLERANCE)
 
 
 def test_known_values():
@@ -62,15 +63,15 @@ def test_jnd_of_tied_pairs_is_that_of_one_threshold():
     recall = [same[t].sum() / same.sum() for t in taken]
     precision = [same[t].mean() for t in taken]
     expected = sum((r - before) * max(precision[k:]) for k, (r, before) in enumerate(zip(recall, [0, *recall])))
-    assert score_jnd(d, same) == pytest.approx(expected, abs=1e-12)
+    assert score_jnd(d, same) == pytest.approx(expected, abs=SCORE_TOLERANCE)
 
 
 @pytest.mark.parametrize("same", ([0, 0, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0], [0.2, 0.8, 0.4, 1.0]))
 def test_a_constant_distance_scores_the_mean_of_the_judgements(same):
     """The authors' `voc_ap` gives so for the one threshold, too."""
     lpips = pytest.importorskip("lpips")
-    assert score_jnd([0.3] * 4, same) == pytest.approx(np.mean(same), abs=1e-12)
-    assert lpips.voc_ap(np.ones(1), np.array([np.mean(same)])) == pytest.approx(np.mean(same), abs=1e-12)
+    assert score_jnd([0.3] * 4, same) == pytest.approx(np.mean(same), abs=SCORE_TOLERANCE)
+    assert lpips.voc_ap(np.ones(1), np.array([np.mean(same)])) == pytest.approx(np.mean(same), abs=SCORE_TOLERANCE)
 
 
 def test_errors():

@@ -14,6 +14,7 @@ from lpips_fast.cli.errors import ReadError, UsageError
 from lpips_fast.cli.masks import ALPHA, find_masks, parse_mask
 from lpips_fast.images import resize_image
 from tests.support.image_files import save_noise, soft_disc
+from tests.support.tolerances import REORDERED_TOLERANCE
 
 
 def test_masks(tmp_path):
@@ -60,7 +61,7 @@ def masked(call, trunk, tmp_path):
         call("pair", "a.png", "b.png", "--mask", mask, *options, "--json", "out.json", *trunk)
         found = json.loads((tmp_path / "out.json").read_text())
         assert found["settings"]["mask"] == str(mask)
-        assert sum(found["layers"]) == pytest.approx(found["lpips"], rel=1e-5)
+        assert sum(found["layers"]) == pytest.approx(found["lpips"], rel=REORDERED_TOLERANCE)
         return found["lpips"]
 
     return masked
@@ -78,10 +79,10 @@ def test_mask_weights_the_mean(masked, measure, tmp_path):
     a, b = load(tmp_path / "a.png"), load(tmp_path / "b.png")
     expected = measure(a, b, mask)
     assert expected != pytest.approx(measure(a, b), rel=1e-3)
-    assert masked("masks.png") == pytest.approx(expected, rel=1e-5)
-    assert masked("masks") == pytest.approx(expected, rel=1e-5)
+    assert masked("masks.png") == pytest.approx(expected, rel=REORDERED_TOLERANCE)
+    assert masked("masks") == pytest.approx(expected, rel=REORDERED_TOLERANCE)
     Image.fromarray(np.full((32, 40), 255, np.uint8)).save(tmp_path / "white.png")
-    assert masked("white.png") == pytest.approx(measure(a, b), rel=1e-5)
+    assert masked("white.png") == pytest.approx(measure(a, b), rel=REORDERED_TOLERANCE)
 
 
 @pytest.mark.parametrize("options", [("--crop", "--crop-border", 2), ("--resize", "--crop-border", 2)])
@@ -94,7 +95,7 @@ def test_mask_is_fitted_as_the_images_are(masked, measure, tmp_path, options):
         images = [image[2:30, 2:34] for image in (a, b, large)]
     else:
         images = [image[2:30, 2:38] for image in (a, *(resize_image(image, 40, 32) for image in (b, large)))]
-    assert masked("mask.png", *options) == pytest.approx(measure(*images), rel=1e-5)
+    assert masked("mask.png", *options) == pytest.approx(measure(*images), rel=REORDERED_TOLERANCE)
 
 
 def test_a_folder_called_alpha(call, masked, measure, mistake, trunk, tmp_path):
@@ -102,7 +103,7 @@ def test_a_folder_called_alpha(call, masked, measure, mistake, trunk, tmp_path):
     mask = soft_disc(32, 40)
     (tmp_path / "alpha").mkdir()
     Image.fromarray(mask).save(tmp_path / "alpha" / "a.png")
-    expected = pytest.approx(measure(load(tmp_path / "a.png"), load(tmp_path / "b.png"), mask), rel=1e-5)
+    expected = pytest.approx(measure(load(tmp_path / "a.png"), load(tmp_path / "b.png"), mask), rel=REORDERED_TOLERANCE)
     for folder in ("./alpha", "alpha/"):
         for command in (("pair", "a.png", "b.png"), ("map", "a.png", "b.png", "-o", "map.png")):
             call(*command, "--mask", folder, "--json", "out.json", *trunk)
@@ -123,7 +124,7 @@ def test_alpha_is_that_of_the_reference(masked, measure, tmp_path, mode):
     else:
         opaque.convert(mode).save(tmp_path / "a.png")
     expected = measure(load(tmp_path / "a.png"), load(tmp_path / "b.png"), alpha)
-    assert masked("alpha") == pytest.approx(expected, rel=1e-5)
+    assert masked("alpha") == pytest.approx(expected, rel=REORDERED_TOLERANCE)
 
 
 def test_a_mask_is_turned_as_it_is_viewed_and_is_0_where_transparent(masked, measure, tmp_path):
@@ -136,12 +137,12 @@ def test_a_mask_is_turned_as_it_is_viewed_and_is_0_where_transparent(masked, mea
     white.putalpha(Image.fromarray(mask))
     white.save(tmp_path / "clear.png")
     expected = measure(load(tmp_path / "a.png"), load(tmp_path / "b.png"), mask)
-    assert masked("turned.png") == pytest.approx(expected, rel=1e-5)
-    assert masked("clear.png") == pytest.approx(expected, rel=1e-5)
+    assert masked("turned.png") == pytest.approx(expected, rel=REORDERED_TOLERANCE)
+    assert masked("clear.png") == pytest.approx(expected, rel=REORDERED_TOLERANCE)
     both = np.rot90(np.dstack([load(tmp_path / "a.png"), mask]))
     Image.fromarray(np.ascontiguousarray(both)).save(tmp_path / "a.png", exif=turned)
     expected = measure(load(tmp_path / "a.png"), load(tmp_path / "b.png"), mask)
-    assert masked("alpha") == pytest.approx(expected, rel=1e-5)
+    assert masked("alpha") == pytest.approx(expected, rel=REORDERED_TOLERANCE)
 
 
 def test_masks_that_are_none(mistake, trunk, tmp_path):
@@ -174,7 +175,7 @@ def test_masks_of_sixteen_bits(masked, measure, tmp_path, depth):
     mask = soft_disc(32, 40)
     Image.fromarray(mask.astype(np.uint16) * 257).save(tmp_path / f"deep.{depth}")
     expected = measure(load(tmp_path / "a.png"), load(tmp_path / "b.png"), mask)
-    assert masked(f"deep.{depth}") == pytest.approx(expected, rel=1e-5)
+    assert masked(f"deep.{depth}") == pytest.approx(expected, rel=REORDERED_TOLERANCE)
 
 
 def test_a_full_mask_is_told(call, trunk, tmp_path):

@@ -14,6 +14,7 @@ from torch import nn
 import lpips_fast
 from tests.support.images import pair
 from tests.support.raises import raises
+from tests.support.tolerances import SCORE_TOLERANCE
 
 RNG = np.random.default_rng(0)
 BYTES = RNG.integers(0, 256, (2, 9, 13, 3), dtype=np.uint8)  # two images
@@ -164,8 +165,8 @@ def test_voc_ap(lpips, use_07_metric):
     for n in (0, 1, 2, 11, 40):
         rec, prec = np.sort(RNG.uniform(size=n)), RNG.uniform(size=n)
         expected = lpips.voc_ap(rec, prec, use_07_metric)
-        assert lpips_fast.voc_ap(rec, prec, use_07_metric) == pytest.approx(expected, rel=1e-12)
-        assert lpips_fast.voc_ap(list(rec), list(prec), use_07_metric) == pytest.approx(expected, rel=1e-12)
+        assert lpips_fast.voc_ap(rec, prec, use_07_metric) == pytest.approx(expected, rel=SCORE_TOLERANCE)
+        assert lpips_fast.voc_ap(list(rec), list(prec), use_07_metric) == pytest.approx(expected, rel=SCORE_TOLERANCE)
 
 
 class Loader:
@@ -204,7 +205,7 @@ def test_score_jnd_dataset(lpips):
     loader = Loader("p0", "p1", "same")
     score, parts = lpips_fast.score_jnd_dataset(loader, mean_difference)
     expected, expected_parts = lpips.score_jnd_dataset(loader, mean_difference)
-    assert score == pytest.approx(expected, rel=1e-12)
+    assert score == pytest.approx(expected, rel=SCORE_TOLERANCE)
     assert list(parts) == list(expected_parts)
     for name in parts:
         assert (parts[name] == expected_parts[name]).all(), name

@@ -11,6 +11,7 @@ import torch
 import lpips_fast
 from lpips_fast import metric
 from tests.support.images import pair
+from tests.support.tolerances import METRIC_TOLERANCE, OTHERS_TOLERANCE
 
 lpips = pytest.importorskip("lpips")
 
@@ -104,7 +105,7 @@ def test_the_network_inside_torchmetrics(theirs_lpips, name, arguments, options)
     theirs.load_state_dict(ours.state_dict(), strict=True)
     in0, in1 = ((x + 1) / 2 for x in pair(2, 40, 50))
     for call in ({}, {"retperlayer": True}, {"normalize": True}):
-        torch.testing.assert_close(ours(in0, in1, **call), theirs(in0, in1, **call), rtol=2e-5, atol=1e-6)
+        torch.testing.assert_close(ours(in0, in1, **call), theirs(in0, in1, **call), **METRIC_TOLERANCE)
 
 
 def test_subclasses_of_the_network_inside_torchmetrics(theirs_lpips):
@@ -152,9 +153,9 @@ def test_perceptual_path_length(theirs_lpips, resize):
         patched, found = lengths()
     assert not isinstance(theirs, metric.Network)
     assert type(patched) is metric.Network
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(found, expected, rtol=OTHERS_TOLERANCE, atol=0)
     _, given = lengths(metric.Network(net="squeeze", resize=resize))
-    torch.testing.assert_close(given, expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(given, expected, rtol=OTHERS_TOLERANCE, atol=0)
     if resize:  # which torchmetrics leaves to a network that it is given
         _, ((mean, *_), _) = lengths(metric.Network(net="squeeze"))
         assert abs(mean / expected[0][0] - 1) > 0.01

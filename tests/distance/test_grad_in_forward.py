@@ -9,6 +9,7 @@ from tests.support.comparisons import assert_norms_close
 from tests.support.gradients import gradients
 from tests.support.images import NOISE_SIZE, noise
 from tests.support.parameters import NETS
+from tests.support.tolerances import GRAD_TOLERANCE
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -23,7 +24,7 @@ def test_gradient_in_forward_equals_ordinary(make_ours, net, needs, batches):
     for chunk_size in (None, 1, 2, "auto"):
         fn = make_ours(net, grad_in_forward=True, chunk_size=chunk_size).double()
         value, grads = gradients(fn, in0.double(), in1.double(), needs)
-        assert_norms_close([value, *grads], [ordinary[0], *ordinary[1]], rtol=1e-11)
+        assert_norms_close([value, *grads], [ordinary[0], *ordinary[1]], GRAD_TOLERANCE[torch.float64])
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -32,7 +33,7 @@ def test_gradient_equals_lpips(make_ours, make_theirs, net):
     expected = gradients(make_theirs(net, torch.float64), in0, in1)
     for options in ({}, {"grad_in_forward": True, "chunk_size": 1}):
         found = gradients(make_ours(net, **options).double(), in0, in1)
-        assert_norms_close([found[0], *found[1]], [expected[0], *expected[1]], rtol=1e-11)
+        assert_norms_close([found[0], *found[1]], [expected[0], *expected[1]], GRAD_TOLERANCE[torch.float64])
 
 
 @pytest.mark.parametrize("needs", ((True, False), (True, True)))

@@ -20,7 +20,7 @@ from lpips_fast.trunk.gpu_layers import HeadGradient
 from lpips_fast.trunk.module import Trunk
 from lpips_fast.trunk.program import Pool
 from tests.support.parameters import NETS
-from tests.support.tolerances import LAYER_TOLERANCE
+from tests.support.tolerances import LAYER_TOLERANCE, TAPS_TOLERANCE
 
 pytestmark = pytest.mark.skipif(not gpu_layers.available(), reason="no GPU, and Triton's interpreter is off")
 
@@ -269,8 +269,9 @@ def test_trunk(net):
     d_expected = torch.autograd.grad(expected, exact, d_taps)
 
     found = frozen_trunk(triton, images, affine, trunk.tensors(triton, gradient=True))
+    atol, rtol = TAPS_TOLERANCE["atol"], TAPS_TOLERANCE["rtol"]
     for tap, e in zip(found, expected, strict=True):
-        torch.testing.assert_close(tap.double(), e, rtol=1e-4, atol=1e-5 * e.abs().max().item())
+        torch.testing.assert_close(tap.double(), e, rtol=rtol, atol=atol * e.abs().max().item())
     (d_found,) = torch.autograd.grad(found, images[1], [nhwc(d.float()) for d in d_taps])
     assert F.cosine_similarity(d_found.double().flatten(), d_expected[1].flatten(), dim=0) > 0.9999
 
@@ -298,7 +299,7 @@ def test_trunk_and_head_backward_in_one(net):
     size = images[0].shape[1:]
     found = run_backward(triton, size, (None, None), tensors, taps, signs, merged)
     expected = run_backward(triton, size, (None, None), tensors, taps, signs, d_taps)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    torch.testing.assert_close(found, expected, rtol=0, atol=TAPS_TOLERANCE["atol"] * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("net", ("alex", "vgg"))

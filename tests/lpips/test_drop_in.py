@@ -16,7 +16,7 @@ import lpips_fast
 from tests.support.comparisons import assert_close
 from tests.support.images import pair
 from tests.support.parameters import NETS
-from tests.support.tolerances import SCRIPT_TOLERANCE, VALUE_TOLERANCE
+from tests.support.tolerances import ROUNDING_TOLERANCE, SCRIPT_TOLERANCE, VALUE_TOLERANCE
 
 SCRIPT = """
 {imports}
@@ -167,7 +167,7 @@ def test_helpers_give_the_same_as_those_of_lpips():
     import lpips
 
     feats = torch.randn(2, 5, 3, 4)
-    assert_close(lpips_fast.normalize_tensor(feats), lpips.normalize_tensor(feats).double(), (0, 1e-6))
+    assert_close(lpips_fast.normalize_tensor(feats), lpips.normalize_tensor(feats).double(), (0, ROUNDING_TOLERANCE))
     assert torch.equal(lpips_fast.spatial_average(feats), lpips.spatial_average(feats))
     assert torch.equal(lpips_fast.spatial_average(feats, keepdim=False), lpips.spatial_average(feats, keepdim=False))
     assert torch.equal(lpips_fast.upsample(feats, (7, 9)), lpips.upsample(feats, (7, 9)))

@@ -8,7 +8,7 @@ from torch.autograd import forward_ad
 
 from tests.support.comparisons import assert_close, assert_value_and_gradient_close
 from tests.support.images import pair
-from tests.support.tolerances import VALUE_TOLERANCE
+from tests.support.tolerances import GRAD_TOLERANCE, VALUE_TOLERANCE
 
 
 class TestFunc:
@@ -47,10 +47,10 @@ class TestFunc:
         direction = pair(2, 40, 40)[1] - 0.1
         wanted = (expected[1] * direction).double().sum(dim=(1, 2, 3))
         _, found = torch.func.jvp(lambda x: fn(x, in1).flatten(), (in0,), (direction,))
-        assert_close(found, wanted, (1e-4, 0))
+        assert_close(found, wanted, (GRAD_TOLERANCE[torch.float32], 0))
         with forward_ad.dual_level():
             found = forward_ad.unpack_dual(fn(forward_ad.make_dual(in0, direction), in1)).tangent
-        assert_close(found.flatten(), wanted, (1e-4, 0))
+        assert_close(found.flatten(), wanted, (GRAD_TOLERANCE[torch.float32], 0))
 
     @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's, of is_grads_batched
     def test_jacobian(self, transformed, expected):

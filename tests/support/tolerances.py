@@ -5,16 +5,18 @@ The form says how the tolerance is measured.
 - A pair (atol, rtol) is for `comparisons.assert_close`: |found - expected| <= atol * unit + rtol |expected| everywhere,
   where the unit is the largest |expected|, except for the head's values (1) and gradients (the largest of all layers).
 - A dict is for `torch.testing.assert_close`: |found - expected| <= atol + rtol |expected| everywhere.
-- A number is relative: to a norm, or to the expected number (`pytest.approx`).
+- A number is relative: to each expected number, or to the norm of the expected tensor. The comment says so where a
+  number is absolute.
 
-A tolerance is not loosened to make a test pass.
+A tolerance is not loosened to make a test pass. Thresholds that are no tolerances, such as the least cosine between two
+gradients or the most bytes that a forward keeps, stand in their tests.
 """
 
 from __future__ import annotations
 
 import torch
 
-# --- LPIPS and the head against an oracle in float64, by the type of images or features ---
+# --- LPIPS and the head against an oracle in float64, by the type of the images or features ---
 
 # LPIPS against lpips 0.1.4. lpips itself in float32 is off by up to 4e-6 of the largest value of VGG's maps.
 VALUE_TOLERANCE = {torch.float64: (1e-12, 1e-11), torch.float32: (1e-5, 1e-5)}
@@ -25,6 +27,16 @@ VALUE_TOLERANCE = {torch.float64: (1e-12, 1e-11), torch.float32: (1e-5, 1e-5)}
 # error in a formula puts off every image. In float64 no tie is that close, and every image must be within rounding.
 GRAD_TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}
 JUMP_TOLERANCE = 0.1
+
+# The gradient of a function of the gradient: it has the rounding of both, and the jumps of the first.
+SECOND_GRAD_TOLERANCE = (1e-3, 1e-3)
+
+# Gradients to weights are sums over all pixels of all images; the trunk's have the jumps of the taps above them.
+LINEAR_WEIGHT_GRAD_TOLERANCE = (1e-6, 1e-4)
+TRUNK_WEIGHT_GRAD_TOLERANCE = (1e-4, 1e-3)
+
+# `weight=` against the mean written out without the eps of the normalisation, in float64.
+WITHOUT_EPS_TOLERANCE = {"atol": 1e-12, "rtol": 1e-7}
 
 # The head against the reference on features rounded to the tested type. D and the maps are sums in float32, so only
 # their rounding shows. Gradients to the features are rounded to the features' type. Triton's interpreter truncates
@@ -45,19 +57,110 @@ HEAD_GRAD_TOLERANCE = {
 # The norm of the error of the gradient to a layer's features: rounding to the features' type.
 HEAD_GRAD_NORM_TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 8e-3}
 
+# Distances between embeddings, absolute: they are at most about 1, and |a|^2 - 2ab + |b|^2 cancels. Near duplicates
+# are computed from a - b instead, relative to the distance. In 16 bits a trunk's rounding varies with its batch.
+# TILE_TOLERANCE is for tiles, and for embeddings compared in float64.
+PAIRWISE_TOLERANCE = {torch.float64: 1e-14, torch.float32: 5e-7, torch.float16: 2e-3, torch.bfloat16: 2e-3}
+TILE_TOLERANCE = 3e-7
+NEAR_DUPLICATE_TOLERANCE = 1e-3
+
+# Distances that an index finds, by the type that it keeps embeddings in; the embeddings themselves in float16; and the
+# distance of an image to itself, absolute.
+INDEX_TOLERANCE = {torch.float32: {"atol": 1e-7, "rtol": 1e-3}, torch.float16: {"atol": 1e-5, "rtol": 1e-3}}
+INDEX_EMBEDDING_TOLERANCE = {"atol": 1e-3, "rtol": 1e-3}
+INDEX_ZERO_TOLERANCE = 1e-11
+
+# Scores (2AFC, JND, average precision): a few sums in float64.
+SCORE_TOLERANCE = 1e-12
+
 # --- The trunk's operators against torch's in float64 ---
 
-# Root mean square error over root mean square. Direct convolution in float32 makes 1e-7 to 1e-6 on these shapes.
+# Root mean square error over root mean square. Direct convolution in float32 makes 1e-7 to 1e-6 on these shapes; the
+# first layer sums over 27 products alone.
 CONVOLUTION_TOLERANCE = 3e-6
+FIRST_CONVOLUTION_TOLERANCE = 3e-7
+
+# Winograd's convolution of one-hot images by one-hot filters: each output is one product of the transforms'
+# coefficients. Of areas of one colour: the largest error, relative to the largest input.
+ONE_HOT_CONVOLUTION_TOLERANCE = {"atol": 2e-6, "rtol": 0}
+FLAT_CONVOLUTION_TOLERANCE = 1e-5
 
 # Of the largest value: one rounding to the type of what float32 arithmetic gives.
 LAYER_TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
+# The taps of a whole trunk in float32.
+TAPS_TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
+
+# LPIPS with Winograd's convolutions: what docs/cpu.md promises of values. Distances below 1e-6, of nearly identical
+# images, show the rounding of the features, which is worth 5e-11.
+WINOGRAD_VALUE_TOLERANCE = {"atol": 0, "rtol": 2e-5}
+WINOGRAD_NEAR_TOLERANCE = {"atol": 5e-11, "rtol": 2e-5}
+
 # --- Two computations in float32, both with rounding ---
 
-# torchmetrics' metric, whose trunk and head are torch's own.
-METRIC_TOLERANCE = {"atol": 2e-7, "rtol": 2e-5}
+# The same operations on the same images: a few roundings differ.
+ROUNDING_TOLERANCE = 1e-6
 
-# A script's number with lpips in it and with lpips_fast in it: losses, distances, weights after some steps.
+# The same operations in another order: the sums of a convolution depend on its batch, its chunk and its layout. Maps
+# have values near 0, which cancel.
+REORDERED_TOLERANCE = 1e-5
+REORDERED_MAPS_TOLERANCE = {"atol": 1e-7, "rtol": 1e-5}
+
+# A gradient compiled and not compiled, by its largest value.
+COMPILED_GRAD_TOLERANCE = (1e-5, 1e-4)
+
+# The norms of two gradients, each with its own jumps (see GRAD_TOLERANCE).
+FLOAT32_GRAD_TOLERANCE = 5e-4
+
+# Another implementation on the same images: its trunk sums in another order, and it may scale the images otherwise.
+OTHERS_TOLERANCE = 1e-4
+
+# Weights after a few steps of training, absolute: with lpips's Trainer, with features kept, with features kept in 16
+# bits. And of a model trained by two processes, whose sums of gradients have another order, which Adam divides by.
+TRAINED_WEIGHTS_TOLERANCE = 1e-5
+CACHED_TRAINED_WEIGHTS_TOLERANCE = 1e-6
+HALF_TRAINED_WEIGHTS_TOLERANCE = 2e-4
+TWO_PROCESSES_TOLERANCE = {"atol": 1e-4, "rtol": 1e-3}
+
+# torchmetrics' metric, whose trunk and head are torch's own; its network in float64, and gradients through that.
+METRIC_TOLERANCE = {"atol": 2e-7, "rtol": 2e-5}
+METRIC_FLOAT64_TOLERANCE = {"atol": 1e-12, "rtol": 1e-10}
+METRIC_FLOAT64_GRAD_TOLERANCE = {"atol": 1e-12, "rtol": 1e-8}
+
+# A script's numbers with lpips in it and with lpips_fast in it, or one way of a call and another: losses, distances.
 SCRIPT_TOLERANCE = {"atol": 1e-6, "rtol": 1e-4}
 SCRIPT_BFLOAT16_TOLERANCE = {"atol": 1e-3, "rtol": 0.05}
+
+# --- Types of 16 bits, whose rounding in every layer of the trunk shows ---
+
+LOW_PRECISION_TOLERANCE = {torch.float16: 0.01, torch.bfloat16: 0.05}
+
+# AlexNet and SqueezeNet, of images that are not close to each other.
+SMALL_NET_LOW_PRECISION_TOLERANCE = 0.03
+
+# Images or weights rounded to 16 bits once, with arithmetic in float32 or alike on both sides.
+ROUNDED_INPUT_TOLERANCE = 0.02
+
+# Values computed in one 16-bit type on both sides, in another order; and gradients rounded to 16 bits on both sides.
+REORDERED_LOW_PRECISION_TOLERANCE = 1e-3
+ROUNDED_GRAD_TOLERANCE = 5e-3
+
+# The norm of the error of VGG's gradient under autocast: with random weights it is that sensitive to bfloat16.
+BFLOAT16_GRAD_TOLERANCE = 0.5
+
+# --- The command line ---
+
+# A number printed, or read from a file of text.
+PRINTED_TOLERANCE = 1e-4
+
+# The mean of a map: the maps of the layers are enlarged before it is taken.
+MAP_MEAN_TOLERANCE = 0.05
+
+# Frames of a lossy codec.
+LOSSY_TOLERANCE = 0.1
+
+# --- Averages over random draws ---
+
+DROPOUT_MEAN_TOLERANCE = 0.05  # of 100 draws
+DRAWS_MEAN_TOLERANCE = 0.01  # of dropout in a calibration
+DRAWS_STD_TOLERANCE = 0.2

@@ -19,6 +19,7 @@ from PIL import Image
 
 from lpips_fast import load_image
 from tests.support.image_files import save_noise, soft_disc
+from tests.support.tolerances import REORDERED_TOLERANCE
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_numbers_errors_and_files(run, folders, trunk, distance):
     assert len(values) == 18
     for name, value in values.items():
         assert value == pytest.approx(
-            distance(folders / rows[name]["a"], folders / rows[name]["b"]), rel=1e-5, abs=1e-7
+            distance(folders / rows[name]["a"], folders / rows[name]["b"]), rel=REORDERED_TOLERANCE, abs=1e-7
         )
     assert values["sub/07.png"] == 0
     assert rows["04.png"]["b"].endswith("04.bmp")
@@ -118,7 +119,7 @@ def test_names_by_a_pattern(call, folders, trunk, distance):
     assert len(rows) == 21
     assert (rows["sub/03.png"]["b"], rows["04.png"]["b"]) == ("b/sub/03_x4.png", "b/04_x4.bmp")
     a, b = folders / "a" / "sub" / "03.png", folders / "b" / "sub" / "03_x4.png"
-    assert rows["sub/03.png"]["lpips"] == pytest.approx(distance(a, b), rel=1e-5)
+    assert rows["sub/03.png"]["lpips"] == pytest.approx(distance(a, b), rel=REORDERED_TOLERANCE)
     assert document["unmatched"] == {"a": ["only_a.png"], "b": ["only_b_x4.png"]}
     assert "--pattern must have {name} in it" in call("dirs", "a", "b", "--pattern", "_x4", *trunk, status=2)
 
@@ -166,10 +167,12 @@ def test_masks_by_name(run, masks, trunk, measure):
     assert len(rows) == 16
     for row in rows.values():
         a, b = (load_image(masks / row[side]) for side in "ab")
-        assert row["lpips"] == pytest.approx(measure(a, b, soft_disc(*a.shape[:2])), rel=1e-5, abs=1e-7)
+        assert row["lpips"] == pytest.approx(measure(a, b, soft_disc(*a.shape[:2])), rel=REORDERED_TOLERANCE, abs=1e-7)
     run("dirs", "a", "b", "--mask", "masks", "--json", "two.json", "--batch-size", 4, *trunk, processes=2, status=1)
     by_two = {row["name"]: row["lpips"] for row in json.loads((masks / "two.json").read_text())["results"]}
-    assert [by_two[name] for name in rows] == [pytest.approx(row["lpips"], rel=1e-5) for row in rows.values()]
+    assert [by_two[name] for name in rows] == [
+        pytest.approx(row["lpips"], rel=REORDERED_TOLERANCE) for row in rows.values()
+    ]
 
 
 def test_a_run_with_another_mask_or_border_is_not_resumed(call, masks, trunk):
@@ -196,7 +199,9 @@ def test_one_mask_for_all_and_alpha(call, tmp_path, trunk, measure):
         return json.loads((tmp_path / "out.json").read_text())["results"]
 
     def expected(i):
-        return pytest.approx(measure(*(load_image(tmp_path / side / f"{i}.png") for side in "ab"), mask), rel=1e-5)
+        return pytest.approx(
+            measure(*(load_image(tmp_path / side / f"{i}.png") for side in "ab"), mask), rel=REORDERED_TOLERANCE
+        )
 
     assert [row["lpips"] for row in results("mask.png")] == [expected(0), expected(1)]
     image = Image.open(tmp_path / "a" / "1.png")

@@ -11,6 +11,7 @@ import torch
 
 import lpips_fast
 from lpips_fast.weights.files import read_state_dict
+from tests.support.tolerances import TRAINED_WEIGHTS_TOLERANCE
 
 SMALL = ("--batch-size", 8, "--epochs", 2, "--decay-epochs", 1, "--workers", 0)
 
@@ -56,7 +57,7 @@ def test_two_processes(judged, run, call, trunk):
     run("train", "judged", "-o", "two", "--cache", "disk", *options, processes=2, threads=1)
     found, expected = weights(judged / "two"), weights(judged / "one")
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5)
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=TRAINED_WEIGHTS_TOLERANCE)
     assert (
         "several share --cache disk"
         in run("train", "judged", "-o", "three", "--cache", "memory", *options, processes=2, threads=1, status=1).stderr

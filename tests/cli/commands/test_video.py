@@ -17,6 +17,7 @@ from PIL import Image
 from lpips_fast.cli.commands import video
 from lpips_fast.cli.video.frames import FramePair
 from tests.support.image_files import frames, save_frames, save_noise, soft_disc
+from tests.support.tolerances import PRINTED_TOLERANCE
 
 ROOT = Path(__file__).parents[3]
 
@@ -35,7 +36,7 @@ def test_folders_of_frames(run, trunk, distance, tmp_path):
         if row["frame"] != 3:
             name = f"f{row['frame']}.png"
             assert row["lpips"] == pytest.approx(
-                distance(tmp_path / "a" / name, tmp_path / "b" / name), rel=1e-4, abs=1e-7
+                distance(tmp_path / "a" / name, tmp_path / "b" / name), rel=PRINTED_TOLERANCE, abs=1e-7
             )
     assert document["summary"]["count"] == 11
     assert len(list(csv.DictReader((tmp_path / "out.csv").open()))) == 12
@@ -100,7 +101,7 @@ def expected(measure, tmp_path):
     def expected(weights, a=None):
         over_white = [Image.alpha_composite(Image.new("RGBA", i.size, "white"), i) for i in a or []]
         triples = zip([i.convert("RGB") for i in over_white] or frames(5, 0), frames(5, 5), weights, strict=False)
-        return [pytest.approx(measure(np.array(a), np.array(b), mask), rel=1e-4) for a, b, mask in triples]
+        return [pytest.approx(measure(np.array(a), np.array(b), mask), rel=PRINTED_TOLERANCE) for a, b, mask in triples]
 
     return expected
 

@@ -16,6 +16,7 @@ from lpips_fast.cli.errors import ReadError
 from lpips_fast.cli.video.decoding import Frame
 from lpips_fast.cli.video.pairing import Pairing, Stream
 from tests.support.image_files import soft_disc
+from tests.support.tolerances import PRINTED_TOLERANCE
 
 
 def stream(name: str, times: Iterable[float | None], *, breaks_off: bool = False) -> Stream:
@@ -251,7 +252,7 @@ def compare(call, trunk, tmp_path):
 @pytest.fixture
 def apart(measure):
     """The distance of two pictures by number."""
-    return lambda i, j: pytest.approx(measure(picture(i), picture(j)), rel=1e-4, abs=1e-6)
+    return lambda i, j: pytest.approx(measure(picture(i), picture(j)), rel=PRINTED_TOLERANCE, abs=1e-6)
 
 
 def test_dropped_frames_of_a_video(compare, apart, tmp_path):
@@ -363,7 +364,9 @@ def test_masks_at_another_rate(compare, measure, tmp_path):
     save_video(tmp_path / "m.mkv", range(3), 15, lambda i: np.repeat(discs[i][..., None], 3, axis=2))
     document, said = compare("a.mkv", "b.mkv", "--mask", "m.mkv")
     expected = [measure(picture(i), picture(i + 1), discs[i // 2]) for i in range(6)]
-    assert [row["lpips"] for row in document["results"]] == [pytest.approx(value, rel=1e-4) for value in expected]
+    assert [row["lpips"] for row in document["results"]] == [
+        pytest.approx(value, rel=PRINTED_TOLERANCE) for value in expected
+    ]
     assert document["pairing"]["mask"]["numbers_differ"] == 5
     assert "a.mkv and m.mkv are paired by time: the frame numbers differ in 5 of 6 pairs" in said
 

@@ -1,0 +1,138 @@
+"""Where tests live: the test of a module is found by the module's name.
+
+`lpips_fast/<folder>/<module>.py` is tested by `tests/<folder>/test_<module>.py`, without a leading underscore, or by
+the files of the folder `tests/<folder>/<module>/`, one for each topic. `kernels/<module>.py` is tested by
+`tests/kernels/test_<module>.py`; so are scripts in `benchmarks/`, `tools/` and the root where they have tests. What
+several test modules need is in `tests/support/`.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TESTS = ROOT / "tests"
+
+# Folders of `tests` that do not follow the rule yet; "." is `tests` itself.
+PENDING = (
+    ".",
+    "bapps",
+    "bench",
+    "calibration",
+    "cli",
+    "compat",
+    "demo",
+    "distance",
+    "head",
+    "kernels",
+    "trunk",
+    "weights",
+)
+
+# Modules without a test of their name, and where they are tested.
+TESTED_ELSEWHERE = {
+    "lpips_fast/__init__.py": "tests/test_import.py",
+    "lpips_fast/_checks.py": "tests/lpips/test_errors.py and the tests of errors of every module",
+    "lpips_fast/_library.py": "tests/test_import.py, and the tests of the operators that it defines",
+    "lpips_fast/_torch_state.py": "tests/lpips/test_torch_modes.py, test_compile.py, test_func.py, test_precision.py",
+}
+
+# Tests of no single module, and of what instead.
+OF_NO_MODULE = {
+    "tests/test_conftest.py": "tests/conftest.py: the suite with a GPU, in several processes, with packages missing",
+    "tests/test_examples.py": "examples/",
+    "tests/test_fuzz.py": "all public functions, with hypothesis",
+    "tests/test_hostile_files.py": "every reader of files, with damaged and malicious ones",
+    "tests/test_import.py": "the public names, and what an import loads",
+    "tests/test_layout.py": "this rule",
+    "tests/test_migration.py": "docs/migration.md",
+    "tests/test_requests.py": "docs/requests.md",
+}
+
+
+def modules() -> list[Path]:
+    """The modules of the packages, without `__init__` of a folder, `__main__` and the link lpips_fast/kernels."""
+    found = [ROOT / "lpips_fast" / "__init__.py"]
+    for package in ("lpips_fast", "kernels"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            inside = path.relative_to(ROOT / package).parts
+            if path.name not in ("__init__.py", "__main__.py") and (package == "kernels" or inside[0] != "kernels"):
+                found.append(path)
+    return found
+
+
+def scripts() -> list[Path]:
+    """Scripts, which may have a test of their name."""
+    return [*ROOT.glob("*.py"), *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "tools").glob("*.py")]
+
+
+def place(module: Path) -> tuple[Path, str]:
+    """The folder in `tests` and the name by which the test of a module is found."""
+    inside = module.relative_to(ROOT)
+    folder = inside.parent.relative_to("lpips_fast") if inside.parts[0] == "lpips_fast" else inside.parent
+    return TESTS / folder, module.stem.lstrip("_")
+
+
+def is_tested_by_name(module: Path) -> bool:
+    folder, name = place(module)
+    return (folder / f"test_{name}.py").exists() or any((folder / name).glob("test_*.py"))
+
+
+def is_pending(path: Path) -> bool:
+    """Whether a folder of `tests` is still to be put in order."""
+    inside = path.relative_to(TESTS).parts
+    return (inside[0] if inside else ".") in PENDING
+
+
+def test_files() -> list[Path]:
+    return sorted(TESTS.rglob("test_*.py"))
+
+
+@pytest.mark.parametrize("module", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_has_a_test_of_its_name(module):
+    folder, name = place(module)
+    if is_pending(folder):
+        pytest.skip("not mirrored yet")
+    if str(module.relative_to(ROOT)) in TESTED_ELSEWHERE:
+        assert not is_tested_by_name(module), "it has a test of its name, so it needs no exception"
+    else:
+        wanted = (folder / f"test_{name}.py").relative_to(ROOT)
+        assert is_tested_by_name(module), f"{wanted} is missing, or the reason for it in TESTED_ELSEWHERE"
+
+
+@pytest.mark.parametrize("path", test_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_test_file_mirrors_a_module(path):
+    if is_pending(path.parent):
+        pytest.skip("not mirrored yet")
+    places = {place(module) for module in (*modules(), *scripts())}
+    by_topic = (path.parent.parent, path.parent.name) in places
+    mirrors = by_topic or (path.parent, path.stem.removeprefix("test_")) in places
+    if str(path.relative_to(ROOT)) in OF_NO_MODULE:
+        assert not mirrors, "it mirrors a module, so it needs no exception"
+    else:
+        assert mirrors, f"there is no module of that name, and no reason for it in OF_NO_MODULE: {path.stem}"
+
+
+@pytest.mark.parametrize("path", (*TESTED_ELSEWHERE, *OF_NO_MODULE))
+def test_exceptions_exist(path):
+    assert (ROOT / path).is_file()
+
+
+@pytest.mark.parametrize("path", test_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_test_module_imports_another(path):
+    """Nor a conftest, whose fixtures come by name; test_conftest.py tests the conftest itself."""
+    allowed = [["support"], ["conftest"]] if path.name == "test_conftest.py" else [["support"]]
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "tests":
+                assert parts[1:2] in allowed, f"line {node.lineno} imports {name}, which is not in tests/support"
