@@ -174,7 +174,7 @@ class Calibration:
         return value
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights by the names of `lpips`: the linear weights; the whole model if its trunk is random or trained."""
+        """The weights by the names of lpips: the linear weights; the whole model if its trunk is random or trained."""
         if self.fn.pnet_tune or self.fn.pnet_rand:
             return self.fn.state_dict()
         return linear_state_dict(_linear_weights(self.fn))
