@@ -1,12 +1,14 @@
-"""`lpips-fast dirs` on pairs of files against the loop of lpips 0.1.4's script, one pair at a time; whole processes.
+"""`lpips-fast dirs` on pairs of files against the script of lpips 0.1.4, which takes a pair at a time; whole processes.
 
     python -m benchmarks.dirs [--pairs 500 --size 256 --net alex --json dirs.jsonl]
     python -m benchmarks.dirs --memory --pairs 10000 --size 64
 
-`reference` is lpips_2dirs.py as it is: read both files, one forward with a graph, print; it reads with Pillow, as
-lpips_fast does, where the script has OpenCV. Both have the same weights: ImageNet's or, without those, random ones.
-The two take turns, and the run fails unless every distance agrees to 1e-4 relative. With --memory instead: the memory
-of one `lpips-fast dirs` that reads in its own process, after the first thousand pairs and at most from then on.
+`reference` is lpips_2dirs.py as it is, except that it reads with Pillow, like lpips_fast, instead of OpenCV: it reads
+both files, runs a forward with a graph, and prints. Both have the same weights: ImageNet's or, without them, random
+ones. The two take turns. The run fails unless every distance agrees to 1e-4 relative.
+
+--memory measures instead the memory of one `lpips-fast dirs` that reads in its own process: after the first thousand
+pairs, and the most from then on.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ def reference(folder, net, state):
 
 
 def link_images(folder, pairs, size):
-    """Many names for few files."""
+    """Writes few files and gives them many names."""
     few = 50
     write_images(folder, few, size)
     for i in range(few, pairs):
@@ -66,7 +68,7 @@ def link_images(folder, pairs, size):
 
 
 def memory(ours, pairs):
-    """MiB in use after 1000 pairs and at most after that, and what the process says in the end."""
+    """MiB in use after 1000 pairs, and the most after that."""
     found = Path(ours[-1])
     after_1000 = most = 0.0
     process = subprocess.Popen(ours, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

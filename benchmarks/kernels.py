@@ -1,25 +1,23 @@
-"""Where the GPU's time goes in a metric or a training step: the profile of each kernel, and what it should be.
+"""Where a GPU's time goes in a metric or a training step: the profile of each kernel, and the time it should take.
 
     python -m benchmarks.kernels --case vgg:32:256 [--precision tf32 bfloat16] [--mode forward step]
                                  [--provider NAME ...] [--json kernels.jsonl]
     python -m benchmarks.kernels --table kernels.jsonl
     python -m benchmarks.kernels --floors --case vgg:32:256 [--measured kernels.jsonl]
 
-The first form needs an NVIDIA GPU. A provider of lpips_fast/bench/providers.py is checked against float64, timed, and
-profiled. `busy` is the time in which the device runs at least one kernel, `gap` the rest of the time that a call takes.
-Kernels of this package have their operator's name; those of cuDNN and cuBLAS are convolutions, convolutions' gradients
-or changes of layout, with their names below.
-The bandwidth of a copy and the rate of a matrix product are those of ceilings.jsonl beside the file of records, where
-it has the same device, or else are measured first.
+The first form needs an NVIDIA GPU. It checks a provider of lpips_fast/bench/providers.py against float64, times it and
+profiles it. `busy` is the time in which the device runs at least one kernel. `gap` is the rest of the time of a call. A
+kernel of this package has the name of its operator. Kernels of cuDNN and cuBLAS are grouped as convolutions, gradients
+of convolutions and changes of layout, with their own names below. The bandwidth of a copy and the rate of a matrix
+product come from ceilings.jsonl beside the file of records if that has the same device; else they are measured first.
 
-The second form prints of such records what each provider's calls take in all.
+The second form prints, from such records, how long the calls of each provider take as a whole.
 
-The third form works anywhere. It runs this package's GPU path, and lpips 0.1.4 where it is installed, on tensors
-without values, and counts what each operator reads, writes and computes. Each input of an operator counts as read once
-and each output as written once. `floor` is the larger of the times for the bytes and for the operations at the rates
-of a machine; `expected` is the same at the share of these rates that good kernels reach. The rates are assumed of an
-H100; with --measured they are those of ceilings.jsonl beside the records of the first form, whose device's times are
-added.
+The third form works anywhere. It runs this package's GPU path, and lpips 0.1.4 if it is installed, on tensors without
+values, and counts what each operator reads, writes and computes. Each input of an operator counts as read once and each
+output as written once. `floor` is the larger of the time for the bytes and the time for the operations, at the rates of
+a machine. `expected` is the same at the share of these rates that good kernels reach. The rates are assumed for an
+H100. With --measured FILE they come from ceilings.jsonl beside FILE, and the times in FILE are added.
 """
 
 from __future__ import annotations
@@ -53,9 +51,10 @@ from lpips_fast.trunk.execute import layers_of, run, run_backward
 
 PRECISIONS = ("tf32", "bfloat16")
 H100 = Ceilings(3.0e12, {"tf32": 395e12, "bfloat16": 790e12})  # assumed; TF32's is half of bfloat16's
-COPY_SHARE, PRODUCT_SHARE = 0.85, 0.7  # of the rates of a copy and of a matrix product: what is expected of kernels
-CALLS = 5  # that are profiled
-ROUNDS = 9  # that are timed
+# The shares of the rates of a copy and of a matrix product that good kernels reach.
+COPY_SHARE, PRODUCT_SHARE = 0.85, 0.7
+CALLS = 5  # how many are profiled
+ROUNDS = 9  # how many are timed
 DEFAULT = (
     "ours",
     "ours, bfloat16",
@@ -71,7 +70,7 @@ CONVOLUTION, GRADIENT = "convolution", "convolution's gradient"
 
 
 class Pass(NamedTuple):
-    """What one operator does."""
+    """The work of one call of an operator."""
 
     name: str
     detail: str  # the size of its largest tensor
@@ -85,14 +84,15 @@ class Pass(NamedTuple):
 
 
 class Traffic(TorchDispatchMode):
-    """Writes down a Pass for each operator that is called.
+    """Collects a Pass for each call of an operator.
 
-    torch's convolution on a GPU adds its bias, and changes tensors from NCHW to cuDNN's layout and back, in passes of
-    their own.
+    torch's convolution on a GPU takes extra passes: to add the bias, and to change tensors from NCHW to cuDNN's layout
+    and back.
 
     Args:
-        convolution: the name of a convolution's pass. A gradient by turned filters is a convolution like any other, so
-            the caller must say that it traces a backward.
+        convolution: the name for the pass of a convolution. A gradient by turned filters is a convolution like any
+        other,
+            so the caller must say that it traces a backward.
     """
 
     def __init__(self, convolution: str = CONVOLUTION) -> None:
@@ -133,7 +133,7 @@ class Traffic(TorchDispatchMode):
             self._convolution_backward(args[0], args[1], args[2], result)
             return result
         elif name == "max_pool2d_with_indices_backward":
-            read = [args[0], args[-1]]  # of the pool's input it takes the shape
+            read = [args[0], args[-1]]  # it takes only the shape of the pool's input
         largest = max((*read, *written), key=Tensor.numel, default=None)
         detail = _size(largest) + (", pool" if name == "bias_relu" and args[3] is not None else "")
         self.passes.append(Pass(name, detail, sum(map(_bytes, (*read, *written)))))
@@ -154,17 +154,17 @@ class Traffic(TorchDispatchMode):
             self._layout(d_y, result[0])
 
     def _layout(self, *tensors: Tensor) -> None:
-        """The head's convolutions have an output of one channel, and stay as they are."""
+        """Adds a change of layout. The head's convolutions of lpips, with one channel as output, need none."""
         x = tensors[0]
         if _is_channels_last(x):
-            if not x.is_contiguous(memory_format=torch.channels_last):  # some of another's channels
+            if not x.is_contiguous(memory_format=torch.channels_last):  # a part of another tensor's channels
                 self.passes.append(Pass("copy", _size(x), 2 * _bytes(x)))
         elif min(x.shape[1] for x in tensors) > 1:
             self.passes.append(Pass("layout", _size(tensors[-1]), 2 * sum(map(_bytes, tensors))))
 
 
 def _channels(x: Tensor) -> int:
-    """An image's channels are 3, to whatever number the GPU path fills them up."""
+    """The number of channels; 3 for an image, which the GPU path pads to up to 8."""
     return 3 if 1 < x.shape[1] <= 8 else x.shape[1]
 
 
@@ -188,12 +188,12 @@ def _in_layout_of(x: Tensor, y: Any) -> Any:
 
 
 def _bytes(x: Tensor) -> int:
-    """Of the memory that is touched: what is expanded is there once."""
+    """The bytes of memory that are touched: an expanded dimension counts once."""
     return x.element_size() * math.prod(n for n, stride in zip(x.shape, x.stride(), strict=True) if stride or n == 0)
 
 
 def traffic_of_ours(case: Case, mode: str, precision: str, in_forward: bool = False) -> list[Pass]:
-    """What the GPU path does, in order.
+    """The passes of the GPU path, in order.
 
     Args:
         mode: 'forward', or 'step', with the gradient to the first images.
@@ -228,7 +228,7 @@ def traffic_of_ours(case: Case, mode: str, precision: str, in_forward: bool = Fa
 
 
 def traffic_of_lpips(case: Case, mode: str) -> list[Pass]:
-    """What lpips 0.1.4 does, in float32 and NCHW; nothing where it is not installed."""
+    """The passes of lpips 0.1.4 in float32 and NCHW; none if it is not installed."""
     if importlib.util.find_spec("lpips") is None:
         return []
     x0, x1 = (torch.empty(case.pairs, 3, case.size, case.size, device="meta") for _ in range(2))
@@ -245,7 +245,7 @@ Times = Mapping[str, Mapping[tuple[str, str], float]]  # by precision, name and 
 
 
 def floors(case: Case, mode: str, limits: Ceilings = H100, measured: Sequence[Mapping[str, Any]] = ()) -> str:
-    """Tables of what each pass of ours, and of lpips, is to take."""
+    """Tables of the time that each pass of ours, and of lpips, should take."""
     title = case_title(*case)
     ours = {precision: traffic_of_ours(case, mode, precision) for precision in PRECISIONS}
     times = {precision: _measured_us(measured, case, mode, precision, ours[precision]) for precision in PRECISIONS}
@@ -267,7 +267,7 @@ def floors(case: Case, mode: str, limits: Ceilings = H100, measured: Sequence[Ma
 
 
 def _whole(ours: Mapping[str, Sequence[Pass]], lpips: Sequence[Pass], limits: Ceilings) -> str:
-    """What is expected of ours beside lpips in TF32, as it is and if cuDNN took and gave NCHW as it is."""
+    """The expected time of ours and of lpips in TF32: as lpips is, and without its changes of layout."""
     rows = []
     of_lpips, without = (_expected(of, "tf32", limits) for of in (lpips, [p for p in lpips if p.name != "layout"]))
     for precision, of in ours.items():
@@ -284,7 +284,7 @@ def _expected(passes: Iterable[Pass], precision: str, limits: Ceilings) -> float
 
 
 def _rows(passes: Mapping[str, Sequence[Pass]], times: Times, limits: Ceilings) -> list[list[str]]:
-    """A row of each name and detail, and where a name has several details, of their sum."""
+    """A row for each name and detail, and for the sum over the details of a name that has several."""
     details: dict[str, dict[str, None]] = {}
     for p in next(iter(passes.values())):
         details.setdefault(p.name, {})[p.detail] = None
@@ -317,7 +317,7 @@ def _row(name: str, detail: str, passes: Mapping[str, Sequence[Pass]], times: Ti
 def _measured_us(
     measured: Sequence[Mapping[str, Any]], case: Case, mode: str, precision: str, passes: Sequence[Pass]
 ) -> dict[tuple[str, str], float]:
-    """The last records' device time of our kernels, by name and, where the calls are those of the passes, detail."""
+    """The device time of our kernels in the last records: by name, and by detail if the calls match the passes."""
     found: dict[tuple[str, str], float] = {}
     provider = "ours" if precision == "tf32" else f"ours, {precision}"
     names = {**case._asdict(), "mode": mode, "provider": provider, "precision": precision}
@@ -339,7 +339,7 @@ def read(path: Path) -> list[records.Record]:
 
 
 def totals(measured: Sequence[records.Record]) -> str:
-    """A table for each case: of each provider's calls the launches, the device's time, and the time of the whole."""
+    """A table for each case: launches, device time and whole time of a call of each provider."""
     texts = []
     for case in dict.fromkeys(Case(r["net"], r["pairs"], r["size"]) for r in measured):
         of_case = [r for r in measured if r["kernel"] == "all" and (r["net"], r["pairs"], r["size"]) == case]
@@ -383,9 +383,9 @@ _LAYOUT = re.compile(r"n(?:chw|hwc)To\w*n(?:chw|hwc)|convertTensor|AddPadding|te
 _LIBRARY = re.compile(
     r"cudnn|cutlass|xmma|conv(?!ert)|implicit|gem[mv]|winograd|nvjet|fprop|dgrad|wgrad", re.IGNORECASE
 )
-_PREPARES = re.compile(r"init_device_workspace")  # apart, so that a convolution is one kernel, by layer, too
+_PREPARES = re.compile(r"init_device_workspace")  # no convolution: so each layer's convolution is one kernel
 _BACKWARD = re.compile(r"dgrad|wgrad|bprop|bwd|backward", re.IGNORECASE)
-# What tells torch's elementwise kernels apart: the function in the template's arguments.
+# torch's elementwise kernels differ in the function among the arguments of their template.
 _FUNCTION = re.compile(r"\b(?!gpu_kernel_impl)(?:launch_)?\w*(?:[Ff]unctor|_kernel_cuda|_kernel_impl|launch_\w+)\w*")
 
 
@@ -408,8 +408,8 @@ def group(name: str) -> str:
 def groups_of(kernels: Iterable[Kernel]) -> list[str]:
     """The group of each kernel, in order.
 
-    A gradient by turned filters runs a convolution's kernel. It comes after our kernel for a tap's gradient and before
-    our first layer of the next forward.
+    A gradient by turned filters runs the kernel of a convolution. Such kernels come after our kernel for the gradient
+    of a tap and before our first layer of the next forward.
     """
     groups, backward = [], False
     for kernel in kernels:
@@ -450,11 +450,13 @@ def profile(call: Callable[[], object], device: torch.device) -> list[Kernel]:
 def rows(
     kernels: Sequence[Kernel], calls: int, wall_s: float, passes: Sequence[Pass], precision: str, limits: Ceilings
 ) -> list[records.Record]:
-    """What is said of each group, the slowest first, and of all of it, from the kernels of so many calls.
+    """A record of each group of kernels, the slowest first, and one of all kernels.
 
     Args:
+        kernels: the kernels of all calls.
+        calls: how many calls there were.
         wall_s: the seconds of a call.
-        passes: what our kernels must do, for the shares of the machine's rates that they reach.
+        passes: the work of our kernels, from which follow the shares of the machine's rates that they reach.
     """
     groups: dict[str, list[Kernel]] = {}
     for name, kernel in zip(groups_of(kernels), kernels, strict=True):
@@ -466,7 +468,7 @@ def rows(
         n, left = divmod(len(of), calls)
         device_us = sum(times) / calls
         record = {"kernel": name, "calls": len(of) / calls, "device_us": device_us, "share": device_us / total_us}
-        # The mean of each launch of a call, in order; none where the calls differ.
+        # The mean time of each launch in a call, in order; none if the calls differ.
         record["each_us"] = [] if left else [sum(times[i::n]) / calls for i in range(n)]
         record["names"] = _by_name(of, calls)
         work = [p for p in passes if p.name == name]
@@ -484,10 +486,10 @@ def rows(
 
 
 def _by_name(kernels: Sequence[Kernel], calls: int) -> dict[str, float]:
-    """The device time of each name in a group, a call, the slowest first."""
+    """The device time of each kernel's name in a group, for a call, the slowest first."""
     times: dict[str, float] = {}
     for kernel in kernels:
-        name = kernel.name[:200]  # torch's have their templates' arguments in them
+        name = kernel.name[:200]  # names of torch's kernels hold the arguments of templates
         times[name] = times.get(name, 0) + (kernel.end_us - kernel.start_us) / calls
     return dict(sorted(times.items(), key=lambda item: -item[1]))
 
@@ -508,7 +510,7 @@ def markdown(found: Sequence[records.Record]) -> str:
 
 
 def machine_limits(path: Path | None, run: records.Run) -> Ceilings:
-    """Those of ceilings.jsonl beside the file of records, if it has this device; else measured."""
+    """The limits in ceilings.jsonl beside the file of records, if it has this device; else they are measured."""
     beside = None if path is None else path.with_name("ceilings.jsonl")
     if beside is not None and beside.exists():
         name = run.context["device"]
@@ -600,7 +602,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     raise RuntimeError(missing)
                 found = measure(args.case, mode, name, device, limits, expected)
                 print(markdown(found), flush=True)
-            except Exception as error:  # one that fails must not keep the others from being profiled
+            except Exception as error:  # a provider that fails must not stop the others
                 failed = True
                 found = [{"error": described(error)}]
                 print(f"failed: {found[0]['error']}", flush=True)

@@ -1,12 +1,14 @@
-"""All pairs of N images: `LPIPS.pairwise` against the loop of lpips 0.1.4's script, which runs the trunk on every pair.
+"""All pairs of N images: `LPIPS.pairwise` against the script of lpips 0.1.4, which runs the trunk on every pair.
 
     python -m benchmarks.matrix [--net alex --size 64 --images 32 --threads 2 --json matrix.jsonl]
 
-`loop` is lpips_1dir_allpairs.py's: N (N - 1) / 2 calls, one pair at a time, with a graph as there; `loop, no_grad` the
-same without it. Reading files is left out of all. The three take turns, and nothing is timed unless the results agree
-to 1e-5. Then the memory of 200 images at several sizes of `block`: how far the resident memory of a process of its own
-rises above where it was with the images loaded and the network warm. The last lines are the limits: the
-embeddings of two blocks, and of all images. For where there are none of ImageNet's, the weights are random.
+`loop` is the loop of lpips_1dir_allpairs.py: N (N - 1) / 2 calls, one pair at a time, with a graph. `loop, no_grad` is
+the same without a graph. No time includes reading files. The three take turns, and nothing is timed unless the results
+agree to 1e-5.
+
+Then the memory of 200 images is measured at several sizes of `block`: how far the resident memory of a process of its
+own rises during the call, with the images loaded and the network warm. Beside it stand the limits: the size of the
+embeddings of two blocks, and of all images. The weights are ImageNet's or, without them, random.
 """
 
 from __future__ import annotations
@@ -86,13 +88,13 @@ def measure_time(args):
 
 
 def resident_memory(which):
-    """Of this process, in bytes: 'VmRSS' now, or 'VmHWM' at its highest."""
+    """The resident memory of this process in bytes: 'VmRSS' is the present, 'VmHWM' the highest."""
     with open("/proc/self/status") as status:
         return next(1024 * int(line.split()[1]) for line in status if line.startswith(which))
 
 
 def memory_of(args):
-    """In a process of its own: the rise of resident memory over one call."""
+    """In a process of its own: prints how far resident memory rises during one call."""
     fn, images = make_ours(args.net), make_images(args.images, args.size)
     fn.pairwise(images[:2])
     Path("/proc/self/clear_refs").write_text("5")  # so that the highest starts from now

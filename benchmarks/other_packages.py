@@ -1,18 +1,18 @@
-"""What LPIPS of other packages gives, compared with lpips 0.1.4 on equal weights, and our setting for the same number.
+"""The numbers of other packages' LPIPS against lpips 0.1.4 on equal weights, and our setting for the same number.
 
     python -m benchmarks.other_packages [--json packages.jsonl] [PACKAGE ...]
     python -m benchmarks.other_packages --table benchmarks/results/cpu-1thread/packages.jsonl
 
-Each package is installed with pip, pinned, into a temporary environment of its own on top of this one, which has torch
-and lpips. There a call of the package, an expression, gets the images of `images`. In place of its downloads it gets
-ImageNet's weights where they are at hand, else random ones, which the record says, and the published linear weights.
-Expected are the distances of lpips in float64. A record has
+pip installs each package, pinned, into a temporary environment of its own on top of this one, which has torch and
+lpips. There a call of the package, an expression, gets the images of `images`. Instead of its downloads it gets the
+published linear weights, and in the trunk ImageNet's weights or, if they are not at hand, random ones; the record says
+which. The expected distances are those of lpips in float64. A record has
 
     error       the largest |theirs - expected| / expected
     ratios      the smallest and the largest theirs / expected
-    ours_error  the largest |ours - theirs| / theirs, with ours the value of our setting in float32
+    ours_error  the largest |ours - theirs| / theirs, where ours is the value of our setting in float32
 
-or `failure`, if the call raised or gave NaN. All of it downloads 1 GB.
+or `failure`, if the call raised or gave NaN. All packages together download 1 GB.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ State = Mapping[str, torch.Tensor]  # lpips's state_dict
 
 
 class Call(NamedTuple):
-    """An expression of the package's names and of the images, and ours for the same number, if there is one."""
+    """An expression of the package's names and the images, and our expression for the same number or None."""
 
     net: str
     theirs: str
     ours: str | None
-    images: str = "x, y"  # that it is of
+    images: str = "x, y"  # which images the expression takes
 
 
 class Package(NamedTuple):
-    """Requirements, of which the first is the package; lines that import it; and what is to be done before."""
+    """The requirements, the package first; the lines that import it; its calls; and what prepares its weights."""
 
     requirements: tuple[str, ...]
     imports: str
@@ -69,8 +69,8 @@ class Package(NamedTuple):
 def images() -> dict[str, torch.Tensor]:
     """Pairs of images [N, 3, H, W] in [0, 1] and a pair of gray volumes [1, 1, D, H, W] in [-1, 1].
 
-    x are the images in lpips_fast as they are, dark, and before white; y the same with noise or blurred; `shifted` the
-    same a pixel to the left.
+    x are the images in lpips_fast: as they are, darkened, and half white. y are the same with noise or blur. `shifted`
+    are the same, moved a pixel to the left.
     """
     import lpips_fast
 
@@ -105,11 +105,11 @@ def linear(state: State) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in state.items() if name.startswith("lin") and not name.startswith("lins")}
 
 
-# ---- What gives the packages these weights in place of their downloads, in their environments
+# ---- Functions that give the packages these weights instead of their downloads, in their environments
 
 
 def instead_of_downloads(states: Mapping[str, State]) -> None:
-    """Gives the weights to whoever asks torchvision or torch.hub for them."""
+    """Has torchvision and torch.hub give these weights."""
     import torchvision
 
     def made(original: Callable[[], Any], net: str, *_: Any, **__: Any) -> Any:
@@ -146,7 +146,7 @@ def for_lpips_nnx(states: Mapping[str, State]) -> None:
 
 
 def jax_layers(state: State) -> list[dict[str, np.ndarray]]:
-    """The trunk's convolutions in their order, as JAX has them."""
+    """The trunk's convolutions in their order, in JAX's layout."""
     tensors = trunk(state)
     names = [name.removesuffix(".weight") for name in tensors if name.endswith(".weight")]
     return [{"kernel": hwio(tensors[f"{name}.weight"]), "bias": tensors[f"{name}.bias"].numpy()} for name in names]
@@ -177,7 +177,7 @@ def for_jaxlpips(states: Mapping[str, State]) -> None:
 
 
 def with_weights(evaluator: Any, state: State) -> Any:
-    """An LPIPSEvaluator of VGG16 with these weights in place of those that it comes with."""
+    """An LPIPSEvaluator of VGG16 with these weights instead of its own."""
     params = evaluator.params["params"]
     params["VGG16_0"] = {f"Conv_{k}": layer for k, layer in enumerate(jax_layers(state))}
     for k, weight in enumerate(linear(state).values()):
@@ -193,7 +193,7 @@ def nhwc(x: torch.Tensor) -> np.ndarray:
 
 
 def calls(nets: Iterable[str], theirs: str, ours: str) -> tuple[Call, ...]:
-    """A call for each net, with its name in place of NET."""
+    """A call for each net, with its name instead of NET."""
     return tuple(Call(net, theirs.replace("NET", net), ours.replace("NET", net)) for net in nets)
 
 
@@ -305,7 +305,7 @@ PACKAGES = (
 
 
 def loaded_on_the_cpu(make: Callable[[], Any]) -> Any:
-    """What is made where torch.load puts on the CPU what was saved on a GPU."""
+    """What `make` makes while torch.load puts tensors that were saved on a GPU on the CPU."""
     load = torch.load
     torch.load = lambda *args, **options: load(*args, **{"map_location": "cpu", **options})
     try:
@@ -315,7 +315,7 @@ def loaded_on_the_cpu(make: Callable[[], Any]) -> Any:
 
 
 def measure(package: Package, folder: Path) -> None:
-    """Writes what the package's calls give, in its environment; a package that cannot be imported is a failure, too."""
+    """In the package's environment: writes what its calls give. A failing import is a failure of the call."""
     given = torch.load(folder / "given.pth")
     states = given["states"]
     instead_of_downloads(states)
@@ -337,7 +337,7 @@ def measure(package: Package, folder: Path) -> None:
 
 
 def weights() -> tuple[dict[str, State], dict[str, str]]:
-    """A state_dict for each net, and whose trunk it has."""
+    """A state_dict for each net, and whether its trunk is ImageNet's or random."""
     import lpips_fast
 
     states, whose = {}, {}
@@ -352,7 +352,7 @@ def weights() -> tuple[dict[str, State], dict[str, str]]:
 
 
 def of_lpips(net: str, state: State, given: Mapping[str, torch.Tensor], names: str) -> torch.Tensor:
-    """The distances that lpips 0.1.4 gives in float64; of volumes the average of their axes'."""
+    """The distances that lpips 0.1.4 gives in float64; for volumes, the mean over their axes."""
     import lpips
 
     with warnings.catch_warnings():
@@ -441,7 +441,7 @@ def records(packages: Iterable[Package]) -> Iterator[dict[str, Any]]:
 
 
 def printed(record: Mapping[str, Any]) -> str:
-    """What a call gives, in words: its error, or its ratio to lpips where it is another number."""
+    """The result of a call in words: its error or, if it is another number than lpips's, its ratio to that."""
     if "failure" in record:
         return record["failure"]
     if record["error"] < 0.01:

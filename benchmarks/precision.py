@@ -2,10 +2,10 @@
 
     python -m benchmarks.precision [--json precision.jsonl] [IMAGE ...]
 
-Images are distorted by noise and blur of several strengths (default: the package's own images). Weights are ImageNet's
-where they are at hand; a net without them is measured with a random trunk, which the row says. `value` is the largest
-relative error, `ranking` Kendall's tau between the order of all pairs and that in float64 (1: the same), `gradient`
-the smallest cosine with the float64 gradient.
+Images are distorted by noise and blur of several strengths. By default they are the package's own images. The weights
+are ImageNet's if they are at hand; otherwise the trunk is random, and the row says so. `value` is the largest relative
+error. `ranking` is Kendall's tau between the order of all pairs and their order in float64: 1 is the same order.
+`gradient` is the smallest cosine with the gradient in float64.
 """
 
 from __future__ import annotations

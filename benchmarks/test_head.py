@@ -2,8 +2,8 @@
 
     pytest benchmarks/test_head.py [--benchmark-json FILE]
 
-A provider is timed only once it agrees with the reference in float64. `extra_info` has the GB/s of the median and its
-share of the bandwidth of a copy. Providers do not take turns here; `lpips-fast bench head` has them do so.
+A provider is timed only after it agrees with the reference in float64. `extra_info` has the GB/s of the median and its
+share of the bandwidth of a copy. Providers do not take turns here; in `lpips-fast bench head` they do.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python -m benchmarks.training [--net squeeze --net alex --batch 50 --repeats 7 --json training.jsonl]
 
-A step is all that is done with a batch of triplets of 64 x 64 that are in memory, or whose features are: forward,
-backward, Adam, clamping. With dropout, as is the recipe, and without. All have the same weights: ImageNet's in the
-trunk or, where those are not to be had, random ones. Nothing is timed before the first three steps without dropout have
-given the losses of lpips to 1e-5 relative.
+A step takes a batch of triplets of 64 x 64, or their features, from memory and runs forward, backward, Adam and
+clamping. It is timed with dropout, as in the recipe, and without. All providers have the same weights: ImageNet's in
+the trunk or, if they cannot be had, random ones. Nothing is timed unless the first three steps without dropout give the
+losses of lpips to 1e-5 relative.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def make_theirs(net, state, dropout):
     trainer.net.load_state_dict(state["fn"])
     trainer.net.train(dropout)
     trainer.rankLoss.load_state_dict(state["ranking"])
-    # Left to itself it clamps SqueezeNet's 1x1 convolutions, too: less work for it, but then no losses to compare.
+    # By itself lpips also clamps SqueezeNet's 1 x 1 convolutions. Without that it has less work, and comparable losses.
     linear = list(trainer.net.lins.parameters())
     trainer.clamp_weights = lambda: [weight.data.clamp_(min=0) for weight in linear]
     return trainer
@@ -65,7 +65,7 @@ def cached_step(calibration, features, triplets):
 
 
 def steps(net, state, samples, size, dropout, features):
-    """By provider, a function that takes the next step; all take the same batches."""
+    """By provider, a function that takes the next step. All take the same batches."""
     theirs = make_theirs(net, state, dropout)
     plain, cached = (make_ours(net, state, size, dropout, len(samples)) for _ in range(2))
     indices = list(itertools.islice(plain.batches(), 3))

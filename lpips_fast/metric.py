@@ -1,8 +1,12 @@
-"""LPIPS as a metric of torchmetrics, for its users: the same signatures, checks and numbers as in torchmetrics 1.9.
+"""LPIPS as a metric of torchmetrics: the same signatures, checks and numbers as in torchmetrics 1.9.
 
-There the eps is inside the root, a = f / sqrt(1e-8 + |f|^2). What differs: with reduction 'mean' and 'sum' the state is
-a sum and a count and does not grow; no state keeps a graph; half precision is summed in float32; the functional keeps
-its network; checking the range of images on a GPU does not wait for the work before it to end.
+torchmetrics has the eps inside the root: a = f / sqrt(1e-8 + |f|^2). These things differ from torchmetrics:
+
+- With reduction 'mean' and 'sum' the state is a sum and a count, and does not grow.
+- No state keeps a graph.
+- Half precision is summed in float32.
+- The functional keeps its network.
+- The check of the range of images on a GPU does not wait for the work before it to end.
 """
 
 from __future__ import annotations
@@ -43,20 +47,20 @@ _REDUCTIONS = ("mean", "sum", "none", None)
 class LearnedPerceptualImagePatchSimilarity(Metric):
     """LPIPS over all images of all updates.
 
-    `forward(img1, img2)` returns the batch's value, differentiable in both images; `compute()` that of all batches.
-    Images are [N, 3, H, W].
+    `forward(img1, img2)` returns the value of the batch, differentiable in both images. `compute()` returns the value
+    of all batches. Images are [N, 3, H, W].
 
     Args:
         net_type: the trunk, 'alex', 'vgg' or 'squeeze'.
-        reduction: 'mean' or 'sum' over images, or 'none' or None for one value an image.
-        normalize: the images are in [0, 1], not in [-1, 1].
+        reduction: 'mean' or 'sum' over images; 'none' or None for one value an image.
+        normalize: whether the images are in [0, 1] instead of [-1, 1].
         trunk_weights, persistent, check_range: as in `lpips_fast.LPIPS`: the network's weights, whether they are in the
-            state_dict, and whether to warn, once, where images are plainly in another range.
-        kwargs: `torchmetrics.Metric`'s.
+            state_dict, and whether to warn, once, of images that are plainly in another range.
+        kwargs: the arguments of `torchmetrics.Metric`.
 
     Raises:
-        ValueError: an unknown net_type, reduction or normalize; in use, images of another shape or out of range (above
-            1 only with `normalize`).
+        ValueError: net_type, reduction or normalize is unknown. In use: images have another shape or are out of range
+            (values above 1 are an error only with `normalize`).
     """
 
     is_differentiable: bool = True
@@ -107,7 +111,7 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
         return accumulation_dtype(next(self.net.parameters()).dtype)
 
     def update(self, img1: Tensor, img2: Tensor) -> None:
-        """Takes in a batch of pairs of images."""
+        """Adds a batch of pairs of images."""
         scores = _distances(self.net, img1, img2, self.normalize).squeeze((1, 2, 3))
         if self._is_bounded():
             self.total = self.total + scores.sum(dtype=self.total.dtype)
@@ -116,7 +120,7 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
             self.all_scores.append(scores)
 
     def compute(self) -> Tensor:
-        """The value of all batches so far, in float32 (float64 where `set_dtype` says so); of shape [N] unreduced."""
+        """The value of all batches so far, in float32 (float64 after `set_dtype(float64)`); [N] without a reduction."""
         if not self._is_bounded():
             return dim_zero_cat(self.all_scores)
         if self._update_count == 0 and self.count == 0:
@@ -126,7 +130,7 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
 
     @torch.jit.unused
     def forward(self, img1: Tensor, img2: Tensor) -> Tensor:
-        """As `update`, and the batch's own value, differentiable."""
+        """Adds a batch, and returns its own value, differentiable."""
         value = super().forward(img1, img2)
         self._forward_cache = value.detach()  # the graph belongs to the caller
         if not self._is_bounded():
@@ -134,22 +138,22 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
         return value
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: _AX_TYPE | None = None) -> _PLOT_OUT_TYPE:
-        """Plots values that `forward` or `compute` returned, by default the present one: figure and axes."""
+        """Plots values of `forward` or `compute`, by default the present one. Returns figure and axes."""
         return self._plot(val, ax)
 
     def _apply(self, fn: Callable, exclude_state: Sequence[str] = ()) -> LearnedPerceptualImagePatchSimilarity:
-        """Moves to another device or type; the sum and the count keep theirs, for in float16 they would overflow."""
+        """Moves to another device or type. The sum and the count keep their types: they would overflow in float16."""
         super()._apply(fn, exclude_state=(*exclude_state, "total", "count"))
         if self._is_bounded():
             dtype = widest_dtype(self.device)
             self.total = self.total.to(dtype).to(self.device)
             self.count = self.count.to(self.device)
-            # On the device, too: each reset, and so each forward, copies them.
+            # The defaults are on the device, too, because each reset, and so each forward, copies them.
             self._defaults.update(total=torch.zeros_like(self.total), count=torch.zeros_like(self.count))
         return self
 
     def _sync_dist(self, dist_sync_fn: Callable = gather_all_tensors, process_group: Any | None = None) -> None:
-        """Gathers scores in torchmetrics' order, by batch and then by rank, also from ranks with unequal numbers."""
+        """Gathers scores in torchmetrics' order, by batch and then by rank. Ranks may have unequal numbers of them."""
         if self._is_bounded():
             super()._sync_dist(dist_sync_fn, process_group)
             return
@@ -171,19 +175,21 @@ def learned_perceptual_image_patch_similarity(
 ) -> Tensor:
     """LPIPS of a batch of pairs of images, differentiable in both.
 
-    The network is made at the first call for a net, device and type, and kept; of two images' types it has the wider.
+    The first call for a net, device and type makes the network, which is kept. Its type is the wider of the images'
+    types.
 
     Args:
         img1, img2: [N, 3, H, W].
         net_type: the trunk, 'alex', 'vgg' or 'squeeze', with ImageNet weights from torchvision's cache ($TORCH_HOME)
             or the internet.
-        reduction: 'mean' or 'sum' over images, or 'none' or None for one value an image ([N], and as in torchmetrics no
-            dimension for N = 1).
-        normalize: the images are in [0, 1], not in [-1, 1].
+        reduction: 'mean' or 'sum' over images; 'none' or None for one value an image ([N]; for N = 1 without a
+        dimension,
+            as in torchmetrics).
+        normalize: whether the images are in [0, 1] instead of [-1, 1].
 
     Raises:
-        ValueError: an unknown net_type or reduction, images of another shape or out of range.
-        TypeError: img1 is not of a floating-point type, or no tensor.
+        ValueError: net_type or reduction is unknown; images have another shape or are out of range.
+        TypeError: an image is no tensor, or img1 is not of a floating-point type.
     """
     _check_net_type(net_type)
     if reduction not in _REDUCTIONS:
@@ -208,7 +214,7 @@ def _check_net_type(net_type: str) -> None:
 def _kept_network(net_type: str, device: torch.device, dtype: torch.dtype) -> Network:
     if not dtype.is_floating_point:
         raise TypeError(f"img1 must be floating point, got {dtype}")
-    with torch.inference_mode(False):  # else a first call in inference mode would spoil later ones that need gradients
+    with torch.inference_mode(False):  # else after a first call in inference mode no later call could have gradients
         return _network(net_type).to(device=device, dtype=dtype)
 
 
@@ -221,14 +227,14 @@ def _network(net_type: str, **options: Any) -> Network:
 class Network(LPIPS):
     """LPIPS with the arguments, results, norm and state_dict keys of `_NoTrainLpips`, torchmetrics' inner network.
 
-    It is always in eval mode, and frozen without pnet_tune.
+    It is always in eval mode, and frozen unless pnet_tune.
 
     Args:
-        pretrained: linear weights learnt from human judgements (else random).
+        pretrained: whether the linear weights are learnt from human judgements instead of random.
         net: the trunk, 'alex', 'vgg' (also 'vgg16') or 'squeeze'.
         spatial: whether to return maps instead of their mean.
-        pnet_rand: a randomly initialised trunk instead of ImageNet's.
-        pnet_tune: whether the trunk's and the linear weights get gradients.
+        pnet_rand: whether the trunk is random instead of ImageNet's.
+        pnet_tune: whether the weights of the trunk and the linear weights get gradients.
         use_dropout: whether the linear weights are `lin{k}.model.1` in the state_dict, after a dropout layer, or
             `lin{k}.model.0`. Dropout is never applied.
         model_path: a weights file, as in `lpips_fast.LPIPS`.
@@ -238,11 +244,11 @@ class Network(LPIPS):
         backend, precision, cpu_conv, trunk_weights, persistent, check_range: as in `lpips_fast.LPIPS`.
 
     Raises:
-        ValueError, RuntimeError: as `lpips_fast.LPIPS`, and a resize below 1.
+        ValueError, RuntimeError: as in `lpips_fast.LPIPS`; or resize is below 1.
     """
 
     norm = Norm(1e-8, inside_sqrt=True)
-    _names = ("in0", "in1")  # of the images, as errors tell them
+    _names = ("in0", "in1")  # of the images in errors
 
     def __init__(
         self,
@@ -274,7 +280,7 @@ class Network(LPIPS):
             pnet_tune=pnet_tune,
             use_dropout=use_dropout,
             model_path=model_path,
-            eval_mode=not pnet_tune,  # in which LPIPS is frozen
+            eval_mode=not pnet_tune,  # LPIPS is frozen in eval_mode
             backend=backend,
             precision=precision,
             cpu_conv=cpu_conv,
@@ -292,7 +298,7 @@ class Network(LPIPS):
             self.register_load_state_dict_pre_hook(_from_their_names)
 
     def train(self, mode: bool = True) -> Network:
-        """Without effect: the network stays in eval mode."""
+        """Has no effect: the network stays in eval mode."""
         super().train(False)
         return self
 
@@ -302,17 +308,17 @@ class Network(LPIPS):
         """The distance of each pair of images.
 
         Args:
-            in0, in1: [N, 3, H, W], or one image [3, H, W], in [-1, 1], RGB; a batch of 1 is compared with each of the
-                other's. One channel is taken as grayscale and repeated.
+            in0, in1: [N, 3, H, W], or one image [3, H, W], in [-1, 1], RGB. A batch of 1 is compared with each image of
+                the other. One channel is grayscale and is repeated.
             retperlayer: whether to return each layer's part, too.
-            normalize: the images are in [0, 1] and are to be mapped to [-1, 1].
+            normalize: whether the images are in [0, 1] instead of [-1, 1].
 
         Returns:
-            [N, 1, 1, 1] in float32 (float64 for float64), or [N, 1, H, W] of in0's size when `spatial`. With
-            retperlayer a pair of it and a list of such tensors, one a layer.
+            [N, 1, 1, 1] in float32 (float64 for float64), or [N, 1, H, W] of in0's size if `spatial`. With retperlayer:
+            this tensor, and a list of such tensors, one for each layer.
 
         Raises:
-            TypeError, ValueError: as `lpips_fast.LPIPS.forward`.
+            TypeError, ValueError: as in `lpips_fast.LPIPS.forward`.
         """
         check_flags(retperlayer=retperlayer, normalize=normalize)
         x0, x1 = (self.checked_image(name, image) for name, image in zip(self._names, (in0, in1), strict=True))
@@ -320,12 +326,12 @@ class Network(LPIPS):
         if self.resize is None or not self.spatial:
             return super().forward(x0, x1, retPerLayer=retperlayer, normalize=normalize)
         self._look_at_range((x0, x1), normalize)
-        # The maps are enlarged from the taps' size to the image's own, not to that of `resize`.
+        # Maps are enlarged from the size of the taps to the size of in0 as given, not to `resize`.
         value, parts = self._distance(x0, x1, None, normalize, in0.shape[-2:], retperlayer)
         return (value, parts) if retperlayer else value
 
     def checked_image(self, name: str, image: Tensor) -> Tensor:
-        """As in LPIPS, resized before, which torchmetrics does in the wider type of image and network."""
+        """As in LPIPS, after resizing. Like torchmetrics, it resizes in the wider type of image and network."""
         if self.resize is not None and isinstance(image, Tensor) and image.layout == torch.strided:
             image = image[None] if image.dim() == 3 else image
             if image.dtype in FEATURE_DTYPES and image.dim() == 4 and min(image.shape[2:]) > 0:
@@ -335,7 +341,7 @@ class Network(LPIPS):
 
 
 def _resized(image: Tensor, side: int) -> Tensor:
-    """[N, C, H, W] resized to a square, as torchmetrics does."""
+    """[N, C, H, W] resized to a square, as in torchmetrics."""
     if image.shape[2:] == (side, side):
         return image
     if min(image.shape[2:]) > side:
@@ -344,12 +350,12 @@ def _resized(image: Tensor, side: int) -> Tensor:
 
 
 def _without_scaling(module: Network, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Takes out lpips's scaling, which torchmetrics had before 0.12; other values stay, for an error."""
+    """Removes the scaling of lpips, which torchmetrics had before 0.12. Other values stay, and cause an error."""
     for name, standard in ScalingLayer().state_dict().items():
         given = state.get(f"{prefix}scaling_layer.{name}")
         if given is None or given.shape != standard.shape:
             continue
-        if torch.allclose(given.cpu().float(), standard, rtol=1e-2):  # rounded, in half precision
+        if torch.allclose(given.cpu().float(), standard, rtol=1e-2):  # values in half precision are rounded
             del state[f"{prefix}scaling_layer.{name}"]
 
 
@@ -364,7 +370,7 @@ def _from_their_names(module: Network, state: dict[str, Tensor], prefix: str, *_
 
 
 def _distances(net: Callable[..., Tensor], img1: Tensor, img2: Tensor, normalize: bool) -> Tensor:
-    """The distances of the checked images, as the network gives them."""
+    """The distances that the network gives, after torchmetrics' checks of the images."""
     for name, img in (("img1", img1), ("img2", img2)):
         if not isinstance(img, Tensor):
             raise TypeError(f"{name} must be a tensor [N, 3, H, W], got {type(img).__name__}")
@@ -377,7 +383,7 @@ def _distances(net: Callable[..., Tensor], img1: Tensor, img2: Tensor, normalize
         return net(img1, img2, normalize=normalize)
     if torch.cuda.is_current_stream_capturing():
         return net(img1, img2, normalize=normalize)
-    # The answer is on its way while the network is queued behind it, so the GPU does not run dry for the check.
+    # The answer travels to the CPU while the network is queued behind it. So the GPU does not idle for the check.
     valid = valid.to("cpu", non_blocking=True)
     arrived = torch.cuda.current_stream(img1.device).record_event()
     scores = net(img1, img2, normalize=normalize)

@@ -14,7 +14,7 @@ import torch
 
 from tests import conftest
 
-# What has a process find neither lpips nor piq.
+# A sitecustomize.py with which a process finds neither lpips nor piq.
 WITHOUT = """
 import sys
 from importlib.machinery import PathFinder
@@ -62,7 +62,7 @@ def test_float32_is_float32_on_a_gpu(monkeypatch):
 
 @pytest.mark.parametrize("processes", (2, 5, 12))
 def test_no_process_ends_with_the_longest_tests(monkeypatch, processes):
-    """Each begins with as few as can be, of its share as --dist worksteal makes them."""
+    """Each process begins with as few of them as possible, given the shares that --dist worksteal makes."""
     monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", str(processes))
     names = [f"{i}" for i in range(500)] + ["test_aot"] * 6 + ["z"] * 30
     items = [SimpleNamespace(path=Path(f"{name}.py")) for name in names]

@@ -1,4 +1,4 @@
-"""The metric against torchmetrics' own, on the same weights, and what torchmetrics' tests ask of it."""
+"""The metric against that of torchmetrics on the same weights, and the requirements of torchmetrics' own tests."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _batches(normalize, n_batches=2, n=2, size=33):
 
 @pytest.fixture(scope="module")
 def weights(trunk_states, cached_trunk, torchvision_features):
-    """Both packages' trunks get these, in place of ImageNet's."""
+    """The trunks of both packages get these weights instead of ImageNet's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(theirs_functional, "_get_tv_model_features", torchvision_features)
         patch.setattr("lpips_fast.weights.published._torchvision_file", cached_trunk)
@@ -60,7 +60,7 @@ def weights(trunk_states, cached_trunk, torchvision_features):
 
 @pytest.fixture(scope="module")
 def make(weights):
-    """Makes a metric; those of one class and arguments share their networks, copied."""
+    """Makes a metric: a copy of the one metric that is made for a class and its arguments."""
     made = functools.cache(lambda kind, arguments: kind(**dict(arguments)))
 
     def make(kind, **arguments):
@@ -129,7 +129,7 @@ def test_tiny_features_show_where_the_eps_is(make):
 
 
 def test_images_in_another_range(make):
-    """torchmetrics' check sees only the lower end of [-1, 1]."""
+    """torchmetrics checks only the lower end of [-1, 1]."""
     (img1, img2), *_ = _batches(False)
     with pytest.warns(UserWarning, match="0 to 255") as found:
         make(Ours).update(img1.abs() * 255, img2)
@@ -148,14 +148,14 @@ def test_keys_do_not_depend_on_the_taps_in_use(make):
 
 
 def test_not_persistent(make):
-    """The network's weights are not in the metric's checkpoint, and one that has them loads."""
+    """The metric's checkpoint lacks the network's weights, and a checkpoint that has them loads."""
     ours, whole = make(Ours, persistent=False), make(Ours)
     assert not ours.state_dict()
     assert not any(ours.load_state_dict({}, strict=True))
     assert not any(ours.load_state_dict(whole.state_dict(), strict=True))
     (img1, img2), *_ = _batches(False)
     assert torch.equal(ours(img1, img2), whole(img1, img2))
-    ours.persistent(True)  # torchmetrics' own, of the states
+    ours.persistent(True)  # torchmetrics' method, for the states
     assert sorted(ours.state_dict()) == ["count", "total"]
     assert not any(ours.load_state_dict(ours.state_dict(), strict=True))
 
@@ -194,7 +194,7 @@ def test_used_as_a_loss_no_state_keeps_a_graph(make, reduction):
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated", "ignore:This property will be removed")
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_part_of_a_scripted_module(make, reduction):
-    """As torchmetrics' tests demand of every metric."""
+    """torchmetrics' tests require this of every metric."""
     torch.jit.script(make(Ours, reduction=reduction))
 
 
@@ -212,7 +212,7 @@ def test_the_state_of_mean_and_sum_is_bounded(make, reduction):
 
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float64))
 def test_other_types(make, dtype):
-    """torchmetrics' own test of half precision: set_dtype, then a batch; and such images with a float32 network."""
+    """torchmetrics' test of half precision: set_dtype, then a batch. Also such images with a float32 network."""
     (img1, img2), *_ = _batches(True)
     expected = make(Theirs, normalize=True)(img1, img2)
     ours = make(Ours, normalize=True).set_dtype(dtype)
@@ -226,14 +226,14 @@ def test_other_types(make, dtype):
     torch.testing.assert_close(found.float(), expected, atol=0, rtol=SMALL_NET_LOW_PRECISION_TOLERANCE)
     if dtype != torch.float64:
         found = make(Ours, normalize=True)(img1.to(dtype), img2.to(dtype))
-        expected = make(Theirs, normalize=True)(img1.to(dtype), img2.to(dtype))  # which normalizes in that type
+        expected = make(Theirs, normalize=True)(img1.to(dtype), img2.to(dtype))  # torchmetrics normalizes in that type
         torch.testing.assert_close(found, expected, atol=0, rtol=REORDERED_LOW_PRECISION_TOLERANCE)
 
 
 @pytest.mark.parametrize("dtype1", SHORT_DTYPES)
 @pytest.mark.parametrize("dtype2", SHORT_DTYPES)
 def test_two_types(make, dtype1, dtype2):
-    """The distance is that of the two images' values, in the wider type."""
+    """The distance is that of the values of both images in the wider type."""
     img1, img2 = (img.to(dtype) for img, dtype in zip(_batches(False)[0], (dtype1, dtype2), strict=True))
     expected = make(Theirs)(img1.float(), img2.float())
     torch.testing.assert_close(make(Ours)(img1, img2), expected, **METRIC_TOLERANCE)
@@ -275,14 +275,14 @@ def test_state_dicts_load_both_ways(make, net):
 
 @pytest.mark.parametrize("net", ("alex", "squeeze"))
 def test_state_dicts_from_before_0_12_load(make, make_theirs, net):
-    """There the network was that of lpips, under the name `net`."""
+    """Before 0.12 the network was that of lpips, under the name `net`."""
     ours = make(Ours, net_type=net)
     expected = ours.state_dict()
     old = {f"net.{name}": tensor for name, tensor in make_theirs(net).state_dict().items()}
     ours.load_state_dict({name: torch.zeros_like(tensor) for name, tensor in expected.items()})
     torch.nn.ModuleDict({"val": ours}).load_state_dict({f"val.{name}": tensor for name, tensor in old.items()})
     assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.state_dict().items())
-    assert "net.scaling_layer.shift" in old  # what is given is not changed
+    assert "net.scaling_layer.shift" in old  # the given state is not changed
     ours.half().load_state_dict({name: tensor.half() for name, tensor in old.items()}, strict=True)
     old["net.scaling_layer.shift"] = torch.zeros(1, 3, 1, 1)
     with pytest.raises(RuntimeError, match=r"net\.scaling_layer\.shift"):
@@ -403,13 +403,13 @@ def test_errors_name_the_images(make, weights):
 
 
 def test_a_reset_stays_on_the_device(make):
-    """What it resets to is there already: copying it from elsewhere would wait for the device."""
+    """The values that it resets to are on the device already: a copy from elsewhere would wait for the device."""
     ours = make(Ours).to("meta")
     assert {ours._defaults[name].device.type for name in ("total", "count")} == {"meta"}
 
 
 def test_above_one_is_refused_only_when_normalizing(make):
-    """torchmetrics' check has no upper bound without `normalize`."""
+    """torchmetrics checks the upper end only with `normalize`."""
     (img1, img2), *_ = _batches(True)
     torch.testing.assert_close(make(Ours)(3 * img1, img2), make(Theirs)(3 * img1, img2), **METRIC_TOLERANCE)
 
@@ -435,14 +435,14 @@ def test_functional_makes_its_network_once(weights):
     (img1, img2), *_ = _batches(False)
     with torch.inference_mode():
         ours_functional(img1, img2)
-    ours_functional(img1.clone().requires_grad_(), img2).backward()  # the network kept must not be an inference one
+    ours_functional(img1.clone().requires_grad_(), img2).backward()  # the kept network must allow gradients
     assert metric._kept_network.cache_info().misses == 1
     ours_functional(img1.double(), img2.double())
     assert metric._kept_network.cache_info().misses == 2
 
 
 def _networks(**arguments):
-    """Both packages' networks, in float64."""
+    """The networks of both packages, in float64."""
     return tuple(kind(**arguments).double() for kind in (metric.Network, theirs_functional._NoTrainLpips))
 
 
@@ -461,7 +461,7 @@ def test_network_is_torchmetrics(weights, net, spatial, resizes):
     cases.append(((0, 3, h, w), (0, 3, h, w)))
     if not spatial:
         cases.append(((3, h, w), (2, 3, h, w)))
-    if resizes:  # by area, bilinearly to more and to less, not at all; of two sizes
+    if resizes:  # by area, bilinearly to larger and to smaller, not at all; and images of two sizes
         cases += [((1, 3, h, w), (2, 3, 9, 20)), ((1, 3, 9, w), (1, 3, side + 4, side + 4))]
     ours, theirs = _networks(net=net, spatial=spatial, resize=side + 4 if resizes else None)
     for shapes in cases:
@@ -494,7 +494,7 @@ def test_the_network_takes_torchmetrics_positions_and_has_its_attributes(weights
     for name in names:
         assert getattr(ours, name) == getattr(theirs, name), name
     modules = [{name.split(".")[0] for name, _ in net.named_modules()} for net in (ours, theirs)]
-    assert modules[0] == modules[1] - {"lins"}  # a list of lin0 to lin4, which are registered once here
+    assert modules[0] == modules[1] - {"lins"}  # `lins` lists lin0 to lin4, which are registered only once here
     assert [getattr(ours, f"lin{k}") is lin for k, lin in enumerate(ours.lins)] == [True] * 5
     in0, in1 = (x.float() for x in _images((1, 3, 64, 64), (1, 3, 64, 64)))
     torch.testing.assert_close(ours(in0, in1), theirs(in0, in1), **METRIC_TOLERANCE)
@@ -502,13 +502,13 @@ def test_the_network_takes_torchmetrics_positions_and_has_its_attributes(weights
     assert torch.equal(scaled, theirs.scaling_layer(in0))
     for name in ("relu1", "relu5"):
         torch.testing.assert_close(getattr(ours.net(scaled), name), getattr(theirs.net(scaled), name))
-    for net in (ours, theirs):  # as people change them, once they are made
+    for net in (ours, theirs):  # people change these attributes later
         net.spatial, net.resize = False, None
     torch.testing.assert_close(ours(in0, in1), theirs(in0, in1), **METRIC_TOLERANCE)
 
 
 def test_a_random_network(weights):
-    """As torchmetrics', without files; and the linear weights are random, too."""
+    """As in torchmetrics, it needs no files, and the linear weights are random, too."""
     one, other = (metric.Network(False, "squeeze", pnet_rand=True) for _ in range(2))
     for name in ("net.slice1.0.weight", "lin0.model.1.weight"):
         assert not torch.equal(one.get_parameter(name), other.get_parameter(name))
@@ -516,7 +516,7 @@ def test_a_random_network(weights):
 
 @pytest.mark.parametrize("use_dropout", (False, True))
 def test_the_network_never_drops_out(weights, use_dropout):
-    """Nor does torchmetrics', after its first `.train()`."""
+    """torchmetrics' network does not drop out either, after its first `.train()`."""
     ours = metric.Network(net="squeeze", eval_mode=False, use_dropout=use_dropout)
     theirs = theirs_functional._NoTrainLpips(net="squeeze", use_dropout=use_dropout)
     theirs.load_state_dict(ours.state_dict(), strict=True)
@@ -558,7 +558,7 @@ def test_the_network_promotes_images(weights, dtype0, dtype1):
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_a_metric_of_maps(make, reduction):
-    """Its network can be told to give maps, and then they are what is reduced."""
+    """A network that gives maps: the metric reduces the maps."""
     ours, theirs = make(Ours, reduction=reduction), make(Theirs, reduction=reduction)
     ours.net.spatial = theirs.net.spatial = True
     (img1, img2), *_ = _batches(False)
@@ -620,7 +620,7 @@ def _worker(rank, folder, states):
         ours.reset()
         if rank == 0:
             ours.update(*batches[0])
-        ours._update_count = 1  # as torchmetrics' warning would be noise here
+        ours._update_count = 1  # avoids a warning of torchmetrics
         found[reduction, "none on rank 1"] = ours.compute()
     found["expected"] = torch.stack([net(*batch).flatten() for batch in batches])
     torch.save(found, f"{folder}/rank{rank}.pt")

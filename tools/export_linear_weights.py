@@ -1,8 +1,9 @@
-"""Makes lpips_fast/weights/linear/*.safetensors and their manifest from the files in the `lpips` 0.1.4 package.
+"""Makes lpips_fast/weights/linear/*.safetensors and their manifest from the files of the package `lpips` 0.1.4.
 
     pip install lpips==0.1.4 && python tools/export_linear_weights.py
 
-The linear weights of every net and version, as `lin{k}.model.1.weight` [1, C_k, 1, 1] in float32, to the bit.
+The files have the linear weights of every net and version, as `lin{k}.model.1.weight` [1, C_k, 1, 1] in float32, equal
+to the bit.
 """
 
 from __future__ import annotations

@@ -3,17 +3,22 @@
     python tools/gpu.py [--prebuilt] [--output FOLDER] [--logs FOLDER] [--run NAME] [--only STEP ...] [--limit SECONDS]
     python tools/gpu.py --backends
 
-Builds the extension into the environment it runs in, which must have torch, and fails where a backend is then missing
-or wrong; measures the machine's limits and the head; runs the tests on the device and the kernels under
-compute-sanitizer; measures the rest; and writes records, table.md and plots to benchmarks/results/<device>/. The steps
-come in the order of their worth. A step that fails or runs out of its time does not keep the others from running, and
-loses no record that it has measured; the summary names it, and the exit status is then 1. The limits of all steps
-together are more than there is: where some take all of theirs, the last are left out, and `--only` runs them. Steps of
-tests run beside each other, those that measure alone. Without a CUDA device the tests are left to `make test` and the
-benchmarks are rehearsed on the CPU, small, and thrown away.
+The steps:
+
+1. Build the extension into the environment that runs this, which must have torch. Fail if a backend is then missing or
+   wrong.
+2. Measure the machine's limits and the head.
+3. Run the tests on the device, and the kernels under compute-sanitizer.
+4. Measure the rest, and write records, table.md and plots to benchmarks/results/<device>/.
+
+The most important steps come first. A step that fails or runs out of time does not stop the others and loses no record
+that it has measured; the summary names it, and the exit status is then 1. The time limits of the steps add up to more
+than the time there is. If some steps take all of theirs, the last steps are left out, and `--only` runs them. Steps
+that test run beside each other; a step that measures runs alone. Without a CUDA device the tests are left to `make
+test`, and the benchmarks are rehearsed on the CPU with small cases, whose records are thrown away.
 
 The folder of logs has a log of each step, and all of them in log.txt. `--prebuilt` compiles nothing and takes the
-lpips_fast/_C.abi3.so that is in the checkout, which may come from another machine.
+lpips_fast/_C.abi3.so in the checkout, which may come from another machine.
 """
 
 from __future__ import annotations
@@ -39,9 +44,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ROOT / "lpips_fast" / "_C.abi3.so"
-LIMIT = 520  # seconds for everything but this process's own start, which imports torch
-REPORT = 20  # of these kept for the last step
-BACKENDS = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}  # compiled, and the device that each is tried on
+LIMIT = 520  # seconds for everything except the start of this process, which imports torch
+REPORT = 20  # seconds of LIMIT that are kept for the last step
+BACKENDS = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}  # compiled backends, and the device to try each on
 PACKAGES = ("lpips", "torchmetrics", "piq", "pytest", "xdist", "matplotlib")
 
 BASELINE, OURS, OURS_BFLOAT16 = "lpips 0.1.4", "ours", "ours, bfloat16"
@@ -55,28 +60,29 @@ COMPILED = ("lpips 0.1.4, torch.compile", "ours, torch.compile")
 SWEEP = ["alex:32:256", "squeeze:32:256", *(f"vgg:{pairs}:256" for pairs in (1, 4, 16, 64))]
 SWEEP += [f"vgg:8:{size}" for size in (64, 128, 256, 512, 1024)]
 
-ON_DEVICE = "cuda-cuda or triton-cuda"  # the head's tests whose backend and device are these
+ON_DEVICE = "cuda-cuda or triton-cuda"  # selects the head's tests of a backend on the GPU
 SANITIZER = "tests/csrc/test_cuda.py::test_sanitizer"
 MODES = [f"tests/{name}.py" for name in ("kernels/test_trunk", "trunk/test_convolution", "test_metric")]
 MODES += [f"tests/lpips/test_{name}.py" for name in ("backward", "compile", "devices", "export", "func", "precision")]
 MODES += [f"tests/lpips/test_{name}.py" for name in ("processes", "torch_modes")]
-TAIL = 2500  # characters of a failing step's log that are printed: all of them together are read
+TAIL = 2500  # characters of a failing step's log that are printed, so that all of the output can be read
 
 
 class Step(NamedTuple):
     name: str
     limit: int  # seconds
     command: list[str]
-    left_out: str | None = None  # why, where it cannot run
-    together: bool = False  # may run while its neighbours of this kind do
+    left_out: str | None = None  # the reason why it cannot run, if there is one
+    together: bool = False  # whether it may run while its neighbours with together=True do
     environment: Mapping[str, str] = MappingProxyType({})
     note: str = ""  # for the summary
 
 
 def check_backends() -> None:
-    """Ends with status 1 and the reason unless every backend is there and has the reference's numbers.
+    """Ends with status 1 and the reason unless every backend is there and gives the reference's numbers.
 
-    A build in which nvcc fails installs all the same, and the tests of a backend that is missing are skipped.
+    Otherwise nothing would show that nvcc failed: the package is installed without the CUDA kernels, and the tests of a
+    missing backend are skipped.
     """
     import lpips_fast
     from lpips_fast.functional import lpips_head
@@ -101,7 +107,7 @@ def options(name: str, values: list[str] | tuple[str, ...]) -> list[str]:
 
 
 def built_with_cuda(library: Path) -> bool:
-    """Whether it is there and names the CUDA backend's operators; whether it loads and is right is for later steps."""
+    """Whether it exists and names the CUDA backend's operators. Later steps show whether it loads and is right."""
     return library.exists() and b"head_fwd_cuda" in library.read_bytes()
 
 
@@ -122,7 +128,7 @@ def steps(results: Path, run_name: str, gpu: bool, prebuilt: bool) -> Iterator[S
         floats = options("precision", ("float32", "bfloat16"))
         yield Step("bench head", 90, [*bench, "ceilings", "head", *case, *floats, "--no-compile"])
     else:
-        small = ["--rounds", "1", "--threads", "1", "--precision", "float32"]  # others are slow on some CPUs
+        small = ["--rounds", "1", "--threads", "1", "--precision", "float32"]  # other precisions are slow on some CPUs
         yield Step("bench head", 90, [*bench, "head", "--case", "alex:1:64", *small])
 
     pytest = [python, "-m", "pytest", "-v", "--tb=short", "--no-header", "-rsfE", "-p", "no:cacheprovider"]
@@ -131,7 +137,7 @@ def steps(results: Path, run_name: str, gpu: bool, prebuilt: bool) -> Iterator[S
     xdist = importlib.util.find_spec("xdist") is not None
 
     def several(share: float) -> list[str]:
-        """A share of the processors, each for a process of tests."""
+        """Options for a process of tests on each of a share of the processors."""
         return ["-n", str(max(1, int(share * (os.cpu_count() or 1)))), "--dist", "worksteal"] if xdist else []
 
     head = [*pytest, *several(0.55), "-k", ON_DEVICE, "tests/head/test_operators.py"]
@@ -171,7 +177,7 @@ def steps(results: Path, run_name: str, gpu: bool, prebuilt: bool) -> Iterator[S
 
 
 def run(steps: Sequence[Step], seconds: float, logs: Path) -> dict[str, str]:
-    """Runs steps beside each other, the output of each in a log, and says by name how they went."""
+    """Runs steps beside each other, with the output of each in a log. Returns the outcome of each by name, in order."""
     start = time.monotonic()
     outcomes: dict[str, str] = {}
     running: list[tuple[Step, Path, subprocess.Popen[bytes]]] = []
@@ -206,20 +212,20 @@ def run(steps: Sequence[Step], seconds: float, logs: Path) -> dict[str, str]:
     finally:
         for _, _, process in running:
             kill(process)
-    return outcomes
+    return {step.name: outcomes[step.name] for step in steps}
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """With all that it has started."""
+    """Kills a process and all that it has started."""
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def report(step: Step, status: int | None, seconds: float, log: Path, logs: Path) -> str:
-    """Prints how a step went, adds its log to the file of all logs, and returns the outcome.
+    """Prints the outcome of a step, adds its log to the file of all logs, and returns the outcome.
 
     Args:
-        status: the process's exit status, or None if it was stopped.
+        status: the exit status of the process, or None if it was stopped.
     """
     text = log.read_text(errors="replace")
     lines = text.splitlines()
@@ -236,7 +242,7 @@ def report(step: Step, status: int | None, seconds: float, log: Path, logs: Path
 
 
 def excerpt(lines: list[str]) -> str:
-    """Of a failing step's log the last lines that name what failed, and the end."""
+    """From the log of a failing step: the last lines that name a failure, and the end."""
     failures = [line[:200] for line in lines if re.search(r"(^|\s)(FAILED|ERROR)(\s|$)", line)]
     end = "\n".join(line[:200] for line in lines[-15:])[-TAIL // 2 :]
     named = "\n".join(failures)[-TAIL // 2 :]

@@ -2,8 +2,8 @@
 
     python tools/make_demo_images.py
 
-A mountain range over water, marbled stone, and a still life of ray-traced spheres; each gets a little film grain, for
-natural images are nowhere perfectly smooth.
+They show a mountain range over water, marbled stone, and a still life of ray-traced spheres. Each gets a little film
+grain, because natural images are nowhere perfectly smooth.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def spheres() -> np.ndarray:
     lamp = np.array([-2.2, 4.2, 0.2])
 
     def hit(origin, direction):
-        """Distance to and index of the nearest ball along rays; inf and -1 where there is none."""
+        """The distance to the nearest ball along each ray and its index; inf and -1 for a ray that hits none."""
         near, which = np.full(origin.shape[:-1], np.inf), np.full(origin.shape[:-1], -1)
         for i, (centre, radius) in enumerate(zip(centres, radii)):
             to = origin - centre
@@ -141,7 +141,7 @@ def spheres() -> np.ndarray:
         mirror = direction - 2 * (direction * normal).sum(-1, keepdims=True) * normal
         gloss = (mirror * to_lamp).sum(-1, keepdims=True).clip(0, 1) ** 60
         contact = np.ones_like(distance)
-        for centre, radius in zip(centres, radii):  # the balls keep the sky's light off the table beside them
+        for centre, radius in zip(centres, radii):  # the balls shade the table beside them from the sky
             gap = np.hypot(point[..., 0] - centre[0], point[..., 2] - centre[2])[..., None]
             contact = contact * np.where(on_floor[..., None], 1 - 0.55 * np.exp(-((gap / radius) ** 2)), 1.0)
         seen = colour * (0.28 * contact + 0.95 * lit * diffuse) + np.where(on_floor[..., None], 0.0, 0.8) * lit * gloss

@@ -1,4 +1,4 @@
-"""A hook of mkdocs: files from outside docs/ take part in the site, and links to them lead there as on GitHub."""
+"""A hook of mkdocs: it adds files from outside docs/ to the site, and makes links to them work as on GitHub."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links to files of the repository become links to the same files in the site, whose pages share a folder."""
+    """Turns links to files of the repository into links to the same files in the site, whose pages share a folder."""
     from_root = page.file.src_uri in PAGES.values()
 
     def link(match: re.Match[str]) -> str:

@@ -1,10 +1,11 @@
-"""Whether the package works for others: what is in its archives, and their use in clean environments.
+"""Checks that the package works for others: the content of its archives, and their use in clean environments.
 
     make wheel      builds dist/*.tar.gz and dist/*.whl
-    make smoke      that, then this: python tools/smoke.py [TORCH ...]      default: the newest torch, and 2.11.0
+    make smoke      does that, then runs python tools/smoke.py [TORCH ...]      default: the newest torch, and 2.11.0
 
-For each torch, in a virtual environment that is deleted afterwards (5 GB with torch's default CUDA build): the wheel
-must work, then the sdist compiled there, with nvcc where there is one, then without, then installed without a compiler.
+For each torch it makes a virtual environment, which it deletes afterwards (5 GB with torch's default CUDA build). There
+these must work, one after the other: the wheel; the sdist compiled with nvcc, if there is one; the sdist compiled
+without nvcc; and the sdist installed without a compiler.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ def _only(pattern: str) -> Path:
 
 
 def tracked(*folders: str) -> set[str]:
-    """What git has in these folders."""
+    """The files that git tracks in these folders."""
     done = subprocess.run(["git", "ls-files", *folders], cwd=ROOT, capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
 
 def check_sdist(sdist: Path) -> None:
-    """That it has all that is compiled and installed, and no part of the tests."""
+    """Checks that it has every file that is compiled or installed, and no tests."""
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = tracked("csrc", "kernels", "lpips_fast") | {"setup.py", "pyproject.toml"}
@@ -56,7 +57,7 @@ def check_sdist(sdist: Path) -> None:
 
 
 def check_wheel(wheel: Path) -> None:
-    """That it has the package, the library and the licences, and nothing else."""
+    """Checks that it has the package, the library and the licences, and nothing else."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     about = f"{'-'.join(wheel.name.split('-')[:2])}.dist-info"
@@ -73,7 +74,7 @@ def _compare(archive: Path, missing: set[str], extra: set[str]) -> None:
 
 
 def smoke(folder: Path, version: str, sdist: Path, wheel: Path) -> None:
-    """Wheel and sdist in a new environment with this torch."""
+    """Tries wheel and sdist in a new environment with this torch."""
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
 
@@ -93,7 +94,7 @@ def smoke(folder: Path, version: str, sdist: Path, wheel: Path) -> None:
     install(f"torch=={version}" if version else "torch", wheel)
     check("cpu")
     if shutil.which("nvcc") or Path("/usr/local/cuda/bin/nvcc").exists():
-        build()  # which installs without what nvcc refuses
+        build()  # kernels that nvcc cannot compile are left out
         check("cpu", "cuda")
     build(LPIPS_FAST_NO_CUDA="1")
     check("cpu")

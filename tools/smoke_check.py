@@ -1,7 +1,8 @@
-"""What tools/smoke.py runs in each environment: whether the installed package works. Ends with an error if not.
+"""Checks the installed package; tools/smoke.py runs this in each environment. It ends with an error if a check fails.
 
-python -I tools/smoke_check.py cpu|reference [cuda]      the backend that is to be the best one on a CPU, and whether
-                                                         the CUDA kernels are to be there, too
+    python -I tools/smoke_check.py cpu|reference [cuda]
+
+The arguments are the backend that must be the best one on a CPU, and `cuda` if the CUDA kernels must be there, too.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def check_installation(best: str, cuda: bool) -> None:
 
 
 def check_numbers(net: str) -> None:
-    """Value and gradient by the best backend against float64 in plain torch, on a random trunk."""
+    """Compares value and gradient of the best backend with float64 in plain torch, on a random trunk."""
     torch.manual_seed(0)
     fn = lpips_fast.LPIPS(net=net, pnet_rand=True)
     exact = lpips_fast.LPIPS(net=net, pnet_rand=True, backend="reference").double()

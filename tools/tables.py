@@ -1,9 +1,9 @@
-"""Puts the tables of the committed records into the documents, or with --check says which are out of date.
+"""Puts the tables of the committed records into the documents; with --check, names the documents that are out of date.
 
     python tools/tables.py [--check]
 
-A table stands between two comments, of which the first is the command that prints it, `lpips-fast bench --table` or a
-script's of benchmarks/, with --table or, for what is computed and not measured, --floors:
+A table stands between two comments. The first is the command that prints it: `lpips-fast bench --table`, or a script of
+benchmarks/ with --table, or with --floors for a table that is computed and not measured:
 
     <!-- lpips-fast bench --table benchmarks/results/cpu-2core/head.jsonl -->
     ...
@@ -13,7 +13,7 @@ script's of benchmarks/, with --table or, for what is computed and not measured,
     ...
     <!-- end of table -->
 
---floors computes tables of `lpips`, too. Where that is not installed, they stay as they are, and are named.
+--floors needs the package `lpips`. Without it these tables stay as they are, and a line names each.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TABLE = re.compile(
 
 
 def updated(text: str) -> str:
-    """A document with its tables as the records have them."""
+    """The document with the tables of the present records."""
     return TABLE.sub(_updated_table, text)
 
 
@@ -49,7 +49,7 @@ def _updated_table(found: re.Match[str]) -> str:
 
 
 def needs_lpips(command: str) -> bool:
-    """Whether a table needs the package `lpips`, and it is not installed."""
+    """Whether a table needs the package `lpips` and that is not installed."""
     return "--floors" in shlex.split(command) and importlib.util.find_spec("lpips") is None
 
 

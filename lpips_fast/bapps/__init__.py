@@ -1,9 +1,9 @@
-"""Human judgements of patches of images: data sets laid out as BAPPS (Zhang et al., CVPR 2018), and small made-up ones.
+"""Human judgements of image patches: data sets laid out as BAPPS (Zhang et al., CVPR 2018), and small synthetic ones.
 
     ROOT/2afc/SUBSET/{ref,p0,p1}/NAME.png, ROOT/2afc/SUBSET/judge/NAME.npy
     ROOT/jnd/SUBSET/{p0,p1}/NAME.png, ROOT/jnd/SUBSET/same/NAME.npy
 
-A subset is named by its folders, as 'train/cnn' or 'val/traditional'.
+The name of a subset is its folders: 'train/cnn', 'val/traditional'.
 """
 
 from lpips_fast.bapps.datasets import PATCH, JNDDataset, Pair, SampleError, Triplet, TwoAFCDataset, list_subsets

@@ -19,12 +19,12 @@ PATCH = 64  # height and width of BAPPS's images, in pixels
 
 
 class Triplet(NamedTuple):
-    """A judgement of which of two images is nearer to a reference; a DataLoader puts a batch dimension before each."""
+    """A judgement of which of two images is nearer to a reference. A DataLoader puts a batch dimension before each."""
 
     ref: Tensor  # [3, 64, 64] in [-1, 1]
     p0: Tensor
     p1: Tensor
-    judge: Tensor  # [1, 1, 1], the share of people who took p1 for the nearer one
+    judge: Tensor  # [1, 1, 1], the share of people who found p1 nearer
 
 
 class Pair(NamedTuple):
@@ -32,18 +32,18 @@ class Pair(NamedTuple):
 
     p0: Tensor  # [3, 64, 64] in [-1, 1]
     p1: Tensor
-    same: Tensor  # [1, 1, 1], the share of people who took them for the same
+    same: Tensor  # [1, 1, 1], the share of people who found them the same
 
 
 Sample = TypeVar("Sample", Triplet, Pair)
 
 
 class SampleError(ValueError):
-    """A sample that is incomplete, cannot be read or holds what it must not; the message names the file."""
+    """A sample is incomplete, cannot be read or has wrong content. The message names the file."""
 
 
 class Judgements(Dataset[Sample], Generic[Sample]):
-    """What both kinds share: a folder for each image of a sample, and one for the judgement."""
+    """The base of both kinds: a folder for each image of a sample, and one for the judgement."""
 
     kind: str
     images: tuple[str, ...]
@@ -60,7 +60,7 @@ class Judgements(Dataset[Sample], Generic[Sample]):
         return len(self.names)
 
     def files(self, i: int) -> list[Path]:
-        """The files of a sample: its images, then its judgement."""
+        """The files of a sample: the images, then the judgement."""
         subset, name = self.names[i]
         folder = self.root / subset
         files = [folder / part / f"{name}.png" for part in self.images]
@@ -72,7 +72,7 @@ class Judgements(Dataset[Sample], Generic[Sample]):
         return self.sample._make([*map(_read_patch, images), _read_share(judgement)])
 
     def _complete(self, subset: str) -> list[str]:
-        """The names of a subset's samples, in order, if every one has all its files."""
+        """The sorted names of a subset's samples; an error if one of them lacks a file."""
         parts = {part: ".png" for part in self.images} | {self.judgement: ".npy"}
         found = {}
         for part, suffix in parts.items():
@@ -94,13 +94,13 @@ class TwoAFCDataset(Judgements[Triplet]):
     """Judgements of which of two images is nearer to a reference: `Triplet`s.
 
     Args:
-        root: the folder that has `2afc`.
-        subsets: one or several, as 'train/traditional'; their samples follow each other in order of name.
+        root: the folder that contains `2afc`.
+        subsets: at least one, such as 'train/traditional'. Their samples follow each other, sorted by name in each.
 
     Raises:
-        ValueError: no such folder, or an empty one.
-        SampleError: at once for samples that lack a file; on access where a file cannot be read, an image is not
-            64 x 64 or a judgement is not one number in [0, 1].
+        ValueError: a folder is missing or empty. SampleError: on construction, samples lack a file; on access, a file
+        cannot be read, an image is not 64 x 64, or a
+            judgement is not one number in [0, 1].
     """
 
     kind = "2afc"
@@ -119,14 +119,14 @@ class JNDDataset(Judgements[Pair]):
 
 
 def list_subsets(root: str | PathLike[str], kind: str, split: str) -> list[str]:
-    """The subsets that there are of a kind, '2afc' or 'jnd', and a split, 'train' or 'val'."""
+    """The subsets of a kind, '2afc' or 'jnd', and a split, 'train' or 'val', that exist."""
     folder = Path(root) / kind / split
     return sorted(f"{split}/{path.name}" for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
 @contextmanager
 def unreadable() -> Iterator[None]:
-    """An image that cannot be read in the block is a `SampleError`."""
+    """Makes the error of an image that cannot be read a `SampleError`."""
     try:
         yield
     except OSError as error:
@@ -145,9 +145,9 @@ def _read_share(path: Path) -> Tensor:
     try:
         if not path.is_file():
             raise ValueError("it is a folder, a device or a pipe")
-        # Mapped: a file of a few bytes could say that it has terabytes.
+        # Mapped, because a file of a few bytes can claim to have terabytes.
         value = np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # of a broken or hostile file numpy raises nearly anything
+    except Exception as error:  # numpy raises nearly anything on a broken or hostile file
         raise SampleError(f"{path} cannot be read as a judgement: {error}") from error
     if value.size != 1 or value.dtype.kind not in "fiub" or not 0 <= value.item() <= 1:
         raise SampleError(f"{path} must be one number from 0 to 1, got {np.array2string(value, threshold=5)}")

@@ -1,4 +1,4 @@
-"""Batches of samples, read ahead by worker processes."""
+"""Batches of samples, which worker processes read ahead."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lpips_fast.bapps.datasets import Judgements, Sample, SampleError
 
 
 class _Batches(Dataset[Any]):
-    """The fields of several samples at once, as arrays; a string says why there are none."""
+    """The fields of several samples at once, as arrays; or the reason why there are none, as a string."""
 
     def __init__(self, samples: Judgements[Any]) -> None:
         self.samples = samples
@@ -27,12 +27,17 @@ class _Batches(Dataset[Any]):
 
 
 def read_batches(samples: Judgements[Sample], batches: Iterable[Sequence[int]], workers: int) -> Iterator[Sample]:
-    """The batches of samples that `batches` names by their indices, in that order: fields [N, 3, 64, 64], [N, 1, 1, 1].
+    """Batches of samples, with fields [N, 3, 64, 64] and [N, 1, 1, 1].
+
+    Args:
+        samples: the data set.
+        batches: the indices of the samples of each batch.
+        workers: the number of processes that read; 0 reads in this one.
 
     Raises:
-        SampleError: one cannot be used.
+        SampleError: a sample cannot be used.
     """
-    # Arrays travel through pipes; tensors would need room in /dev/shm, which containers keep small.
+    # Arrays travel through pipes. Tensors would need room in /dev/shm, which is small in containers.
     loader = DataLoader(_Batches(samples), batch_size=None, sampler=batches, collate_fn=_as_is, num_workers=workers)
     for fields in loader:
         if isinstance(fields, str):
@@ -41,7 +46,7 @@ def read_batches(samples: Judgements[Sample], batches: Iterable[Sequence[int]], 
 
 
 def in_order(n: int, size: int, start: int = 0) -> list[range]:
-    """The indices from `start` to n, in runs of `size`."""
+    """The indices from `start` to n - 1, in runs of `size`."""
     return [range(i, min(i + size, n)) for i in range(start, n, size)]
 
 

@@ -1,15 +1,15 @@
-"""How well a distance agrees with people, as the reference's score_2afc_dataset and score_jnd_dataset have it.
+"""How well a distance agrees with people: the scores of lpips's score_2afc_dataset and score_jnd_dataset.
 
     2AFC = mean of { judge where d1 < d0,  1 - judge where d0 < d1,  1/2 where they are equal }
 
-JND: each distance is a threshold: it takes the k pairs that are at most so far apart for the same. With s_i the shares
-of people who took them for the same, precision = sum_{i<=k} s_i / k, recall = sum_{i<=k} s_i / sum s. The score is the
-area under the precision's envelope, max of the precisions at that recall or a higher one (as in PASCAL VOC 2010).
-(Zhang et al., CVPR 2018, section 4.)
+JND: each distance is a threshold. It calls the same the k pairs whose distance is at most the threshold. With s_i the
+share of people who found pair i the same, precision = sum_{i<=k} s_i / k and recall = sum_{i<=k} s_i / sum s. The score
+is the area under the envelope of the precision: the largest precision at that recall or a higher one (as in PASCAL VOC
+2010). (Zhang et al., CVPR 2018, section 4.)
 
-Pairs at one distance share a threshold, so their order does not matter, and a constant distance scores the mean of s.
-The reference has a threshold after each pair. Its order of tied pairs is that of numpy's default sort, which depends on
-the processor's instructions. Without ties the two agree.
+Pairs at one distance share a threshold. So the order of pairs does not matter, and a constant distance scores the mean
+of s. lpips has a threshold after each pair, and sorts tied pairs with numpy's default sort, whose order depends on the
+processor's instructions. Without ties both scores are equal.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ def score_2afc(d0: ArrayLike, d1: ArrayLike, judge: ArrayLike) -> float:
 
     Args:
         d0, d1: distances to the reference, [N].
-        judge: the shares of people who took the second for the nearer one, [N].
+        judge: the shares of people who found the second nearer, [N].
     """
     return float(np.mean(agreement(d0, d1, judge)))
 
 
 def agreement(d0: ArrayLike, d1: ArrayLike, judge: ArrayLike) -> np.ndarray:
-    """Each sample's part of `score_2afc`: the share of people with whom its distances agree, [N]."""
+    """For each sample the share of people with whom its distances agree, [N]; `score_2afc` is the mean."""
     d0, d1, judge = _vectors(d0=d0, d1=d1, judge=judge)
     return (d0 < d1) * (1 - judge) + (d1 < d0) * judge + (d0 == d1) * 0.5
 
 
 def score_jnd(d: ArrayLike, same: ArrayLike) -> float:
-    """The average precision, from 0 to 1, with which small distances tell pairs that people take for the same.
+    """The average precision, from 0 to 1, with which small distances find the pairs that people find the same.
 
-    It does not depend on the order of the pairs, also where distances are equal. A constant distance scores the mean of
+    It does not depend on the order of the pairs, even if distances are equal. A constant distance scores the mean of
     `same`.
 
     Args:
         d: distances, [N].
-        same: the shares of people who took the pair for the same, [N], not all 0.
+        same: the shares of people who found the pair the same, [N], not all 0.
     """
     d, same = _vectors(d=d, same=same)
     if not same.any():
         raise ValueError("same is 0 throughout: with nobody who took a pair for the same there is no precision")
-    order = np.lexsort((same, d))  # by d; tied pairs by `same`, so that the sum rounds alike whatever their order was
+    order = np.lexsort((same, d))  # by d, then by `same`, so that the sum rounds alike for any order of tied pairs
     d = d[order]
     thresholds = np.flatnonzero(np.append(d[1:] != d[:-1], True))  # the last pair at each distance
     true = np.cumsum(same[order])[thresholds]
@@ -76,14 +76,14 @@ def evaluate(
     workers: int = 0,
     advance: Callable[[int], object] = lambda samples: None,
 ) -> float:
-    """The score of a distance on samples, 2AFC's or JND's.
+    """The 2AFC or JND score of a distance on samples.
 
     Args:
-        samples: what to judge by, a TwoAFCDataset or JNDDataset.
-        distance: from images [N, 3, 64, 64] in [-1, 1] and a list of such others to the N distances of each of these.
+        samples: the judgements, a TwoAFCDataset or JNDDataset. distance: a function of images [N, 3, 64, 64] in [-1, 1]
+        and a list of such batches to a list of their N distances.
         batch_size: N.
-        workers: processes that read.
-        advance: called with the number of samples that are done.
+        workers: the number of processes that read.
+        advance: called after each batch with its number of samples.
 
     Raises:
         SampleError: a sample cannot be used.

@@ -1,11 +1,11 @@
 """A small data set laid out as BAPPS, with a judge whose taste is known: for tests, and to try the training.
 
-With the judge's distances d0 and d1 of a triplet (its own LPIPS) a person takes p1 for the nearer one with probability
+The judge is an LPIPS with distances d0 and d1 for a triplet. A person finds p1 nearer with probability
 
     P(p1) = d0^k / (d0^k + d1^k)
 
-(the choice model of Bradley and Terry, Biometrika 1952, for strengths d^-k), and two images for the same one with
-P(same) = t^k / (t^k + d^k), t being the median distance. What is written is the share among a few such people.
+(the choice model of Bradley and Terry, Biometrika 1952, for strengths d^-k). A person finds two images the same with
+P(same) = t^k / (t^k + d^k), where t is the median distance. The data set has the share among a few such people.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lpips_fast.weights.files import save_state_dict
 from lpips_fast.weights.published import linear_state_dict
 
 SUBSET = "synthetic"
-PEOPLE = 5  # who judge each sample
+PEOPLE = 5  # how many judge each sample
 _SHARPNESS = 6.0  # k: with d0 = 2 d1, 98% prefer p1
 _BATCH = 32
 
@@ -43,21 +43,21 @@ def synthesize(
 ) -> None:
     """Writes `triplets` of 2afc/train/synthetic, a quarter as many of 2afc/val and jnd/val, and judge.safetensors.
 
-    Images are patches of those given, or drawn, each distorted at random by blur, noise, JPEG, shift or colour.
-    `root` appears when all of it is written. The same arguments give the same files.
+    References are patches of the given images, or drawn. The others are random distortions of them: blur, noise, JPEG,
+    shift or colour. `root` appears when all of it is written. The same arguments give the same files.
 
     Args:
         root: a folder that does not exist yet.
-        judge: whose distances decide; its linear weights go into judge.safetensors.
-        triplets: from 4.
-        images: files, at least 64 pixels wide and high.
+        judge: its distances decide, and its linear weights go into judge.safetensors.
+        triplets: the number of training triplets, at least 4.
+        images: files, at least 64 pixels wide and high; None draws the images.
         seed: of the images, distortions and votes.
-        advance: called with the number of samples that have been made.
+        advance: called after each batch with its number of samples.
 
     Raises:
-        FileExistsError: root is there already.
-        ValueError: too few triplets, or an image that is too small.
-        SampleError: an image that cannot be read.
+        FileExistsError: root exists already.
+        ValueError: there are too few triplets, or an image is too small.
+        SampleError: an image cannot be read.
         OSError: root cannot be written.
     """
     if triplets < 4:
@@ -82,7 +82,7 @@ def synthesize(
 
 
 def give_taste(fn: LPIPS, seed: int = 0) -> None:
-    """Gives LPIPS linear weights of a peculiar taste: some layers and channels matter far more than others."""
+    """Gives LPIPS random linear weights of a marked taste: some layers and channels count far more than others."""
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         for weight in fn.linear_weights() or ():
@@ -98,7 +98,7 @@ def _write(
     images: Sequence[str | PathLike[str]] | None,
     rng: np.random.Generator,
 ) -> Iterator[int]:
-    """Writes n samples; yields the size of each batch of images that has been written."""
+    """Writes n samples; yields the size of each batch whose images have been written."""
     for name in (*kind.images, kind.judgement):
         (folder / name).mkdir(parents=True)
     strength = 1.0 if kind is TwoAFCDataset else 0.3
@@ -134,14 +134,14 @@ def _any(images: Sequence[str | PathLike[str]], rng: np.random.Generator) -> np.
 
 
 def _cropped(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A square of random place and size as a patch."""
+    """A patch from a square at a random place and of a random size."""
     side = int(rng.integers(PATCH, min(image.shape[:2]), endpoint=True))
     y, x = (int(rng.integers(0, length - side, endpoint=True)) for length in image.shape[:2])
     return resize_image(image[y : y + side, x : x + side], PATCH, PATCH)
 
 
 def _drawn(rng: np.random.Generator) -> np.ndarray:
-    """A patch of coloured fractal noise, as natural textures are, with the sharp edges of a few polygons on it."""
+    """A patch of coloured fractal noise, similar to natural textures, with a few polygons for sharp edges."""
     frequency = np.hypot(np.fft.fftfreq(PATCH)[:, None], np.fft.rfftfreq(PATCH)[None])
     frequency[0, 0] = np.inf
     noise = np.fft.rfft2(rng.normal(size=(3, PATCH, PATCH)))
@@ -157,7 +157,7 @@ def _drawn(rng: np.random.Generator) -> np.ndarray:
 
 
 def _distorted(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
-    """The image with one distortion or two, of random kind and amount; `strength` scales the amounts."""
+    """The image with one or two distortions of random kind and amount. `strength` scales the amounts."""
     for kind in rng.choice(5, size=rng.integers(1, 3), replace=False):
         amount = strength * rng.uniform(0.2, 1.0)
         if kind == 0:

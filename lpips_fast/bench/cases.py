@@ -1,8 +1,8 @@
-"""What is measured: a net, how many pairs, how large; and the arithmetic and the memory traffic that takes.
+"""Cases: a net, a number of pairs and a size; and the arithmetic and the memory traffic that a case takes.
 
-Counted are the multiplications and additions of direct convolution, two floating-point operations each, and as bytes
-what must cross the memory bus if everything between two convolutions were fused: each convolution's input, output and
-weights once, and in the head each tap once. Winograd's algorithm needs fewer operations than are counted.
+The operations are those of direct convolution: a multiplication and an addition are two. Winograd's algorithm needs
+fewer than are counted. The bytes are those that must cross the memory bus if everything between two convolutions is
+fused: the input, output and weights of each convolution once, and each tap once in the head.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Case(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Case:
-        """NET:PAIRS:SIZE, as in vgg:4:256.
+        """The case that NET:PAIRS:SIZE names, as in vgg:4:256.
 
         Raises:
-            ValueError: it is not that, or the images would be too small for the net.
+            ValueError: the text has another form, or the images are too small for the net.
         """
         found = re.fullmatch(r"(\w+):([1-9]\d*):([1-9]\d*)", text)
         if found is None or found[1] not in ALIASES:
@@ -67,14 +67,14 @@ def images(case: Case, device: torch.device) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def random_lpips(net: str) -> LPIPS:
-    """LPIPS with the published linear weights and a random trunk, which is as fast as ImageNet's; on the CPU."""
+    """LPIPS on the CPU with the published linear weights and a random trunk, which is as fast as ImageNet's."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return LPIPS(net=net, pnet_rand=True)
 
 
 def slices_of(layers: LPIPS, x: Tensor) -> list[Tensor]:
-    """The taps of images by torch's layers, one after the other, as `lpips` computes them."""
+    """The taps of images, computed as `lpips` does: by torch's layers, one after the other."""
     x = layers.scaling_layer(x)
     taps = []
     for slice_ in layers.net.slices:
@@ -87,7 +87,7 @@ def slices_of(layers: LPIPS, x: Tensor) -> list[Tensor]:
 def trunk_layers(net: str, size: int) -> tuple[tuple[Layer, ...], tuple[tuple[int, int, int], ...]]:
     """The trunk's convolutions in order, and the taps' channels, height and width, for an image of this size.
 
-    Convolutions are numbered within their slice where it has several: conv1_2 is VGG's second before its first tap.
+    A convolution is numbered within its slice if that has several: conv1_2 is VGG's second before its first tap.
     """
     model = LPIPS(net=net, pnet_rand=True).to("meta")
     found: list[Layer] = []
@@ -109,7 +109,7 @@ def _append_layer(found: list[Layer], name: str, conv: nn.Conv2d, inputs: tuple[
 def work(case: Case, mode: str, itemsize: int) -> tuple[int, int]:
     """The floating-point operations and the bytes of a metric ('forward') or a training step ('step').
 
-    A step takes one image of a pair back through the trunk: the gradient to the prediction, none to the target.
+    A step takes one image of a pair back through the trunk: only the prediction needs a gradient, the target does not.
     """
     layers, taps = trunk_layers(case.net, case.size)
     images = 2 * case.pairs
@@ -123,7 +123,7 @@ def work(case: Case, mode: str, itemsize: int) -> tuple[int, int]:
 
 
 def limit(flops: int, n_bytes: int, precision: str, ceilings: Ceilings) -> float | None:
-    """The seconds below which a machine cannot go, the larger of arithmetic's and memory's; None if unknown."""
+    """The least seconds that a machine takes: the larger of the times for arithmetic and memory; None if unknown."""
     rate = ceilings.flops_per_s.get(precision)
     if rate is None or ceilings.bytes_per_s is None:
         return None

@@ -21,12 +21,12 @@ DTYPES = {
 
 
 class Ceilings(NamedTuple):
-    bytes_per_s: float | None  # None: it could not be measured
+    bytes_per_s: float | None  # None if it could not be measured
     flops_per_s: dict[str, float]  # by precision
 
 
 def copy(device: torch.device) -> tuple[Call, int]:
-    """A copy between buffers past any cache, and the bytes it reads and writes."""
+    """A copy between buffers too large for any cache, and the bytes that it reads and writes."""
     n_bytes = (2 << 30) if device.type == "cuda" else (256 << 20)
     source = torch.ones(n_bytes // 4, device=device)
     target = torch.empty_like(source)
@@ -34,7 +34,7 @@ def copy(device: torch.device) -> tuple[Call, int]:
 
 
 def product(device: torch.device, precision: str) -> tuple[Call, int]:
-    """A product of large random square matrices, and its floating-point operations."""
+    """A product of large random square matrices, and the number of its floating-point operations."""
     n = 8192 if device.type == "cuda" else 2048
     gen = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(n, n, device=device, generator=gen).to(DTYPES[precision]) for _ in range(2))
@@ -49,7 +49,7 @@ def product(device: torch.device, precision: str) -> tuple[Call, int]:
 
 @contextlib.contextmanager
 def _products_in(precision: str, device: torch.device) -> Iterator[None]:
-    """CUDA's float32 products with TF32 or without."""
+    """Has CUDA compute float32 products in TF32, or not."""
     if device.type != "cuda" or precision not in ("tf32", "float32"):
         yield
         return
@@ -79,7 +79,7 @@ def _record(names: Record, call: Call, amount: int, clock: Clock, rounds: int, u
 
 
 def of_records(records: Sequence[Record]) -> Ceilings:
-    """The ceilings that the records of `measure` tell."""
+    """The ceilings that are in the records of `measure`."""
     measured = [record for record in records if "error" not in record]
     copies = [record["bytes_per_s"] for record in measured if record["what"] == "copy"]
     rates = {record["precision"]: record["flops_per_s"] for record in measured if record["what"] == "product"}

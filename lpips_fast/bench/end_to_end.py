@@ -1,9 +1,9 @@
-"""LPIPS whole, as a metric and as a loss: time, memory, and the machine's limit, for every provider there is.
+"""LPIPS whole, as a metric and as a loss: time, memory and the machine's limit, for every provider.
 
-`forward` is the metric without gradients, `step` the loss and its gradient to the first image, as in training. Before a
-provider is timed its distances and gradients are held to plain torch in float64. `kept` are the bytes that a forward
-keeps for its backward, apart from inputs and weights; `peak` is how far the memory in use rises above where it was
-before the call: a GPU's tensors, or on a CPU the resident memory of a process of its own.
+`forward` is the metric without gradients. `step` is the loss and its gradient to the first image, as in training.
+Before a provider is timed, its distances and gradients are compared with plain torch in float64. `kept` are the bytes
+that a forward keeps for its backward, apart from inputs and weights. `peak` is how far the memory in use rises during a
+call: on a GPU the memory of tensors, on a CPU the resident memory of a process of its own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from lpips_fast.bench.timing import (
 )
 
 MODES = ("forward", "step")
-LIMIT = "limit"  # the provider of the rows that say what the machine could do
+LIMIT = "limit"  # the provider in records of what the machine could do at best
 
 # The largest relative error of a distance and the smallest cosine of a gradient, against float64.
 TOLERANCE = {
@@ -47,7 +47,7 @@ _CHECKED_PAIRS = 2
 
 
 class Oracle(NamedTuple):
-    """Of the first pairs: distances, and the gradients of each to its first image."""
+    """The distances of the first pairs, and the gradient of each to its first image."""
 
     distances: Tensor
     gradients: Tensor
@@ -59,7 +59,7 @@ def forward(distance: Distance, in0: Tensor, in1: Tensor) -> Tensor:
 
 
 def step(distance: Distance, in0: Tensor, in1: Tensor) -> Tensor:
-    """The gradient of the batch's mean to in0."""
+    """The gradient of the mean over the batch to in0."""
     in0 = in0.detach().requires_grad_()
     distance(in0, in1).mean().backward()
     assert in0.grad is not None
@@ -76,10 +76,10 @@ def oracle(case: Case, sample: Sample) -> Oracle:
 
 
 def check(distance: Distance, mode: str, sample: Sample, expected: Oracle, precision: str) -> float:
-    """The largest relative error of a distance, or for a step how far the gradients' cosine is from 1.
+    """The largest relative error of a distance; for a step, how far the cosine of the gradients is from 1.
 
     Raises:
-        ArithmeticError: where it is too large.
+        ArithmeticError: the error is too large.
     """
     largest_error, smallest_cosine = TOLERANCE[precision]
     if mode == "forward":
@@ -107,16 +107,16 @@ def measure(
 ) -> Iterator[Record]:
     """A record of each provider that has the net and the mode, and of the limit in each of their precisions.
 
-    To compile takes minutes, in which a run may be stopped. So what is not compiled is timed first, and once more when
-    all take turns; of a provider the last record counts.
+    To compile takes minutes, and a run may be stopped meanwhile. So the providers that are not compiled are timed
+    first, and once more when all take turns. The last record of a provider counts.
 
     Args:
-        memory: whether to measure it, which on a CPU takes a process for each provider.
+        memory: whether to measure memory, too; on a CPU that takes a process for each provider.
     """
     chosen = {name: p for name, p in providers.items() if case.net in p.nets and mode in p.modes}
     compiled = {name: provider for name, provider in chosen.items() if provider.wrapper == "compile"}
     if compiled:
-        torch.compiler.reset()  # or the shapes of earlier cases count towards its limit, and it runs eagerly
+        torch.compiler.reset()  # else the shapes of earlier cases count towards its limit, and it runs eagerly
     sample = images(case, device)
     expected = oracle(case, sample)
     names = {**case._asdict(), "mode": mode}
@@ -137,7 +137,7 @@ def measure(
                 if memory:
                     record |= _memory(name, provider, distance, call, case, mode, sample)
                 setups[name] = functools.partial(functools.partial, call)
-            except Exception as error:  # one that fails must not keep the others from being measured
+            except Exception as error:  # a provider that fails must not stop the others
                 release_memory()
                 yield {**record, "error": described(error)}
         if group.keys().isdisjoint(setups):
@@ -167,13 +167,13 @@ def _memory(
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as process:
             found["peak_bytes"] = process.submit(_resident_peak, name, case, mode, torch.get_num_threads()).result()
-    elif provider.wrapper != "graph":  # whose memory is taken once and kept
+    elif provider.wrapper != "graph":  # a graph takes its memory once and keeps it
         found["peak_bytes"] = cuda_peak_bytes(call, sample[0].device)
     return found
 
 
 def _resident_peak(name: str, case: Case, mode: str, threads: int) -> int:
-    """In a new process: the peak over the first two calls, with what is made once and kept, as transformed filters."""
+    """In a new process: the peak of the first two calls, including what is made once and kept (transformed filters)."""
     torch.set_num_threads(threads)
     sample = images(case, torch.device("cpu"))
     distance = PROVIDERS[name].distance(random_lpips(case.net), *sample, gradient=mode == "step")

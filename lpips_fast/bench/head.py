@@ -1,7 +1,7 @@
-"""The head alone: its backends, the reference in plain torch and that under torch.compile, on features of a net's taps.
+"""The head alone, on features of the shapes of a net's taps: its backends, and the reference under torch.compile.
 
-GB/s count what must cross the memory bus; its limit is the bandwidth of a copy, which takes turns with the rest. On a
-GPU these are the times of kernels, with cold caches.
+GB/s count the bytes that must cross the memory bus. Their limit is the bandwidth of a copy, which takes turns with the
+rest. On a GPU the times are those of kernels with cold caches.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from lpips_fast.head.reference import head_ref
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 MODES = ("forward", "backward", "forward+backward")
-# Passes over one image's features: both are read in a forward and in a backward, which writes one's gradient.
+# Passes over the features of one image. A forward and a backward read both images; a backward writes one gradient.
 _PASSES = {"forward": 2, "backward": 3, "forward+backward": 5}
 VALUE_TOLERANCE = 5e-5
-_CHECKED_PAIRS = 2  # of all that are computed: the oracle's float64 takes memory
+_CHECKED_PAIRS = 2  # not all of the pairs: the oracle in float64 takes memory
 GRADIENT_TOLERANCE = {torch.float32: 5e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 Head = Callable[[list[Tensor], list[Tensor], list[Tensor]], Tensor]
 
 
 class Features(NamedTuple):
-    """Features of both images, the first's needing a gradient unless the mode is 'forward', and weights."""
+    """Features of both images, and weights. The first image's need a gradient unless the mode is 'forward'."""
 
     feats0: list[Tensor]
     feats1: list[Tensor]
@@ -47,7 +47,7 @@ class Features(NamedTuple):
 
 
 def features(case: Case, dtype: torch.dtype, layout: str, mode: str, device: torch.device, seed: int = 0) -> Features:
-    """Random features as ReLUs give them, of the shapes of a net's taps."""
+    """Random features of the shapes of a net's taps, not negative, like the output of a ReLU."""
     gen = torch.Generator(device).manual_seed(seed)
     _, taps = trunk_layers(case.net, case.size)
 
@@ -60,18 +60,18 @@ def features(case: Case, dtype: torch.dtype, layout: str, mode: str, device: tor
 
 
 def providers(device: torch.device, compile: bool) -> dict[str, Head]:
-    """The backends on the device, the reference first; with `compile` the reference under torch.compile, too."""
+    """The backends on the device, the reference first; with `compile`, also the reference under torch.compile."""
     found: dict[str, Head] = {}
     for backend in backends.BACKENDS:
         if backend == "triton" and device.type == "cpu":
-            continue  # its interpreter is for tests
+            continue  # Triton's interpreter is for tests
         try:
             backends.choose(backend, device)
         except (ValueError, RuntimeError):
             continue
         found[backend] = functools.partial(_head_of, backend)
     if compile:
-        torch.compiler.reset()  # or the shapes of earlier cases count towards its limit, and it runs eagerly
+        torch.compiler.reset()  # else the shapes of earlier cases count towards its limit, and it runs eagerly
         compiled = torch.compile(head_ref, dynamic=False)
         found["torch.compile"] = lambda feats0, feats1, weights: compiled(HeadInput(feats0, feats1, weights, Norm()))
     return found
@@ -82,7 +82,7 @@ def _head_of(backend: str, feats0: list[Tensor], feats1: list[Tensor], weights: 
 
 
 def set_up(head: Head, feats: Features) -> Call:
-    """What is to be timed; for the backward alone the forward runs here."""
+    """The call to time. For the backward alone, the forward runs here."""
 
     def value() -> Tensor:
         return head(feats.feats0, feats.feats1, feats.weights)
@@ -113,7 +113,7 @@ def check(head: Head, feats: Features, expected: tuple[Tensor, tuple[Tensor, ...
     """The largest error of values and of gradients, relative to the largest of each.
 
     Raises:
-        ArithmeticError: where it is too large.
+        ArithmeticError: an error is too large.
     """
     value, gradients = _values_and_gradients(head, *feats)
     value_error = _largest_error([value[:_CHECKED_PAIRS]], [expected[0]])
@@ -142,7 +142,7 @@ def measure(
 ) -> Iterator[Record]:
     """A record of each provider and of the copy."""
     names = {**case._asdict(), "precision": precision, "mode": mode, "layout": layout}
-    # Two sets of features in turn, so that none is found in a cache.
+    # Two sets of features take turns, so that no call finds its features in a cache.
     sets = [features(case, ceilings.DTYPES[precision], layout, mode, device, seed) for seed in range(2)]
     turns = itertools.cycle(sets)
     expected = oracle(sets[0])
@@ -151,7 +151,7 @@ def measure(
     for name, head in heads.items():
         try:
             errors[name] = check(head, sets[0], expected)
-        except Exception as error:  # one that fails must not keep the others from being measured
+        except Exception as error:  # a provider that fails must not stop the others
             failures[name] = described(error)
             release_memory()
     del expected

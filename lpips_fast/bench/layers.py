@@ -1,9 +1,10 @@
-"""Where the trunk's time goes: each convolution with its ReLU and the pool after it, by itself.
+"""Where the trunk's time goes: each convolution alone, with its ReLU and the pool after it.
 
-`torch` is what `lpips` runs, torch's layers one after the other; the others are this package's trunk. `forward` is over
-both images of all pairs; `backward`, over one, is the gradient to the layer's input from that to its ReLU's output,
-without the pool. SqueezeNet's expanding convolutions are timed apart, though on a GPU they run as one. Inputs are those
-of a pass over random images. On a GPU these are the times of kernels, with cold caches.
+`torch` is what `lpips` runs: torch's layers, one after the other. The other providers are this package's trunk.
+`forward` takes both images of all pairs. `backward` takes one image of each pair: from the gradient to the ReLU's
+output it computes the gradient to the layer's input, without the pool. The two expanding convolutions of a SqueezeNet
+Fire are timed apart, though they run as one on a GPU. Inputs come from a pass over random images. On a GPU the times
+are those of kernels with cold caches.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from lpips_fast.trunk.program import Affine, Conv, Expand
 
 MODES = ("forward", "backward")
 LIMIT = "limit"
-# The largest error, root mean square, relative to the result's.
+# The largest root mean square error, relative to the root mean square of the result.
 TOLERANCE = {"float32": 5e-6, "tf32": 2e-3, "float16": 2e-3, "bfloat16": 1.6e-2}
 
 
-_CHECKED_IMAGES = 2  # of all that are computed: the oracle's float64 takes memory and, on many GPUs, time
+_CHECKED_IMAGES = 2  # not all of the images: the oracle in float64 takes memory and, on many GPUs, time
 
 
 class Unit(NamedTuple):
@@ -41,23 +42,23 @@ class Unit(NamedTuple):
     layer: Layer
     conv: Conv  # the step of the plan
     module: nn.Conv2d
-    affine: Affine  # what is done to its input first
+    affine: Affine  # shift and scale of its input
 
 
 class LayerProvider(Protocol):
-    """How to compute a unit, of an input as it comes in the trunk."""
+    """A way to compute a unit from an input that is as in the trunk."""
 
     @property
     def precision(self) -> str: ...
 
     def prepare(self, x: Tensor) -> Tensor:
-        """A feature map in the type and layout in which it comes."""
+        """A feature map in the type and layout that the trunk has."""
 
     def forward(self, unit: Unit, x: Tensor) -> Tensor:
-        """The ReLU's output; the pool is computed, too."""
+        """The ReLU's output. The pool is computed, too, for its time."""
 
     def backward(self, unit: Unit, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """What takes the gradient to the ReLU's output to that to x."""
+        """A function from the gradient to the ReLU's output to the gradient to x."""
 
 
 class Torch(NamedTuple):
@@ -133,7 +134,7 @@ def units(net: str, size: int, device: torch.device) -> list[Unit]:
 
 
 def inputs(case: Case, device: torch.device) -> list[Tensor]:
-    """What goes into each convolution for both images of a case; into the first, the images themselves."""
+    """The input of each convolution for both images of a case. The first convolution's are the images themselves."""
     x = torch.cat(images(case, device))
     found: list[Tensor] = []
     model = copied(random_lpips(case.net), device)
@@ -146,7 +147,7 @@ def inputs(case: Case, device: torch.device) -> list[Tensor]:
 
 
 def providers(net: str, device: torch.device, precisions: Sequence[str]) -> dict[str, LayerProvider]:
-    """torch's layers, and this package's trunk in each precision; on a CPU in float32 with each way to convolve."""
+    """torch's layers, and this package's trunk in each precision; in float32 on a CPU also with each `cpu_conv`."""
     inherited = inherited_precision(device)
     found: dict[str, LayerProvider] = {"torch": Torch(inherited)}
     for precision in precisions:
@@ -187,7 +188,7 @@ def _measure(
         try:
             errors[name] = _check(setup(), expected, TOLERANCE[provider.precision])
             setups[name] = setup
-        except Exception as error:  # one that fails must not keep the others from being measured
+        except Exception as error:  # a provider that fails must not stop the others
             failures[name] = described(error)
             release_memory()
     del expected
@@ -209,7 +210,7 @@ def _measure(
 
 
 def _set_up(provider: LayerProvider, unit: Unit, x: Tensor, d_y: Tensor | None) -> Call:
-    """What is to be timed: the forward or, given d_y, the backward, whose forward runs here."""
+    """The call to time: the forward or, given d_y, the backward. Its forward runs here."""
     if d_y is None:
         return torch.no_grad()(functools.partial(provider.forward, unit, x))
     with torch.no_grad():
@@ -220,7 +221,7 @@ def _set_up(provider: LayerProvider, unit: Unit, x: Tensor, d_y: Tensor | None) 
 def _output_gradient(unit: Unit, x: Tensor) -> Tensor:
     """A random gradient to the ReLU's output.
 
-    Where the ReLU's input is within rounding of 0 its derivative may be either; there it is 0.
+    It is 0 where the ReLU's input is within rounding of 0, because the derivative there may be 0 or 1.
     """
     with torch.no_grad():
         before_relu = Torch("float32").convolution(unit, x)
@@ -229,7 +230,7 @@ def _output_gradient(unit: Unit, x: Tensor) -> Tensor:
 
 
 def _oracle(unit: Unit, x: Tensor, d_y: Tensor | None) -> Tensor:
-    """In float64 the ReLU's output or, given the gradient to it, the gradient to x."""
+    """The ReLU's output in float64 or, given the gradient to it, the gradient to x."""
     shift, scale = unit.affine
     exact = unit._replace(
         module=copy.deepcopy(unit.module).double(),

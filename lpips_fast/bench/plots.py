@@ -21,7 +21,7 @@ _MARKS = "osD^vP*X"
 
 
 def figures(results: Mapping[str, Sequence[Record]]) -> dict[str, Figure]:
-    """What can be drawn of the records, by name. Raises ImportError without matplotlib."""
+    """The figures that the records suffice for, by name. Raises ImportError without matplotlib."""
     found = {}
     whole = [r for of_run in by_case("end_to_end", results.get("end_to_end", ())).values() for r in of_run]
     measured = [r for r in whole if "error" not in r]
@@ -41,7 +41,7 @@ def figures(results: Mapping[str, Sequence[Record]]) -> dict[str, Figure]:
 
 
 def _against(records: Sequence[Record], x: str, fixed: str, y: str) -> Figure | None:
-    """A row of axes for each net and value of `fixed` that has several values of x, a column for each mode."""
+    """A row of axes for each net and value of `fixed` with several values of x, and a column for each mode."""
     groups = []
     for net in distinct(records, "net"):
         for value in sorted(set(distinct(records, fixed))):
@@ -100,7 +100,7 @@ def _label_logarithms(axis: Axis) -> None:
 
 
 def _style(name: str, precision: str) -> dict[str, Any]:
-    """Ours solid, peers dashed, the limit dotted; a provider has one colour and mark in all pictures."""
+    """Ours are solid, peers dashed, limits dotted. A provider has the same colour and mark in all pictures."""
     if name == LIMIT:
         return {"color": _GRAYS[precision], "linestyle": ":", "label": f"limit, {precision}", "linewidth": 1.8}
     index = list(PROVIDERS).index(name) if name in PROVIDERS else len(PROVIDERS)
@@ -116,7 +116,7 @@ def _style(name: str, precision: str) -> dict[str, Any]:
 
 
 def _roofline(ceilings: Sequence[Record], layers: Sequence[Record]) -> Figure:
-    """Each layer's rate over its arithmetic intensity, under what memory and arithmetic allow; a row for each case."""
+    """The rate of each layer over its arithmetic intensity, below the machine's limits; a row for each case."""
     limits = of_records(ceilings)
     cases = list(dict.fromkeys((r["net"], r["pairs"], r["size"]) for r in layers))
     modes = distinct(layers, "mode")
@@ -152,7 +152,7 @@ def _points(axes: Axes, records: Sequence[Record]) -> list[float]:
 
 
 def _roofs(axes: Axes, limits: Ceilings, intensities: Sequence[float]) -> None:
-    """Draws for each precision what bandwidth and rate allow."""
+    """Draws the rate that bandwidth and arithmetic allow in each precision."""
     if not intensities or limits.bytes_per_s is None:
         return
     left, right = min(intensities) / 2, max(intensities) * 2

@@ -1,7 +1,7 @@
-"""Who computes LPIPS: the packages people use today, and this one as it can be asked for.
+"""Providers of LPIPS: the packages people use today, and this package with its options.
 
-Each provider is made from one LPIPS, whose weights it gets, and gives a function of two images [N, 3, H, W] in [-1, 1]
-to N distances. Peers are set up as their users would, but for where their weights come from.
+Each provider is made from an LPIPS and gets its weights. It gives a function from two images [N, 3, H, W] in [-1, 1] to
+N distances. Other packages are set up as their users do it, except for the source of their weights.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ Sample = tuple[Tensor, Tensor]
 
 
 class Provider(NamedTuple):
-    """How to compute LPIPS.
+    """A way to compute LPIPS.
 
-    `make` takes an LPIPS, whose weights to use, and a pair of images, on whose device to compute.
+    `make` takes an LPIPS and a pair of images. It uses the weights of the LPIPS, and computes on the images' device.
     """
 
     make: Callable[[LPIPS, Sample], Distance]
-    precision: str = "inherit"  # of the trunk; inherit: as torch's flags have it for float32
-    package: str | None = None  # what must be importable, where it is not this one
-    devices: tuple[str, ...] = ("cpu", "cuda")  # where it works,
-    default: tuple[str, ...] = ("cpu", "cuda")  # and where it is measured unless others are asked for
+    precision: str = "inherit"  # of the trunk; 'inherit' is the precision that torch's flags give float32
+    package: str | None = None  # the package that it needs, other than this one
+    devices: tuple[str, ...] = ("cpu", "cuda")  # on which it works
+    default: tuple[str, ...] = ("cpu", "cuda")  # on which it is measured without being named
     nets: tuple[str, ...] = tuple(NETS)
     modes: tuple[str, ...] = ("forward", "step")
-    wrapper: str | None = None  # 'compile' or 'graph': called under torch.compile, or as a CUDA graph
+    wrapper: str | None = None  # 'compile' for torch.compile, 'graph' for a CUDA graph
 
     def distance(self, weights: LPIPS, in0: Tensor, in1: Tensor, gradient: bool) -> Distance:
-        """The function of images of this shape, with or without a gradient to the first."""
+        """The function for images of this shape, with or without a gradient to the first."""
         sample = in0.detach().requires_grad_(gradient), in1
         with torch.set_grad_enabled(gradient):
             made = self.make(weights, sample)
@@ -59,7 +59,7 @@ class Provider(NamedTuple):
 
 
 def inherited_precision(device: torch.device) -> str:
-    """That of float32 convolutions as torch's flags have it."""
+    """The precision that torch's flags give float32 convolutions."""
     flags = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # not in torch's stubs
     return "tf32" if device.type == "cuda" and flags.fp32_precision == "tf32" else "float32"
 
@@ -75,7 +75,7 @@ def lpips_eager(weights: LPIPS, sample: Sample) -> Distance:
 
 
 def lpips_in_bfloat16(weights: LPIPS, sample: Sample) -> Distance:
-    """With what users are told to try, beside torch.compile: autocast and channels-last."""
+    """With autocast and channels-last, which users are advised to try beside torch.compile."""
     module = cast(nn.Module, lpips_eager(weights, sample)).to(memory_format=torch.channels_last)
 
     def distance(in0: Tensor, in1: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def torchmetrics_metric(weights: LPIPS, sample: Sample) -> Distance:
 
     def distance(in0: Tensor, in1: Tensor) -> Tensor:
         found = metric(in0, in1)
-        metric.reset()  # or it keeps the scores, and their graphs, of every call
+        metric.reset()  # else it keeps the scores of every call, with their graphs
         return found
 
     return distance
@@ -112,7 +112,7 @@ def piq_loss(weights: LPIPS, sample: Sample) -> Distance:
         mock.patch.object(torch.hub, "load_state_dict_from_url", return_value=linear),
         mock.patch.object(perceptual, "vgg16", return_value=trunk),
     ):
-        # Its images are in [0, 1]; this mean and deviation have it take those in [-1, 1].
+        # piq takes images in [0, 1]. With this mean and deviation it takes images in [-1, 1].
         return perceptual.LPIPS(reduction="none", mean=shift, std=scale).to(sample[0].device)
 
 
@@ -130,7 +130,7 @@ def plain_torch(weights: LPIPS, sample: Sample) -> Distance:
 def copied(weights: LPIPS, to: torch.device | Tensor, **options: Any) -> LPIPS:
     """An LPIPS with the same weights, on a device, or on the device and in the type of images.
 
-    It does not check the range of images, which only the first calls do: what is timed is what every call does.
+    It does not check the range of images. Only the first calls do that, and what is timed is what every call does.
     """
     trunk = {name.partition(".")[2]: tensor for name, tensor in weights.net.state_dict().items()}
     return LPIPS(net=weights.pnet_type, trunk_weights=trunk, check_range=False, **options).to(to)
@@ -142,19 +142,19 @@ def ours(**options: Any) -> Callable[[LPIPS, Sample], Distance]:
 
 
 def graphed(fn: Distance, sample: Sample) -> Distance:
-    """Captured as a CUDA graph, or two where there is a gradient."""
+    """The function captured as a CUDA graph; as two if there is a gradient."""
     static = tuple(x.detach().clone().requires_grad_(x.requires_grad) for x in sample)
     captured = torch.cuda.make_graphed_callables(lambda in0, in1: fn(in0, in1), static)
 
     def distance(in0: Tensor, in1: Tensor) -> Tensor:
-        assert fn is not None  # it keeps the weights, of which the graph has the addresses alone
+        assert fn is not None  # fn keeps the weights alive: the graph has only their addresses
         return cast(Tensor, captured(in0, in1))
 
     return distance
 
 
 def _features(weights: LPIPS) -> nn.Module:
-    """torchvision's `features` with these weights; layers after the last tap have none to speak of."""
+    """torchvision's `features` with these weights. Layers after the last tap keep arbitrary weights."""
     import torchvision
 
     with torch.device("meta"):  # a classifier, most of VGG, would take seconds to initialise
@@ -200,5 +200,5 @@ PROVIDERS: Mapping[str, Provider] = {
     "ours, bfloat16, CUDA graph": Provider(ours(**_BFLOAT16), "bfloat16", wrapper="graph", devices=GPU, default=GPU),
 }
 
-# Those whose failure is not this package's: packages people use today, and torch on its own.
+# A failure of one of these is no failure of this package: they are other packages, and torch alone.
 PEERS = frozenset(name for name in PROVIDERS if not name.startswith("ours")) | {"torch", "torch.compile"}

@@ -1,8 +1,9 @@
-"""Records of what was measured: lines of JSON, a file for each benchmark, which say all that is needed to read them.
+"""Records of measurements: lines of JSON, in a file for each benchmark.
 
-A record has the fields of its benchmark (FIELDS), those of the run (`Run.context`), and either what was measured, at
-least q20_s, median_s and q80_s in seconds, or `error`, why there is nothing. Files are appended to; of each case the
-last run counts, in it the last record of each measurement, and ratios are taken within one run.
+A record is complete in itself. It has the fields of its benchmark (FIELDS) and of its run (`Run.context`). It also has
+what was measured, at least q20_s, median_s and q80_s in seconds, or `error`, the reason why there is nothing. New
+records are appended. The last run of each case counts, and in it the last record of each measurement. Ratios are taken
+within one run.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import lpips_fast
 
 Record = dict[str, Any]
 
-# What names a measurement; what comes before `mode`, `provider` and the like is its case.
+# FIELDS name a measurement. CASE is the part of FIELDS that one table shows.
 FIELDS = {
     "ceilings": ("what", "precision"),
     "head": ("net", "pairs", "size", "precision", "mode", "layout", "provider"),
@@ -45,8 +46,8 @@ class Run:
     """One run of benchmarks, on a device.
 
     Args:
-        device: what computes.
-        name: the run's; processes that measure parts of one run share it.
+        device: the device that computes.
+        name: the name of the run. Processes that measure parts of one run share it.
     """
 
     def __init__(self, device: torch.device, name: str | None = None) -> None:
@@ -55,7 +56,7 @@ class Run:
 
     @cached_property
     def context(self) -> Record:
-        """What every record of the run says."""
+        """The fields that every record of the run has."""
         return {
             "run": self.name,
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -69,14 +70,14 @@ class Run:
         }
 
     def complete(self, benchmark: str, record: Record) -> Record:
-        """The record with what is said of its run, checked."""
+        """The record with the fields of its run, checked."""
         record = {**record, **self.context}
         check(benchmark, record)
         return record
 
 
 def check(benchmark: str, record: Record) -> None:
-    """Raises ValueError where a record of this benchmark lacks a field."""
+    """Raises ValueError if a record of this benchmark lacks a field."""
     needed = (*FIELDS[benchmark], *CONTEXT, *(() if "error" in record else MEASURED))
     missing = [field for field in needed if field not in record]
     if missing:
@@ -91,11 +92,11 @@ def append(path: Path, record: Record) -> None:
 
 
 def read(path: Path) -> list[Record]:
-    """The records of a file NAME.jsonl, where NAME is a benchmark's.
+    """The records of a file NAME.jsonl, where NAME is a benchmark.
 
     Raises:
-        ValueError: a file of another name, or a line that is no record of that benchmark.
-        OSError: it cannot be read.
+        ValueError: the file has another name, or a line is no record of that benchmark.
+        OSError: the file cannot be read.
     """
     if path.stem not in FIELDS or path.suffix != ".jsonl":
         raise ValueError(f"{path}: the name of a file of records is one of {', '.join(f'{n}.jsonl' for n in FIELDS)}")
@@ -111,10 +112,10 @@ def read(path: Path) -> list[Record]:
 
 
 def results(path: Path) -> dict[str, list[Record]]:
-    """The records in a folder of results by benchmark, in the order of FIELDS; or those of one file.
+    """The records of one file, or of all files in a folder of results, by benchmark in the order of FIELDS.
 
     Raises:
-        ValueError, OSError: as `read`; a folder without any.
+        ValueError, OSError: as in `read`; or the folder has no file of records.
     """
     if not path.is_dir():
         return {path.stem: read(path)}
@@ -125,7 +126,7 @@ def results(path: Path) -> dict[str, list[Record]]:
 
 
 def by_case(benchmark: str, records: Iterable[Record]) -> dict[tuple[Any, ...], list[Record]]:
-    """The records of each case's last run, of each measurement the last."""
+    """By case, the records of its last run: the last of each measurement."""
     cases: dict[tuple[Any, ...], dict[tuple[Any, ...], Record]] = {}
     for record in records:
         case, name = (tuple(record[field] for field in fields[benchmark]) for fields in (CASE, FIELDS))
@@ -137,7 +138,7 @@ def by_case(benchmark: str, records: Iterable[Record]) -> dict[tuple[Any, ...], 
 
 
 def distinct(records: Sequence[Record], field: str) -> list[Any]:
-    """The values of a field in order of their first appearance."""
+    """The values of a field, in the order in which they first appear."""
     return list(dict.fromkeys(record[field] for record in records))
 
 
@@ -158,7 +159,7 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout this package is in, if it is in one."""
+    """The commit of the checkout that this package is in, or None."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

@@ -11,7 +11,7 @@ NETS = {"alex": "AlexNet", "vgg": "VGG16", "squeeze": "SqueezeNet 1.1"}
 
 
 def markdown(results: Mapping[str, Sequence[Record]]) -> str:
-    """The tables of all benchmarks, a paragraph or a table each, with an empty line between."""
+    """The tables of all benchmarks, each below a line that says of what it is."""
     blocks = [block for name, records in results.items() for block in _TABLES[name](records)]
     return "\n\n".join(blocks) + "\n"
 
@@ -125,7 +125,7 @@ def context(records: Sequence[Record]) -> str:
 
 
 def _failures(records: Sequence[Record]) -> Iterable[str]:
-    """What was not measured, and why."""
+    """A list of the providers that were not measured, with the reason."""
     failed = dict.fromkeys((r["provider"], r["error"]) for r in records if "error" in r)
     if failed:
         yield "\n".join(f"- not measured: {name}: {_plain(error)}" for name, error in failed)
@@ -141,7 +141,7 @@ def _plain(text: str) -> str:
 
 
 def _ms(record: Record | None) -> str:
-    """The median with its quantiles, where these differ."""
+    """The median; with its quantiles if they differ from it."""
     if record is None:
         return ""
     q20, median, q80 = (_number(1e3 * record[key]) for key in ("q20_s", "median_s", "q80_s"))
@@ -163,6 +163,6 @@ def _mebibytes(record: Record | None, field: str) -> str:
 
 
 def _number(value: float) -> str:
-    """Three digits or more."""
+    """A number with at least three digits."""
     digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
     return f"{value:.{digits}f}"

@@ -1,4 +1,4 @@
-"""How long calls take, and how much memory: in turns, as medians with 20% and 80% quantiles."""
+"""How long calls take, as medians with 20% and 80% quantiles over turns, and how much memory they take."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 Call = Callable[[], object]
 
-# What is written over on a GPU before each timed kernel: several times its cache, and so long that the launches which
-# follow are queued by the time it ends.
+# This many bytes are overwritten this often on a GPU before each timed call. That empties the cache, whose size is a
+# fraction of it, and takes so long that the call's launches are queued by the time it ends.
 _COLD_BYTES = 256 << 20
 _COLD_TIMES = 8
 
@@ -42,9 +42,9 @@ class Clock:
     """Seconds that a call takes on a device.
 
     Args:
-        device: where it computes.
-        kernels: on a GPU, take the time between two events on the device with cold caches: that of the kernels alone.
-            Otherwise it is the time that somebody has to wait for the result, from a device at rest to one at rest.
+        device: where the call computes.
+        kernels: whether to time the kernels alone on a GPU: from one event on the device to another, with cold caches.
+            Otherwise, and on a CPU, the time is what somebody waits for the result: from an idle device to an idle one.
     """
 
     def __init__(self, device: torch.device, *, kernels: bool = False) -> None:
@@ -83,15 +83,16 @@ def interleaved(
 ) -> tuple[dict[str, Quantiles], dict[str, str]]:
     """Times calls that take turns, after a round to warm up.
 
-    Each round has an order of its own, for a call may find the machine otherwise after one neighbour than another.
+    Each round has a random order of its own, because a call leaves caches and clocks in a state that the next call
+    finds.
 
     Args:
-        setups: for each name what makes, untimed, the call of a round.
-        clock: what times it.
-        rounds: how often each is timed.
+        setups: by name, a function that makes the call of a round. It is not timed.
+        clock: what times the call.
+        rounds: how often each call is timed.
 
     Returns:
-        the times, and for each name whose call failed, and then had no further turn, what it failed with.
+        the times by name; and the error by name of each call that failed. A call that failed gets no further turn.
     """
     seconds: dict[str, list[float]] = {name: [] for name in setups}
     failures: dict[str, str] = {}
@@ -104,7 +105,7 @@ def interleaved(
                 continue
             try:
                 elapsed = clock(setups[name]())
-            except Exception as error:  # one that fails must not keep the others from being measured
+            except Exception as error:  # a call that fails must not stop the others
                 failures[name] = described(error)
                 release_memory()
                 continue
@@ -120,13 +121,13 @@ def described(error: BaseException) -> str:
 
 
 def release_memory() -> None:
-    """Gives back what the caching allocator keeps, after a failure for want of memory."""
+    """Frees what the caching allocator keeps, after a call that ran out of memory."""
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 
 def cuda_peak_bytes(call: Call, device: torch.device) -> int:
-    """How far the memory of a GPU's tensors rises during a call above where it was."""
+    """How far the memory of a GPU's tensors rises during a call."""
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
@@ -136,10 +137,9 @@ def cuda_peak_bytes(call: Call, device: torch.device) -> int:
 
 
 def resident_peak_bytes(call: Call) -> int:
-    """How far this process's resident memory (Linux) rises during a call above where it was.
+    """How far the resident memory of this process rises during a call, on Linux.
 
-    What an earlier call has given back to the allocator is resident still, so this means something in a process of
-    its own only.
+    Memory that earlier calls gave back to the allocator is still resident. So call this in a process of its own.
     """
     before, peak, done = _resident_bytes(), 0, threading.Event()
 
@@ -164,9 +164,9 @@ def _resident_bytes() -> int:
 
 
 def kept_bytes(forward: Callable[[], Tensor]) -> int:
-    """The bytes of the tensors that a forward keeps for its backward, but for those that outlive it.
+    """The bytes of the tensors that a forward keeps for its backward, without inputs and weights.
 
-    Two forwards are alive at once: what both keep are inputs and weights.
+    Two forwards are alive at once. A tensor that both keep is an input or a weight.
     """
 
     def kept() -> tuple[Tensor, dict[int, int]]:

@@ -1,7 +1,7 @@
-"""The features of a data set's images, computed once: a frozen trunk gives the same in every epoch.
+"""The features of a data set's images, computed once, because a frozen trunk gives the same features in every epoch.
 
-For a patch of 64 x 64 they take 0.12 MiB (alex), 0.45 MiB (squeeze) or 1.9 MiB (vgg) in float32, half of that in half
-precision, and a triplet has three patches.
+The features of a patch of 64 x 64 take 0.12 MiB (alex), 0.45 MiB (squeeze) or 1.9 MiB (vgg) in float32, and half of
+that in half precision. A triplet has three patches.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ class FeatureCache:
     """The taps of all images of triplets, and the judgements, in memory or in files that several processes share.
 
     Args:
-        fn: whose trunk, frozen.
+        fn: an LPIPS with a frozen trunk.
         samples: the triplets.
-        folder: for the files, which a later run goes on with or uses again; None keeps the features in memory.
+        folder: where the files lie. A later run completes them or uses them again. None keeps the features in memory.
 
     Raises:
-        ValueError: the trunk is not frozen; the folder has features of other images, or of another trunk or type;
-            several processes without a folder.
-        OSError: there is no room on the disk.
+        ValueError: the trunk is not frozen; the folder has features of other images, of another trunk or of another
+        type;
+            or there are several processes and no folder.
+        OSError: the disk has too little room.
     """
 
     def __init__(self, fn: LPIPS, samples: TwoAFCDataset, folder: Path | None = None) -> None:
@@ -67,10 +68,10 @@ class FeatureCache:
         self._judge = self._storage("judge", len(samples), 1, torch.float32)
 
     def fill(self, workers: int) -> Iterator[int]:
-        """Computes what is missing; yields, as it goes, how many triplets have been added.
+        """Computes the missing features; yields the number of triplets that each step has added.
 
         Args:
-            workers: processes that read images.
+            workers: the number of processes that read images.
 
         Raises:
             SampleError: a triplet cannot be used.
@@ -90,9 +91,9 @@ class FeatureCache:
             yield sum(map(len, turn))
 
     def take(self, triplets: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-        """The taps [3N, C_l, H_l, W_l] of N triplets, given by number, and their judgements [N, 1, 1, 1].
+        """The taps [3N, C_l, H_l, W_l] and the judgements [N, 1, 1, 1] of N triplets, given by number, on fn's device.
 
-        The taps are those of the references, then of the images 0, then of the images 1, on fn's device.
+        The references' taps come first, then those of the images 0, then those of the images 1.
         """
         at = torch.tensor(triplets)
         rows = torch.cat([3 * at + k for k in range(3)])
@@ -116,11 +117,11 @@ class FeatureCache:
         path = self._folder / f"{name}.bin"
         if self.filled and not path.exists():
             raise ValueError(f"{path} is missing: delete {self._folder}, to make the features anew")
-        # Made where it is missing; it takes room only as it is written to.
+        # This makes a missing file. It takes room on the disk only as it is written to.
         return torch.from_file(str(path), shared=True, size=rows * width, dtype=dtype).view(rows, width)
 
     def _check_room(self) -> None:
-        """Now, for writing to a mapped file on a full disk ends the process."""
+        """Checks the disk before the first write, because writing to a mapped file on a full disk kills the process."""
         if self._folder is None:
             return
         left = len(self._samples) - self.filled
@@ -131,7 +132,7 @@ class FeatureCache:
             raise OSError(f"features in {self._folder} need {needs}, the disk has {has}")
 
     def _filled_before(self) -> int:
-        """How many triplets the folder has features of; rank 0 looks, for it may soon have more."""
+        """How many triplets the folder has features of. Only rank 0 looks, because the number may change meanwhile."""
         if self._folder is None:
             return 0
         found = [self._read_header(self._folder / _HEADER) if self._rank == 0 else 0]
@@ -151,7 +152,7 @@ class FeatureCache:
 
 
 def _images_fingerprint(samples: TwoAFCDataset) -> str:
-    """By the files' paths, sizes and times of change."""
+    """A hash of the paths, sizes and modification times of the files."""
     digest = hashlib.sha256()
     for i in range(len(samples)):
         for path in samples.files(i):

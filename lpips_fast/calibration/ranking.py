@@ -1,7 +1,7 @@
-"""From two distances to the probability of a judgement, for learning the linear weights (2AFC).
+"""From two distances to the probability of a judgement (2AFC), for learning the linear weights.
 
-As in `lpips`: a small network on (d0, d1, d0 - d1, d0 / (d1 + eps), d1 / (d0 + eps)), trained by cross-entropy.
-(Zhang et al., CVPR 2018, arXiv:1801.03924, section 3 and appendix.)
+As in `lpips`, a small network takes (d0, d1, d0 - d1, d0 / (d1 + eps), d1 / (d0 + eps)) and is trained by
+cross-entropy. (Zhang et al., CVPR 2018, arXiv:1801.03924, section 3 and appendix.)
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class Dist2LogitLayer(nn.Module):
 
     Args:
         chn_mid: width of the two hidden layers.
-        use_sigmoid: whether the result is a probability, or its logit.
+        use_sigmoid: whether the result is a probability instead of its logit.
     """
 
     def __init__(self, chn_mid: int = 32, use_sigmoid: bool = True) -> None:
@@ -28,7 +28,7 @@ class Dist2LogitLayer(nn.Module):
         self.model = nn.Sequential(*layers)
 
     def forward(self, d0: Tensor, d1: Tensor, eps: float = 0.1) -> Tensor:
-        """[N, 1, H, W] from d0 and d1 of that shape."""
+        """The probabilities [N, 1, H, W] for distances d0 and d1 of that shape."""
         return self.model(torch.cat((d0, d1, d0 - d1, d0 / (d1 + eps), d1 / (d0 + eps)), dim=1))
 
 
@@ -45,6 +45,6 @@ class BCERankingLoss(nn.Module):
         self.loss = nn.BCELoss()
 
     def forward(self, d0: Tensor, d1: Tensor, judge: Tensor) -> Tensor:
-        """The mean loss; `judge` in [-1, 1], -1 where everybody preferred image 0, 1 where image 1."""
+        """The mean loss. `judge` is -1 where everybody preferred image 0, and 1 where everybody preferred image 1."""
         self.logit = self.net(d0, d1)
         return self.loss(self.logit, (judge + 1.0) / 2.0)

@@ -1,17 +1,17 @@
-"""The linear weights w of LPIPS from judgements of triplets, two-alternative forced choice (2AFC).
+"""Trains the linear weights w of LPIPS on judgements of triplets, two-alternative forced choice (2AFC).
 
-For the normalised features a of a reference and b of each of two images, at layer l, channel c and pixel p:
+With a the normalised features of a reference, b those of each of two images, layer l, channel c and pixel p:
 
     D = sum_l mean_p sum_c w_lc m_lcp (a_lcp - b_lcp)^2       m: dropout, 0 or 2 with equal chance
-    h = Dist2LogitLayer(D0, D1)                               the chance that people take image 1 for the nearer one
+    h = Dist2LogitLayer(D0, D1)                               the probability that people find image 1 nearer
     loss = -mean(judge log h + (1 - judge) log(1 - h))
 
-minimised over w >= 0 and the small network by Adam. (Zhang et al., CVPR 2018, arXiv:1801.03924, section 3, and the
-training script of its repository.) The trunk is frozen, so only D's last sum has a graph; dropout or not, its gradient
-to w_lc is a mean of squared differences.
+Adam minimises the loss over w >= 0 and the weights of the small network. (Zhang et al., CVPR 2018, arXiv:1801.03924,
+section 3, and the training script of its repository.) The trunk is frozen, so only the last sum of D has a graph. Its
+gradient to w_lc is a mean of squared differences, with dropout or without.
 
-The order of the triplets and the dropout are functions of the seed and the number of the step, so that a run that
-goes on from a checkpoint is the same as one that was never interrupted.
+The order of the triplets and the dropout depend only on the seed and the number of the step. So a run that goes on from
+a checkpoint is the same as one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class Recipe:
     """How to train; the defaults are the authors'.
 
     Attributes:
-        batch_size: triplets a step, over all processes.
-        epochs: at the full learning rate.
-        decay_epochs: more epochs, over which it falls linearly, the first of them still at the full one.
-        learning_rate: of Adam, whose betas are 0.5 and 0.999.
-        dropout: of half of the squared differences.
-        seed: of the order and the dropout.
+        batch_size: triplets in a step of all processes together.
+        epochs: epochs at the full learning rate.
+        decay_epochs: epochs after these, over which the learning rate falls linearly; the first still has the full one.
+        learning_rate: of Adam, with betas 0.5 and 0.999.
+        dropout: whether half of the squared differences are dropped.
+        seed: of the order of the triplets and of the dropout.
     """
 
     batch_size: int = 50
@@ -80,16 +80,17 @@ class Step(NamedTuple):
 class Calibration:
     """The training of an LPIPS's weights, a step at a time.
 
-    Where torch.distributed is initialised each process takes its share of every batch, and gradients are averaged
+    If torch.distributed is initialised, each process takes its share of every batch, and gradients are averaged
     (DistributedDataParallel).
 
     Args:
-        fn: made with eval_mode=False, and pnet_tune=True if the trunk is to be trained, too.
+        fn: an LPIPS with eval_mode=False, and with pnet_tune=True to train the trunk, too.
         recipe: how to train.
-        triplets: how many there are in an epoch.
+        triplets: the number of triplets in an epoch.
 
     Raises:
-        ValueError: an fn that does not train, or one to be tuned in float16; fewer triplets than processes.
+        ValueError: fn has nothing to train, or its trunk is to be trained in float16; or there are fewer triplets in a
+            step than processes.
     """
 
     def __init__(self, fn: LPIPS, recipe: Recipe, triplets: int) -> None:
@@ -117,17 +118,17 @@ class Calibration:
 
     @property
     def steps_an_epoch(self) -> int:
-        # A rest with which not every process would have a triplet is left out.
+        # The last batch is left out if it has fewer triplets than there are processes.
         whole, rest = divmod(self.triplets, self.recipe.batch_size)
         return whole + (rest >= self.world)
 
     @property
     def steps(self) -> int:
-        """How many there are in all."""
+        """The number of steps of the whole training."""
         return self.steps_an_epoch * (self.recipe.epochs + self.recipe.decay_epochs)
 
     def batches(self) -> Iterator[list[int]]:
-        """The triplets, by their numbers, that this process takes in each of the steps that are left."""
+        """For each remaining step, the numbers of the triplets that this process takes."""
         current, first = divmod(self.done, self.steps_an_epoch)
         for epoch in range(current, self.recipe.epochs + self.recipe.decay_epochs):
             order = np.random.default_rng((self.recipe.seed, epoch)).permutation(self.triplets)
@@ -136,7 +137,7 @@ class Calibration:
             first = 0
 
     def _range(self, at: int) -> slice:
-        """What the step `at` of an epoch takes of its order."""
+        """The part of an epoch's order that its step `at` takes."""
         start = at * self.recipe.batch_size
         return slice(start, min(start + self.recipe.batch_size, self.triplets))
 
@@ -144,9 +145,9 @@ class Calibration:
         """Takes one step.
 
         Args:
-            inputs: the N references, then the N images 0, then the N images 1, as one batch: [3N, 3, H, W] in [-1, 1];
-                or, of a frozen trunk, what `LPIPS.features` has as taps for these.
-            judge: the shares of people who took image 1 for the nearer one, [N, 1, 1, 1], in [0, 1].
+            inputs: the N references, the N images 0 and the N images 1 as one batch, [3N, 3, H, W] in [-1, 1]; or, with
+                a frozen trunk, the taps of `LPIPS.features` for this batch.
+            judge: the shares of people who found image 1 nearer, [N, 1, 1, 1], in [0, 1].
         """
         epoch, at = divmod(self.done, self.steps_an_epoch)
         rate = self.recipe.rate(epoch)
@@ -155,7 +156,7 @@ class Calibration:
         seed = np.random.SeedSequence((self.recipe.seed, self.done, self.rank)).generate_state(1, np.uint64)
         self._generator.manual_seed(int(seed[0]))
         loss, agreement = self._parallel(inputs, judge, self._generator)
-        if self.world > 1:  # gradients are averaged over processes, whose shares may differ by one
+        if self.world > 1:  # gradients are averaged over processes, though their numbers of triplets may differ by one
             whole = self._range(at)
             loss, agreement = (x * (len(judge) * self.world / (whole.stop - whole.start)) for x in (loss, agreement))
         self._optimizer.zero_grad()
@@ -175,13 +176,13 @@ class Calibration:
         return value
 
     def weights(self) -> dict[str, Tensor]:
-        """What was learnt, by the names of `lpips`: the linear weights; with a trunk of its own the whole model."""
+        """The weights by the names of lpips: the linear weights; the whole model if its trunk is random or trained."""
         if self.fn.pnet_tune or self.fn.pnet_rand:
             return self.fn.state_dict()
         return linear_state_dict(_linear_weights(self.fn))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a run needs to go on, but for a frozen trunk's weights."""
+        """The state that a run needs to go on, without the weights of a frozen trunk."""
         return {
             "about": self._about(),
             "done": self.done,
@@ -194,8 +195,9 @@ class Calibration:
         """Goes on where `state_dict` was called.
 
         Raises:
-            ValueError: it is of a run with another net, other weights of its trunk, or another recipe, or a part of it
-                is missing or damaged.
+            ValueError: the state is of a run with another net, other weights of the trunk or another recipe; or a part
+            of
+                it is missing or damaged.
         """
         own = self.state_dict()
         for key in own:
@@ -209,7 +211,7 @@ class Calibration:
             raise ValueError(f"a run with other settings: {told}")
         try:
             self._take(state)
-        except Exception as error:  # what damaged parts hold raises nearly anything
+        except Exception as error:  # the content of damaged parts raises nearly anything
             raise ValueError(f"a damaged run: {error}") from error
 
     def _take(self, state: Mapping[str, Any]) -> None:
@@ -229,12 +231,12 @@ class Calibration:
             shapes = {name: tensor.shape for name, tensor in _tensors("optimizer", moments[i]).items()}
             if shapes != {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}:
                 raise ValueError(f"'optimizer' has what is not Adam's for parameter {i}: {shapes}")
-        # What else it has is the recipe's.
+        # Everything else in the optimizer's state follows from the recipe.
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": moments})
         self.done = done
 
     def _about(self) -> dict[str, Any]:
-        """What a checkpoint must have in common with the run that goes on from it."""
+        """The settings that a checkpoint must share with the run that goes on from it."""
         fn = self.fn
         return {
             "net": fn.net.spec.model,
@@ -249,7 +251,7 @@ class Calibration:
 
 
 class _Ranker(nn.Module):
-    """The loss of a batch, and how far its distances agree with the judgements."""
+    """The loss of a batch, and the share of people with whom its distances agree."""
 
     masks: Tensor
 
@@ -258,7 +260,7 @@ class _Ranker(nn.Module):
         self.fn = fn
         self.ranking = BCERankingLoss()
         self.dropout = dropout
-        # The bits of each byte as factors 0 and 2: eight values of dropout from one random number.
+        # The bits of each byte as factors 0 and 2: a random byte gives eight values of dropout.
         bits = (torch.arange(256)[:, None] >> torch.arange(8)) & 1
         self.register_buffer("masks", 2.0 * bits, persistent=False)
 
@@ -295,7 +297,7 @@ class _Ranker(nn.Module):
 
 
 def _tensors(name: str, content: object) -> dict[str, Tensor]:
-    """What a part of a state holds, if that is dense, finite tensors by name."""
+    """A part of a state, checked to be dense, finite tensors by name."""
     state = checked_state_dict(content, repr(name))
     check_values(repr(name), state)
     return state

@@ -1,4 +1,4 @@
-"""The data sets: what they give, and what they say of samples that cannot be used."""
+"""The data sets: their samples, and their errors for samples that cannot be used."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_bad_judgements(root, value):
 
 
 def claiming(descr: str, shape: str) -> bytes:
-    """A file of one number that says it has others."""
+    """A file of one number whose header claims others."""
     header = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(8)
 

@@ -1,4 +1,4 @@
-"""The scores against the reference's."""
+"""The scores against those of lpips."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.tolerances import SCORE_TOLERANCE
 
 
 class Loader:
-    """What the reference's functions read: batches as dicts."""
+    """The loader that the functions of lpips read: batches as dicts."""
 
     def __init__(self, **columns):
         self.columns = {name: torch.from_numpy(values) for name, values in columns.items()}
@@ -47,16 +47,16 @@ def test_known_values():
 
 @given(st.data())
 def test_jnd_does_not_depend_on_the_order_of_the_pairs(data):
-    """Few distances, so that many are equal."""
+    """There are few distances, so many are equal."""
     pairs = data.draw(st.lists(st.tuples(st.sampled_from((0.0, -0.0, 0.25, 1.0)), st.floats(0, 1)), min_size=1))
-    pairs.append((0.5, 1.0))  # at least one that people took for the same
+    pairs.append((0.5, 1.0))  # at least one pair that people find the same
     d, same = np.array(pairs).T
     order = data.draw(st.permutations(range(len(pairs))))
     assert score_jnd(d[order], same[order]) == score_jnd(d, same)
 
 
 def test_jnd_of_tied_pairs_is_that_of_one_threshold():
-    """As the area under the envelope of the precision of the thresholds alone."""
+    """The score is the area under the envelope of the precision at each threshold."""
     rng = np.random.default_rng(0)
     d, same = rng.integers(0, 8, 200) / 8, rng.integers(0, 6, 200) / 5
     taken = [d <= threshold for threshold in np.unique(d)]
@@ -68,7 +68,7 @@ def test_jnd_of_tied_pairs_is_that_of_one_threshold():
 
 @pytest.mark.parametrize("same", ([0, 0, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0], [0.2, 0.8, 0.4, 1.0]))
 def test_a_constant_distance_scores_the_mean_of_the_judgements(same):
-    """The authors' `voc_ap` gives so for the one threshold, too."""
+    """The authors' `voc_ap` gives the same for one threshold."""
     lpips = pytest.importorskip("lpips")
     assert score_jnd([0.3] * 4, same) == pytest.approx(np.mean(same), abs=SCORE_TOLERANCE)
     assert lpips.voc_ap(np.ones(1), np.array([np.mean(same)])) == pytest.approx(np.mean(same), abs=SCORE_TOLERANCE)

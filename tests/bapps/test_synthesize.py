@@ -1,4 +1,4 @@
-"""The made-up data set: reproducible, whole or not there, and judged by the weights it says."""
+"""The synthetic data set: reproducible, written whole or not at all, and judged by the weights that it names."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ SMALL = Case("alex", 3, 32)
 
 
 def scaled(factor, gradient_factor):
-    """Ours, with its distances and its gradients multiplied; and the list of its calls."""
+    """Our LPIPS with its distances and gradients multiplied by factors, and the list of its calls."""
     calls = []
 
     def make(weights, sample):
@@ -44,7 +44,7 @@ def test_wrong_provider_is_not_timed(mode, factor, gradient_factor):
     found = whole(mode, {"wrong": wrong})
     assert "wrong, not timed" in found["wrong"]["error"]
     assert "median_s" not in found["wrong"]
-    assert len(calls) == 1  # the check's
+    assert len(calls) == 1  # of the check
     assert found["ours"]["median_s"] > 0
 
 
@@ -55,7 +55,7 @@ def test_right_provider_is_timed():
 
 
 def test_what_is_compiled_keeps_no_record_back(monkeypatch):
-    """Stopped while something is compiled, a run has the others' records; in the end all took turns."""
+    """A run that is stopped while it compiles has the records of the others. In the end all take turns."""
     told, turns = [], []
 
     def compile(fn, dynamic):

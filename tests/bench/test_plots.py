@@ -17,7 +17,7 @@ def test_plots_show_the_records(run):
         for mode in ("forward", "step")
     ]
     figures = plots.figures({"end_to_end": [run.complete("end_to_end", record) for record in found]})
-    assert set(figures) == {"time_against_batch", "memory_against_batch"}  # of sizes there is but one
+    assert set(figures) == {"time_against_batch", "memory_against_batch"}  # there is only one size
     for name, expected in (("time_against_batch", [100, 400]), ("memory_against_batch", [1, 4])):
         axes = figures[name].axes
         assert len(axes) == 2

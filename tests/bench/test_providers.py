@@ -18,14 +18,14 @@ SMALL = Case("alex", 3, 32)
 
 @pytest.mark.parametrize("name", sorted(set(providers.PROVIDERS) - set(providers.PEERS)))
 def test_our_providers_are_lpips(name):
-    """They differ in how they compute, not in what."""
+    """They differ in how they compute, not in what they compute."""
     provider = providers.PROVIDERS[name]
     made = provider.make(cases.random_lpips("alex"), cases.images(SMALL, CPU))
     assert isinstance(made, lpips_fast.LPIPS)
 
 
 def test_a_graph_keeps_what_has_its_weights(monkeypatch):
-    """It knows their addresses alone: once they are freed it reads other memory."""
+    """The graph has only the addresses of the weights. If they were freed, it would read other memory."""
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda function, sample: lambda *images: sum(images))
 
     class Weights:

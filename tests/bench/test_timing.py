@@ -17,7 +17,7 @@ def test_turns_and_quantiles():
     setups["broken"] = lambda: functools.partial(int, "x")
     times, failures = timing.interleaved(setups, timing.Clock(CPU), rounds=7)
     turns = {("a", "b"), ("b", "a")}
-    assert {tuple(order[i : i + 2]) for i in range(0, 16, 2)} == turns  # all once a round, in changing order
+    assert {tuple(order[i : i + 2]) for i in range(0, 16, 2)} == turns  # each once a round, in changing order
     assert len(order) == 16
     assert set(times) == {"a", "b"}
     assert failures == {"broken": "ValueError: invalid literal for int() with base 10: 'x'"}
@@ -34,4 +34,4 @@ def test_kept_bytes():
 def test_resident_peak():
     n_bytes = 64 << 20
     found = timing.resident_peak_bytes(lambda: torch.ones(n_bytes, dtype=torch.uint8))
-    assert 0.9 * n_bytes < found < 1.5 * n_bytes  # some pages may have been there, or be another's
+    assert 0.9 * n_bytes < found < 1.5 * n_bytes  # some pages may be resident before, or belong to something else

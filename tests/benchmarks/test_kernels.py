@@ -1,4 +1,4 @@
-"""How a GPU's kernels are grouped and summed, and what they are expected to move, without a GPU."""
+"""How kernels of a GPU are grouped and summed, and what they must move; without a GPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lpips_fast.bench.ceilings import Ceilings
 CASES = [Case("vgg", 2, 64), Case("alex", 3, 67), Case("squeeze", 2, 64)]
 SMALL = CASES[0]
 LIMITS = Ceilings(1e12, {"tf32": 1e14, "bfloat16": 2e14})
-NAMES = Path(__file__).with_name("kernel_names.txt")  # of an H200's profiles, cut at 110 characters, and their groups
+NAMES = Path(__file__).with_name("kernel_names.txt")  # from profiles of an H200, cut at 110 characters
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_groups_of_a_devices_names():
 
 
 def test_forward_kernels_of_a_backward_are_gradients():
-    """A gradient by turned filters runs a forward's kernel."""
+    """A gradient by turned filters runs the kernel of a forward."""
     names = ["_first_conv_relu_kernel", "sm90_fprop", "head_fwd", "_tap_bwd_kernel", "sm90_fprop", "nchwToNhwcKernel"]
     names += ["_head_tap_bwd_kernel", "sm90_fprop", "sm90_dgrad"]
     forward = ["first_conv_relu", CONVOLUTION, "head_fwd"]
@@ -78,7 +78,7 @@ def test_forward_kernels_of_a_backward_are_gradients():
     assert kernels.groups_of(calls) == (forward + backward) * 2
     record = next(r for r in kernels.rows(calls, 2, 1e-3, [], "tf32", LIMITS) if r["kernel"] == GRADIENT)
     assert record["calls"] == 3
-    # Where our first layer is not used, no gradient is by turned filters.
+    # Without our first layer, no gradient is by turned filters.
     calls = [Kernel(name, 0, 1) for name in ("sm90_fprop", "lpips_fast::head_bwd_kernel", "sm90_dgrad") * 2]
     assert kernels.groups_of(calls) == [CONVOLUTION, "head_bwd", GRADIENT] * 2
 
@@ -108,7 +108,7 @@ def test_busy_counts_overlapping_kernels_once():
 
 
 def two_calls():
-    """Of a call: a convolution, two of bias_relu, a fill; the second call is slower by 2 us a kernel."""
+    """Two calls of a convolution, two bias_relu and a fill. Each kernel of the second call takes 2 us longer."""
     names = ["sm80_fprop", "_bias_relu_kernel", "_bias_relu_kernel", "Memset (Device)"]
     return [Kernel(name, 100 * i, 100 * i + 10 * (i % 4 + 1) + 2 * (i // 4)) for i, name in enumerate(names * 2)]
 
@@ -160,7 +160,7 @@ def test_forward_moves_what_the_shapes_say(case, precision, itemsize):
     images, affine, of_first = n * 3 * case.size**2 * 4, 2 * 3 * 4, first.weight.numel() + first.out_channels
     assert total(passes, "first_conv_relu") == images + affine + itemsize * (of_first + n * layers[0].outputs)
     biases = sum(module.out_channels for module in others)
-    with_pool = layers[1].name == "conv1_2"  # of VGG; cuDNN's ReLU begins behind the first tap
+    with_pool = layers[1].name == "conv1_2"  # only VGG; after the first tap cuDNN does the ReLU
     if with_pool:
         y, biases = layers[1].outputs, biases - others[0].out_channels
         assert total(passes, "bias_relu") == itemsize * (n * (2 * y + y // 4) + others[0].out_channels)
@@ -194,14 +194,14 @@ def test_step_moves_what_the_shapes_say():
     passes = kernels.traffic_of_ours(SMALL, "step", "bfloat16")
     n = SMALL.pairs
     taps = [n * c * h * w for c, h, w in cases.trunk_layers("vgg", 64)[1]]
-    # Each tap's gradient: the tap, the head's part and the result, and what comes from behind its pool.
+    # The gradient of a tap: the tap, the gradient of the head, the result, and the gradient of the pool after the tap.
     assert total(passes, "tap_bwd") == 2 * (3 * sum(taps) + sum(taps[:-1]) // 4)
-    # Each gradient is read and written in its place, and the signs are a bit a value.
+    # Each gradient is read and written in place, and the signs take a bit a value.
     sides = ((64, 64), (32, 128), (16, 2 * 256), (8, 2 * 512), (4, 2 * 512))
     first, *others = (n * side**2 * channels for side, channels in sides)
     values = first + sum(others)
     assert total(passes, "mask_by_signs") == 4 * values + values // 8
-    # The first layer writes its signs itself, for the first images only; other convolutions' outputs are read for them.
+    # The first layer writes its signs itself, for the first images only. For other layers their outputs are read.
     with_signs, without = (p.bytes for p in passes if p.name == "first_conv_relu")
     assert with_signs - without == first // 8
     assert total(passes, "pack_signs") == 2 * sum(others) + sum(others) // 8
@@ -282,7 +282,7 @@ def test_floors_take_the_measured_times(capsys, tmp_path):
 
 
 def test_table_of_totals(capsys, tmp_path):
-    """Ratios are of one commit; quantiles are shown where there are any."""
+    """A ratio is within one commit. Quantiles are shown if there are any."""
     file = tmp_path / "kernels.jsonl"
     common = {**SMALL._asdict(), "mode": "step", "precision": "tf32", "calls": 3.0, "device_us": 1000.0}
     common |= {"device": "a GPU", "torch": "2", "date": "2026-01-01T00:00"}

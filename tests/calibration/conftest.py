@@ -1,4 +1,4 @@
-"""A small data set, judged by an AlexNet with random weights in its trunk and a peculiar taste."""
+"""A small data set, judged by an AlexNet with a random trunk and a marked taste."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def samples(tmp_path_factory, make_ours):
 
 @pytest.fixture
 def some(samples):
-    """The first 70 of them."""
+    """The first 70 triplets."""
     some = copy.copy(samples)
     some.names = samples.names[:70]
     return some
@@ -31,7 +31,7 @@ def some(samples):
 
 @pytest.fixture
 def make(make_ours):
-    """A Calibration of random linear weights."""
+    """Makes a Calibration of random linear weights."""
 
     def make(net="alex", triplets=80, options=(), **recipe):
         torch.manual_seed(1)

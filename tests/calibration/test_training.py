@@ -1,4 +1,4 @@
-"""The training: against the reference's Trainer, resumed, with cached features, and whether it learns."""
+"""The training: against the Trainer of lpips, resumed, with cached features, and whether it learns."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def assert_same(found, expected, **tolerance):
 
 @pytest.mark.parametrize("net", ["alex", "squeeze"])
 def test_as_the_reference(net, make, monkeypatch):
-    """The same weights after 20 steps from the same start, dropout off."""
+    """Both have the same weights after 20 steps from the same start, with dropout off."""
     lpips = pytest.importorskip("lpips")
     calibration = make(net, triplets=1000, dropout=False, learning_rate=1e-3)
     trainer = lpips.Trainer()
@@ -46,7 +46,7 @@ def test_as_the_reference(net, make, monkeypatch):
     trainer.net.load_state_dict(calibration.fn.state_dict())
     trainer.rankLoss.load_state_dict(calibration.state_dict()["ranking"])
     trainer.net.eval()
-    if net == "squeeze":  # whose trunk the reference destroys: it clamps every 1x1 convolution, not its own only
+    if net == "squeeze":  # lpips destroys this trunk: it clamps every 1 x 1 convolution, not only the linear weights
         linear = list(trainer.net.lins.parameters())
         monkeypatch.setattr(trainer, "clamp_weights", lambda: [w.data.clamp_(min=0) for w in linear])
     before = copy.deepcopy(calibration.weights())
@@ -63,7 +63,7 @@ def test_as_the_reference(net, make, monkeypatch):
     assert_same(calibration.weights(), {name: theirs[name] for name in before}, atol=TRAINED_WEIGHTS_TOLERANCE)
     assert_same(calibration.state_dict()["ranking"], trainer.rankLoss.state_dict(), atol=TRAINED_WEIGHTS_TOLERANCE)
     moved = max((calibration.weights()[name] - before[name]).abs().max().item() for name in before)
-    assert moved > 1e-2  # a thousand times what they may differ by
+    assert moved > 1e-2  # a thousand times the tolerance
 
 
 def test_learning_rate():
@@ -84,7 +84,7 @@ def test_batches(make):
 
 
 def test_dropout(make):
-    """Half of the squared differences count double: as nn.Dropout, in mean and in spread."""
+    """Half of the squared differences count double: mean and spread are those of nn.Dropout."""
     torch.manual_seed(0)
     model = make()._model
     taps = [torch.rand(6, c, 2, 3) for c in model.fn.chns]
@@ -115,7 +115,7 @@ def test_weights_stay_non_negative(make, samples):
 
 
 def test_resume(make, samples):
-    """To the bit, in the middle of an epoch, with dropout."""
+    """A resumed run is equal to the bit, in the middle of an epoch, with dropout."""
     recipe = {"triplets": 20, "batch_size": 8, "epochs": 1, "decay_epochs": 2}
     whole, first, second = (make(**recipe) for _ in range(3))
     train(whole, samples, 9)
@@ -195,7 +195,7 @@ def test_cached_features(make, some, tmp_path, on_disk, dropout):
 
 @pytest.mark.parametrize("dropout", [False, True])
 def test_tuned_trunk(make, samples, tmp_path, dropout):
-    """It moves, and its file is read by lpips and by us."""
+    """The trunk changes, and lpips and we read its file."""
     lpips = pytest.importorskip("lpips")
     calibration = make(options={"pnet_tune": True}, batch_size=4, dropout=dropout)
     before = calibration.fn.net.slice1[0].weight.detach().clone()
@@ -220,7 +220,7 @@ def test_tuned_trunk(make, samples, tmp_path, dropout):
 
 
 def test_half_precision(make, samples):
-    """A trunk in bfloat16 learns much the same; the weights stay in float32."""
+    """With a trunk in bfloat16 the weights learn nearly the same, and stay in float32."""
     full, half = (make(options={"precision": p}, batch_size=16, dropout=False) for p in ("inherit", "bfloat16"))
     for calibration in (full, half):
         train(calibration, samples, 3)
@@ -240,7 +240,7 @@ def test_errors(make, make_ours):
 
 @pytest.mark.parametrize("net, taste", [("alex", 0), ("squeeze", 3)])
 def test_recovers_the_judge(net, taste, shared, monkeypatch, tmp_path):
-    """On triplets it has not seen: at least 0.9 of the judge's own score, and clearly above uniform weights."""
+    """On unseen triplets: at least 0.9 of the judge's own score, and clearly above uniform weights."""
     monkeypatch.setenv("TORCH_HOME", str(shared / "torch_home"))
     judge = lpips_fast.LPIPS(net=net)
     give_taste(judge, taste)

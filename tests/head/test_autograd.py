@@ -9,8 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lpips_fast.head import autograd
 from lpips_fast.head.operators import HeadInput, Norm
 from lpips_fast.head.reference import head_bwd_ref, head_maps_ref, head_ref
-
-from .cases import GRAD_TOLERANCE, VALUE_TOLERANCE, assert_all_close, assert_close, features
+from tests.support.comparisons import assert_all_close, assert_close
+from tests.support.features import features
+from tests.support.tolerances import HEAD_GRAD_TOLERANCE, HEAD_VALUE_TOLERANCE
 
 ALL = {"need0": True, "need1": True, "need_weights": True}
 
@@ -66,7 +67,7 @@ def test_gradients_without_autograd(backend, device, mean, norm):
     n = len(inputs.weights)
     for i, name in enumerate(("d_feats0", "d_feats1", "d_weights")):
         kind = slice(i * n, (i + 1) * n)
-        assert_all_close(found[kind], expected[kind], GRAD_TOLERANCE, name)
+        assert_all_close(found[kind], expected[kind], HEAD_GRAD_TOLERANCE, name)
 
 
 def test_gradient_of_the_gradient_needs_no_operator(backend, device):
@@ -92,4 +93,4 @@ def test_vmap_goes_by_the_reference(backend, device, maps):
     assert operators.names == []
     expected = function("reference", HeadInput(feats0[:1], feats1[:1], weights[:1], Norm()))
     expected = expected[0] if maps else expected
-    assert_close(found[:, 0], expected, VALUE_TOLERANCE[torch.float32], "value")
+    assert_close(found[:, 0], expected, HEAD_VALUE_TOLERANCE[torch.float32], "value")

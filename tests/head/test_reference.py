@@ -7,8 +7,9 @@ import torch
 
 from lpips_fast.head.operators import HeadInput, Norm, accumulation_dtype
 from lpips_fast.head.reference import head_bwd_ref, head_maps_ref, head_ref, normalize_channels
-
-from .cases import GRAD_TOLERANCE, LAYOUTS, assert_all_close, features
+from tests.support.comparisons import assert_all_close
+from tests.support.features import LAYOUTS, features
+from tests.support.tolerances import HEAD_GRAD_TOLERANCE
 
 NORMS = (Norm(), Norm(0.1), Norm(1e-8, inside_sqrt=True), Norm(0.0))
 
@@ -30,7 +31,7 @@ def test_closed_form_is_autograds_gradient(layout, mean, norm):
     n = len(inputs.weights)
     for i, name in enumerate(("d_feats0", "d_feats1", "d_weights")):
         kind = slice(i * n, (i + 1) * n)
-        assert_all_close(found[kind], expected[kind], GRAD_TOLERANCE, name)
+        assert_all_close(found[kind], expected[kind], HEAD_GRAD_TOLERANCE, name)
 
 
 @pytest.mark.parametrize("needs", [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)])

@@ -11,16 +11,9 @@ import lpips_fast
 from lpips_fast.head import autograd
 from lpips_fast.head.operators import HeadInput, Norm
 from lpips_fast.head.reference import head_bwd_ref, head_maps_ref, head_ref
-
-from ..head.cases import (
-    GRAD_TOLERANCE,
-    LAYOUTS,
-    VALUE_TOLERANCE,
-    assert_all_close,
-    assert_close,
-    features,
-    to_float64,
-)
+from tests.support.comparisons import assert_all_close, assert_close
+from tests.support.features import LAYOUTS, features, to_float64
+from tests.support.tolerances import HEAD_GRAD_TOLERANCE, HEAD_VALUE_TOLERANCE
 
 pytestmark = pytest.mark.skipif(
     lpips_fast.backends()["triton"] is not None, reason="no GPU, and Triton's interpreter is off"
@@ -49,14 +42,14 @@ def test_several_programs_an_image(kernels, layout, mean):
     found = [autograd.head("triton", inputs)] if mean else autograd.head_maps("triton", inputs)
     expected = [head_ref(exact)] if mean else head_maps_ref(exact)
     for f, e in zip(found, expected, strict=True):
-        assert_close(f, e, VALUE_TOLERANCE[torch.float32], "value")
+        assert_close(f, e, HEAD_VALUE_TOLERANCE[torch.float32], "value")
     grads = [torch.randn_like(f) for f in found]
     d_found = autograd.head_backward("triton", inputs, grads, mean=mean, **NEEDS)
     d_expected = head_bwd_ref(exact, to_float64(grads), mean=mean, **NEEDS)
     n = len(weights)
     for i, name in enumerate(("d_feats0", "d_feats1", "d_weights")):
         kind = slice(i * n, (i + 1) * n)
-        assert_all_close(d_found[kind], d_expected[kind], GRAD_TOLERANCE, name)
+        assert_all_close(d_found[kind], d_expected[kind], HEAD_GRAD_TOLERANCE, name)
 
 
 def test_rows_of_pixels_without_gaps(kernels):

@@ -40,7 +40,7 @@ def gpu(monkeypatch):
 
 @pytest.fixture
 def run_steps(gpu, monkeypatch, capsys, tmp_path):
-    """Runs main() with these steps; its status, the steps' part of what it prints and the summary."""
+    """Runs main() with given steps. Returns its status, what it prints before the summary, and the summary."""
 
     def run_steps(*planned, only=()):
         monkeypatch.setattr(gpu, "steps", lambda *_: iter(planned))
@@ -76,7 +76,7 @@ def test_a_failing_step_keeps_none_from_running(gpu, run_steps, tmp_path):
 
 
 def test_all_logs_are_in_one_file(gpu, run_steps, tmp_path):
-    """Those of steps that were stopped, too; and none of an earlier call."""
+    """The file has the logs of stopped steps, too, and none of an earlier call."""
     slow = gpu.Step("slow", 1, python("import time; print('first line'); time.sleep(9)"))
     run_steps(gpu.Step("earlier", 20, python("print('of an earlier call')")))
     run_steps(gpu.Step("fails", 20, python("print('a reason'); raise SystemExit(3)")), slow)
@@ -88,7 +88,7 @@ def test_all_logs_are_in_one_file(gpu, run_steps, tmp_path):
 
 
 def test_a_failing_step_says_what_failed(gpu, run_steps):
-    """However long its output is: only the end of all that is printed may be read."""
+    """However long the output is, because perhaps only the end of everything printed is read."""
     noise = "print('noise ' * 100)\nfor i in range(3000): print('noise', i)\n"
     status, printed, _ = run_steps(
         gpu.Step("tests", 20, python(f"print('FAILED test_a - error')\n{noise}raise KeyError"))
@@ -100,7 +100,7 @@ def test_a_failing_step_says_what_failed(gpu, run_steps):
 
 
 def test_steps_run_together(gpu, run_steps, tmp_path):
-    """Each waits for the other; and a third for neither."""
+    """Each of two steps waits for the other. A third waits for neither."""
     wait = "import pathlib, time\npathlib.Path({0!r}).touch()\nwhile not pathlib.Path({1!r}).exists(): time.sleep(0.01)"
     files = [str(tmp_path / name) for name in "ab"]
     planned = [gpu.Step(f"step {a[-1]}", 60, python(wait.format(a, b)), together=True) for a, b in (files, files[::-1])]
@@ -120,7 +120,7 @@ def test_all_of_it_fits_in_nine_minutes(gpu, tmp_path):
         assert planned[-1].name == "report"
         assert planned[-1].limit <= gpu.REPORT
         assert all(step.limit <= gpu.LIMIT - gpu.REPORT for step in planned)
-    assert gpu.LIMIT + 20 <= 9 * 60  # the import of torch comes before
+    assert gpu.LIMIT + 20 <= 9 * 60  # the import of torch comes on top
 
 
 def test_nothing_is_measured_while_tests_run(gpu, tmp_path):
@@ -129,7 +129,7 @@ def test_nothing_is_measured_while_tests_run(gpu, tmp_path):
 
 
 def test_each_test_on_the_device_is_in_one_step(gpu, tmp_path):
-    """What a step of its own has is not in the last one's; what is named is there."""
+    """Tests with a step of their own are not in the last step, and the files that are named exist."""
     tests = {step.name: step.command for step in planned_steps(gpu, tmp_path) if "pytest" in step.command}
     last = tests.pop("all other tests")
     assert f"not ({gpu.ON_DEVICE})" in last
@@ -141,7 +141,7 @@ def test_each_test_on_the_device_is_in_one_step(gpu, tmp_path):
 
 
 def test_providers_and_cases_are_known(gpu, tmp_path):
-    """And all that suit a GPU are measured."""
+    """And all providers for a GPU are measured."""
     measured = set()
     for step in planned_steps(gpu, tmp_path):
         given = list(zip(step.command, step.command[1:]))
@@ -173,7 +173,7 @@ def test_what_was_skipped_is_no_success(gpu, monkeypatch, tmp_path, code, outcom
 
 
 def test_backends_must_be_there(gpu, monkeypatch):
-    """Else a build in which nvcc failed would pass, with the tests of its kernels skipped."""
+    """Otherwise a build in which nvcc failed would pass, with the tests of its kernels skipped."""
     there = dict.fromkeys(("reference", "cpu", "cuda", "triton"))
     monkeypatch.setattr("lpips_fast.backends", lambda: {**there, "cuda": "the compiled library was built without nvcc"})
     with pytest.raises(SystemExit, match="missing: cuda: the compiled library was built without nvcc"):
@@ -181,7 +181,7 @@ def test_backends_must_be_there(gpu, monkeypatch):
 
 
 def works_on_the_cpu(backend):
-    """Triton does in its interpreter alone, which is off where there is a GPU."""
+    """Triton works there only in its interpreter, which is off if there is a GPU."""
     try:
         return backends.choose(backend, torch.device("cpu")) == backend
     except (RuntimeError, ValueError):

@@ -20,7 +20,7 @@ def test_tables_are_the_records():
 
 
 def test_tables_of_lpips_stay_where_it_is_not_installed(monkeypatch, capsys):
-    """Without them a document is not out of date, and they are named."""
+    """A document is not out of date for lack of lpips, and a line names the tables."""
     stale = "<!-- python -m benchmarks.kernels --floors --case vgg:1:16 -->\nold\n<!-- end of table -->"
     monkeypatch.setitem(sys.modules, "lpips", None)
     tables = runpy.run_path(str(ROOT / "tools" / "tables.py"))

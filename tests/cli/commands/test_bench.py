@@ -43,7 +43,7 @@ def test_bench(tmp_path):
 
 
 def wrong_lpips(weights, sample):
-    """Ours, and all distances too large by a tenth."""
+    """Our LPIPS with distances that are too large by a tenth."""
     fn = providers.copied(weights, sample[0])
     return lambda in0, in1: 1.1 * fn(in0, in1)
 
@@ -57,7 +57,7 @@ def test_exit_status_and_usage(monkeypatch):
     absent = Provider(wrong_lpips, package="no_such_package")
     monkeypatch.setattr(providers, "PROVIDERS", {"lpips 0.1.4": absent, "ours": Provider(wrong_lpips)})
     assert run().exit_code == 1
-    result = run("--provider", "lpips 0.1.4")  # a peer's absence is no failure
+    result = run("--provider", "lpips 0.1.4")  # it is no failure that another package is missing
     assert result.exit_code == 0
     assert "not measured: lpips 0.1.4: no_such_package is not installed" in result.output
     result = run("--provider", "nobody")
