@@ -266,8 +266,8 @@ def _plan(slices: Sequence[nn.Sequential]) -> Plan:
                 steps[-1] = steps[-1]._replace(pool=Pool(pool.kernel_size, pool.stride, pool.ceil_mode))
             else:
                 steps.append(conv(layer.squeeze, False))
-                parts = conv(layer.expand1x1, False), conv(layer.expand3x3, False)
-                steps.append(Expand(*parts, Conv(next(merged), 1, 1, tap), tap))
+                conv1x1, conv3x3 = conv(layer.expand1x1, False), conv(layer.expand3x3, False)
+                steps.append(Expand(conv1x1, conv3x3, next(merged), tap))
     return tuple(steps)
 
 

@@ -39,7 +39,7 @@ class Expand(NamedTuple):
 
     conv1x1: Conv
     conv3x3: Conv
-    merged: Conv  # both in one, by the tensors of `gpu_layers.merged_filters`
+    merged_at: int  # the number of the weight that does both, of `gpu_layers.merged_filters`
     tap: bool
     pool: Pool | None = None
 
