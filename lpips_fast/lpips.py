@@ -446,8 +446,8 @@ class LPIPS(LinearLayers):
         """The same by calling the layers, whatever they are now."""
         taps0 = self._called_taps(x0, normalize)
         taps1 = self._called_taps(x1, normalize) if isinstance(x1, Tensor) else x1
-        lins = self.linear_layers() if self.lpips else None
-        maps = called.maps(taps0, taps1, lins, self.linear_weights(), self.norm, frozen=self.eval_mode)
+        lins, weights = (self.linear_layers(), None) if self.lpips else (None, self.linear_weights())
+        maps = called.maps(taps0, taps1, lins, weights, self.norm, frozen=self.eval_mode)
         tap_shares = None if weight is None else shares(weight, [m.shape[2:] for m in maps])
         parts = parts_of_maps(maps, tap_shares, size if self.spatial else None)
         return sum(parts[1:], parts[0]), parts

@@ -262,21 +262,6 @@ def vgg_state(make_ours):
     return {k: t for k, t in make_ours("vgg").state_dict().items() if k.startswith("net.")}
 
 
-def as_before(module):
-    """A module as it was pickled when the layers were registered twice, and there were no hooks for the names."""
-    module = copy.deepcopy(module)
-    lins = list(module.lins)
-    if isinstance(module, taming.LPIPS):
-        module.__dict__["lins"] = lins
-    else:
-        module._modules["lins"] = nn.ModuleList(lins)
-    for hooks in (module._state_dict_hooks, module._load_state_dict_pre_hooks):
-        for key, hook in list(hooks.items()):
-            if getattr(hook, "hook", hook).__module__ == "lpips_fast.distance.lins":
-                del hooks[key]
-    return module
-
-
 def pickled(module):
     """As torch.save does it."""
     file = io.BytesIO()
@@ -285,46 +270,28 @@ def pickled(module):
     return torch.load(file, weights_only=False)
 
 
-def test_a_module_pickled_with_layers_registered_twice(make_ours):
-    new, images = make_ours(), pair(1, 31, 31)
-    old = pickled(as_before(new))
-    assert list(old.state_dict()) == list(new.state_dict())
-    assert [name for name, _ in old.named_children()] == [name for name, _ in new.named_children()]
-    assert len(old._state_dict_hooks) == len(new._state_dict_hooks)
-    expected = old(*images)
-    functional_call(old, {"lins.0.model.1.weight": torch.zeros(1, 64, 1, 1)}, images)
-    assert torch.equal(old(*images), expected)
+@pytest.mark.parametrize("options", ({}, {"lpips": False}, {"persistent": False}, None), ids=str)
+def test_a_module_pickled_whole(make_ours, options):
+    """Both names are there again, and lead to one layer. Without options: taming's."""
+    new = taming_lpips(make_ours) if options is None else make_ours(**options)
+    again, images = pickled(new), pair(1, 31, 31)
+    assert list(again.state_dict()) == list(new.state_dict())
+    assert [name for name, _ in again.named_children()] == [name for name, _ in new.named_children()]
+    expected = again(*images)
     assert torch.equal(expected, new(*images))
-    old.load_state_dict({name: t + 1 for name, t in new.state_dict().items()}, strict=True)
-    old.lins[0] = layer = lpips_fast.NetLinLayer(64)
-    assert old.lin0 is layer
-    assert "lins" not in old._modules
+    again.load_state_dict({name: t + 1 for name, t in new.state_dict().items()}, strict=True)
+    if options is None or options.get("lpips", True):
+        assert again.lins[0] is again.lin0
+        again.lins[0] = layer = lpips_fast.NetLinLayer(64)
+        assert again.lin0 is layer
 
 
-def test_a_layer_set_in_the_list_before_it_was_pickled(make_ours):
-    """lins.{k} alone was called then."""
-    new, images = make_ours(), pair(1, 31, 31)
-    old, layer = as_before(new), nn.Conv2d(64, 1, 1)
-    old._modules["lins"][0] = layer
-    old = pickled(old)
-    new.lin0 = layer
-    assert torch.equal(old(*images), new(*images))
-
-
-@pytest.mark.parametrize("options", ({"lpips": False}, {"persistent": False}), ids=str)
-def test_pickled_with_options(make_ours, options):
-    new = make_ours(**options)
-    old = pickled(as_before(new) if "lpips" not in options else new)
-    assert list(old.state_dict()) == list(new.state_dict())
-    old.load_state_dict(new.state_dict(), strict=True)
-
-
-def test_tamings_module_pickled_with_its_list(make_ours):
-    new = taming_lpips(make_ours)
-    old = pickled(as_before(new))
-    assert list(old.state_dict()) == list(new.state_dict())
-    assert "lins" not in old.__dict__
-    assert old.lins[0] is old.lin0
+@pytest.mark.parametrize("persistent", (True, False))
+def test_functional_call_of_a_module_pickled_whole(make_ours, persistent):
+    again, images = pickled(make_ours(persistent=persistent)), pair(1, 31, 31)
+    expected = again(*images)
+    functional_call(again, {"lins.0.model.1.weight": torch.zeros(1, 64, 1, 1)}, images)
+    assert torch.equal(again(*images), expected)
 
 
 @pytest.mark.parametrize("held", (False, True))
