@@ -1,4 +1,4 @@
-"""Filters as the CPU's kernels take them: their values, their layout, and when they are made."""
+"""Filters as the CPU's kernels take them: their values and their layout."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lpips_fast.trunk import cpu_filters, cpu_layers
+from lpips_fast.trunk import cpu_filters
 
 
 @pytest.mark.parametrize("row", range(6))
@@ -55,18 +55,3 @@ def test_filters_are_packed_in_panels():
     turned = cpu_filters.winograd_filters(weight, turned=True)
     assert turned.shape == (36, 1, 20, 16)
     torch.testing.assert_close(turned[:, 0, 18, 3], (g @ weight[18, 3].double().flip(0, 1) @ g.T).flatten().float())
-
-
-@pytest.mark.skipif(not cpu_layers.available(), reason="the compiled library is not there")
-def test_filters_are_made_only_where_they_are_used(make_ours, monkeypatch):
-    made = []
-    original = cpu_filters.winograd_filters
-    monkeypatch.setattr(cpu_filters, "winograd_filters", lambda *args, **kw: made.append(args) or original(*args, **kw))
-    fn = make_ours("alex")
-    images = torch.rand(2, 1, 3, 32, 32)  # the 3x3 convolutions are of 1 x 1 pixels here: direct ones are faster
-    fn(*images)
-    assert not made
-    fn(*torch.rand(2, 1, 3, 256, 256))
-    assert len(made) == 3
-    fn(*torch.rand(2, 1, 3, 256, 256))
-    assert len(made) == 3

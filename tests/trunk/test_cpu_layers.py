@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import lpips_fast
-from lpips_fast.trunk import cpu_layers
+from lpips_fast.trunk import cpu_filters, cpu_layers
 
 pytestmark = pytest.mark.skipif(not cpu_layers.available(), reason="the compiled library is not there")
 
@@ -140,3 +140,17 @@ def test_equal_bits_for_1_and_2_threads(make_ours, grad_in_forward):
         torch.set_num_threads(threads)
     for a, b in zip(*results):
         assert torch.equal(a, b)
+
+
+def test_filters_are_made_only_where_they_are_used(make_ours, monkeypatch):
+    made = []
+    original = cpu_filters.winograd_filters
+    monkeypatch.setattr(cpu_filters, "winograd_filters", lambda *args, **kw: made.append(args) or original(*args, **kw))
+    fn = make_ours("alex")
+    images = torch.rand(2, 1, 3, 32, 32)  # the 3x3 convolutions are of 1 x 1 pixels here: direct ones are faster
+    fn(*images)
+    assert not made
+    fn(*torch.rand(2, 1, 3, 256, 256))
+    assert len(made) == 3
+    fn(*torch.rand(2, 1, 3, 256, 256))
+    assert len(made) == 3
