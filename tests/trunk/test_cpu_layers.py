@@ -1,4 +1,4 @@
-"""LPIPS with Winograd's algorithm on the CPU, against float64; the operators have test_winograd.py."""
+"""LPIPS with Winograd's algorithm on the CPU, against float64."""
 
 from __future__ import annotations
 

@@ -256,7 +256,7 @@ def test_images_of_five_channels(make_ours, make_theirs):
 
 
 def test_snippets_of_docs_training(make_ours):
-    text = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
     section = text[text.index("## Other trunks, fewer taps, other channels") :]
     snippets = re.findall(r"^```python\n(.*?)^```", section[: section.index("\n## ", 3)], re.MULTILINE | re.DOTALL)
     assert len(snippets) == 3
