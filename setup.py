@@ -1,14 +1,18 @@
 """Builds lpips_fast/_C.abi3.so: the operators of the `cpu` backend and, where there is nvcc, of the `cuda` backend.
 
 The library uses LibTorch's stable ABI and no Python, so one build serves every Python and every torch from 2.11 on,
-with or without CUDA. It is optional: without a compiler the package installs all the same and falls back to plain
-torch. Environment variables:
+with or without CUDA. It is optional: without a compiler the package still installs, and runs in plain torch. These
+environment variables change the build:
 
-    LPIPS_FAST_NO_BUILD=1    build nothing; an editable installation has the library that lies in lpips_fast/, if any
-    LPIPS_FAST_NO_CUDA=1     leave the CUDA part out although there is nvcc
+    LPIPS_FAST_NO_BUILD=1    build nothing; an editable installation uses the library that is in lpips_fast/, if any
+    LPIPS_FAST_NO_CUDA=1     leave out CUDA even if there is nvcc
     LPIPS_FAST_CUDA_ARCHS    architectures, '80;90' or '80;90;100+PTX'; default: 80, 90 and 100, the last with PTX
-    LPIPS_FAST_SANITIZE=1    stop at the first wrong access to memory or undefined arithmetic: tools/sanitize.py
-    CUDA_HOME                the CUDA toolkit, where `nvcc` on the path would not lead to it
+    LPIPS_FAST_SANITIZE=1    add the sanitizers that tools/sanitize.py uses: the first error ends the process
+    CUDA_HOME                the CUDA toolkit, if `nvcc` on the path does not lead to it
+
+This one takes effect when the library runs (csrc/common/isa.h):
+
+    LPIPS_FAST_CPU_ISA       the instruction set of the CPU kernels, 'portable', 'avx2' or 'avx512'; default: the best
 """
 
 from __future__ import annotations
@@ -26,9 +30,9 @@ TORCH_TARGET_VERSION = (2 << 56) | (11 << 48)
 
 
 def cuda_toolkit() -> Path | None:
-    """The toolkit's folder, or None where no CUDA code is to be built.
+    """The toolkit's folder, or None if no CUDA code is built.
 
-    Where `nvcc` is a script or a link its own folder says nothing, so nvcc itself is asked.
+    `nvcc` can be a script or a link, whose folder says nothing. So this function asks nvcc itself.
     """
     if os.environ.get("LPIPS_FAST_NO_CUDA", "0") not in ("", "0"):
         return None
@@ -47,7 +51,7 @@ def cuda_toolkit() -> Path | None:
 
 
 def cuda_arch_flags(toolkit: Path) -> list[str]:
-    """-gencode flags for the architectures asked for, or for those of the default ones that this nvcc knows."""
+    """-gencode flags for LPIPS_FAST_CUDA_ARCHS, or for the default architectures that this nvcc knows."""
     wanted = os.environ.get("LPIPS_FAST_CUDA_ARCHS")
     if wanted:
         archs = [arch.strip().replace(".", "") for arch in re.split(r"[;,\s]+", wanted.strip())]
@@ -65,7 +69,7 @@ def cuda_arch_flags(toolkit: Path) -> list[str]:
 
 
 def native_build() -> dict:
-    """The part of setup()'s arguments that builds the library; empty, after a warning, where torch is not there."""
+    """The arguments of setup() that build the library. If torch is missing there are none, and a warning is printed."""
     if os.environ.get("LPIPS_FAST_NO_BUILD", "0") not in ("", "0"):
         return {}
     try:
@@ -76,12 +80,12 @@ def native_build() -> dict:
     sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp"))
     cuda_sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cu"))
     toolkit = cuda_toolkit() if cuda_sources else None
-    # Plain IEEE arithmetic; only what nobody reads, errno and the exception flags, is given up, so that loops with a
-    # square root or a division in a branch can be vectorised.
+    # Plain IEEE arithmetic, except that errno and the exception flags are not kept. Nobody reads them, and without them
+    # the compiler can vectorise loops with a square root or with a division in a branch.
     define = f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION:#018x}"
     cxx = [define, "-O3", "-g0", "-Wall", "-Wno-psabi", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
     nvcc = [define, "-O3", "-lineinfo", "--threads=0", "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden"]
-    # torch forbids the conversions of 16-bit types, for its own sake.
+    # torch's own build forbids the conversions of 16-bit types; these flags allow them.
     nvcc += ["-U__CUDA_NO_HALF_CONVERSIONS__", "-U__CUDA_NO_BFLOAT16_CONVERSIONS__"]
     sanitizers = []
     if os.environ.get("LPIPS_FAST_SANITIZE", "0") not in ("", "0"):
@@ -91,16 +95,16 @@ def native_build() -> dict:
     library_dirs, cuda_libraries, include_dirs = [], [], [str(ROOT / "csrc")]
     if toolkit is not None:
         cpp_extension.CUDA_HOME = str(toolkit)  # torch's own guess is None for a CPU build of torch
-        # torch refuses an nvcc of another major version than its own CUDA's. With the stable ABI and a runtime linked
-        # statically the two never meet.
+        # torch refuses an nvcc whose major version differs from that of torch's CUDA. The two never meet here: the ABI
+        # is stable, and the library links its own CUDA runtime statically.
         cpp_extension._check_cuda_version = lambda *_: None
         sources += cuda_sources
         nvcc += cuda_arch_flags(toolkit)
         include_dirs.append(str(toolkit / "include"))
         library_dirs += [str(path) for path in (toolkit / "lib64", toolkit / "lib") if path.is_dir()]
         cuda_libraries += ["cudart_static", "dl", "rt", "pthread"]
-        # torch before 2.13 has the current stream in libtorch_cuda, where this library finds it only through libtorch,
-        # which the linker would leave out. (It is in every build of torch, libtorch_cuda is not.)
+        # Before torch 2.13 the function for the current stream is in libtorch_cuda, which this library finds only
+        # through libtorch. The linker would leave libtorch out. (Every build of torch has it, unlike libtorch_cuda.)
         link += ["-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed"]
 
     library = cpp_extension.CppExtension(
@@ -116,12 +120,12 @@ def native_build() -> dict:
     )
 
     class BuildLibrary(cpp_extension.BuildExtension):
-        """Tries with CUDA, then without, then leaves the library out: an installation never fails for it."""
+        """Builds with CUDA, else without CUDA, else nothing: no installation fails because of the library."""
 
         def build_extensions(self) -> None:
             try:
                 super().build_extensions()
-            except Exception as error:  # whatever a compiler dies of, it must not stop the installation
+            except Exception as error:  # no failure of a compiler may stop the installation
                 if not any(source.endswith(".cu") for source in library.sources):
                     without_library(str(error))
                     Path(self.get_ext_fullpath(library.name)).unlink(missing_ok=True)  # an earlier build's

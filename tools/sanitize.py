@@ -2,9 +2,10 @@
 
     python tools/sanitize.py [ARGUMENTS OF PYTEST]
 
-Builds the package with both, without CUDA, into a folder that goes away again, and runs there the tests of the head and
-of the CPU's convolutions. The first wrong access to memory (also past the end of a tensor) or undefined arithmetic ends
-them with a report. For Linux, g++ or clang++ and torch as in `make test`.
+Builds the package with both sanitizers and without CUDA in a temporary folder. There it runs the tests of the head and
+of the CPU's convolutions, with each instruction set of the processor. The first wrong access to memory (also past the
+end of a tensor) or undefined arithmetic stops them with a report. This needs Linux, g++ or clang++, and torch as in
+`make test`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,15 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ("tests/head/test_operators.py", "tests/test_winograd.py", "tests/test_functional.py", "tests/test_fuzz.py")
-# Left out: what needs terabytes of address space or its own processes, is of another backend, or compiles.
+TESTS = (
+    "tests/head/test_operators.py",
+    "tests/csrc/test_head_cpu.py",
+    "tests/csrc/test_isa.py",
+    "tests/test_winograd.py",
+    "tests/test_functional.py",
+    "tests/test_fuzz.py",
+)
+# Left out: tests of other backends, tests that compile, and tests that need terabytes of address space.
 LEFT_OUT = "not triton and not 2_31 and not compiled and not opcheck"
 
 
@@ -35,7 +43,7 @@ def main() -> int:
         environment = {
             **os.environ,
             "LD_PRELOAD": " ".join(runtimes(libraries[0])),
-            # Not of interest: what the interpreter leaves for the end of the process.
+            # The interpreter frees much of its memory only by ending, so leaks are not reported.
             "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=1:strict_init_order=1",
             "UBSAN_OPTIONS": "print_stacktrace=1",
         }
@@ -44,7 +52,7 @@ def main() -> int:
 
 
 def runtimes(library: Path) -> list[str]:
-    """The sanitizers' own libraries, which must be in a process before anything else."""
+    """The sanitizers' own libraries. A process must load them before any other."""
     linked = subprocess.run(["ldd", str(library)], capture_output=True, text=True, check=True).stdout
     found = [line.split() for line in linked.splitlines() if "libasan" in line or "libubsan" in line]
     return sorted(words[2] for words in found)  # libasan first, as it demands

@@ -21,8 +21,8 @@
 #if defined(__CUDACC__)
 #define LPIPS_FAST_HD __host__ __device__ __forceinline__
 #else
-// Always inlined, for the CPU kernels are compiled for several instruction sets: the linker keeps one copy of an inline
-// function, and that might be the one the processor does not know.
+// Always inlined: the CPU kernels are compiled for several instruction sets, and of an inline function the linker would
+// keep one copy, perhaps one with instructions that the processor lacks.
 #define LPIPS_FAST_HD inline __attribute__((always_inline))
 #endif
 
@@ -50,7 +50,7 @@ LPIPS_FAST_HD NormFactors<T> norm_factors(T sum_sq, Norm<T> norm) {
   // `root == 0` and not `!(root > 0)`: a NaN must come out as NaN.
   if (root == T(0)) return {T(0), T(0)};
   if (norm.inside_sqrt) return {T(1) / root, T(1)};
-  // 1 + eps / root and not (root + eps) / root: where root has overflowed the gradient is 0 then, and no NaN.
+  // 1 + eps / root and not (root + eps) / root: the first gives a gradient of 0 where root has overflowed, not NaN.
   return {T(1) / (root + norm.eps), T(1) + norm.eps / root};
 }
 

@@ -1,4 +1,4 @@
-// What the head's operators on the CPU and in CUDA do with tensors.
+// Tensors of the head's operators on the CPU and in CUDA.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -15,7 +15,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
 
-// Calls `function` with a value of the features' type, for which Half and BFloat16 are the 16-bit ones.
+// Calls `function` with a value of the features' type. Half and BFloat16 are the types that stand for the 16-bit ones.
 template <typename Half, typename BFloat16, typename Function>
 void dispatch(const Tensors& feats, const Function& function) {
   STD_TORCH_CHECK(!feats.empty(), "lpips_fast: the head needs at least one layer");
@@ -33,7 +33,7 @@ void dispatch(const Tensors& feats, const Function& function) {
   }
 }
 
-// The type in which features are summed; math.h has it as Acc.
+// The type in which features are summed: Acc of math.h.
 inline ScalarType accumulation_type(const Tensor& feats) {
   return feats.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }

@@ -1,8 +1,8 @@
-// The first layer: few input channels, so Winograd's transforms would cost as much as they save. Direct convolution in
-// blocks of kRows pixels by vectors of output channels that stay in registers, from three rows of the image that are
-// scaled and padded on the way in (with zeros after the scaling, as a trunk pads).
+// The first layer. It has few input channels, so Winograd's transforms would cost as much as they save. The convolution
+// is direct, in blocks of kRows pixels by vectors of output channels that stay in registers. It reads three rows of the
+// image from a buffer, where they are scaled and then padded with zeros, as a trunk pads its scaled input.
 
-// R pixels of a row by V vectors of output channels; rows[dy] is a scaled, padded row of each channel in turn.
+// Computes R pixels of a row by V vectors of output channels. rows[dy] is a scaled and padded row, channel by channel.
 template <int R, int V>
 LPIPS_FAST_INLINE void first_conv_block(const FirstConv& p, const float* const rows[3], const float* u, int64_t panel,
                                         const float* bias, float* y, int64_t count) {
@@ -45,7 +45,7 @@ void first_conv_pixels(int64_t pixels, const FirstConv& p, const float* const ro
 void first_conv(const FirstConv& p, int64_t begin, int64_t end, float* buffer) {
   const int64_t ld = p.w + 2, slot = p.cin * ld, panel = p.cin * 9 * kPanel;
   constexpr int64_t vectors = kPanel / kWidth < kVectors ? kPanel / kWidth : kVectors;
-  int64_t filled = -1;  // the last row of x in the buffer, counted over all images and their two rows of padding
+  int64_t filled = -1;  // the last row in the buffer; counts all rows of all images, with two rows of padding each
   for (int64_t line = begin; line < end; ++line) {
     const int64_t n = line / p.h, h = line % p.h;
     const float* rows[3];

@@ -1,4 +1,5 @@
-// What the operators in winograd.cpp hand to the kernels in kernels.inl, which are compiled once per instruction set.
+// The data of the trunk's CPU kernels. portable.cpp, avx2.cpp and avx512.cpp compile kernels.inl, each for one
+// instruction set.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +11,7 @@ namespace lpips_fast::trunk {
 constexpr int64_t kTile = 4;     // outputs of a tile in each direction
 constexpr int64_t kPatch = 6;    // inputs of a tile in each direction
 constexpr int64_t kPoints = 36;  // products a tile and channel pair takes
-constexpr int64_t kPanel = 16;   // output channels of a packed filter panel; also the padding of channels in scratch
+constexpr int64_t kPanel = 16;   // output channels of a panel of packed filters; channels in scratch are padded to it
 
 // Activations with adjacent channels: the strides, in floats, of image, row and column.
 struct Pixels {
@@ -27,18 +28,18 @@ struct Conv {
   const float* x;
   Pixels x_strides;
   const float* filters;  // U, [36][cout / 16][cin][16]
-  // The rest is for the output, all of it dense NHWC; what is not wanted is null.
+  // The rest is for the output. Tensors are dense NHWC, and null where they are not needed.
   float* y;
   const float* bias;
   bool relu;
   float* pooled;               // 2x2 maxima of y
-  uint8_t* signs;              // bit c % 8 of byte c / 8 of a pixel: y_c is not <= 0
+  uint8_t* signs;              // bit c % 8 of byte c / 8 of a pixel: !(y_c <= 0)
   const float* addend;         // added to y
   const float* mask;           // y becomes 0 where this is <= 0
-  const uint8_t* mask_signs;   // the same from a `signs`
+  const uint8_t* mask_signs;   // y becomes 0 where a bit of these `signs` is 0
 };
 
-// The convolution of an image of few channels, scaled on the way in: direct, from any layout.
+// A direct 3x3 convolution of an image with few channels. The image has any layout and is scaled while it is read.
 struct FirstConv {
   int64_t n, h, w, cin, cout;
   const float* x;
@@ -51,7 +52,8 @@ struct FirstConv {
   uint8_t* signs;
 };
 
-// The gradient at a tap: (head's + what its 2x2 max pool sends back) where the tap is not <= 0; dense NHWC.
+// The gradient at a tap's ReLU: the head's gradient plus the one through the tap's 2x2 max pool, and 0 where tap <= 0.
+// Tensors are dense NHWC.
 struct ReluPool {
   int64_t n, h, w, c;
   const float* tap;
@@ -60,14 +62,14 @@ struct ReluPool {
   float* d_out;
 };
 
-// A ReLU's output, dense NHWC, and its signs.
+// A ReLU's output, dense NHWC, and its signs as in Conv.
 struct Signs {
   int64_t c;
   const float* y;
   uint8_t* signs;
 };
 
-// The gradient at the ReLU's input: d_y + addend where the signs say so; dense NHWC.
+// The gradient at a ReLU's input: d_y + addend, and 0 where the bit of the sign is 0. Tensors are dense NHWC.
 struct SignsMask {
   int64_t c;
   const float* d_y;
@@ -78,17 +80,17 @@ struct SignsMask {
 
 // The kernels of one instruction set.
 struct Kernels {
-  int64_t rows;  // tiles that one call of the innermost product takes
-  // V of tiles [begin, end), the first one at v; `patch` holds 36 ld_v floats.
+  int64_t rows;  // tiles in one block of the matrix product
+  // Computes V of tiles [begin, end), from v on; `patch` is scratch of 36 ld_v floats.
   void (*transform_input)(const Conv&, int64_t begin, int64_t end, float* v, float* patch);
-  // M of one point for `tiles` tiles and the panels [begin, end).
+  // Computes M at one point for `tiles` tiles and the panels [begin, end).
   void (*multiply)(const Conv&, int64_t point, int64_t tiles, int64_t begin, int64_t end, const float* v, float* m);
   void (*transform_output)(const Conv&, int64_t begin, int64_t end, const float* m);
-  // Output rows [begin, end) of all n h; `rows` holds 3 cin (w + 2) floats.
+  // Computes rows [begin, end) of the n h output rows; `rows` is scratch of 3 cin (w + 2) floats.
   void (*first_conv)(const FirstConv&, int64_t begin, int64_t end, float* rows);
-  // Pairs of rows [begin, end) of all n ceil(h / 2).
+  // Computes pairs of rows [begin, end) of all n ceil(h / 2).
   void (*relu_pool_bwd)(const ReluPool&, int64_t begin, int64_t end);
-  // Pixels [begin, end) of all n h w.
+  // Compute pixels [begin, end) of all n h w.
   void (*pack_signs)(const Signs&, int64_t begin, int64_t end);
   void (*mask_by_signs)(const SignsMask&, int64_t begin, int64_t end);
 };
@@ -105,7 +107,7 @@ extern const Kernels kKernels;
 }
 #endif
 
-// Those of the chosen instruction set.
+// The kernels of the instruction set that isa() chooses.
 inline const Kernels& kernels() {
   switch (isa()) {
 #if defined(__x86_64__)

@@ -1,5 +1,5 @@
-// The kernels of kernels.h for one instruction set. The file of each set includes it, after it has set kRows and
-// kVectors, the block of sums that stays in registers.
+// The kernels of kernels.h for one instruction set. The .cpp file of each set includes this file after it has defined
+// kRows and kVectors, the size of the block of sums that stays in registers.
 //
 // Instantiate no templates of the standard library here: the linker could keep the copy that is compiled for this
 // instruction set and give it to everyone.

@@ -11,7 +11,7 @@ void relu_pool_bwd(const ReluPool& p, int64_t begin, int64_t end) {
       const int64_t pooled = ((n * pooled_h + row / 2) * pooled_w + col / 2) * p.c;
       for (int64_t c = 0; c < p.c; c += kWidth) {
         const int64_t count = p.c - c;
-        IntVec chosen{};  // the window's element the pool took: the first maximum, or the last NaN
+        IntVec chosen{};  // the element that the pool took: the window's first maximum, or its last NaN
         FloatVec d_window{};
         if (whole) {
           d_window = load_some(p.d_pooled + pooled + c, count);

@@ -17,7 +17,7 @@ uint64_t mixed(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-// Adds up what two channels a step make of their bits and their place.
+// A sum over pairs of channels. Each term mixes the bits of the pair with its place.
 uint64_t hash_of(const float* x, int64_t channels) {
   uint64_t hash = 0, place = kOdd;
   int64_t c = 0;
@@ -39,9 +39,9 @@ uint32_t key_of(const float* x, int64_t channels) {
   return static_cast<uint32_t>(hash >> 32);
 }
 
-// The bits of the largest absolute value, which are in the order of the values; NaN is above all.
+// The bits of the largest absolute value. Bits are in the order of the values, and NaN is above all.
 int32_t largest_of(const float* x, int64_t channels) {
-  constexpr int64_t lanes = 8;  // which the compiler makes vectors of
+  constexpr int64_t lanes = 8;  // so that the compiler uses vectors
   int32_t largest[lanes] = {};
   int64_t c = 0;
   for (; c + lanes <= channels; c += lanes) {
@@ -60,7 +60,7 @@ int32_t largest_of(const float* x, int64_t channels) {
   return *std::max_element(largest, largest + lanes);
 }
 
-// A set of keys that may take one for another: a bit each, by the key's hash.
+// A set of keys with one bit for each hash of a key. It can mistake a key for another one that it has.
 class Filter {
  public:
   explicit Filter(int64_t expected) {
@@ -68,7 +68,7 @@ class Filter {
     words_.resize(std::max<int64_t>((int64_t{1} << (32 - shift_)) / 64, 1));
   }
 
-  // Whether it was there before.
+  // Adds a key; returns whether the set had it before.
   bool add(uint32_t key) {
     const uint32_t at = place(key);
     uint64_t& word = words_[at / 64];
@@ -89,7 +89,7 @@ class Filter {
   std::vector<uint64_t> words_;
 };
 
-// From keys to the index of an output; open addressing.
+// A hash table with open addressing, from keys to indices of outputs.
 class Table {
  public:
   explicit Table(int64_t expected) {
@@ -97,7 +97,7 @@ class Table {
     slots_.resize(capacity());
   }
 
-  // The index stored for a key; where there is none, `index` is stored.
+  // The index of a key. Stores `index` if the key is new.
   int32_t& find(uint64_t key, int32_t index) {
     if (4 * count_ >= 3 * capacity()) grow();
     Slot& slot = slots_[place(key)];
@@ -201,7 +201,7 @@ void Repeats::find_candidates(int64_t part) {
   if (pixels > std::numeric_limits<int32_t>::max()) return;
   const uint32_t* combined = combined_.get() + n * pixels;
   std::vector<uint8_t>& is_candidate = images_[n].is_candidate;
-  // Of nearly all outputs a filter, which stays in the cache, says that no other has their keys.
+  // The filter stays in the cache. It shows for nearly all outputs that no other output has their key.
   Filter seen(pixels / parts_of_image_), twice(pixels / parts_of_image_);
   for_each_of_part(part, [&](int64_t i) {
     if (seen.add(combined[i])) twice.add(combined[i]);
@@ -242,11 +242,13 @@ void Repeats::hash_pixels(int64_t padded_row) {
   const Image& image = images_[n];
   if (!has_candidates(n)) return;
   // Tiles overlap by two rows and two columns of their inputs.
-  const int64_t first = std::max<int64_t>(row - kPatch + kTile, 0) / kTile, last = std::min(row / kTile, p_.tiles_h - 1);
-  int64_t done = 0;  // columns before this one are
+  const int64_t first = std::max<int64_t>(row - kPatch + kTile, 0) / kTile;
+  const int64_t last = std::min(row / kTile, p_.tiles_h - 1);
+  int64_t done = 0;  // the first column that has no hash yet
   for (int64_t tile_col = 0; tile_col < p_.tiles_w; ++tile_col) {
     bool needed = false;
-    for (int64_t tile_row = first; tile_row <= last; ++tile_row) needed |= tile_has_candidates(image, tile_row, tile_col);
+    for (int64_t tile_row = first; tile_row <= last; ++tile_row)
+      needed |= tile_has_candidates(image, tile_row, tile_col);
     if (!needed) continue;
     const int64_t end = std::min(tile_col * kTile + kPatch, width_);
     for (int64_t col = std::max(done, tile_col * kTile); col < end; ++col) {
@@ -285,7 +287,7 @@ int32_t Repeats::largest_in_tile(const Image& image, int64_t i) const {
 
 bool Repeats::same_inputs(int64_t n, int64_t i, int64_t j) const {
   const int64_t row_i = i / p_.w, col_i = i % p_.w, row_j = j / p_.w, col_j = j % p_.w;
-  // Inside of the image three pixels lie one behind the other.
+  // Within the image, three pixels of a row lie one after the other.
   const auto inside = [](int64_t at, int64_t size) { return at > 0 && at + 1 < size; };
   const bool whole_rows = p_.x_strides.stride_w == p_.cin && inside(row_i, p_.h) && inside(row_j, p_.h) &&
                           inside(col_i, p_.w) && inside(col_j, p_.w);

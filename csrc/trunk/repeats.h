@@ -1,16 +1,16 @@
-// Outputs of a convolution that are equal because their inputs are.
+// Outputs of a convolution that are equal because their inputs are equal.
 //
-// Where images are flat, striped or ruled many outputs have equal inputs. Direct convolution gives them one value, to
-// the bit, and a max pool over them sends its gradient to the first. Winograd's rounding depends on the place in the
-// tile: the values would differ by about 1e-6, and the gradient would go to any of them. So of the outputs of an image
-// that have equal inputs only one is computed, the origin. The others are its copies. Tiles that hold only copies are
-// left out, which makes flat areas cheaper.
+// In flat, striped or ruled images many outputs have equal inputs. Direct convolution gives such outputs one value, to
+// the bit, and a max pool over them sends its gradient to the first one. Winograd's rounding depends on the place in
+// the tile: the values would differ by about 1e-6, and the gradient would go to any of them. So only one output of an
+// image is computed for each set of equal inputs, the origin. The others are its copies. Tiles that hold only copies
+// are skipped, which makes flat areas cheaper.
 //
-// Equal inputs are looked for in the whole image: after a pool, neighbours come from outputs that may lie far apart.
-// Rounding grows with the largest input of a tile, so the origin lies in the tile where that is smallest.
+// The search for equal inputs covers the whole image: after a pool, neighbours come from outputs that may lie far
+// apart. Rounding grows with the largest input of a tile, so the origin is in the tile where that input is smallest.
 //
-// Most images have no equal inputs. So the search begins with keys of the first channels of each pixel, which are one
-// line of the cache, and goes on with candidates alone: outputs whose 3x3 keys are those of another one.
+// Most images have no equal inputs. So the search first makes a key of each pixel from its first channels, which are
+// one cache line. It goes on with candidates only: outputs whose 3x3 keys another output has, too.
 #pragma once
 
 #include <cstdint>
@@ -21,11 +21,11 @@
 
 namespace lpips_fast::trunk {
 
-// Finds the copies among one convolution's outputs. The steps are to be taken in their order, each for all of its rows or
-// parts before the next. The calls of one step may run at the same time.
+// Finds the copies among one convolution's outputs. Take the steps in their order, and finish each for all rows or
+// parts before the next one starts. The calls of one step may run at the same time.
 class Repeats {
  public:
-  // Each image is searched in so many parts. Outputs are dealt to them by key, so that equal keys meet in one part.
+  // Each image is searched in `parts_of_image` parts. A key decides an output's part, so equal keys meet in one part.
   Repeats(const Conv& p, int64_t parts_of_image);
 
   int64_t padded_rows() const { return p_.n * height_; }  // of all images
@@ -36,15 +36,15 @@ class Repeats {
   void make_keys(int64_t padded_row);  // of pixels
   void combine_keys(int64_t row);      // of the 3x3 pixels of each output
   void find_candidates(int64_t part);
-  bool any_candidates();  // if not, there are no copies: do not take the further steps
+  bool any_candidates();  // if there are none, there are no copies: skip the other steps
   void hash_pixels(int64_t padded_row);
   void measure_tiles(int64_t row_of_tiles);
   void find_origins(int64_t part);
 
   bool has_candidates(int64_t n) const { return !images_[n].origins.empty(); }
-  // What output i of image n is a copy of, or i itself.
+  // The output that output i of image n is a copy of, or i itself.
   int64_t origin(int64_t n, int64_t i) const { return has_candidates(n) ? images_[n].origins[i] : i; }
-  // The tiles that hold an output which is no copy, in order.
+  // The tiles with at least one output that is not a copy, in order.
   std::vector<int64_t> tiles() const;
 
  private:
@@ -54,7 +54,7 @@ class Repeats {
   };
   struct Image {
     std::vector<uint8_t> is_candidate;  // [h w]
-    std::unique_ptr<Pixel[]> pixels;    // [height width]; only where candidates or their tiles need them
+    std::unique_ptr<Pixel[]> pixels;    // [height width]; set only where candidates or their tiles need it
     std::vector<int32_t> largest;       // [tiles_h tiles_w], of the inputs of tiles that have candidates
     std::vector<int32_t> origins;       // [h w]
   };

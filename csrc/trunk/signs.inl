@@ -1,4 +1,4 @@
-// The signs of a ReLU's output, one bit a value; and the gradient's way back through it.
+// The signs of a ReLU's output, one bit for each value, and the gradient through the ReLU.
 
 LPIPS_FAST_INLINE IntVec lane_bits() {
   IntVec bits;
@@ -6,7 +6,7 @@ LPIPS_FAST_INLINE IntVec lane_bits() {
   return bits;
 }
 
-// The kWidth signs from channel c on, as lanes of all ones or all zeros.
+// The signs of channels [c, c + kWidth), as lanes of all ones or all zeros.
 LPIPS_FAST_INLINE IntVec load_signs(const uint8_t* signs, int64_t c, int64_t count) {
   int32_t word = signs[c / 8];
   if constexpr (kWidth == 16) word |= count > 8 ? signs[c / 8 + 1] << 8 : 0;
@@ -14,7 +14,7 @@ LPIPS_FAST_INLINE IntVec load_signs(const uint8_t* signs, int64_t c, int64_t cou
   return ((word - IntVec{}) & lane_bits()) != 0;
 }
 
-// The signs of one pixel.
+// Packs the signs of one pixel.
 LPIPS_FAST_INLINE void store_signs(const float* y, int64_t channels, uint8_t* signs) {
   for (int64_t c = 0; c < channels; c += 8) {
     const int64_t count = smaller(8, channels - c);

@@ -1,10 +1,10 @@
-// Vectors of floats as the trunk uses them, besides common/vectors.inl.
+// Operations on vectors of floats that the trunk needs besides common/vectors.inl.
 
 constexpr int kWidth = kLanes<float>;
 
 LPIPS_FAST_INLINE FloatVec splat(float x) { return x - FloatVec{}; }
 
-// The first `count` of a vector's floats, the others 0.
+// A vector whose first `count` floats come from p; the others are 0.
 LPIPS_FAST_INLINE FloatVec load_some(const float* p, int64_t count) {
   if (count >= kWidth) return load(p);
   FloatVec v{};

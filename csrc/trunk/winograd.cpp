@@ -1,9 +1,9 @@
 // A 3x3 convolution by Winograd's algorithm, from tile to tile.
 //
-// The tiles go through in blocks, and a block through three steps (winograd/transforms.inl): input transform, 36 matrix
-// products, output transform. Where there are blocks enough, each thread takes whole blocks and keeps its own V and M in its
-// cache. Where there are few tiles or the filters are large, all threads work on one block, step by step, and the
-// transformed filters pass through the cache once for all of them.
+// Tiles are processed in blocks, and a block in three steps (winograd.inl): input transform, 36 matrix products, output
+// transform. If there are enough blocks, each thread takes whole blocks and keeps its own V and M in its cache. If
+// there are few tiles or the filters are large, all threads work on one block, step by step, so that the transformed
+// filters pass through the cache once for all threads.
 #include "trunk/winograd.h"
 
 #include <algorithm>
@@ -20,14 +20,15 @@ namespace {
 
 float maximum(float a, float b) { return a != a ? a : (a > b ? a : b); }  // a NaN stays, as in torch
 
-// How the tiles go through, from sizes and the number of threads alone.
+// How tiles are processed. It follows from sizes and the number of threads alone.
 struct Plan {
   int64_t block;  // tiles
   bool shared;    // all threads on one block
 };
 
 Plan plan(int64_t tiles, int64_t cin, int64_t cout, int64_t rows, int64_t threads) {
-  // More tiles a block mean fewer passes of the filters, fewer tiles a V and M nearer to the processor: measured.
+  // With more tiles in a block the filters are read fewer times; with fewer tiles V and M stay in a nearer cache. The
+  // numbers were chosen by measurement.
   constexpr int64_t most_bytes = 20 << 20;
   const int64_t bytes = kPoints * sizeof(float) * (cin + cout);
   const int64_t own = round_up(std::clamp<int64_t>((cin + cout) * 3 / 16, 24, 96), rows);
@@ -37,14 +38,14 @@ Plan plan(int64_t tiles, int64_t cin, int64_t cout, int64_t rows, int64_t thread
   return {std::min(round_up(ceil_div(tiles, blocks), rows), tiles), true};
 }
 
-// The tiles [0, tiles), or as many of p.chosen.
+// Computes the tiles [0, tiles), or the first `tiles` of p.chosen.
 void run_tiles(Conv& p, int64_t tiles) {
   const Kernels& k = kernels();
   p.ld_v = round_up(p.cin, kPanel), p.ld_m = round_up(p.cout, kPanel);
   const int64_t patch = kPoints * p.ld_v, panels = p.ld_m / kPanel;
   const int64_t threads = torch::stable::get_num_threads();
   const auto [block, shared] = plan(tiles, p.ld_v, p.ld_m, k.rows, threads);
-  // A line more than a power of two from point to point, or all 36 would fall on the same lines of the cache.
+  // A cache line is added between points: a distance of a power of two would put all 36 into the same cache sets.
   p.point_v = block * p.ld_v + kPanel, p.point_m = block * p.ld_m + kPanel;
   const int64_t size_v = kPoints * p.point_v, size_m = kPoints * p.point_m;
 
@@ -86,7 +87,7 @@ void run_tiles(Conv& p, int64_t tiles) {
 
 void set_tiles(Conv& p) { p.tiles_h = ceil_div(p.h, kTile), p.tiles_w = ceil_div(p.w, kTile); }
 
-// Fills in the outputs that are copies: y, its signs, and the pool's windows that hold one.
+// Fills in the outputs that are copies: y, its signs, and the pooled values of windows with a copy.
 void copy_repeats(const Conv& p, const Repeats& repeats) {
   const int64_t bytes = ceil_div(p.cout, 8), pairs = ceil_div(p.h, 2);
   for_each_job(p.n * pairs, [&](int64_t, int64_t job) {

@@ -11,16 +11,16 @@
 //           0      ba^2       -a^2       -b      1  0
 //           0     a^2b^2        0    -(a^2+b^2)  0  1
 //
-// and row i of G is (1, p_i, p_i^2) / prod over j != i of (p_i - p_j), with (0, 0, 1) for infinity (winograd.py).
-// The usual points, a = 1 and b = 2, lose more to rounding than they need: a = 5/8 and b = 3/2 make half the error
-// in float32 (the products a b near 1 keep the powers of one size), and every coefficient above stays exact.
+// and row i of G is (1, p_i, p_i^2) / prod over j != i of (p_i - p_j), with (0, 0, 1) for infinity. Python computes U.
+// With a = 5/8 and b = 3/2 the error in float32 is half of that with the usual points, a = 1 and b = 2, because powers
+// keep a similar size where the product a b is near 1. Every coefficient above is exact in float32.
 //
-// Channels are adjacent in memory, so a transform works on kWidth channels at once, with no shuffles. V and M are
-// [point][tile][channel]; the product for one point is a matrix product of [tiles, cin] by [cin, cout], in blocks of
+// Channels are adjacent in memory, so a transform works on kWidth channels at once, without shuffles. V and M are
+// [point][tile][channel]. The product for one point is a matrix product of [tiles, cin] by [cin, cout], in blocks of
 // kRows tiles by kVectors vectors of output channels that stay in registers. Sums run over input channels from first
-// to last, in parts of kDepth, whatever the blocks are, so results do not depend on them nor on the number of threads.
+// to last, in parts of kDepth, whatever the blocks are. So results depend neither on the blocks nor on the threads.
 //
-// A value that is not finite makes NaN of all outputs of the tiles that read it, not only of its own neighbours.
+// A value that is not finite turns all outputs of the tiles that read it into NaN, not only those of its neighbours.
 
 constexpr float kA = 0.625f, kB = 1.5f;
 constexpr float kA2 = kA * kA, kB2 = kB * kB;
@@ -56,7 +56,7 @@ LPIPS_FAST_INLINE TileAt tile_at(const Conv& p, int64_t tile) {
   return {tile / per_image, in_image / p.tiles_w * kTile, in_image % p.tiles_w * kTile};
 }
 
-// The 6x6 inputs of a tile that reaches over the image's edge, or whose channels do not fill vectors.
+// Copies the 6x6 inputs of a tile that extends beyond the image, or whose channels do not fill vectors.
 void fill_patch(const Conv& p, const float* image, TileAt at, float* patch) {
   for (int64_t i = 0; i < kPatch; ++i) {
     for (int64_t j = 0; j < kPatch; ++j, patch += p.ld_v) {
@@ -72,7 +72,7 @@ void fill_patch(const Conv& p, const float* image, TileAt at, float* patch) {
 }
 
 void transform_input(const Conv& p, int64_t begin, int64_t end, float* v, float* patch) {
-  const int64_t cin = p.cin, point_v = p.point_v;  // stores cannot change these
+  const int64_t cin = p.cin, point_v = p.point_v;  // copies, which no store can change
   for (int64_t tile = begin; tile < end; ++tile, v += p.ld_v) {
     const TileAt at = tile_at(p, tile);
     const float* image = p.x + at.n * p.x_strides.stride_n;
@@ -109,7 +109,7 @@ void transform_input(const Conv& p, int64_t begin, int64_t end, float* v, float*
   }
 }
 
-// c[R][V vectors] (+)= a[R][depth] b[depth][V vectors]; a vector's panel is its column / 16.
+// c[R][V vectors] (+)= a[R][depth] b[depth][V vectors]. Columns of b lie in panels of 16, `panel` floats apart.
 template <int R, int V>
 LPIPS_FAST_INLINE void multiply_block(const float* a, int64_t ld_a, const float* b, int64_t panel, int64_t depth,
                                       float* c, int64_t ld_c, bool add) {
@@ -138,7 +138,7 @@ LPIPS_FAST_INLINE void multiply_block(const float* a, int64_t ld_a, const float*
     }
 }
 
-// As multiply_block, for the `rows` <= R that are left.
+// As multiply_block, for `rows` <= R rows.
 template <int R, int V>
 void multiply_rows(int64_t rows, const float* a, int64_t ld_a, const float* b, int64_t panel, int64_t depth, float* c,
                    int64_t ld_c, bool add) {
@@ -148,7 +148,8 @@ void multiply_rows(int64_t rows, const float* a, int64_t ld_a, const float* b, i
   multiply_block<R, V>(a, ld_a, b, panel, depth, c, ld_c, add);
 }
 
-// Rows of a panel that stay in the first-level cache while all tiles pass. Parts are summed apart: a smaller error.
+// The rows of a panel that stay in the first-level cache while all tiles pass. The parts have sums of their own, which
+// also makes the error smaller.
 constexpr int64_t kDepth = 256;
 
 template <int V>

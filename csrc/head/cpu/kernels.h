@@ -1,5 +1,5 @@
-// What the kernels of the CPU head work on. They are compiled once for each instruction set (head_baseline.cpp,
-// head_avx2.cpp, both from head_kernels.inl), and head_cpu.cpp chooses among them for the processor it runs on.
+// The data of the CPU head's kernels. portable.cpp and avx2.cpp compile kernels.inl, each for one instruction set, and
+// operators.cpp calls the kernels that isa() chooses.
 #pragma once
 
 #include <cstdint>
@@ -15,9 +15,9 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-// [N, C, pixels] in memory, strides in elements: pixel p is (p / width) stride_h + (p % width) stride_w from the first.
-// Where an image's rows follow on each other, width is the number of its pixels. data is null for a gradient that was
-// not asked for.
+// [N, C, pixels] in memory; strides in elements. Pixel p lies (p / width) stride_h + (p % width) stride_w after the
+// first. If an image's rows follow each other in memory, width is the number of its pixels. data is null for a gradient
+// that is not needed.
 template <typename S>
 struct View {
   S* data = nullptr;
@@ -34,30 +34,31 @@ struct HeadLayer {
   View<const S> feats0, feats1;
   const Acc<S>* weights;
 
-  // Forward: where the map d goes, [N, pixels], or null.
+  // Forward: the map d, [N, pixels], or null.
   Acc<S>* map = nullptr;
 
   // Backward: s = grad * grad_scale.
   View<const Acc<S>> grad;
   Acc<S> grad_scale = 1;
   View<S> d_feats0, d_feats1;
-  bool stream = false;  // whether d_feats go around the caches
+  bool stream = false;  // whether d_feats are stored around the caches
 };
 
-// Pixels [first, last) of image n of a layer: what one thread does at a time.
+// Pixels [first, last) of image n of a layer: one thread's work at a time.
 struct HeadTask {
   int64_t layer, n, first, last;
 };
 
-// Rows of scratch are whole cache lines, so every loop over one runs in whole vectors; what is beyond the data is 0.
+// The length of a row of scratch for `count` values: whole cache lines, so that loops run in whole vectors. The values
+// beyond the data are 0.
 template <typename A>
 LPIPS_FAST_HD constexpr int64_t padded(int64_t count) {
   constexpr int64_t kLine = 64 / sizeof(A);
   return (count + kLine - 1) / kLine * kLine;
 }
 
-// A block of planes, C rows of pixels of both images in the accumulation type, stays in a core's second-level cache; a
-// block of pixel rows of C channels in the first-level one.
+// A block of planes (C rows of pixels of both images, in the accumulation type) fits a core's second-level cache. A
+// block of rows (some pixels of C channels) fits the first-level cache.
 constexpr int64_t kMaxBlockPixels = 1024, kMaxBlockRows = 32;
 
 template <typename A>
@@ -74,8 +75,8 @@ LPIPS_FAST_HD int64_t row_block_pixels(int64_t channels) {
   return fitting < 1 ? 1 : fitting > kMaxBlockRows ? kMaxBlockRows : fitting;
 }
 
-// One thread's scratch: the block of both images, numbers a channel, numbers a pixel. Of the last, r first holds sums
-// of squares, and in the backward t and q end as the factors of d_feats.
+// One thread's scratch: the blocks of both images, arrays over channels, arrays over pixels. r holds the sums of
+// squares first. In the backward t and q hold the factors of d_feats at the end.
 template <typename A>
 struct Scratch {
   A *f0, *f1, *weights, *d_weights, *r0, *q0, *r1, *q1, *t0, *t1, *s, *d;

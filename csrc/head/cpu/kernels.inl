@@ -1,19 +1,20 @@
-// The kernels of the CPU head for one instruction set. Formulas: head_math.h.
+// The CPU head's kernels for one instruction set. head/math.h has the formulas.
 //
-// The features come from memory once. Both passes over the channels (the norms, then what is made with them) and the
-// backward's third (d_feats) work on a block that is in cache by then:
+// Features are read from memory once, in blocks of pixels that stay in cache. Two passes go over a block's channels:
+// the first for the norms, the second for the sums that need them. The backward has a third pass, for d_feats. There
+// are two kinds of blocks:
 //
-//   planes  pixels adjacent (NCHW). Rows of pixels, one for each channel, are copied to scratch while their squares
-//           are summed: re-read in place, rows that lie a power of two apart would fall into the same few cache sets and
-//           throw each other out. Vectors run along the pixels. Any other strides take this way, too, gathered.
-//   rows    channels adjacent (channels-last) in both images. A pixel's channels are re-read where they are, unless they
-//           have to be converted or padded. Vectors run along the channels.
+//   planes  for adjacent pixels (NCHW). Rows of pixels, one for each channel, are copied to scratch while their squares
+//           are summed. Rows that lie a power of two apart share a few cache sets, so they would evict each other if
+//           they were read again in place. Vectors run along the pixels. Pixels of any other strides are gathered.
+//   rows    for adjacent channels (channels-last) in both images. A pixel's channels are read again in place, unless
+//           they must be converted or padded. Vectors run along the channels.
 //
-// Scratch is padded with zeros, for which every result is 0. In the backward, with t0 = sum_k w_k (a_k - b_k) a_k,
+// Scratch is padded with zeros, for which every result is 0. With t0 = sum_k w_k (a_k - b_k) a_k, the backward is
 //
 //   dL/df0_c = 2 s r0 (w_c (a_c - b_c) - a_c t0 q0),
 //
-// and dL/df1 is the same with the images exchanged.
+// and dL/df1 likewise with the images exchanged.
 
 namespace lpips_fast::cpu::LPIPS_FAST_ISA {
 namespace {
@@ -21,7 +22,8 @@ namespace {
 #include "common/vectors.inl"
 #include "head/cpu/storage.inl"
 
-// std::fill_n and the like would be compiled for this instruction set under a name shared with all others.
+// In place of std::fill_n and std::copy_n, which would be compiled for this instruction set under a name that all sets
+// share.
 template <typename A>
 LPIPS_FAST_INLINE void fill_zeros(A* to, int64_t count) {
   __builtin_memset(to, 0, count * sizeof(A));
@@ -43,7 +45,7 @@ void load_weights(const A* weights, int64_t channels, Scratch<A>& m) {
   fill_zeros(m.weights + channels, padded<A>(channels) - channels);
 }
 
-// Sums of squares, in r, to r and q.
+// Turns the sums of squares in r into r and q.
 template <typename A>
 void to_norm_factors(int64_t count, Norm<A> norm, A* __restrict r, A* __restrict q) {
   for (int64_t i = 0; i < count; ++i) {
@@ -53,7 +55,7 @@ void to_norm_factors(int64_t count, Norm<A> norm, A* __restrict r, A* __restrict
   }
 }
 
-// s of pixels [first, first + count), then zeros.
+// Writes s of pixels [first, first + count), then zeros.
 template <typename S>
 void load_s(const HeadLayer<S>& layer, int64_t n, int64_t first, int64_t count, Acc<S>* s) {
   const auto* grad = layer.grad.data + n * layer.grad.stride_n;
@@ -61,7 +63,7 @@ void load_s(const HeadLayer<S>& layer, int64_t n, int64_t first, int64_t count, 
   fill_zeros(s + count, padded<Acc<S>>(count) - count);
 }
 
-// Per pixel, from q and t to the factors of d_feats: t0 q0 in t, 2 s r0 in q.
+// Turns t into t q and q into 2 s r, the factors of d_feats at each pixel.
 template <typename A>
 void to_gradient_factors(int64_t count, const A* __restrict s, const A* __restrict r, A* __restrict q,
                          A* __restrict t) {
@@ -99,7 +101,7 @@ LPIPS_FAST_INLINE void pack_plane_rows(const S* rows, int64_t stride_c, int64_t 
   }
 }
 
-// Pixels [first, first + count) of all channels to the block; their sums of squares.
+// Copies pixels [first, first + count) of all channels to the block and sums their squares.
 template <typename S>
 void pack_planes(const View<const S>& view, int64_t channels, int64_t n, int64_t first, int64_t count, Acc<S>* block,
                  Acc<S>* sum_sq) {
@@ -161,7 +163,7 @@ void plane_projections(int64_t channels, int64_t width, Scratch<A>& m) {
   }
 }
 
-// One image's part of a block, and the numbers a pixel that its gradient needs.
+// One image's features in a block, and the factors of its gradient at each pixel.
 template <typename A>
 struct Side {
   const A *f, *r, *projection, *scale;
@@ -172,7 +174,7 @@ LPIPS_FAST_INLINE void plane_gradient_row(const Side<Acc<S>>& x, const Side<Acc<
                                           int64_t count, S* to) {
   using A = Acc<S>;
   const auto gradient = [&](int64_t i) __attribute__((always_inline)) {
-    const Vec<Acc<S>> a = rounded(load(x.f + row + i) * load(x.r + i)), b = rounded(load(y.f + row + i) * load(y.r + i));
+    const Vec<A> a = rounded(load(x.f + row + i) * load(x.r + i)), b = rounded(load(y.f + row + i) * load(y.r + i));
     return load(x.scale + i) * ((a - b) * weight - a * load(x.projection + i));
   };
   int64_t i = 0;
@@ -186,7 +188,7 @@ LPIPS_FAST_INLINE void plane_gradient_row(const Side<Acc<S>>& x, const Side<Acc<
   if (i < count) store_partial(to + i, gradient(i), count - i);
 }
 
-// The gradient to image x of pixels [first, first + count).
+// The gradient with respect to image x at pixels [first, first + count).
 template <typename S>
 void plane_gradients(const Side<Acc<S>>& x, const Side<Acc<S>>& y, const Acc<S>* weights, int64_t channels, int64_t n,
                      int64_t first, int64_t count, bool streamed, const View<S>& d_feats) {
@@ -272,7 +274,7 @@ void head_bwd_planes(const HeadLayer<S>& layer, const HeadTask& task, Norm<Acc<S
 
 // ---- rows ----
 
-// A pixel's channels in the accumulation type and whole vectors: where they are, or converted and padded in `block`.
+// A pixel's channels in the accumulation type, padded to whole vectors: in place if they are so there, else in `block`.
 template <typename S>
 LPIPS_FAST_INLINE const Acc<S>* pack_row(const View<const S>& view, int64_t channels, int64_t n, int64_t p,
                                          Acc<S>* block) {
@@ -326,7 +328,7 @@ LPIPS_FAST_INLINE void row_projections(const A* f0, const A* f1, A r0, A r1, con
   t1 = sum_lanes(sum1);
 }
 
-// The gradient to the image whose features are x, at one pixel.
+// The gradient with respect to the image whose features are x, at one pixel.
 template <bool kStream, typename S>
 LPIPS_FAST_INLINE void row_gradient(const Acc<S>* x, const Acc<S>* y, Acc<S> r_x, Acc<S> r_y, Acc<S> projection,
                                     Acc<S> scale, const Acc<S>* weights, int64_t channels, S* to) {
@@ -365,10 +367,10 @@ LPIPS_FAST_INLINE void add_row_weight_gradient(const A* f0, const A* f1, A r0, A
   }
 }
 
-// The rows of a block of pixels, and their r and q.
+// Gets the rows of a block of pixels, and their r and q.
 template <typename S>
-void pack_rows(const HeadLayer<S>& layer, int64_t n, int64_t first, int64_t count, Norm<Acc<S>> norm, Scratch<Acc<S>>& m,
-               const Acc<S>** rows0, const Acc<S>** rows1) {
+void pack_rows(const HeadLayer<S>& layer, int64_t n, int64_t first, int64_t count, Norm<Acc<S>> norm,
+               Scratch<Acc<S>>& m, const Acc<S>** rows0, const Acc<S>** rows1) {
   const int64_t width = padded<Acc<S>>(layer.channels);
   for (int64_t i = 0; i < count; ++i) {
     rows0[i] = pack_row(layer.feats0, layer.channels, n, first + i, m.f0 + i * width);
@@ -438,7 +440,7 @@ void head_bwd_rows(const HeadLayer<S>& layer, const HeadTask& task, Norm<Acc<S>>
 
 }  // namespace
 
-// The sum of d over the task's pixels; the map, where there is one.
+// Returns the sum of d over the task's pixels, and writes the map if the layer has one.
 template <typename S>
 double head_fwd_kernel(const HeadLayer<S>& layer, const HeadTask& task, Norm<Acc<S>> norm, Acc<S>* scratch) {
   Scratch<Acc<S>> m(scratch, layer.channels);
@@ -446,7 +448,7 @@ double head_fwd_kernel(const HeadLayer<S>& layer, const HeadTask& task, Norm<Acc
   return channels_adjacent(layer) ? head_fwd_rows(layer, task, norm, m) : head_fwd_planes(layer, task, norm, m);
 }
 
-// d_feats of the task's pixels, and its part of d_weights, where d_weights is not null.
+// Writes d_feats at the task's pixels, and the task's part of d_weights unless d_weights is null.
 template <typename S>
 void head_bwd_kernel(const HeadLayer<S>& layer, const HeadTask& task, Norm<Acc<S>> norm, Acc<S>* scratch,
                      Acc<S>* d_weights) {

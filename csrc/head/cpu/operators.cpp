@@ -1,8 +1,9 @@
-// The operators of the `cpu` backend: head_fwd_cpu, head_maps_fwd_cpu, head_bwd_cpu. Contract: lpips_fast/head/operators.py.
+// The operators of the `cpu` backend: head_fwd_cpu, head_maps_fwd_cpu, head_bwd_cpu. lpips_fast/head/operators.py
+// states their contract.
 //
-// All layers, images and blocks of pixels make one list of tasks of about the same size, which torch's threads take one
-// after the other. Tasks do not depend on the number of threads, each leaves its sums in a place of its own, and these
-// are added in the list's order, in float64: the result is the same to the bit on any number of threads.
+// One list of tasks of about equal size covers all layers, images and blocks of pixels. Each thread takes the next task
+// that is free. The list does not depend on the number of threads, each task writes its sums to a place of its own, and
+// the sums are added in the list's order, in float64. So the result is the same to the bit on any number of threads.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -127,7 +128,7 @@ Tensors head_maps_fwd(const Tensors& feats0, const Tensors& feats1, const Tensor
   return maps;
 }
 
-// s of a layer: dL/dD spread over its pixels, or dL/dd.
+// Sets the layer's s: dL/dD spread over its pixels, or dL/dd.
 template <typename S>
 void set_grad(HeadLayer<S>& layer, const Tensors& grads, int64_t l, bool mean) {
   if (mean) {
@@ -151,7 +152,7 @@ Tensors head_bwd(const Tensors& grads, const Tensors& feats0, const Tensors& fea
   dispatch<Half, BFloat16>(feats0, [&](auto storage) {
     using S = decltype(storage);
     using A = Acc<S>;
-    // Gradients larger than this would not be in cache when they are read; the stores then spare memory a read.
+    // A gradient of this size leaves the cache before it is read. Stores around the caches then save a read of memory.
     constexpr int64_t kStreamBytes = 4 << 20;
     auto layers = make_layers<S>(feats0, feats1, weights);
     for (int64_t l = 0; l < n_layers; ++l) {

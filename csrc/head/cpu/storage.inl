@@ -1,5 +1,4 @@
-// Vectors of the accumulation type, loaded from and stored to any storage type. Included inside the namespace of an
-// instruction set, which defines kVectorBytes; plain operators on vectors are the compiler's.
+// Loads and stores of features of any storage type as vectors of the accumulation type, besides common/vectors.inl.
 
 using UintVec = Vec<uint32_t>;
 using Uint16Vec = VectorOf<uint16_t, kVectorBytes / 2>::type;
@@ -51,7 +50,7 @@ LPIPS_FAST_INLINE Uint16Vec to_bits(FloatVec v, const Half*) {
 LPIPS_FAST_INLINE void store(BFloat16* to, FloatVec v) { store_bits(to, to_bits(v, to)); }
 LPIPS_FAST_INLINE void store(Half* to, FloatVec v) { store_bits(to, to_bits(v, to)); }
 
-// A store around the caches, to an address that is a multiple of what is stored.
+// Stores around the caches. The address must be a multiple of the bytes that are stored.
 #if LPIPS_FAST_VECTOR_BYTES == 32
 LPIPS_FAST_INLINE void stream(float* to, FloatVec v) { _mm256_stream_ps(to, v); }
 LPIPS_FAST_INLINE void stream(double* to, Vec<double> v) { _mm256_stream_pd(to, v); }
@@ -84,7 +83,7 @@ LPIPS_FAST_INLINE void store_partial(S* to, Vec<Acc<S>> v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = whole[i];
 }
 
-// The sum of a vector's lanes, in an order of its own.
+// The sum of a vector's lanes, in a fixed order.
 template <typename V>
 LPIPS_FAST_INLINE auto sum_lanes(V v) {
   using A = std::remove_reference_t<decltype(v[0])>;
@@ -98,7 +97,7 @@ LPIPS_FAST_INLINE auto sum_lanes(V v) {
   }
 }
 
-// A product that is rounded before it is used: as part of a fused multiply-add, a c - b c would not be 0 for a = b.
+// The product, rounded before it is used. In a fused multiply-add, a c - b c would not be 0 for a = b.
 template <typename V>
 LPIPS_FAST_INLINE V rounded(V product) {
 #if defined(__x86_64__)

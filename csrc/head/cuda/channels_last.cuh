@@ -1,9 +1,9 @@
 // A tile of pixels whose channels are adjacent in memory (channels-last).
 //
-// `lanes` threads of a warp (4 to 32) share a pixel: thread `lane` of them has packs lane, lane + lanes, ... of its
-// channels, DEPTH of them, of each of PIXELS = 8 / DEPTH pixels. So sums over channels are butterflies within a warp,
-// and a tile needs no barrier. In two-byte types a warp copies runs of 64 bytes for C = 64, 128 for C = 128 and longer
-// ones above (twice that in float), and the rest of those lines in its next copies.
+// `lanes` threads of a warp (4 to 32) share a pixel. Thread `lane` has DEPTH packs of the pixel's channels, packs lane,
+// lane + lanes, ..., for each of PIXELS = 8 / DEPTH pixels. So sums over channels are butterflies within a warp, and a
+// tile needs no barrier. In two-byte types a warp copies runs of 64 bytes for C = 64, of 128 for C = 128 and longer
+// runs for more channels (twice that in float). Its next copies read the rest of these cache lines.
 #pragma once
 
 #include "head/cuda/layer.cuh"
@@ -100,7 +100,7 @@ struct ChannelsLastTile {
     factors1 = norm_factors(square1, norm);
   }
 
-  // Writes the map of the tile or, where only its mean is wanted, returns this thread's share of its sum.
+  // Writes the tile's map or, if only the mean is needed, returns this thread's share of the map's sum.
   __device__ __forceinline__ A forward(Norm<A> norm) const {
     load_tile();
     A sum = 0;
@@ -130,11 +130,11 @@ struct ChannelsLastTile {
     return sum;
   }
 
-  // Writes the gradients of the tile, and adds those of the weights to the block's row, which the first tile starts.
+  // Writes the tile's gradients, and adds the weights' gradients to the block's row, which the first tile starts.
   __device__ __forceinline__ void backward(Norm<A> norm, bool first) const {
     load_tile();
     const bool need0 = layer.d0.data != nullptr, need1 = layer.d1.data != nullptr;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000  // where three forms of it would spill registers
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000  // three instances would spill registers here
     if (need0 || need1) write_gradients<true, true>(norm);
 #else
     if (need0 && need1) write_gradients<true, true>(norm);
@@ -149,7 +149,7 @@ struct ChannelsLastTile {
     return layer.grad.data[image * layer.grad.stride_n + pixel(i) * layer.grad.stride_w] * layer.grad_scale;
   }
 
-  // Of the tensors that are asked for: what is not is not computed.
+  // Writes the gradients that are needed, and computes no others.
   template <bool NEED0, bool NEED1>
   __device__ __forceinline__ void write_gradients(Norm<A> norm) const {
 #pragma unroll 1
@@ -193,7 +193,7 @@ struct ChannelsLastTile {
     }
   }
 
-  // The weights' gradients. Takes the tile's memory, at the end, for the sums of each warp.
+  // Adds the tile's share of the weights' gradients. At the end the sums of each warp take the tile's memory.
   __device__ __forceinline__ void add_weight_sums(Norm<A> norm, bool first) const {
     A sums[DEPTH][VEC] = {};
 #pragma unroll 1

@@ -1,32 +1,36 @@
-// The kernels of the head's `cuda` backend: all layers in one launch, f0 and f1 read once, nothing of their size written forward.
+// The kernels of the head's `cuda` backend. One launch covers all layers and reads f0 and f1 once. The forward writes
+// nothing of their size.
 //
-// math.h has the formulas. A pixel needs three sums over its channels, each after the one before: the squares of
-// f0 and f1 (to r and q), then forward d, backward P0 = sum_c w_c (a_c - b_c) a_c and P1 with b_c; with s = dL/dd
+// head/math.h has the formulas. A pixel needs three sums over its channels, one after the other: the squares of f0 and
+// f1 (for r and q), then d in the forward, or P0 = sum_c w_c (a_c - b_c) a_c and P1 with b_c in the backward. With
+// s = dL/dd,
 //
 //   dL/df0_c = r0 (u_c - a_c t0)      u_c = 2 s w_c (a_c - b_c),  t0 = 2 s P0 q0
 //   dL/df1_c = r1 (b_c t1 - u_c)                                  t1 = 2 s P1 q1
 //
-// The products a_c and b_c are rounded before they are subtracted: fused into a multiply-add, the difference of two
-// equal ones would be a rounding error instead of 0.
+// The products a_c and b_c are rounded before they are subtracted. In a fused multiply-add the difference of two equal
+// products would be a rounding error instead of 0.
 //
-// Traffic. With V = N C H W the floor is 2 V elements read forward, and 2 V read and V written a gradient backward. It
-// is met by keeping a tile, some pixels of both tensors with all their channels, on chip between those sums, in shared
-// memory: 256 threads with 2 x 8 packs of 16 bytes each, 64 KiB, filled by asynchronous copies that take no registers.
-// Each thread copies what it alone uses, so that no barrier stands between copying and computing. With sums and factors
-// of pixels a block has at most 75,808 bytes, and three share the 228 KiB of a multiprocessor of an A100's successors
-// (two the 164 KiB of an A100), at up to 80 registers a thread.
+// Traffic. With V = N C H W the least is 2 V elements read in the forward; in the backward 2 V read, and V written for
+// each gradient. To reach it, a tile (some pixels of both tensors with all their channels) stays in shared memory from
+// sum to sum: 256 threads with 2 x 8 packs of 16 bytes each, 64 KiB, filled by asynchronous copies that take no
+// registers. Each thread copies only what it uses itself, so that no barrier stands between copying and computing. With
+// the sums and factors of pixels a block has at most 75,808 bytes. Three blocks share the 228 KiB of a multiprocessor
+// in an A100's successors (two the 164 KiB of an A100), with up to 80 registers a thread.
 //
-// Block shape. 4.8 TB/s of an H200 are 36 bytes a nanosecond for each of its 132 multiprocessors, and 36 KiB in flight
-// in each carry them through a loaded latency of 1 us; while one of three blocks computes the other two have 128 KiB in
-// flight. A tile takes 1.8 us of bandwidth, so a block may spend 5.4 us on loading and computing it. Computing is about
-// 6 instructions an element forward in two-byte types (5 in float) and 10 backward, 32 Ki or 16 Ki elements a tile: 0.9
-// and 0.4 us forward at four warp instructions a cycle. A tile of C = 512 is four packs wide, 64 bytes a row, the least
-// that uses whole bursts of memory; smaller ones would be narrower. planar.cuh and channels_last.cuh say how
-// the threads of a block lie on pixels and channels.
+// Block shape. An H200's 4.8 TB/s are 36 bytes a nanosecond for each of its 132 multiprocessors. 36 KiB in flight in
+// each of them cover a loaded latency of 1 us; while one of three blocks computes, the other two have 128 KiB in
+// flight. A tile takes 1.8 us of bandwidth, so a block may spend 5.4 us on loading and computing it. Computing takes
+// about 6 instructions an element in the forward for two-byte types (5 for float) and 10 in the backward. A tile has
+// 32 Ki elements of two bytes or 16 Ki floats: 0.9 and 0.4 us in the forward at four warp instructions a cycle. A tile
+// of C = 512 is four packs wide, 64 bytes a row, the least that uses whole bursts of memory; a smaller tile would be
+// narrower. planar.cuh and channels_last.cuh say how a block's threads are spread over pixels and channels.
 //
-// Sums over pixels are taken in two stages of fixed order: one number a tile (forward) or C numbers a block (d_weights,
-// few blocks then, each with a run of tiles), then a second small launch. No atomics, no host synchronisation, and the
-// only memory is torch's: the operators can be captured in a CUDA graph.
+// Sums over pixels have two stages of fixed order. The first leaves one number a tile (forward) or C numbers a block
+// (d_weights, with few blocks and a run of tiles for each). A second, small launch adds these up. There are no atomics,
+// no host synchronisation and no memory but torch's, so the operators can be captured in a CUDA graph.
+//
+// The main kernels take Norm's two members as parameters of their own. nvcc makes other machine code with a Norm there.
 #pragma once
 
 #include "head/cuda/channels_last.cuh"
@@ -44,7 +48,7 @@ __device__ __forceinline__ const Layer<T>& layer_of_block(const Layers<T>& layer
   return layers.layer[l];
 }
 
-// Calls `function` with a block's tile in the form of the layer's path.
+// Calls `function` with a tile of the type that the layer's path needs.
 template <typename T, typename Function>
 __device__ __forceinline__ void with_tile(const Layer<T>& layer, int64_t tile, Shared<T>& shared, Function function) {
   if (layer.path == Path::PLANAR) {
@@ -60,13 +64,13 @@ __device__ __forceinline__ void with_tile(const Layer<T>& layer, int64_t tile, S
 
 template <typename T>
 __global__ void __launch_bounds__(THREADS, BLOCKS)
-    head_fwd_kernel(const __grid_constant__ Layers<T> layers, Norm<Acc<T>> norm) {
+    head_fwd_kernel(const __grid_constant__ Layers<T> layers, Acc<T> eps, bool eps_inside_sqrt) {
   Shared<T>& shared = *reinterpret_cast<Shared<T>*>(dynamic_shared);
   const Layer<T>& layer = layer_of_block(layers);
   for (int i = 0; i < layer.tiles(); ++i) {
     const int64_t tile = layer.first_tile() + i;
     Acc<T> sum = 0;
-    with_tile(layer, tile, shared, [&](const auto& part) { sum = part.forward(norm); });
+    with_tile(layer, tile, shared, [&](const auto& part) { sum = part.forward({eps, eps_inside_sqrt}); });
     if (layer.map == nullptr) {
       sum = block_sum(sum, shared.warp_sums);
       if (threadIdx.x == 0) layer.partials[tile] = sum;
@@ -77,17 +81,18 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
 
 template <typename T>
 __global__ void __launch_bounds__(THREADS, BLOCKS)
-    head_bwd_kernel(const __grid_constant__ Layers<T> layers, Norm<Acc<T>> norm) {
+    head_bwd_kernel(const __grid_constant__ Layers<T> layers, Acc<T> eps, bool eps_inside_sqrt) {
   Shared<T>& shared = *reinterpret_cast<Shared<T>*>(dynamic_shared);
   const Layer<T>& layer = layer_of_block(layers);
   for (int i = 0; i < layer.tiles(); ++i) {
     with_tile(layer, layer.first_tile() + i, shared, [&](const auto& tile) {
-      tile.backward(norm, i == 0);
+      tile.backward({eps, eps_inside_sqrt}, i == 0);
     });
   }
 }
 
-// D(n, l) from the sums of its tiles: a block for each, layers in y. `out` is D's first of these layers' columns.
+// Computes D(n, l) from the sums of its tiles, with a block for each n (x) and layer (y). `out` is the first layer's
+// column of D.
 template <typename T>
 __global__ void __launch_bounds__(THREADS)
     head_mean_kernel(const __grid_constant__ Layers<T> layers, Acc<T>* out, int64_t n_images, int64_t stride_n) {
@@ -103,7 +108,7 @@ __global__ void __launch_bounds__(THREADS)
   }
 }
 
-// d_weights from its blocks' rows: 32 channels a block, layers in y.
+// Computes d_weights from the rows of the main kernel's blocks, with 32 channels a block (x) and layers in y.
 template <typename T>
 __global__ void __launch_bounds__(THREADS) head_d_weights_kernel(const __grid_constant__ Layers<T> layers) {
   __shared__ Acc<T> sums[WARPS][32];

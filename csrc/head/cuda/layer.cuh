@@ -1,4 +1,4 @@
-// What a kernel knows of the layers, and how it cuts them into tiles and blocks.
+// The kernels' data: layers, and how they are cut into tiles and blocks.
 #pragma once
 
 #include "head/cuda/pack.cuh"
@@ -7,9 +7,9 @@ namespace lpips_fast {
 
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
-// Sixteen-byte packs of each of f0 and f1 that a thread has in shared memory.
+// The packs of 16 bytes that a thread has in shared memory, of f0 and of f1 each.
 constexpr int PACKS = 8;
-// Blocks a multiprocessor: 228 KiB of shared memory hold three tiles of 2 * PACKS * THREADS * 16 bytes = 64 KiB.
+// Blocks on a multiprocessor: its 228 KiB of shared memory hold three tiles of 2 * PACKS * THREADS * 16 bytes = 64 KiB.
 constexpr int BLOCKS = 3;
 constexpr int MAX_LAYERS = 8;
 // The widest pixel of the channels-last path.
@@ -26,10 +26,10 @@ enum class Path : int { PLANAR, STRIDED, CHANNELS_LAST_2, CHANNELS_LAST_4 };
 
 template <typename T>
 struct Shared {
-  static constexpr int SLOTS = 32 * Pack<T>::SIZE;  // pixels of a planar tile, at most
+  static constexpr int SLOTS = 32 * Pack<T>::SIZE;  // the most pixels that a planar tile has
   Pack<T> tile[2][PACKS][THREADS];                  // of f0 and f1; each thread touches its own packs only
   Acc<T> r[2][SLOTS];
-  union {  // slot for slot, so that a thread may turn the sums of its own into factors without a barrier
+  union {  // slot by slot, so that a thread can turn its own sums into factors without a barrier
     Acc<T> sums[WARPS][SLOTS];
     Acc<T> factors[3][SLOTS];
   };
@@ -39,12 +39,12 @@ struct Shared {
 template <typename T>
 struct Layer {
   View<const T> f0, f1;
-  View<T> d0, d1;            // backward; null where the gradient is not asked for
+  View<T> d0, d1;            // backward; null if the gradient is not needed
   View<const Acc<T>> grad;   // backward; dL/dD or dL/dd
   Acc<T> grad_scale;         // dd/dD, 1 / (H W), or 1 for maps
   const Acc<T>* weights;     // [C]
   Acc<T>* map;               // forward: [N, H W], or null
-  Acc<T>* partials;          // forward: [n_tiles]; backward: [n_blocks, C], or null where d_weights is not asked for
+  Acc<T>* partials;          // forward: [n_tiles]; backward: [n_blocks, C], or null if d_weights is not needed
   Acc<T>* d_weights;         // backward: [C]
   int64_t n_pixels;          // H W
   int64_t tiles_per_image;
@@ -53,12 +53,12 @@ struct Layer {
   int n_blocks;
   int first_block;  // in the grid
   int channels;
-  int width;   // W, where the layer is not linear
+  int width;   // W, if the layer is not linear
   int lanes;   // planar: threads along a row of pixels; channels-last: threads along the channels of a pixel
   bool linear;
   Path path;
 
-  // What follows is this block's.
+  // These are of the block that runs.
   __device__ __forceinline__ int64_t first_tile() const { return (blockIdx.x - first_block) * tiles_per_block; }
   __device__ __forceinline__ int tiles() const {
     return static_cast<int>(min(tiles_per_block, n_tiles - first_tile()));
@@ -74,7 +74,7 @@ struct Layers {
   int count;
 };
 
-// Pixels from `start` on, as rows and columns. One division for the tile, in 64 bits, and one a pixel, in 32.
+// Rows and columns of the pixels from `start` on. They take a 64-bit division a tile and a 32-bit division a pixel.
 template <typename T>
 struct Pixels {
   int64_t row, column;
@@ -102,7 +102,7 @@ __device__ __forceinline__ A warp_sum(A x) {
   return x;
 }
 
-// The sum over the block's threads, in thread 0. Between two calls with one `scratch` there must be a barrier.
+// The sum over the block's threads, in thread 0. Calls with the same `scratch` need a barrier between them.
 template <typename A>
 __device__ __forceinline__ A block_sum(A x, A (&scratch)[WARPS]) {
   x = warp_sum(x);

@@ -1,5 +1,5 @@
-// The operators of the `cuda` backend: head_fwd_cuda, head_maps_fwd_cuda, head_bwd_cuda. Contract:
-// lpips_fast/head/operators.py. This file cuts the layers into tiles and blocks and launches the kernels.
+// The operators of the `cuda` backend: head_fwd_cuda, head_maps_fwd_cuda, head_bwd_cuda. lpips_fast/head/operators.py
+// states their contract. This file cuts the layers into tiles and blocks and launches the kernels.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -16,15 +16,15 @@
 #include "head/cuda/kernels.cuh"
 #include "head/tensors.h"
 
-// The current stream as a cudaStream_t: the first from torch 2.13 on, the second in every CUDA build of torch, and
-// neither needed to load this library.
+// These return the current stream as a cudaStream_t. The first exists from torch 2.13 on, the second in every CUDA
+// build of torch. The library loads without either.
 extern "C" __attribute__((weak)) AOTITorchError torch_stream_native_handle(StreamHandle stream, void** handle);
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
 
 namespace lpips_fast {
 namespace {
 
-// The tensor's device, made current for torch and for the runtime that is linked into this library; and its stream.
+// Makes a tensor's device current, for torch and for the runtime that is linked into this library, and has its stream.
 class Device {
  public:
   explicit Device(const Tensor& like) : index_(like.get_device_index()), guard_(index_) {
@@ -70,7 +70,7 @@ class Device {
   cudaStream_t stream_ = nullptr;
 };
 
-// Strides of dimensions of size 1 are never used: they become 0, which is a multiple of everything.
+// The stride of a dimension of size 1 is never used. It becomes 0, which is a multiple of every alignment.
 template <typename T>
 View<T> view(const Tensor& tensor) {
   const auto sizes = tensor.sizes();
@@ -79,7 +79,7 @@ View<T> view(const Tensor& tensor) {
   return {static_cast<T*>(tensor.data_ptr()), stride(0), stride(1), stride(2), stride(3)};
 }
 
-// Turns the (row, column) strides into one of pixels, in stride_w; false, and no change, where there is none.
+// Makes stride_w the stride from pixel to pixel, across rows. If there is none, returns false and changes nothing.
 template <typename T>
 bool make_linear(View<T>& view, int64_t height, int64_t width) {
   if (width == 1) {
@@ -110,7 +110,7 @@ View<T> mutable_view(const View<const T>& view) {
   return {const_cast<T*>(view.data), view.stride_n, view.stride_c, view.stride_h, view.stride_w};
 }
 
-// Chooses the path and the cut into tiles of a layer whose pointers, with their strides, are set.
+// Chooses a layer's path and its tiles. The layer's pointers and strides must be set.
 template <typename T>
 void plan(Layer<T>& layer, int64_t n_images, int64_t height, int64_t width) {
   constexpr int VEC = Pack<T>::SIZE;
@@ -158,7 +158,7 @@ void plan(Layer<T>& layer, int64_t n_images, int64_t height, int64_t width) {
   layer.n_tiles = n_images * layer.tiles_per_image;
 }
 
-// Cuts the layers' tiles into at most `max_blocks` blocks a layer; the grid's size.
+// Cuts the layers' tiles into at most `max_blocks` blocks a layer, and returns the size of the grid.
 template <typename T>
 unsigned assign_blocks(Layers<T>& layers, int64_t max_blocks) {
   int first_block = 0;
@@ -173,7 +173,7 @@ unsigned assign_blocks(Layers<T>& layers, int64_t max_blocks) {
 }
 
 constexpr int64_t MAX_BLOCKS = int64_t{1} << 27;
-// With d_weights each block writes a row of C sums: enough blocks for two waves of a large GPU.
+// For d_weights each block writes a row of C sums. 512 blocks are enough for two waves of a large GPU.
 constexpr int64_t MAX_ROWS = 512;
 
 template <typename T>
@@ -187,7 +187,7 @@ Layer<T> make_layer(const Tensor& f0, const Tensor& f1, const Tensor& weights) {
   return layer;
 }
 
-// The part of the layers that goes into one launch, from `first` on.
+// The layers of one launch, from `first` on.
 template <typename T, typename Make>
 Layers<T> make_layers(size_t first, size_t total, Make make) {
   Layers<T> layers = {};
@@ -196,7 +196,7 @@ Layers<T> make_layers(size_t first, size_t total, Make make) {
   return layers;
 }
 
-// Fills D, or the maps where `maps` is not empty.
+// Fills D, or the maps if `mean` is null.
 template <typename T>
 void launch_head_fwd(
     const Tensors& feats0, const Tensors& feats1, const Tensors& weights, Norm<Acc<T>> norm, const Tensor* mean,
@@ -222,7 +222,7 @@ void launch_head_fwd(
         next += layers.layer[l].n_tiles;
       }
     }
-    device.launch("head_fwd_kernel", grid, sizeof(Shared<T>), head_fwd_kernel<T>, layers, norm);
+    device.launch("head_fwd_kernel", grid, sizeof(Shared<T>), head_fwd_kernel<T>, layers, norm.eps, norm.inside_sqrt);
     if (mean != nullptr) {
       Acc<T>* out = static_cast<Acc<T>*>(mean->data_ptr()) + first;
       const dim3 outputs(static_cast<unsigned>(std::min(n_images, MAX_BLOCKS)), layers.count);
@@ -233,7 +233,7 @@ void launch_head_fwd(
   }
 }
 
-// Fills the gradients; a list that is empty is not asked for.
+// Fills the gradients. An empty list says that nobody needs them.
 template <typename T>
 void launch_head_bwd(
     const Tensors& grads, const Tensors& feats0, const Tensors& feats1, const Tensors& weights,
@@ -272,7 +272,7 @@ void launch_head_bwd(
         max_channels = std::max(max_channels, layer.channels);
       }
     }
-    device.launch("head_bwd_kernel", grid, sizeof(Shared<T>), head_bwd_kernel<T>, layers, norm);
+    device.launch("head_bwd_kernel", grid, sizeof(Shared<T>), head_bwd_kernel<T>, layers, norm.eps, norm.inside_sqrt);
     if (!d_weights.empty()) {
       const dim3 outputs(static_cast<unsigned>(ceil_div(max_channels, 32)), layers.count);
       device.launch("head_d_weights_kernel", outputs, 0, head_d_weights_kernel<T>, layers);

@@ -33,7 +33,7 @@ struct alignas(16) Pack {
     }
   }
 
-  // Elements i and i + 1, i even: one conversion for two elements of two bytes.
+  // Sets elements i and i + 1, for even i. Two elements of two bytes take one conversion.
   __device__ __forceinline__ void set_pair(int i, Acc<T> x, Acc<T> y) {
     if constexpr (std::is_same_v<T, __half>) {
       const __half2 pair = __floats2half2_rn(x, y);
@@ -80,8 +80,8 @@ struct alignas(16) Pack {
   }
 };
 
-// An aligned copy of 16 bytes to shared memory that needs no registers on the way; zeros where not `valid`. This thread
-// sees it after wait_for_copies().
+// Copies 16 aligned bytes to shared memory without registers, or zeros if not `valid`. The calling thread sees them
+// after wait_for_copies().
 template <typename T>
 __device__ __forceinline__ void copy_async(Pack<T>& shared, const T* ptr, bool valid) {
   __pipeline_memcpy_async(&shared, ptr, 16, valid ? 0 : 16);

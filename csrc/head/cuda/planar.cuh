@@ -1,13 +1,14 @@
-// A tile of pixels whose channels lie in planes (NCHW), and of any other strides.
+// A tile of pixels whose channels lie in planes (NCHW), or of any other strides.
 //
 // A block's 256 threads are `lanes` along a row of pixels times `groups` = 256 / lanes along the channels. A thread has
-// one pack, VEC = 16 / sizeof(T) pixels, of channels group, group + groups, ... of each tensor, at most 8 of them. So a
-// tile is lanes * VEC pixels of 8 * groups channels, and a row of it 16 * lanes adjacent bytes: 512 bytes for C <= 64,
-// 256, 128 and 64 for C = 128, 256 and 512. lanes <= 32, so that each warp has all the tile's pixels.
+// one pack, VEC = 16 / sizeof(T) pixels, of each of the channels group, group + groups, ..., at most 8 channels of each
+// tensor. So a tile is lanes * VEC pixels of 8 * groups channels, and its rows are 16 * lanes adjacent bytes: 512 bytes
+// for C <= 64, and 256, 128 and 64 for C = 128, 256 and 512. lanes <= 32, so that each warp has all the tile's pixels.
 //
-// Where the strides or the alignment rule out 16-byte accesses (STRIDED) the pixels of a pack are `lanes` apart instead
-// of adjacent, so that the accesses of a warp, then of one element each, still fall on adjacent pixels; everything else
-// is the same. There, more channels than a tile has room for go through it in chunks, read again in each pass.
+// If strides or alignment rule out accesses of 16 bytes (STRIDED), threads access single elements. The pixels of a pack
+// are then `lanes` apart instead of adjacent, so that the accesses of a warp still fall on adjacent pixels. Everything
+// else is the same, except that channels for which a tile has no room are processed in chunks, which each pass reads
+// again.
 #pragma once
 
 #include "head/cuda/layer.cuh"
@@ -19,10 +20,10 @@ template <typename T, bool STRIDED>
 struct PlanarTile {
   using A = Acc<T>;
   static constexpr int VEC = Pack<T>::SIZE;
-  // Of the loops over packs: the strided path's addresses and the backward's two sums a pixel need the registers.
+  // Loops over packs unroll less where the strided path's addresses or the backward's two sums a pixel need registers.
   static constexpr int UNROLL = STRIDED ? 1 : 2;
   static constexpr int UNROLL_BWD = STRIDED || VEC > 4 ? 1 : 2;
-  // Pixels of a pack that go through registers together where each needs many of them.
+  // The pixels of a pack that are in registers at a time, where each pixel needs many registers.
   static constexpr int PART = VEC > 4 ? 4 : VEC;
   static constexpr int PART_WORDS = PART * sizeof(T) / 4;
 
@@ -45,11 +46,11 @@ struct PlanarTile {
         start((tile - image * layer.tiles_per_image) * (lanes * VEC)),
         left(static_cast<int>(min(layer.n_pixels - start, static_cast<int64_t>(lanes * VEC)))) {}
 
-  // Pixel v of this thread's packs, from `start` on.
+  // Pixel v of this thread's packs, counted from `start`.
   __device__ __forceinline__ int pixel(int v) const { return STRIDED ? v * lanes + lane : lane * VEC + v; }
 
-  // Its slot in shared memory: adjacent threads, adjacent banks, and constant distances for one base address. Slot
-  // threadIdx.x is a thread's own, for sums over groups and what follows from them, where there is one.
+  // The slot of pixel v in shared memory. Adjacent threads use adjacent banks, and distances from one base address are
+  // constant. If there is a slot threadIdx.x, it is the thread's own, for sums over groups and what follows from them.
   __device__ __forceinline__ int slot(int v) const { return v * 32 + lane; }
   __device__ __forceinline__ bool owns_slot() const {
     return threadIdx.x < 32 * VEC && static_cast<int>(threadIdx.x % 32) < lanes;
@@ -62,7 +63,7 @@ struct PlanarTile {
   __device__ __forceinline__ int channel(int chunk, int k) const { return (chunk * PACKS + k) * groups + group; }
   __device__ __forceinline__ Pack<T>& pack(int tensor, int k) const { return shared.tile[tensor][k][threadIdx.x]; }
 
-  // Pixels part, part + 1, ..., PART of them, of a pack as the first ones of another.
+  // A pack whose first PART pixels are the pixels from `part` on of another pack.
   __device__ __forceinline__ Pack<T> get_part(int tensor, int k, int part) const {
     if constexpr (PART == VEC) {
       return pack(tensor, k);
@@ -78,13 +79,13 @@ struct PlanarTile {
     for (int i = 0; i < PART_WORDS; ++i) pack(tensor, k).words[part / PART * PART_WORDS + i] = x.words[i];
   }
 
-  // The packs of a chunk that this thread has; threads of one group have the same number.
+  // The number of this thread's packs in a chunk. It is the same for all threads of a group.
   __device__ __forceinline__ int packs(int chunk) const {
     return min(PACKS, (layer.channels - channel(chunk, 0) + groups - 1) / groups);
   }
 
-  // LOADS packs of loads are in flight at a time where there are no asynchronous copies. Chunks that are read again, in
-  // the middle of sums that take registers, make do with one.
+  // Without asynchronous copies, the loads of LOADS packs are in flight at a time. It is one pack for chunks that are
+  // read again, because sums take registers meanwhile.
   template <int LOADS = 4>
   __device__ __forceinline__ void load_chunk(int chunk) const {
     load_packs<LOADS>(layer.f0, 0, chunk);
@@ -138,7 +139,7 @@ struct PlanarTile {
     }
   }
 
-  // Beyond the image's last pixel those of the last one: what is read there is not used.
+  // Offsets of a part's pixels. Pixels beyond the image's last one get its offset, and their values are not used.
   template <typename S>
   __device__ __forceinline__ void part_offsets(const View<S>& view, int part, int64_t (&offsets)[PART]) const {
     const Pixels<T> pixels(layer, start);
@@ -154,7 +155,7 @@ struct PlanarTile {
     for (int k = 0; k < n; ++k, ptr += groups * d.stride_c) store(ptr, pack(tensor, k));
   }
 
-  // Passes over the chunks, each starting with the chunk that the one before left in the tile.
+  // Passes over the chunks. Each pass starts with the chunk that the previous one left in the tile.
   template <typename Body>
   __device__ __forceinline__ void chunks_down(Body body) const {
     for (int chunk = chunks - 1;; --chunk) {
@@ -198,8 +199,8 @@ struct PlanarTile {
     for (int v = 0; v < N; ++v) x[v] = slots[slot(first + v)];
   }
 
-  // Reads the tile, the last chunk of it to stay, and puts r of its pixels into shared memory; q0 and q1 are those of
-  // slot threadIdx.x.
+  // Reads the tile, whose last chunk stays there, and puts r of its pixels into shared memory. q0 and q1 are for the
+  // pixel of slot threadIdx.x.
   __device__ __forceinline__ void normalize(Norm<A> norm, A& q0, A& q1) const {
     A squares0[VEC] = {}, squares1[VEC] = {};
     load_chunk(0);
@@ -226,7 +227,7 @@ struct PlanarTile {
     __syncthreads();
   }
 
-  // Writes the map of the tile or, where only its mean is wanted, returns this thread's share of its sum.
+  // Writes the tile's map or, if only the mean is needed, returns this thread's share of the map's sum.
   __device__ __forceinline__ A forward(Norm<A> norm) const {
     A q0, q1;
     normalize(norm, q0, q1);
@@ -259,11 +260,11 @@ struct PlanarTile {
     return 0;
   }
 
-  // Writes the gradients of the tile, and adds those of the weights to the block's row, which the first tile starts.
+  // Writes the tile's gradients, and adds the weights' gradients to the block's row, which the first tile starts.
   __device__ __forceinline__ void backward(Norm<A> norm, bool first) const {
     A q0, q1;
     normalize(norm, q0, q1);
-    A s = 0;  // of slot threadIdx.x, as q0 and q1
+    A s = 0;  // for the pixel of slot threadIdx.x, as q0 and q1
     const int pixel = own_pixel();
     if (owns_slot() && inside(pixel)) {
       const Pixels<T> pixels(layer, start);
@@ -298,7 +299,7 @@ struct PlanarTile {
     });
   }
 
-  // Puts the gradients into the features' place in the tile.
+  // Replaces the features in the tile by the gradients.
   __device__ __forceinline__ void write_part(int chunk, int part) const {
     A r0[PART], r1[PART], s2[PART], t0[PART], t1[PART];
     load_slots(shared.r[0], r0, part);
@@ -355,7 +356,7 @@ struct PlanarTile {
     });
   }
 
-  // The weights' gradients. Leaves the tile as it was found, with the last chunk.
+  // Adds the tile's share of the weights' gradients. The tile is the same afterwards, with the last chunk in it.
   __device__ __forceinline__ void add_weight_sums(A s_of_slot, bool first) const {
     A* const row = layer.row();
     if (owns_slot()) shared.factors[0][threadIdx.x] = s_of_slot;
