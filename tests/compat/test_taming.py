@@ -1,4 +1,4 @@
-"""compat.taming against lpips 0.1.4: taming-transformers is no package; its LPIPS is VGG16's of lpips without `lins`."""
+"""compat.taming against lpips 0.1.4; taming-transformers is no package. Its LPIPS is that of VGG16 without `lins`."""
 
 from __future__ import annotations
 
