@@ -1,4 +1,4 @@
-"""Whole models of lpips, taming, torchmetrics and piq in files: whose they are, as modules, and their way back."""
+"""Files of whole models of lpips, taming, torchmetrics and piq: their origin, the modules made of them, and writing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def load(tmp_path):
 
 @pytest.fixture
 def theirs(monkeypatch, trunk_states, torchvision_features, make_theirs):
-    """Makes a package's own module with the session's trunk; taming's has the keys of lpips but for lins.*."""
+    """Makes a package's own module with the session's trunk; taming's keys are those of lpips without lins.*."""
 
     def torchmetrics(net):
         module = pytest.importorskip("torchmetrics.functional.image.lpips")
@@ -161,7 +161,7 @@ def test_a_part_of_a_larger_checkpoint(tmp_path, theirs, make_ours, around, orig
 
 @pytest.mark.parametrize("net", NETS)
 def test_torchmetrics_before_0_12(load, theirs, net):
-    """Its network was lpips's, as `net` of the metric: now written with the names of today."""
+    """Its metric had the network of lpips as `net`. The weights are written with the names of today."""
     state = prefixed(theirs["lpips"](net).state_dict(), "net.")
     for prefix in ("", "val_lpips."):
         found = load(prefixed(state, prefix))
@@ -171,7 +171,7 @@ def test_torchmetrics_before_0_12(load, theirs, net):
 
 @pytest.mark.parametrize("origin,net", (("lpips", "alex"), ("torchmetrics", "squeeze"), ("taming", "vgg")))
 def test_as_model_path(theirs, make_ours, tmp_path, origin, net):
-    """Whoever wrote it, trunk and linear weights are the file's."""
+    """Trunk and linear weights are those of the file, whichever package wrote it."""
     torch.save(theirs[origin](net).state_dict(), tmp_path / "model.pth")
     in0, in1 = pair(1, 35, 35)
     module = lpips_fast.LPIPS(net=net, model_path=tmp_path / "model.pth")

@@ -1,4 +1,4 @@
-"""Reading images: every format and kind of pixel comes out as documented, and what is broken says so."""
+"""Reading images: every format and kind of pixel comes out as documented; an error names a broken or hostile file."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_sixteen_bit_color_keeps_the_high_byte(tmp_path):
 @pytest.mark.parametrize("top", [65535, 1023, 256])
 @pytest.mark.parametrize("magic", ["P5", "P2"])
 def test_sixteen_bit_pgm_keeps_the_high_byte(tmp_path, magic, top):
-    """Of values whose largest is the white of the file, whatever that is."""
+    """Values are relative to the file's white, whatever its value."""
     values = np.random.default_rng(0).integers(0, top + 1, (20, 31)).astype(">u2")
     values[0, :2] = 0, top
     pixels = values.tobytes() if magic == "P5" else " ".join(map(str, values.flatten())).encode()
@@ -111,7 +111,7 @@ BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "#0a80Ff": (10, 128
 @pytest.mark.parametrize("background", [*BACKGROUNDS, "drop", None])
 @pytest.mark.parametrize("suffix", ["png", "tif", "webp", "tga"])
 def test_transparency_is_composited_over_the_background(tmp_path, pixels, suffix, background):
-    """Over white, unless another is given; dropped, colours are those of the file, as with lpips."""
+    """The background is white or the given one; with 'drop', colours are the stored ones, as in lpips."""
     alpha = np.full((20, 31, 1), 255, np.uint8)
     alpha[:10] = 0
     alpha[10] = 51
@@ -155,7 +155,7 @@ def test_gray_and_palette_transparency(tmp_path, pixels, background, shown):
 
 
 def test_what_shows_the_background(tmp_path, pixels):
-    """Images with transparent pixels, not those that could have some, or whose codec left a little of it."""
+    """Only images with transparent pixels: not those with an opaque alpha channel, also if a codec changed it."""
     alpha = np.full((20, 31, 1), 255, np.uint8)
     for least in (255, 254, 240, 239, 0):
         alpha[3, 4] = least
@@ -188,7 +188,7 @@ DEEP = {
 @pytest.mark.parametrize("low, high", [(27000, 29000), (0.0, 0.5), (-100, 100), (0, 65535)])
 @pytest.mark.parametrize("suffix", DEEP)
 def test_a_range_of_values(tmp_path, suffix, low, high):
-    """Its ends become 0 and 255, what lies beyond them, too."""
+    """The ends of the range become 0 and 255, and so do values beyond them."""
     dtype, least, largest = DEEP[suffix]
     inside = np.random.default_rng(0).uniform(low, high, (20, 31))
     values = np.clip(inside, least, largest).astype(dtype)
@@ -202,7 +202,7 @@ def test_a_range_of_values(tmp_path, suffix, low, high):
 
 
 def test_a_range_of_a_pgm(tmp_path):
-    """Of values in 65535ths of the file's white."""
+    """Values are in 65535ths of the file's white."""
     values = np.arange(0, 1024, dtype=">u2")[None]
     (tmp_path / "deep.pgm").write_bytes(b"P5\n1024 1\n1023\n" + values.tobytes())
     found = load_image(tmp_path / "deep.pgm", value_range=(0, 65535 / 2))
@@ -217,7 +217,7 @@ def test_a_range_is_not_for_eight_bits(tmp_path, pixels, mode):
 
 
 def test_a_range_is_not_for_color_of_sixteen_bits(tmp_path):
-    """Pillow has only its high bytes."""
+    """Pillow gives only the high bytes."""
     values = np.zeros((5, 7, 3), ">u2")
     (tmp_path / "deep.png").write_bytes(_png(7, 5, depth=16, color=2, rows=[b"\0" + row.tobytes() for row in values]))
     with pytest.raises(OSError, match=r"not for pixels of mode 'RGB'.*Pillow reduces 16 bits of colour"):
@@ -415,7 +415,7 @@ def test_which_files_are_images(belongs, named):
 
 
 def test_every_suffix_is_of_a_format_that_is_read(tmp_path):
-    """As far as Pillow can write it, under the suffix."""
+    """All formats that Pillow can write, under their suffixes."""
     kinds = Image.registered_extensions()
     for suffix in suffixes():
         if kinds[suffix] in Image.SAVE:
@@ -472,7 +472,7 @@ def picture(kind: str) -> bytes:
 @pytest.mark.parametrize("kind", "PNG JPEG WEBP BMP TIFF GIF PPM AVIF JPEG2000 TGA QOI SGI DDS PCX MPO ICO DIB".split())
 @given(data=st.data())
 def test_damaged_images(tmp_path_factory, kind, data):
-    """Pixels or an error that names the file, never anything else."""
+    """Reading gives pixels or an error that names the file, never anything else."""
     path = tmp_path_factory.getbasetemp() / f"image.{kind.lower()}"
     path.write_bytes(data.draw(damaged(picture(kind))))
     found = outcome(load_image, path, OSError)
@@ -508,7 +508,7 @@ def test_images(trunk_states, tmp_path, name):
 
 
 def test_the_suffix_does_not_decide(tmp_path):
-    """A PNG by another name is read as what it is."""
+    """A PNG with another suffix is read as PNG."""
     (tmp_path / "a.jpg").write_bytes(picture("PNG"))
     (tmp_path / "a.png").write_bytes(picture("PNG"))
     assert np.array_equal(load_image(tmp_path / "a.jpg"), load_image(tmp_path / "a.png"))

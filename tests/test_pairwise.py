@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import types
 import weakref
 
 import numpy as np
@@ -45,7 +46,7 @@ def oracle(make_ours):
 
 
 class _Counted:
-    """Counts the images that go through a trunk, and how many at most at once."""
+    """Counts the images that go through a trunk, and the largest number at once."""
 
     def __init__(self, fn):
         self.images, self.most = 0, 0
@@ -90,7 +91,7 @@ def test_near_duplicates_are_as_accurate_as_pairs(make_ours, oracle, net):
 
 @pytest.mark.parametrize("scale", (1e-6, 1e6))
 def test_near_duplicates_by_weights_of_another_scale(make_ours, oracle, scale):
-    """As training may leave them: what is near is told by the lengths of the vectors."""
+    """Training may leave weights of any scale: the threshold for near pairs follows the lengths of the vectors."""
     x = _images("alex")
     fn = make_ours(eval_mode=False)
     with torch.no_grad():
@@ -111,7 +112,7 @@ def test_equal_images_of_x_and_y_are_exactly_equal(make_ours):
 
 @pytest.mark.parametrize("block", (1, 2, 3, 4, 5, 6, 7, 100))
 def test_blocks_change_nothing(make_ours, block):
-    """In float64; in float32 no more than rounding, for the order of a convolution's sums depends on its batch."""
+    """In float32 they change rounding: the order of a convolution's sums depends on the size of its batch."""
     x, y = image(7, 32, 32, seed=0), image(5, 32, 32, seed=1)
     fn, exact = make_ours(), make_ours().double()
     for arguments in ((x,), (x, y)):
@@ -209,6 +210,39 @@ def test_no_embedding_is_larger_than_assumed(make_ours, net):
     for h, w in ((32, 32), (33, 47), (64, 64), (100, 68)):
         per_pixel = fn.embed(image(1, h, w, seed=0)).shape[1] / (h * w)
         assert per_pixel <= fn.values_per_pixel
+
+
+class _Pixels:
+    """A distance with what `pairwise.Distance` asks for and no more; an image is its own features."""
+
+    values_per_pixel = 3
+
+    def __init__(self, norm):
+        self.norm = norm
+
+    def own_tensor(self):
+        return torch.zeros(())
+
+    def checked_image(self, name, image):
+        return image
+
+    def features(self, x, normalize):
+        return types.SimpleNamespace(taps=[x])
+
+    def linear_weights(self):
+        return None
+
+    def is_squared_distance(self):
+        return True
+
+
+def test_any_distance_that_has_what_is_needed(make_ours):
+    x = image(5, 8, 8, seed=0)
+    a = torch.nn.functional.normalize(x.double(), dim=1)
+    expected = (a[:, None] - a).square().sum(dim=2).mean(dim=(2, 3))
+    for block in (None, 2):
+        found = pairwise.pairwise(_Pixels(make_ours().norm), x, block=block)
+        torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=0)
 
 
 def test_normalize_maps_from_zero_to_one(make_ours):
@@ -339,7 +373,7 @@ def test_what_is_no_images(make_ours, given, kind, words):
 
 
 class _Spoiled:
-    """Five images, the slices of which beyond the first are others than they should be."""
+    """Five images; every slice but the first is wrong."""
 
     def __init__(self, spoil):
         self.images, self.spoil = image(5, 32, 32, seed=0), spoil

@@ -1,4 +1,4 @@
-"""The trunks by themselves, as lpips has them."""
+"""The trunks alone, as in lpips."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_float16_keeps_small_values(fn, images):
 @pytest.mark.parametrize("n", (4, 60))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float16))
 def test_equal_images_come_in_their_order(fn, images, n, dtype, faiss, monkeypatch):
-    """However many there are, in however many blocks, and however far the query is."""
+    """Any number of them, in any number of blocks, at any distance from the query."""
     if faiss:
         pytest.importorskip("faiss")
     x = images[[3, 4, *[3] * (n - 2)]]
@@ -90,7 +90,7 @@ def test_equal_images_come_in_their_order(fn, images, n, dtype, faiss, monkeypat
 
 @pytest.fixture(scope="module")
 def stills(make_ours):
-    """Of a net and a size: 300 frames of a still with some noise, and their distances from ten of them in float64."""
+    """For a net and a size: 300 frames of a still with some noise, and their distances from ten of them in float64."""
 
     @functools.cache
     def make(net, size):
@@ -147,7 +147,7 @@ def test_only_queries_with_near_duplicates_have_many_candidates(fn, images):
 
 @pytest.mark.parametrize("net, size", (("alex", 64), ("squeeze", 64), ("vgg", 32)))
 def test_what_float16_changes(make_ours, net, size):
-    """By some 1e-5 sqrt(d), as the docstring of `build` says."""
+    """The change is some 1e-5 sqrt(d), as the docstring of `build` says."""
     x = image(12, size, size, seed=0)
     noise = torch.randn(8, 3, size, size, generator=torch.Generator().manual_seed(1))
     x = torch.cat((x, x[:8] + torch.logspace(-4, -1, 8).view(8, 1, 1, 1) * noise))
@@ -161,7 +161,7 @@ def test_what_float16_changes(make_ours, net, size):
 
 
 def test_equal_images_are_at_zero(fn, images):
-    """In float16, too, if embeddings agree to the bit; else within the rounding of float32."""
+    """The distance is 0, in float16, too, if embeddings agree to the bit; else it is within the rounding of float32."""
     for dtype in (torch.float16, torch.float32):
         index = Index.from_embeddings(fn, fn.embed(images), (SIZE, SIZE), dtype=dtype)
         found, indices = index.search(images, 1)
@@ -213,7 +213,7 @@ def test_queries_are_in_the_range_of_the_images(fn, images, tmp_path, built):
 
 
 def test_a_file_that_does_not_tell_the_range(fn, images, tmp_path):
-    """Those of `from_embeddings`, and those written before it was kept."""
+    """Indexes of `from_embeddings`, and files written before `normalize` was recorded, take either range."""
     path = tmp_path / "images.index"
     Index.from_embeddings(fn, fn.embed(images), (SIZE, SIZE)).save(path)
     rewrite(path, header=without(read_header(path), "normalize", "raw", "reading", "transparent", "opaque"))
@@ -234,7 +234,7 @@ def without(fields, *names):
 
 
 def rewrite(path, vectors=None, **metadata):
-    """Changes a saved index's file; None takes a text away, and what is no text becomes JSON."""
+    """Changes a saved index's file; None removes a text, and a value that is no text becomes JSON."""
     with safe_open(path, "pt") as file:
         texts = {**file.metadata(), **metadata}
         vectors = file.get_tensor("vectors") if vectors is None else vectors
@@ -309,7 +309,7 @@ def test_damaged_metadata(fn, saved, tmp_path, changes, words):
     ids=repr,
 )
 def test_damaged_headers(fn, saved, tmp_path, fields, words):
-    """Nothing is made of the size that a file claims."""
+    """Nothing of the size that a file claims is allocated."""
     path = tmp_path / "damaged.index"
     shutil.copy(saved, path)
     rewrite(path, header={**read_header(path), **fields})
@@ -344,7 +344,7 @@ def test_the_length_of_a_vector(make_ours, net, size):
 
 @pytest.mark.parametrize("value", (torch.nan, torch.inf))
 def test_vectors_that_are_not_finite_are_found_by_search(fn, images, saved, tmp_path, value, monkeypatch):
-    """Not by load, which would read all of a large file for it."""
+    """`load` does not refuse them: it would have to read all of a large file."""
     path = tmp_path / "damaged.index"
     shutil.copy(saved, path)
     vectors = Index.load(path, fn).vectors.clone()
@@ -361,7 +361,7 @@ def test_vectors_that_are_not_finite_are_found_by_search(fn, images, saved, tmp_
 
 
 def test_queries_beyond_float16_are_refused(make_ours, images):
-    """As the images are; float32 takes both."""
+    """They are refused as such images are; float32 accepts both."""
     fn = make_ours(eval_mode=False)
     with torch.no_grad():
         fn.lin0.model[-1].weight.fill_(1e9)

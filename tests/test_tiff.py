@@ -1,4 +1,4 @@
-"""TIFF: each kind is read right or refused by name, whatever Pillow makes of it."""
+"""TIFF: every kind is read right, or refused by an error that names it, also where Pillow gets it wrong."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def packed(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def retag(path, data: bytes, **tags: object) -> None:
-    """Replaces the data and the tags, by name, of a file that tifffile has written with one strip."""
+    """Replaces data and tags, by name, in a file that tifffile wrote with one strip."""
     with tifffile.TiffFile(path, mode="r+b") as file:
         page = file.pages[0]
         file.filehandle.seek(page.dataoffsets[0])

@@ -1,4 +1,4 @@
-"""What lpips has beside LPIPS, each against lpips 0.1.4."""
+"""The helpers of lpips, each against lpips 0.1.4."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def lpips():
 
 @pytest.fixture
 def skimage(monkeypatch):
-    """scikit-image, with the name for SSIM that lpips uses and versions from 0.18 on have no more."""
+    """scikit-image with the name for SSIM that lpips uses, which scikit-image removed in 0.18."""
     pytest.importorskip("skimage")
     import skimage.measure
     import skimage.metrics
@@ -143,7 +143,7 @@ def test_unknown_colorspace(name):
 
 
 def test_without_scikit_image(monkeypatch):
-    """The error names the extra; nothing else needs it."""
+    """The error names the extra to install; the other helpers work without it."""
     for module in [name for name in sys.modules if name.partition(".")[0] == "skimage"]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "skimage", None)
@@ -170,7 +170,7 @@ def test_voc_ap(lpips, use_07_metric):
 
 
 class Loader:
-    """As lpips's data loaders: three batches, the last a smaller one."""
+    """A data loader like those of lpips: three batches, the last one smaller."""
 
     def __init__(self, *names):
         def share(n):
@@ -212,7 +212,7 @@ def test_score_jnd_dataset(lpips):
 
 
 def test_scores_of_lpips_itself(make_ours):
-    """Its [N, 1, 1, 1] with a graph are distances, too."""
+    """Distances may be [N, 1, 1, 1] and have a graph."""
     fn = make_ours("squeeze", eval_mode=False)
     loader = Loader("ref", "p0", "p1", "judge")
     loader.batches = [

@@ -21,7 +21,7 @@ ORIGINAL = lpips.LPIPS.__init__
 
 
 class Subclass(lpips.LPIPS):
-    """Other code's, which knows the original's inside."""
+    """A subclass in other code, which relies on the inside of the original."""
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_torchmetrics(monkeypatch, cached_trunk, net):
 
 @pytest.fixture
 def theirs_lpips(monkeypatch, cached_trunk, torchvision_features):
-    """torchmetrics' module of LPIPS; both packages' trunks get one random trunk in place of ImageNet's."""
+    """torchmetrics' module of LPIPS; one random trunk replaces ImageNet's in both packages."""
     module = pytest.importorskip("torchmetrics.functional.image.lpips")
     monkeypatch.setattr(module, "_get_tv_model_features", torchvision_features)
     monkeypatch.setattr("lpips_fast.weights.published._torchvision_file", cached_trunk)
@@ -96,7 +96,7 @@ def theirs_lpips(monkeypatch, cached_trunk, torchvision_features):
     ),
 )
 def test_the_network_inside_torchmetrics(theirs_lpips, name, arguments, options):
-    """For code that makes it itself, with its arguments, calls and results."""
+    """Code that makes the network itself keeps its arguments, calls and results."""
     kind = getattr(theirs_lpips, name)
     theirs = kind(*arguments, **options)
     with lpips_fast.patch():
@@ -119,7 +119,7 @@ def test_subclasses_of_the_network_inside_torchmetrics(theirs_lpips):
 
 
 class Generator(torch.nn.Module):
-    """Images of 40 x 50 pixels in [0, 255], as the perceptual path length wants them."""
+    """Images of 40 x 50 pixels in [0, 255], as the perceptual path length needs them."""
 
     def __init__(self):
         super().__init__()

@@ -51,7 +51,7 @@ def test_numbers_and_gradients(trunk_states, make_theirs, options):
 
 
 def test_changed_layers(trunk_states):
-    """Called, with piq's linear weights still."""
+    """Changed layers are called, and piq's linear weights still apply."""
     x, y = torch.rand(2, 1, 3, 32, 32)
     fn, averaged = (LPIPS(trunk_weights=trunk_states["vgg"], replace_pooling=replace) for replace in (False, True))
     value = fn(x, y)
@@ -107,7 +107,7 @@ def test_follows_the_images_to_their_type(trunk_states):
 
 @pytest.mark.parametrize("options", ({}, {"distance": "mae"}, {"grad_in_forward": True}), ids=str)
 def test_images_of_two_types(trunk_states, options):
-    """A prediction under autocast, and its target: weights stay in float32, and the gradient has the image's type."""
+    """For a prediction under autocast and its target, weights stay float32 and the gradient has the image's type."""
     fn = LPIPS(trunk_weights=trunk_states["vgg"], **options)
     x, y = torch.rand(2, 2, 3, 32, 32)
     x = x.bfloat16().requires_grad_()

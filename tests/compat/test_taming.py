@@ -1,4 +1,4 @@
-"""compat.taming against lpips 0.1.4: taming-transformers, no package, has its LPIPS of VGG16 without `lins`."""
+"""compat.taming against lpips 0.1.4; taming-transformers is no package. Its LPIPS is that of VGG16 without `lins`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_33_keys_strictly_both_ways(trunk_states, make_theirs, use_dropout):
 
 
 def test_as_a_loss_module_uses_it(trunk_states, theirs):
-    """In eval mode though the parent trains; broadcast against the images; two backwards through one call."""
+    """LPIPS stays in eval mode while the parent trains; its result broadcasts; two backwards go through one call."""
     loss = nn.ModuleDict({"perceptual_loss": LPIPS(trunk_weights=trunk_states["vgg"]).eval()}).train()
     last_layer = nn.Conv2d(3, 3, 1)
     target = image(2, 32, 32, seed=1)

@@ -9,7 +9,7 @@ def prefixed(state, prefix):
     return {f"{prefix}{name}": tensor for name, tensor in state.items()}
 
 
-# A discriminator's and a classifier's names, of which some are piq's, too.
+# The names of a discriminator and a classifier; piq uses some of them, too.
 OTHER_MODELS = {
     "encoder.conv_in.weight": torch.zeros(8, 3, 3, 3),
     "model.0.weight": torch.zeros(64, 3, 4, 4),

@@ -1,4 +1,4 @@
-"""Files some of whose bytes are damaged, and what becomes of reading them."""
+"""Files with damaged bytes, and the outcome of reading them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 @st.composite
 def damaged(draw, whole: bytes) -> bytes:
-    """A file some of whose bytes are others, missing or new."""
+    """A file in which some bytes were changed, removed or added."""
     content = bytearray(whole)
     for _ in range(draw(st.integers(1, 4))):
         # Formats keep what matters at their beginning and end.
@@ -18,7 +18,7 @@ def damaged(draw, whole: bytes) -> bytes:
 
 
 def outcome(read, path, kind):
-    """What it reads, or the error of this kind."""
+    """What `read` returns, or the error of this kind that it raises."""
     try:
         return read(path)
     except kind as error:

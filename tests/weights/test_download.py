@@ -1,4 +1,4 @@
-"""Downloads, from a server in this process: whole and unchanged or not at all, resumed, once for several processes."""
+"""Downloads from a server in this process: complete and unchanged or an error, resumed, once for several processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves CONTENT; its faults are to be set."""
+    """Serves CONTENT; tests set its faults."""
 
     content = CONTENT
     takes_ranges = True
@@ -114,7 +114,7 @@ def test_stopped_between_the_last_byte_and_the_check(server, path):
 
 @pytest.mark.parametrize("partial", (b"", b"of something else", CONTENT + b"!"), ids=("none", "other", "longer"))
 def test_another_file_is_removed(server, path, partial):
-    """Whether the server's or what was left here; the next attempt starts anew."""
+    """The wrong file may come from the server or from an earlier attempt; the next attempt starts anew."""
     if partial:
         path.parent.mkdir(parents=True)
         path.with_name("file.pth.partial").write_bytes(partial)
@@ -143,7 +143,7 @@ def test_a_server_that_does_not_answer(server, path, monkeypatch):
 
 
 def test_several_processes_at_once(server, path):
-    """One fetches it, and all have it."""
+    """One process downloads, and all have the file."""
     server.seconds = 0.5
     code = "import sys, pathlib; from lpips_fast.weights.download import download; "
     code += "download(sys.argv[1], pathlib.Path(sys.argv[2]), sys.argv[3], False)"
@@ -157,7 +157,7 @@ def test_several_processes_at_once(server, path):
 
 @pytest.fixture
 def torchvision_from(server, monkeypatch, tmp_path):
-    """AlexNet's weights at this server, and an empty cache."""
+    """Makes the server the address of AlexNet's weights, and the cache empty."""
 
     def torchvision_from(content: bytes) -> Path:
         name = f"alexnet-owt-{hashlib.sha256(content).hexdigest()[:8]}.pth"

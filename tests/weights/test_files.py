@@ -1,4 +1,4 @@
-"""Weights that are broken, or made to break what reads them: refused by an error that names the file, no code run."""
+"""Broken and hostile files of weights: an error names the file, and no code in the file runs."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def repacked(content: bytes, copies: int = 1, **options) -> bytes:
 
 
 class Raises:
-    """Its unpickling calls a function with arguments that it does not take."""
+    """Unpickling it calls a function with arguments that the function does not accept."""
 
     def __init__(self, *call) -> None:
         self.call = call
@@ -122,8 +122,8 @@ class TensorWithAttributes:
         return torch._utils._rebuild_parameter_with_state, (torch.zeros(2), False, OrderedDict(), attributes)
 
 
-# Of opcodes that no pickler writes: an empty stack, a reference to nothing, an opcode that is none, nested a hundred
-# thousand deep, and a string of 2^63 bytes.
+# Pickles that no pickler writes: an empty stack, a reference to nothing, an unknown opcode, tuples nested a hundred
+# thousand deep, a string of 2^63 bytes, an item for a number, and items without a mark.
 PICKLES = [b"\x80\x02.", b"\x80\x02h\x07.", b"\x80\x02\xff.", b"\x80\x02" + b"(" * 10**5 + b"t" * 10**5 + b"."]
 PICKLES += [b"\x80\x04\x8d" + b"\xff" * 7 + b"\x7f" + b".", b"\x80\x02K\x01K\x02s.", b"\x80\x02}K\x01K\x02K\x03u."]
 HALF_A_MEGABYTE = torch.zeros(2**17)
@@ -197,7 +197,7 @@ READERS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """All of them as files, and a folder with a file's name."""
+    """A folder of all WEIGHTS as files, and of two folders with the names of files."""
     folder = tmp_path_factory.mktemp("hostile")
     for name, content in WEIGHTS.items():
         (folder / name).write_bytes(content)
@@ -219,7 +219,7 @@ def test_weights(folder, reader, name):
 
 
 def test_what_else_people_save(tmp_path):
-    """A whole module, or a trunk in a checkpoint: the error tells what is there, and what to save."""
+    """For a whole module, or a trunk in a checkpoint, the error says what the file has, and what to save instead."""
     module = lpips_fast.LPIPS(pnet_rand=True)
     torch.save(module, tmp_path / "module.pth")
     torch.save({"epoch": 3, "model": module}, tmp_path / "nested.pth")
@@ -267,7 +267,7 @@ def test_no_such_file(make_ours, trunk_states, tmp_path, argument):
 
 
 class Code:
-    """Unpickled, it makes a file."""
+    """Unpickling it makes a file."""
 
     def __init__(self, path):
         self.path = path
@@ -292,7 +292,7 @@ def test_code_in_a_file_is_not_run(trunk_states, tmp_path, argument, protocol):
 
 
 class Touches:
-    """An object that makes a file in each way in which unpickling can call it."""
+    """An object that makes a file whenever unpickling calls one of its methods."""
 
     def __new__(cls, path):
         Path(path).touch()
@@ -312,7 +312,7 @@ class Touches:
 
 
 class Settings(dict):
-    """A dict as packages for configuration have it: with code of its own for each item, and attributes."""
+    """A dict as configuration packages have it, with attributes, and code that runs for each item."""
 
     def __setitem__(self, name, value):
         if name == "path":
@@ -328,7 +328,7 @@ class Slots:
 
 
 def codes(path: str) -> dict[str, object]:
-    """What people have in checkpoints beside tensors, and attacks; most make a file, if unpickling runs them."""
+    """What checkpoints have beside tensors, and attacks; most make a file if unpickling runs their code."""
     settings = Settings()
     dict.update(settings, path=path, nested=Settings())
     settings.attribute = 1
@@ -373,7 +373,7 @@ def test_code_beside_the_weights_is_passed_over_and_not_run(tmp_path, name):
 
 
 def test_files_with_code_in_threads(tmp_path):
-    """torch has one list of what may be read for the process."""
+    """torch has one list of safe globals for the process."""
     states = [linear_state() for _ in range(8)]
     for i, state in enumerate(states):
         torch.save({"hyper_parameters": [argparse.Namespace(), Slots()][i % 2], "model": state}, tmp_path / f"{i}.ckpt")
@@ -387,7 +387,7 @@ def test_files_with_code_in_threads(tmp_path):
 
 @pytest.mark.parametrize("name,size", (("deflated zeros.pth", "1678"), ("listed many times.pth", "16")))
 def test_a_bomb_is_not_unpacked(folder, name, size):
-    """16 MiB of zeros in 20 KB: what it would take is told without it being taken."""
+    """The error says how much memory the content would take, e.g. 16 MiB of zeros from 20 KB, without taking it."""
     with raises(ValueError, name, f"unpacks to {size}", "torch.save does not compress"):
         read_state_dict(folder / name)
 
@@ -428,7 +428,7 @@ SOUND = {
 @pytest.mark.parametrize("name", SOUND)
 @given(data=st.data())
 def test_damaged_weights(tmp_path_factory, name, data):
-    """Tensors or an error that names the file, never anything else."""
+    """Reading gives tensors or an error that names the file, never anything else."""
     path = tmp_path_factory.getbasetemp() / name
     path.write_bytes(data.draw(damaged(SOUND[name])))
     found = outcome(read_state_dict, path, ValueError)
@@ -444,7 +444,7 @@ CHECKPOINT = {"args": argparse.Namespace(lr=[0.1]), "log": defaultdict(list, {"a
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @given(data=st.data())
 def test_damaged_checkpoints(tmp_path_factory, data):
-    """The error names the file, whatever stands in for what."""
+    """The error names the file, whichever objects stand-ins replace."""
     path = tmp_path_factory.getbasetemp() / "last.ckpt"
     path.write_bytes(data.draw(damaged(stored(CHECKPOINT))))
     assert str(path) in str(outcome(lpips_fast.load_any, path, ValueError))

@@ -20,7 +20,7 @@ from tests.support.weights import linear_state, saved, without
 @pytest.mark.parametrize("duplicated", (False, True))
 @pytest.mark.parametrize("use_dropout", (False, True))
 def test_model_path(make_ours, tmp_path, suffix, index, duplicated, use_dropout):
-    """As lpips saves them, with or without dropout when trained, with or without the `lins` duplicates."""
+    """The names are those that lpips saves: trained with or without dropout, with or without the `lins` duplicates."""
     state = linear_state(index=index)
     if duplicated:
         state |= {name.replace("lin", "lins.", 1): tensor.clone() for name, tensor in state.items()}
@@ -92,7 +92,7 @@ def test_the_error_of_several_crosses_processes():
 
 
 def test_several(tmp_path):
-    """The prefix tells which: a whole one before a beginning, with or without the dict's name."""
+    """The prefix selects one: an exact match wins over a longer prefix; the dict's name may be part of it."""
     states = {"loss.": linear_state(), "loss.old.": linear_state(), "metric.": linear_state(), "ema": linear_state()}
     ema = states.pop("ema")
     state = {name: t for prefix, linear in states.items() for name, t in prefixed(linear, prefix).items()}
@@ -126,7 +126,7 @@ def test_several(tmp_path):
 
 
 def test_prefix_of_another_model(tmp_path):
-    """The error tells what its names are not."""
+    """The error says what the names lack."""
     torch.save(prefixed(linear_state(), "lpips.") | OTHER_MODELS, tmp_path / "last.ckpt")
     with raises(ValueError, "last.ckpt", "lacks", "'0.bias'"):
         read_weights(tmp_path / "last.ckpt", prefix="loss.discriminator")

@@ -1,4 +1,4 @@
-"""The published weights: unchanged in this package or downloaded; a trunk's from a file or a dict, all or an error."""
+"""Published weights: in this package unchanged, the trunk's from a file, a dict or a download, complete or an error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FOLDER = Path(published.__file__).with_name("linear")
 @pytest.mark.parametrize("version", published.VERSIONS)
 @pytest.mark.parametrize("net", NETS)
 def test_committed_weights_are_those_of_lpips(net, version):
-    """To the bit and as the manifest says."""
+    """They agree to the bit, and with the manifest."""
     entry = json.loads((FOLDER / "manifest.json").read_text())[f"{net}_v{version}.safetensors"]
     committed = FOLDER / f"{net}_v{version}.safetensors"
     original = Path(pytest.importorskip("lpips").__file__).parent / "weights" / f"v{version}" / f"{net}.pth"
@@ -65,7 +65,7 @@ def test_trunk_weights(trunk_states, tmp_path, net, form):
 
 @pytest.mark.parametrize("name", ("model.safetensors", "pytorch_model.bin"))
 def test_trunk_weights_as_timm_has_them(trunk_states, tmp_path, name):
-    """The file of its vgg16: torchvision's names for the trunk, and a classifier of convolutions."""
+    """timm's vgg16 has torchvision's names for the trunk, and a classifier of convolutions."""
     classifier = {
         "pre_logits.fc1.weight": torch.zeros(4, 512, 7, 7),
         "pre_logits.fc1.bias": torch.zeros(4),
@@ -114,7 +114,7 @@ def test_trunk_weights_that_are_not_finite(trunk_states, tmp_path, value):
 
 @pytest.mark.parametrize("net,name", (("alex", "alexnet-owt"), ("vgg", "vgg16-397923af"), ("squeeze", "squeezenet1_1")))
 def test_no_weights_and_no_network(monkeypatch, tmp_path, net, name):
-    """The error names the three ways to provide them."""
+    """The error names the three ways to provide the weights."""
 
     def offline(*args, **kwargs):
         raise urllib.error.URLError("no network")
