@@ -71,9 +71,8 @@ def _checked(
     feats0: Sequence[Tensor], feats1: Sequence[Tensor], weights: Sequence[Tensor] | None, norm: Norm
 ) -> HeadInput:
     """The operators' input: lists checked and broadcast to one batch, flat weights in the accumulation type."""
-    eps = norm.eps
-    if isinstance(eps, bool) or not isinstance(eps, float | int) or not eps >= 0:
-        raise ValueError(f"eps must be a number from 0, got {eps!r}")
+    if isinstance(norm.eps, bool) or not isinstance(norm.eps, float | int) or not norm.eps >= 0:
+        raise ValueError(f"eps must be a number from 0, got {norm.eps!r}")
     for name, tensors in (("feats0", feats0), ("feats1", feats1), ("weights", () if weights is None else weights)):
         _check_list(name, tensors)
     if not feats0 or len(feats0) != len(feats1):

@@ -1,4 +1,4 @@
-"""The head and LPIPS over whatever shapes, strides and values hypothesis finds, against lpips 0.1.4's formulas."""
+"""The head and LPIPS against the formulas of lpips 0.1.4, on the shapes, strides and values that hypothesis finds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ shapes = st.tuples(st.integers(1, 70), st.integers(1, 9), st.integers(1, 9))  # 
 
 @st.composite
 def strided(draw, shape: tuple[int, ...], values: Tensor) -> Tensor:
-    """The values as a view with any order of dimensions, steps, and offset in memory."""
+    """The values as a view with any order of dimensions, any steps and any offset in memory."""
     order = draw(st.permutations(range(len(shape))))
     steps = draw(st.tuples(*(st.integers(1, 2) for _ in shape)))
     offset = draw(st.integers(0, 3))
@@ -39,7 +39,7 @@ def strided(draw, shape: tuple[int, ...], values: Tensor) -> Tensor:
 
 @st.composite
 def feature_lists(draw, scales=(0.0, 1e-15, 1e-6, 1.0, 1e4)):
-    """feats0, feats1, weights of a few layers: batches equal or 1 against N, pixels of very different norms."""
+    """feats0, feats1 and weights of a few layers: equal batches or 1 against N, and pixels of very different norms."""
     dtype = draw(dtypes)
     n = draw(st.integers(0, 3))
     batches = draw(st.sampled_from(((n, n), (1, n), (n, 1))))
@@ -143,7 +143,7 @@ def test_everything_stays_finite(backend, lists):
 @given(data=st.data(), lists=feature_lists(scales=(0.5, 1.0)), bad=st.sampled_from((torch.nan, torch.inf, -torch.inf)))
 @SETTINGS
 def test_nan_in_nan_out(backend, data, lists, bad):
-    """Wherever a bad value stands, its own image's distance in its own layer becomes NaN and nothing else changes."""
+    """A bad value anywhere makes the distance of its image in its layer NaN, and changes nothing else."""
     feats0, feats1, weights = lists
     n = len(feats0[0]) if len(feats0[0]) != 1 else len(feats1[0])
     if len(feats0[0]) != n or n == 0:
@@ -161,8 +161,10 @@ def test_nan_in_nan_out(backend, data, lists, bad):
 
 @st.composite
 def image_pairs(draw):
-    """Two batches for AlexNet, any sizes and strides, 1 or 3 channels, equal batches or 1 against N; and the scale of
-    the first, which may be all gray."""
+    """Two batches of images for AlexNet, and the scale of the first batch's values, which are all gray at 0.
+
+    Sizes and strides are any, channels 1 or 3; the batches are equal or 1 against N.
+    """
     n = draw(st.integers(0, 3))
     batches = draw(st.sampled_from(((n, n), (1, n), (n, 1))))
     scale = draw(st.sampled_from((1.0, 0.0, 1e-6, 100.0)))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Largest |result - oracle| <= atol + rtol |oracle|, where the oracle is the float64 reference on inputs rounded to the
-# tested type. D and the maps are sums in float32, so only their rounding shows; gradients to the features are rounded
-# to the features' type, and their atol is in units of the largest gradient over all layers. The interpreter truncates
-# float32 to bfloat16 where hardware rounds, so bfloat16 gradients have a whole ulp.
+# |result - oracle| <= atol + rtol |oracle|, where the oracle is the float64 reference on inputs rounded to the tested
+# type. D and the maps are sums in float32, so only their rounding shows. Gradients to the features are rounded to the
+# type of the features; the unit of their atol is the largest gradient over all layers. The interpreter truncates
+# float32 to bfloat16 where hardware rounds, so bfloat16 gradients may be off by a whole ulp.
 VALUE_TOLERANCE = {
     torch.float64: (1e-14, 1e-11),
     torch.float32: (1e-8, 2e-5),
@@ -33,7 +33,7 @@ LAYOUTS = ("nchw", "channels_last", "sliced", "transposed", "expanded")
 
 
 def in_layout(x: Tensor, layout: str) -> Tensor:
-    """The same values, laid out otherwise in memory ('expanded': the first image for the whole batch)."""
+    """The same values in another layout in memory; 'expanded' repeats the first image for the whole batch."""
     if layout == "nchw":
         return x.contiguous()
     if layout == "channels_last":
@@ -52,7 +52,10 @@ def in_layout(x: Tensor, layout: str) -> Tensor:
 
 
 def features(net: str, dtype: torch.dtype, *, batch: int = 2, layout: str = "nchw", seed: int = 0, device="cpu"):
-    """ReLU-like features of both images and signed weights, with zero vectors, identical pixels and wide scales in."""
+    """ReLU-like features of two images, and signed weights.
+
+    The features include zero vectors, pixels that are the same in both images, and norms of very different size.
+    """
     gen = torch.Generator().manual_seed(seed)
     feats0, feats1, weights = [], [], []
     for c, h, w in SHAPES[net]:
@@ -87,7 +90,7 @@ def assert_close(found: Tensor, expected: Tensor, tolerance: tuple[float, float]
 
 
 def assert_all_close(found: list[Tensor], expected: list[Tensor], tolerances: dict, what: str):
-    """`assert_close` for the gradients of one kind: the unit is the largest of them, over all layers."""
+    """`assert_close` for the gradients to one list; the unit is the largest gradient over all layers."""
     unit = max((e.abs().max().item() for e in expected if e.numel()), default=0.0)
     for layer, (f, e) in enumerate(zip(found, expected, strict=True)):
         assert_close(f, e, tolerances[f.dtype], f"{what}[{layer}]", unit)
