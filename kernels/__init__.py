@@ -1,4 +1,4 @@
-"""The Triton kernels; importing this registers the head's operators and those of what lies between convolutions."""
+"""The Triton kernels. Importing them registers the operators of the head and of the trunk's layers."""
 
 from lpips_fast.kernels import head, trunk
 

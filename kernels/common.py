@@ -19,22 +19,22 @@ def normalized_values(f, EPS: tl.constexpr, EPS_INSIDE_SQRT: tl.constexpr):
     radicand = tl.sum(f * f, axis=0)
     if EPS_INSIDE_SQRT:
         radicand += EPS
-    root = tl.sqrt(radicand)  # whose float32 takes denormals for 0
-    zero = root == 0  # and not > 0: a NaN must come out as NaN
+    root = tl.sqrt(radicand)  # float32's takes denormals for 0
+    zero = root == 0  # a NaN is not 0 and stays NaN; with ~(root > 0) it would become 0
     root = tl.where(zero, 1.0, root)
     norm = root if EPS_INSIDE_SQRT else root + EPS
     r = tl.where(zero, 0.0, 1.0 / norm)
-    q = 1.0 + (0.0 if EPS_INSIDE_SQRT else EPS) / root  # and not norm / root, which is NaN for an infinite root
+    q = 1.0 + (0.0 if EPS_INSIDE_SQRT else EPS) / root  # norm / root would be NaN for an infinite root
     return f * r[None, :], r, q
 
 
 def cdiv(a: int, b: int) -> int:
-    """triton.cdiv without Triton's detour: on the host that calls Triton's own kind of function each time."""
+    """triton.cdiv for the host, where Triton's own goes through its constexpr_function at each call."""
     return -(-a // b)
 
 
 def next_power_of_2(n: int) -> int:
-    """triton.next_power_of_2 for n from 1, likewise without the detour."""
+    """triton.next_power_of_2 for the host, n from 1; the reason is that of `cdiv`."""
     return 1 << (n - 1).bit_length()
 
 

@@ -1,6 +1,6 @@
-"""The head in Triton, forward and backward; NVIDIA and AMD GPUs, and the CPU in Triton's interpreter.
+"""The head in Triton, forward and backward, for NVIDIA and AMD GPUs and, in Triton's interpreter, for the CPU.
 
-For one pixel with features f0, f1 (over channels c) and n0 = |f0|, n1 = |f1|:
+One pixel has the features f0 and f1 (over channels c) and the norms n0 = |f0| and n1 = |f1|:
 
     a_c = f0_c r0,  b_c = f1_c r1           r = 1 / (n + eps), or 1 / sqrt(eps + n^2) with the eps inside the root;
                                             r = 0 where the root is 0
@@ -12,22 +12,22 @@ and backward, with s = dL/dd (dL/dD over the number of pixels) and u_c = 2 s w_c
     dL/df1_c = r1 (b_c q1 sum_k u_k b_k - u_c)
     dL/dw_c  = sum over n and pixels of s (a_c - b_c)^2
 
-The work is bound by memory, and the least traffic is one read of f0 and f1. So a program holds BLOCK_P pixels of one
-image with all of their channels in registers: the norms, the sums over channels and the gradients need nothing twice.
-The tile shrinks in pixels as it grows in channels, so that each tensor takes 32 registers a thread on NVIDIA (half as
-many on AMD, and in the backward, which has more tensors), without spills up to 4096 channels.
+Memory bounds the work, and the least traffic is one read of f0 and f1. A program therefore holds BLOCK_P pixels of one
+image with all of their channels in registers: the norms, the sums over channels and the gradients read nothing twice.
+The tile shrinks in pixels as it grows in channels, so that each tensor takes 32 registers a thread on NVIDIA. On AMD it
+takes half as many, and also in the backward, which has more tensors. Nothing spills up to 4096 channels.
 
-One launch a layer. Layers differ in the shape of their tile, and one kernel for all of them would take the registers
-of the largest and be compiled anew for each combination of layers. The forward leaves one sum a program in
-[N, L, programs], the backward one row of weight gradients a program in [programs, C], and one torch.sum adds them up:
-no atomics, so the same inputs give the same bits.
+Each layer has its own launch. Layers differ in the shape of their tile: one kernel for all of them would take the
+registers of the largest, and would be compiled anew for each combination of layers. The forward leaves one sum a
+program in [N, L, programs], the backward one row of weight gradients a program in [programs, C], and one torch.sum adds
+them up. There are no atomics, so the same inputs give the same bits.
 
-Compiled with enable_fp_fusion=False: contracted to fma(f0, r0, -(f1 r1)), the difference of identical images would be
-the rounding error of one product instead of 0.
+The kernels are compiled with enable_fp_fusion=False. Otherwise a - b is contracted to fma(f0, r0, -(f1 r1)), and for
+identical images that is the rounding error of one product instead of 0.
 
-Layouts. Strides are arbitrary; where a row of pixels follows on the last without a gap (FLAT), pixels have one stride.
-Triton compiles a stride of 1 in as a constant and knows which strides are multiples of 16, so that it vectorises along
-pixels in NCHW and along channels in channels-last by itself. eps is compiled in too: a float argument would be float32.
+Strides are arbitrary. Where each row of pixels follows the last without a gap (FLAT), pixels have one stride. Triton
+compiles a stride of 1 in as a constant and knows which strides are multiples of 16; so it vectorises along pixels in
+NCHW and along channels in channels-last by itself. eps is compiled in, too: a float argument would be float32.
 """
 
 from __future__ import annotations
@@ -41,16 +41,17 @@ from lpips_fast.head.operators import accumulation_dtype, grad_like
 from lpips_fast.kernels.common import block_of_all_channels, cdiv, normalized_values, register
 
 NUM_WARPS = 8
-# Bytes of a program's tile of one feature, in the accumulation type: 32 registers in each of 256 threads forward, 16
-# backward, so that most variants stay under 128 in all: room for two programs on a multiprocessor, one to compute while
-# the other loads. The interpreter's time goes by the number of programs, so there they are larger and fewer.
+# Bytes of a program's tile of one feature, in the accumulation type. A tile takes 32 registers in each of 256 threads
+# forward and 16 backward, so that most variants stay under 128 registers in all. A multiprocessor then has room for two
+# programs, and one computes while the other loads. The interpreter's time grows with the number of programs, so there
+# they are larger and fewer.
 FWD_TILE, BWD_TILE = (131072, 131072) if triton.knobs.runtime.interpret else (32768, 16384)
-SUMS_ALIGNMENT = 16  # rows of sums begin at multiples of this, so that all layers' launches are compiled alike
+SUMS_ALIGNMENT = 16  # rows of sums begin at multiples of this, so that the launches of all layers are compiled alike
 
 
 @triton.jit
 def _pixel_coordinates(offs_p, W, FLAT: tl.constexpr):
-    """Row and column of pixels counted along rows; where one stride leads through all of them, all in row 0."""
+    """Row and column of pixels that are counted along rows; if FLAT, all pixels count as row 0."""
     if FLAT:
         return 0, offs_p.to(tl.int64)
     else:
@@ -62,7 +63,7 @@ def _normalized(
     f_ptr, offs_c, y, x, mask, stride_c, stride_h, stride_w,
     ACC_DTYPE: tl.constexpr, EPS: tl.constexpr, EPS_INSIDE_SQRT: tl.constexpr,
 ):  # fmt: skip
-    """a [BLOCK_C, BLOCK_P], r and q [BLOCK_P] of the header, for one image's feature; a = 0 where masked."""
+    """a [BLOCK_C, BLOCK_P], r and q [BLOCK_P] of the header for the features of one image; a = 0 where masked."""
     offs = offs_c.to(tl.int64)[:, None] * stride_c + (y * stride_h + x * stride_w)[None, :]
     return normalized_values(tl.load(f_ptr + offs, mask=mask, other=0.0).to(ACC_DTYPE), EPS, EPS_INSIDE_SQRT)
 
@@ -76,7 +77,7 @@ def _head_fwd_kernel(
     EPS: tl.constexpr, EPS_INSIDE_SQRT: tl.constexpr, FLAT: tl.constexpr, MEAN: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """d of BLOCK_P pixels of one image, or, for the mean, their sum over `pixels`; grid: images times blocks."""
+    """d of BLOCK_P pixels of one image or, if MEAN, their sum divided by `pixels`; the grid is images times blocks."""
     ACC_DTYPE: tl.constexpr = w_ptr.dtype.element_ty
     blocks = tl.cdiv(pixels, BLOCK_P)
     block = tl.program_id(0) % blocks
@@ -103,7 +104,7 @@ def _head_fwd_kernel(
         tl.store(out_ptr + n * out_stride_n + offs_p, d, mask=mask_p)
 
 
-# dL/dD of a layer is a column of [N, L]: its alignment differs between layers and is worth no compilation.
+# dL/dD of a layer is a column of [N, L]. Its alignment differs between layers; a variant for each is not worthwhile.
 @triton.jit(do_not_specialize=("grad_ptr",))
 def _head_bwd_kernel(
     grad_ptr, f0_ptr, f1_ptr, w_ptr, d_f0_ptr, d_f1_ptr, d_w_ptr, C, W, pixels, divisor,
@@ -115,7 +116,7 @@ def _head_bwd_kernel(
     EPS: tl.constexpr, EPS_INSIDE_SQRT: tl.constexpr, FLAT: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """Gradients at BLOCK_P pixels of one image, those whose pointer is given; d_w: this program's row of sums."""
+    """The gradients whose pointer is given, at BLOCK_P pixels of one image; d_w gets this program's row of sums."""
     ACC_DTYPE: tl.constexpr = w_ptr.dtype.element_ty
     blocks = tl.cdiv(pixels, BLOCK_P)
     program = tl.program_id(0).to(tl.int64)
@@ -156,7 +157,7 @@ def _head_bwd_kernel(
 
 
 def _blocks(feats: Tensor, tile: int) -> tuple[int, int, int]:
-    """BLOCK_C and BLOCK_P for a tile of that many bytes, and the number of programs an image."""
+    """BLOCK_C and BLOCK_P for a tile of `tile` bytes, and the number of programs an image."""
     _, channels, height, width = feats.shape
     block_c = block_of_all_channels(channels)
     block_p = max(1, tile // accumulation_dtype(feats.dtype).itemsize // block_c)
@@ -169,7 +170,7 @@ def _is_flat(x: Tensor) -> bool:
 
 
 def _strides(x: Tensor) -> tuple[int, int, int, int]:
-    """Strides of x [N, C, H, W]; where it is flat the last is that from pixel to pixel."""
+    """Strides of x [N, C, H, W]; where x is flat, the last one leads from pixel to pixel."""
     stride_n, stride_c, stride_h, stride_w = x.stride()
     return stride_n, stride_c, stride_h, stride_h if x.shape[3] == 1 else stride_w
 
@@ -177,7 +178,7 @@ def _strides(x: Tensor) -> tuple[int, int, int, int]:
 def _launch_head_fwd(
     f0: Tensor, f1: Tensor, weight: Tensor, out: Tensor, eps: float, eps_inside_sqrt: bool, mean: bool
 ) -> None:
-    """One layer's d into out [N, 1, H, W], or for the mean the sums of its programs into out [N, programs]."""
+    """Writes one layer's d to out [N, 1, H, W] or, for the mean, the sums of its programs to out [N, programs]."""
     block_c, block_p, blocks = _blocks(f0, FWD_TILE)
     n, channels, height, width = f0.shape
     if n * blocks:
@@ -191,7 +192,7 @@ def _launch_head_fwd(
 def head_fwd_triton(
     feats0: list[Tensor], feats1: list[Tensor], weights: list[Tensor], eps: float, eps_inside_sqrt: bool
 ) -> Tensor:
-    """D [N, L]; see lpips_fast/head/operators.py for the contract."""
+    """D [N, L]; lpips_fast/head/operators.py has the contract."""
     slots = SUMS_ALIGNMENT * cdiv(max(_blocks(f, FWD_TILE)[2] for f in feats0), SUMS_ALIGNMENT)
     sums = weights[0].new_zeros((feats0[0].shape[0], len(feats0), slots))
     with torch.cuda.device_of(feats0[0]):
@@ -206,7 +207,7 @@ def head_fwd_triton(
 def head_maps_fwd_triton(
     feats0: list[Tensor], feats1: list[Tensor], weights: list[Tensor], eps: float, eps_inside_sqrt: bool
 ) -> list[Tensor]:
-    """The maps d, L tensors [N, 1, H, W]; see lpips_fast/head/operators.py for the contract."""
+    """The maps d, L tensors [N, 1, H, W]; lpips_fast/head/operators.py has the contract."""
     maps = [w.new_empty((f.shape[0], 1, *f.shape[2:])) for f, w in zip(feats0, weights, strict=True)]
     with torch.cuda.device_of(feats0[0]):
         for f0, f1, weight, out in zip(feats0, feats1, weights, maps, strict=True):
@@ -218,7 +219,7 @@ def _launch_head_bwd(
     grad: Tensor, f0: Tensor, f1: Tensor, weight: Tensor, eps: float, eps_inside_sqrt: bool, divisor: int,
     d_f0: Tensor | None, d_f1: Tensor | None, d_w_rows: Tensor | None,
 ) -> None:  # fmt: skip
-    """One layer's gradients from grad [N, 1, H, W] / divisor, into those outputs that are given."""
+    """Writes one layer's gradients to the outputs that are given; dL/dd is grad [N, 1, H, W] / divisor."""
     block_c, block_p, blocks = _blocks(f0, BWD_TILE)
     n, channels, height, width = f0.shape
     grad_stride_n, _, grad_stride_h, grad_stride_w = _strides(grad)
@@ -236,7 +237,7 @@ def head_bwd_triton(
     grads: list[Tensor], feats0: list[Tensor], feats1: list[Tensor], weights: list[Tensor],
     eps: float, eps_inside_sqrt: bool, mean: bool, need_feats0: bool, need_feats1: bool, need_weights: bool,
 ) -> list[Tensor]:  # fmt: skip
-    """Gradients of the head; see lpips_fast/head/operators.py for the contract."""
+    """Gradients of the head; lpips_fast/head/operators.py has the contract."""
     d_feats0 = [grad_like(f) for f in feats0] if need_feats0 else []
     d_feats1 = [grad_like(f) for f in feats1] if need_feats1 else []
     d_weights = []

@@ -1,27 +1,30 @@
-"""What lies between a trunk's convolutions, in Triton; NVIDIA and AMD GPUs, and the CPU in Triton's interpreter.
+"""The trunk's layers between its convolutions, in Triton, for NVIDIA and AMD GPUs and, in its interpreter, for the CPU.
 
-Most of it is bound by memory, so what follows on one another goes through in one pass:
+Memory bounds most of these layers, so successive ones share a pass:
 
     first_conv_relu images -> relu(conv((image - shift) / scale) + bias) of the trunk's first layer; the ReLU's signs
-    bias_relu       a convolution's output -> relu(y + bias) in its place; the ReLU's signs; the maxima of 2x2 windows
+    bias_relu       a convolution's output -> relu(y + bias) in place; the ReLU's signs; the maxima of 2x2 windows
     pack_signs      the signs of a ReLU's output
-    max_pool        the maxima of windows, and no indices
-    mask_by_signs   the gradient back through a ReLU of which the signs are kept, in its place
-    tap_bwd         the gradient at a tap: the head's, plus what comes from the layers behind, through the pool if there
-                    is one, and back through the tap's ReLU
+    max_pool        the maxima of windows, without indices
+    mask_by_signs   the gradient back through a ReLU whose signs are kept, in place
+    tap_bwd         the gradient at a tap: the head's plus the later layers', through the pool if there is one, and
+                    back through the tap's ReLU
+    head_tap_bwd    the same, but it also computes the head's gradient
 
-With f the tap, t the head's gradient to it (kernels/head.py), g what comes from behind and v(p) the windows with p:
+Let f be the tap, t the head's gradient to it (head.py has its formula), g the gradient from the later layers (`behind`)
+and v(p) the windows that contain p:
 
     dL/d(before the ReLU)(p) = (t(p) + sum over v(p) of g(v) [p is where v has its maximum]) [f(p) > 0]
 
-The maximum's place is found anew from f: it is the first, or the last NaN, as in torch. A ReLU passes the gradient
-where its output is not <= 0; signs are as trunk/torch_layers.py says: bit c % 8 of byte c // 8 is channel c.
+The place of the maximum is found anew from f: it is the first maximum, or the last NaN, as in torch. A ReLU blocks the
+gradient where its output is <= 0, and passes it elsewhere, at NaN, too. Bit c % 8 of byte c // 8 is the sign of channel
+c: 1 where the ReLU passes the gradient.
 
-Tensors are dense and channels-last, so that a pixel's channels are adjacent; sums and products are float32, but for the
-products of the first layer, whose factors are of the trunk's type (TF32 for float32 where that is allowed).
+Tensors are dense and channels-last, so that a pixel's channels are adjacent. Sums and products are float32, except that
+the factors of the first layer's products have the trunk's type (TF32 for float32 where that is allowed).
 
-The first layer has 3 channels, too few for cuDNN's kernels, and more to write than any other. Here a program holds the
-3 k k values below the windows of BLOCK_P pixels, read straight from the images, whatever their type and layout, and
+The first layer has 3 channels, which are too few for cuDNN's kernels, and it writes more than any other layer. Here a
+program reads the 3 k k values in the windows of BLOCK_P pixels straight from the images, in any type and layout, and
 multiplies them by the filters, which lie in memory as [C, k k 3].
 """
 
@@ -39,15 +42,16 @@ from lpips_fast.trunk.convolution import allows_tf32
 from lpips_fast.trunk.operators import empty_nhwc, empty_signs
 
 NUM_WARPS = 4
-# Where time goes by the number of programs: they are larger and fewer there. And bfloat16's products are wrong.
+# The interpreter's time grows with the number of programs, so there they are larger and fewer. Its products of bfloat16
+# are wrong.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-# What a program has in hand, in bytes or values.
+# The size of a program's tile, in bytes or values.
 BIAS_RELU_TILE_BYTES = 131072 if INTERPRETED.value else 8192
 POOL_TILE = 32768 if INTERPRETED.value else 1024
 SIGNS_TILE = 32768 if INTERPRETED.value else 1024
 TAP_TILE_BYTES = 131072 if INTERPRETED.value else 4096
 HEAD_TAP_TILE_BYTES = 131072 if INTERPRETED.value else 4096
-FIRST_TILE = 512 if INTERPRETED.value else 128  # pixels; half of it where the filters take several steps
+FIRST_TILE = 512 if INTERPRETED.value else 128  # pixels; half as many where the filters take several steps
 FIRST_BLOCK_C, FIRST_BLOCK_K = 64, 32
 KEEP_NAN = tl.constexpr(tl.PropagateNan.ALL)  # of maxima
 
@@ -60,7 +64,7 @@ def _first_conv_relu_kernel(
     C_IN: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_P pixels of the output for one image, the first N0 of them x0's, BLOCK_C channels of each."""
+    """BLOCK_P pixels of one image's output, BLOCK_C channels of each; the first N0 images are x0's, the rest x1's."""
     K: tl.constexpr = KERNEL * KERNEL * C_IN
     blocks = tl.cdiv(OUT_H * OUT_W, BLOCK_P)
     n = (tl.program_id(0) // blocks).to(tl.int64)
@@ -70,7 +74,7 @@ def _first_conv_relu_kernel(
     mask_p, mask_c = offs_p < OUT_H * OUT_W, offs_c < C_OUT
     y = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     for start in range(0, K, BLOCK_K):
-        # Pixels in the last dimension, for they are what is adjacent in NCHW.
+        # Pixels are the last dimension: in NCHW they are adjacent.
         offs_k = start + tl.arange(0, BLOCK_K)
         c, tap = offs_k % C_IN, offs_k // C_IN
         row, column = top[None, :] + (tap // KERNEL)[:, None], left[None, :] + (tap % KERNEL)[:, None]
@@ -118,19 +122,20 @@ def _bias_relu_kernel(
     n = (tl.program_id(0) // blocks).to(tl.int64)
     offs_p = tl.program_id(0) % blocks * BLOCK_P + tl.arange(0, BLOCK_P)
     row, column = offs_p // windows_w * SIDE, offs_p % windows_w * SIDE
-    # Channels by eights: a byte of signs each.
+    # Channels come by eights: each eight is one byte of signs.
     offs_b = tl.program_id(1) * (BLOCK_C // 8) + tl.arange(0, BLOCK_C // 8)
     bit = tl.arange(0, 8)
     offs_c = offs_b[:, None] * 8 + bit[None, :]
     mask_c = offs_c < C
     bias = tl.load(bias_ptr + offs_c, mask=mask_c, other=0.0).to(tl.float32)
-    # All loads before the first store: the compiler moves none over a store to the same tensor.
+    # All loads come before the first store: the compiler moves no load over a store to the same tensor.
     values = ()
     for i in tl.static_range(SIDE * SIDE):
         y, x = row + i // SIDE, column + i % SIDE
         inside = (offs_p < windows) & (y < H) & (x < W)
         offs = ((n * H + y) * W + x)[:, None, None] * C + offs_c[None, :, :]
-        values += (tl.load(y_ptr + offs, mask=inside[:, None, None] & mask_c[None, :, :], other=0.0),)  # type: ignore[assignment]
+        mask = inside[:, None, None] & mask_c[None, :, :]
+        values += (tl.load(y_ptr + offs, mask=mask, other=0.0),)  # type: ignore[assignment]
     best = tl.full((BLOCK_P, BLOCK_C // 8, 8), float("-inf"), tl.float32)
     for i in tl.static_range(SIDE * SIDE):
         y, x = row + i // SIDE, column + i % SIDE
@@ -162,7 +167,7 @@ def _max_pool_kernel(
     x_ptr, out_ptr, C, H, W, OUT_H, OUT_W,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_P windows of one image, BLOCK_C channels of each; what of a window lies outside does not count."""
+    """BLOCK_P windows of one image, BLOCK_C channels of each; pixels outside the image are ignored."""
     blocks = tl.cdiv(OUT_H * OUT_W, BLOCK_P)
     n = (tl.program_id(0) // blocks).to(tl.int64)
     offs_p = tl.program_id(0) % blocks * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -181,7 +186,7 @@ def _max_pool_kernel(
 
 @triton.jit
 def _pack_signs_kernel(y_ptr, signs_ptr, n_bytes, BLOCK_B: tl.constexpr):
-    """BLOCK_B bytes of signs. Channels come by eights, so that byte i is of the eight values from 8 i on."""
+    """BLOCK_B bytes of signs. Channels come by eights, so byte i has the signs of the eight values from 8 i on."""
     offs_b = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     bit = tl.arange(0, 8)[None, :]
     mask = offs_b < n_bytes
@@ -191,7 +196,7 @@ def _pack_signs_kernel(y_ptr, signs_ptr, n_bytes, BLOCK_B: tl.constexpr):
 
 @triton.jit
 def _mask_by_signs_kernel(d_ptr, signs_ptr, addend_ptr, n_bytes, BLOCK_B: tl.constexpr):
-    """The values of BLOCK_B bytes of signs, as in _pack_signs_kernel."""
+    """The values that BLOCK_B bytes of signs belong to, in the order of _pack_signs_kernel."""
     offs_b = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     bit = tl.arange(0, 8)[None, :]
     offs, mask = offs_b[:, None] * 8 + bit, (offs_b < n_bytes)[:, None]
@@ -204,7 +209,7 @@ def _mask_by_signs_kernel(d_ptr, signs_ptr, addend_ptr, n_bytes, BLOCK_B: tl.con
 
 @triton.jit
 def _load_window(f_ptr, offs_c, row, column, mask_c, mask_p, C, H, W, SIDE: tl.constexpr):
-    """The pixels of windows of SIDE x SIDE in one image, a [BLOCK_C, BLOCK_P] each; 0 outside."""
+    """The pixels of windows of SIDE x SIDE in one image: a [BLOCK_C, BLOCK_P] for each place; 0 outside the image."""
     values = ()
     for i in tl.static_range(SIDE * SIDE):
         y, x = row + i // SIDE, column + i % SIDE
@@ -216,7 +221,7 @@ def _load_window(f_ptr, offs_c, row, column, mask_c, mask_p, C, H, W, SIDE: tl.c
 
 @triton.jit
 def _maximum_of_window(values, row, column, H, W, SIDE: tl.constexpr):
-    """Which pixel of the windows has the maximum, by channel: the first, or the last NaN."""
+    """The place in each window that has the maximum, for each channel: the first maximum, or the last NaN."""
     best = tl.full(values[0].shape, float("-inf"), tl.float32)
     winner = tl.zeros(values[0].shape, tl.int32)
     for i in tl.static_range(SIDE * SIDE):
@@ -233,10 +238,10 @@ def _from_overlapping(
     behind_ptr, f_ptr, offs_c, y, x, mask_c, mask_p, C, H, W, BEHIND_H, BEHIND_W,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """What comes to pixels of one image of f from one of what is behind, through windows that overlap."""
+    """The later layers' gradient to pixels of one image, back through windows that overlap."""
     OVERLAP: tl.constexpr = (KERNEL + STRIDE - 1) // STRIDE
     d = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
-    for i in range(OVERLAP * OVERLAP):  # loops stay loops: unrolled, all of their loads would be in registers at once
+    for i in range(OVERLAP * OVERLAP):  # not unrolled: all of the loads would be in registers at once
         window_y, window_x = y // STRIDE - i // OVERLAP, x // STRIDE - i % OVERLAP
         in_y, in_x = y - window_y * STRIDE, x - window_x * STRIDE
         there = mask_p & (window_y >= 0) & (window_y < BEHIND_H) & (in_y < KERNEL)
@@ -264,9 +269,9 @@ def _tap_bwd_of_window(
     EPS: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, SIDE: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """Writes the gradient at the pixels of windows of one image, whose values are f; pointers are to images.
+    """Writes the gradient at the pixels of windows, whose values are f; the pointers are those of one image.
 
-    The head's part is d_f, or made here of f and g, the other image's feature.
+    The head's gradient is read from d_f or, without d_f, computed from f and g, the features of the other image.
     """
     if d_f_ptr is None:
         g = _load_window(g_ptr, offs_c, row, column, mask_c, mask_p, C, H, W, SIDE)
@@ -308,7 +313,7 @@ def _tap_bwd_of_window(
 
 @triton.jit
 def _windows(H, W, SIDE: tl.constexpr, BLOCK_P: tl.constexpr):
-    """The image of this program, the first row and column of its windows, and which of them are there."""
+    """The image of this program, the first row and column of its windows, and which of its windows exist."""
     windows_w = tl.cdiv(W, SIDE)
     windows = tl.cdiv(H, SIDE) * windows_w
     blocks = tl.cdiv(windows, BLOCK_P)
@@ -322,9 +327,9 @@ def _tap_bwd_kernel(
     f_ptr, d_f_ptr, behind_ptr, out_ptr, C, H, W, BEHIND_H, BEHIND_W,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, SIDE: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_P windows of one image, BLOCK_C channels of each, with the head's gradient d_f as it is.
+    """BLOCK_P windows of one image, BLOCK_C channels of each; d_f has the head's gradient.
 
-    SIDE is that of the windows, of one pixel where those of the pool overlap or there is none.
+    SIDE is the side of a window: the pool's or, where its windows overlap or there is no pool, one pixel.
     """
     n, row, column, mask_p = _windows(H, W, SIDE, BLOCK_P)
     offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -347,9 +352,9 @@ def _head_tap_bwd_kernel(
     EPS: tl.constexpr, BOTH: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, SIDE: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_P windows of one pair with all channels, the head's gradient made here; out: of f0, then, if BOTH, of f1.
+    """BLOCK_P windows of one pair with all channels; out gets the gradients of f0 and then, if BOTH, of f1.
 
-    The distance is symmetric: its gradient to f1 is that to f0 with the features exchanged.
+    The distance is symmetric: its gradient to f1 is the one to f0 with the features exchanged.
     """
     n, row, column, mask_p = _windows(H, W, SIDE, BLOCK_P)
     offs_c = tl.arange(0, BLOCK_C)
@@ -368,7 +373,7 @@ def _head_tap_bwd_kernel(
         EPS, KERNEL, STRIDE, SIDE, BLOCK_C, BLOCK_P,
     )  # fmt: skip
     if BOTH:
-        out_ptr += tl.cast(N, tl.int64) * H * W * C  # the second images' gradients follow on the first ones'
+        out_ptr += tl.cast(N, tl.int64) * H * W * C  # the gradients of all second images follow those of the first
         if behind_ptr is not None:
             behind_ptr += tl.cast(N, tl.int64) * BEHIND_H * BEHIND_W * C
         f = _load_window(f1_ptr, offs_c, row, column, mask_c, mask_p, C, H, W, SIDE)
@@ -384,14 +389,14 @@ def _dense(x: Tensor) -> Tensor:
 
 
 def _blocks(channels: int, pixels: int, tile: int) -> tuple[int, int, int, int]:
-    """BLOCK_P and BLOCK_C for a tile of that many values, and the numbers of blocks of pixels and of channels."""
+    """BLOCK_P and BLOCK_C for a tile of `tile` values, and the numbers of blocks of pixels and of channels."""
     block_c = min(next_power_of_2(max(channels, 8)), 256)
     block_p = max(1, min(tile // block_c, next_power_of_2(max(pixels, 1))))
     return block_p, block_c, cdiv(pixels, block_p), cdiv(channels, block_c)
 
 
 def _precision(dtype: torch.dtype, tf32: bool | None) -> str:
-    """Of products, as tl.dot has it. TF32 is NVIDIA's; the flag is looked at here, so that compiled graphs heed it."""
+    """The input_precision of tl.dot. Only NVIDIA has TF32. Its flag is read here, so that compiled graphs heed it."""
     takes_tf32 = dtype == torch.float32 and torch.version.hip is None and allows_tf32(tf32)
     return "tf32" if takes_tf32 else "ieee"
 
@@ -400,7 +405,7 @@ def first_conv_relu_triton(
     images: Sequence[Tensor], shift: Tensor | None, scale: Tensor | None, weight: Tensor, bias: Tensor,
     stride: int, padding: int, tf32: bool | None, keep_signs: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """[N, C, OUT_H, OUT_W] of one or two batches of images, and its signs; see gpu_layers.py for the contract."""
+    """[N, C, OUT_H, OUT_W] for one or two batches of images, and its signs; see gpu_layers.py for the contract."""
     assert weight.is_contiguous(memory_format=torch.channels_last)
     x0, x1 = images[0], images[-1]
     (c_out, c_in, kernel, _), (n0, _, h, w) = weight.shape, x0.shape
@@ -423,8 +428,8 @@ def first_conv_relu_triton(
 
 
 def bias_relu_triton(y: Tensor, bias: Tensor, signs: Tensor | None, pooled: Tensor | None) -> None:
-    """y in its place, signs and pooled into what is given; see gpu_layers.py for the contract."""
-    assert y.is_contiguous(memory_format=torch.channels_last)  # it is written in its place, by that order
+    """Changes y in place, and fills signs and pooled if given; see gpu_layers.py for the contract."""
+    assert y.is_contiguous(memory_format=torch.channels_last)  # the kernel writes it in place, in this order
     n, c, h, w = y.shape
     side = 1 if pooled is None else 2
     windows = cdiv(h, side) * cdiv(w, side)
@@ -466,8 +471,8 @@ def max_pool_triton(x: Tensor, kernel: int, stride: int, out_h: int, out_w: int)
 
 
 def mask_by_signs_triton(d: Tensor, signs: Tensor, addend: Tensor | None) -> None:
-    """d in its place; see gpu_layers.py for the contract."""
-    assert d.is_contiguous(memory_format=torch.channels_last)  # it is written in its place, by that order
+    """Changes d in place; see gpu_layers.py for the contract."""
+    assert d.is_contiguous(memory_format=torch.channels_last)  # the kernel writes it in place, in this order
     block_b = SIGNS_TILE // 8
     if signs.numel():
         with torch.cuda.device_of(d):
@@ -478,7 +483,7 @@ def mask_by_signs_triton(d: Tensor, signs: Tensor, addend: Tensor | None) -> Non
 
 
 def _window_side(kernel: int, stride: int) -> int:
-    """The side of the pool's windows, where they do not overlap; else 1, as without a pool."""
+    """The side of the pool's windows; 1 where they overlap or there is no pool."""
     return stride if kernel == stride else 1
 
 
@@ -504,7 +509,7 @@ def head_tap_bwd_triton(
     grad: Tensor, f0: Tensor, f1: Tensor, weight: Tensor, eps: float, divisor: int, both: bool,
     behind: Tensor | None, kernel: int, stride: int,
 ) -> Tensor:  # fmt: skip
-    """[N, C, H, W], or of both images [2 N, C, H, W]; see gpu_layers.py for the contract."""
+    """[N, C, H, W], or [2 N, C, H, W] for both images; see gpu_layers.py for the contract."""
     n, c, h, w = f0.shape
     one_for_all = f1.stride(0) == 0
     f1_stride_n = 0 if one_for_all else c * h * w
@@ -513,7 +518,7 @@ def head_tap_bwd_triton(
     out = empty_nhwc(f0, 2 * n if both else n, c, h, w, f0.dtype)
     side = _window_side(kernel, stride)
     block_c = block_of_all_channels(c)
-    # Half a tile where there are sums across warps, or windows that overlap, whose search takes registers, too.
+    # Sums across warps take registers, and so does the search in windows that overlap: half a tile then.
     tile = HEAD_TAP_TILE_BYTES // f0.element_size() // (2 if c > 256 or kernel > stride else 1)
     block_p = max(1, tile // block_c // side)
     blocks = cdiv(cdiv(h, side) * cdiv(w, side), block_p)

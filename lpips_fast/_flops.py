@@ -1,15 +1,16 @@
 """FLOPs of the operators, for torch.utils.flop_counter.
 
-torch counts convolutions and matrix products alone, as their definitions have them: 2 cout cin kh kw a pixel of a
-convolution's output. So do the formulas of the operators here, and the sum is that of `lpips` in plain torch:
+torch counts only convolutions and matrix products, and counts them by their definition: a convolution has
+2 cout cin kh kw FLOPs a pixel of its output. The formulas of our operators do the same, so that the sum is the one of
+`lpips` in plain torch:
 
-  * A convolution by Winograd's algorithm counts as any other, though it does fewer multiplications: the count says what
-    is computed and not how, and FLOPs a second of different algorithms can be compared.
-  * The head counts as the 1x1 convolution by linear weights that `lpips` has in its place, of C channels to one.
+  * A convolution by Winograd's algorithm counts as any other convolution, although it does fewer multiplications. The
+    count says what is computed and not how, so that FLOPs a second of different algorithms can be compared.
+  * The head counts as the 1x1 convolution from C channels to one, by linear weights, that `lpips` has in its place.
 
-torch.utils.flop_counter imports Triton where that is installed, which `import lpips_fast` does without. So this module
-waits for others to import it, and adds the formulas right after: a FlopCounterMode has those that are there when it is
-made.
+torch.utils.flop_counter imports Triton where that is installed; `import lpips_fast` must not. This module therefore
+waits until somebody else imports the counter, and adds the formulas right after. That is early enough: a
+FlopCounterMode knows the formulas that exist when it is made.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from types import ModuleType
 
 import torch
 
-Formula = Callable[..., int]  # of an operator's arguments, a shape instead of each tensor
+Formula = Callable[..., int]  # takes an operator's arguments, with a shape in place of each tensor
 
 _COUNTER = "torch.utils.flop_counter"
 _waiting: dict[str, Formula] = {}
@@ -32,7 +33,7 @@ def register(formulas: Mapping[str, Formula]) -> None:
     """Makes FLOP formulas known to torch, now or when its counter is imported.
 
     Args:
-        formulas: from the names of operators in torch.ops.lpips_fast.
+        formulas: a formula for each name of an operator in torch.ops.lpips_fast.
     """
     if _COUNTER in sys.modules:
         _add(sys.modules[_COUNTER], formulas)
@@ -46,7 +47,7 @@ def _add(counter: ModuleType, formulas: Mapping[str, Formula]) -> None:
 
 
 class _AtImport(MetaPathFinder):
-    """Finds the counter where Python does, and adds the formulas at the end of its import."""
+    """Finds the counter where Python finds it, and adds the formulas at the end of its import."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

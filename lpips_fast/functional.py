@@ -26,26 +26,28 @@ def lpips_head(
     """Weighted distance of channel-normalised features, averaged over space, for all layers in one call.
 
     D(n, l) = mean_p sum_c w_c (a_c - b_c)^2, with a = f0 / (|f0| + eps), b = f1 / (|f1| + eps) and |.| over channels;
-    with eps_inside_sqrt a = f0 / sqrt(eps + |f0|^2). LPIPS is the sum over layers (Zhang et al., CVPR 2018,
-    arXiv:1801.03924). Differentiable, also twice, in all three lists; the gradient to a feature whose norm is 0 is 0.
+    with eps_inside_sqrt a = f0 / sqrt(eps + |f0|^2), and likewise b. LPIPS is the sum of D over the layers (Zhang et
+    al., CVPR 2018, arXiv:1801.03924). D is twice differentiable in all three lists. The gradient to a feature whose
+    norm is 0 is 0.
 
     Args:
-        feats0, feats1: a list over the L layers of features [N, C_l, H_l, W_l], NCHW, channels-last or any other
-            strides, all of one floating type and device. A batch of 1 against N is broadcast.
-        weights: a list over layers of the C_l weights, of any shape with C_l elements ([C_l], [1, C_l, 1, 1]), or
-            None for weights of 1.
-        eps: guard of the division, added to the norm, or inside its root to its square.
-        eps_inside_sqrt: which of the two.
-        backend: 'auto', or 'reference', 'cpu', 'cuda' or 'triton'; `lpips_fast.backends()` says which are there.
+        feats0, feats1: lists over the L layers of features [N, C_l, H_l, W_l], in NCHW, channels-last or any other
+            strides, all of one floating type and on one device. A batch of 1 is broadcast against N.
+        weights: a list over the layers of weights with C_l elements in any shape ([C_l], [1, C_l, 1, 1]), or None for
+            weights of 1.
+        eps: keeps the division from dividing by 0; 1e-10 unless given. It is added to the norm.
+        eps_inside_sqrt: whether eps is added to the square of the norm instead.
+        backend: 'auto', 'reference', 'cpu', 'cuda' or 'triton'; `lpips_fast.backends()` says which are available.
 
     Returns:
         [N, L], float32 (float64 for float64 features). Sums are taken in that type and in a fixed order.
 
     Raises:
-        TypeError, ValueError: lists, shapes, types or devices that do not fit together, or an unknown backend.
-        RuntimeError: a backend that is not there.
+        TypeError, ValueError: lists, shapes, types or devices do not fit together, eps is negative, or the backend is
+            unknown.
+        RuntimeError: the backend is not available.
 
-    Norms from 1e-18 to 1e18 are told apart in float32; below, a feature counts as 0, above it as infinite.
+    In float32 a norm below 1e-18 counts as 0, and one above 1e18 as infinite.
     """
     inputs = _checked(feats0, feats1, weights, Norm(eps, eps_inside_sqrt))
     return autograd.head(backends.choose(backend, feats0[0].device), inputs)
@@ -60,7 +62,7 @@ def lpips_head_maps(
     eps_inside_sqrt: bool = Norm().inside_sqrt,
     backend: str = "auto",
 ) -> list[Tensor]:
-    """As `lpips_head` before the mean over space: the maps sum_c w_c (a_c - b_c)^2, L tensors [N, 1, H_l, W_l]."""
+    """`lpips_head` before the mean over space: the maps sum_c w_c (a_c - b_c)^2, L tensors [N, 1, H_l, W_l]."""
     inputs = _checked(feats0, feats1, weights, Norm(eps, eps_inside_sqrt))
     return autograd.head_maps(backends.choose(backend, feats0[0].device), inputs)
 
@@ -68,10 +70,9 @@ def lpips_head_maps(
 def _checked(
     feats0: Sequence[Tensor], feats1: Sequence[Tensor], weights: Sequence[Tensor] | None, norm: Norm
 ) -> HeadInput:
-    """What the operators take: the lists checked and broadcast to one batch, the weights flat and wide enough."""
-    eps = norm.eps
-    if isinstance(eps, bool) or not isinstance(eps, float | int) or not eps >= 0:
-        raise ValueError(f"eps must be a number from 0, got {eps!r}")
+    """The operators' input: lists checked and broadcast to one batch, flat weights in the accumulation type."""
+    if isinstance(norm.eps, bool) or not isinstance(norm.eps, float | int) or not norm.eps >= 0:
+        raise ValueError(f"eps must be a number from 0, got {norm.eps!r}")
     for name, tensors in (("feats0", feats0), ("feats1", feats1), ("weights", () if weights is None else weights)):
         _check_list(name, tensors)
     if not feats0 or len(feats0) != len(feats1):
@@ -89,7 +90,7 @@ def _checked(
     for layer, (f0, f1) in enumerate(zip(feats0, feats1, strict=True)):
         _check_pair(layer, f0, f1, like)
         if f0.shape != f1.shape:
-            f0, f1 = torch.broadcast_tensors(f0, f1)  # an expand would fix, in a trace, which of the two is expanded
+            f0, f1 = torch.broadcast_tensors(f0, f1)  # a trace of f0.expand would always expand f0
         pairs0.append(f0)
         pairs1.append(f1)
         if weights is None:

@@ -1,4 +1,4 @@
-"""torch's FlopCounterMode: LPIPS counts as `lpips` does, whatever kernels compute it."""
+"""torch's FlopCounterMode counts the same FLOPs for LPIPS as for `lpips`, whichever kernels compute it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(lpips_fast.backends()["cpu"] is not None, reason
 
 
 def count(fn, *inputs):
-    """FLOPs of the forward, and of the forward and the backward to what requires a gradient."""
+    """FLOPs of the forward, and of the forward and the backward together."""
     with FlopCounterMode(display=False) as counter:
         value = fn(*inputs)
         forward = counter.get_total_flops()
@@ -29,7 +29,7 @@ def count(fn, *inputs):
 
 @pytest.fixture(params=("metric", "loss"))
 def images(request):
-    """In0 requires a gradient in a loss."""
+    """Two batches, of which the first requires a gradient in a loss."""
     in0, in1 = pair(2, 64, 70)  # large enough for Winograd in most layers
     return in0.requires_grad_(request.param == "loss"), in1
 
@@ -37,7 +37,7 @@ def images(request):
 @pytest.mark.parametrize("options", ({}, {"spatial": True}, {"cpu_conv": "direct"}), ids=str)
 @pytest.mark.parametrize("net", NETS)
 def test_counts_as_lpips(make_ours, make_theirs, images, net, options):
-    """From the first call on, which transforms filters."""
+    """The first call, which transforms the filters, counts the same as the next."""
     theirs = make_theirs(net, spatial=options.get("spatial", False)).requires_grad_(False)
     fn = make_ours(net, **options)
     expected = count(theirs, *images)
@@ -47,7 +47,7 @@ def test_counts_as_lpips(make_ours, make_theirs, images, net, options):
 
 
 def test_gradient_in_forward(make_ours, images):
-    """As much, but all in the forward."""
+    """The sum stays the same, and all of it falls in the forward."""
     _, expected = count(make_ours("vgg"), *images)
     forward, total = count(make_ours("vgg", grad_in_forward=True), *images)
     assert forward == total == expected
@@ -63,7 +63,7 @@ def test_one_image_for_all(make_ours, make_theirs, net):
 @pytest.mark.parametrize("backend", ("cpu", "triton"))
 @pytest.mark.parametrize("maps", (False, True))
 def test_head(backend, maps):
-    """As its 1x1 convolution: forwards, for the gradient to the features, and for that to the weights."""
+    """It counts as its 1x1 convolution: forwards, for the gradient to features, and for the gradient to weights."""
     if lpips_fast.backends()[backend] is not None:
         pytest.skip(lpips_fast.backends()[backend])
 
@@ -80,7 +80,7 @@ def test_head(backend, maps):
 
 
 def test_head_on_the_way_back_through_a_tap():
-    """As its backward alone; of the operator's shapes, for it runs on a GPU."""
+    """It counts as the head's backward alone. Tensors without memory do: the operator runs on a GPU."""
     f0, f1, grad, weight = (
         torch.empty(shape, device="meta") for shape in ((2, 8, 3, 5), (1, 8, 3, 5), (2, 1, 3, 5), 8)
     )
@@ -91,7 +91,7 @@ def test_head_on_the_way_back_through_a_tap():
 
 @pytest.mark.parametrize("counter_first", (False, True))
 def test_whichever_is_imported_first(counter_first):
-    """The counter, which takes long to import, is not imported by the package."""
+    """The package does not import the counter, which takes long; both orders of import have the formulas."""
     imports = ["from torch.utils.flop_counter import FlopCounterMode", "from lpips_fast import LPIPS"]
     script = f"""
 import sys, torch

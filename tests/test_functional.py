@@ -1,4 +1,4 @@
-"""The head and LPIPS over whatever shapes, strides and values hypothesis finds, against lpips 0.1.4's formulas."""
+"""The head and LPIPS against the formulas of lpips 0.1.4, on the shapes, strides and values that hypothesis finds."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_everything_stays_finite(backend, lists):
 @given(data=st.data(), lists=feature_lists(scales=(0.5, 1.0)), bad=st.sampled_from((torch.nan, torch.inf, -torch.inf)))
 @SETTINGS
 def test_nan_in_nan_out(backend, data, lists, bad):
-    """Wherever a bad value stands, its own image's distance in its own layer becomes NaN and nothing else changes."""
+    """A bad value anywhere makes the distance of its image in its layer NaN, and changes nothing else."""
     feats0, feats1, weights = lists
     n = len(feats0[0]) if len(feats0[0]) != 1 else len(feats1[0])
     if len(feats0[0]) != n or n == 0:
@@ -119,8 +119,10 @@ def test_nan_in_nan_out(backend, data, lists, bad):
 
 @st.composite
 def image_pairs(draw):
-    """Two batches for AlexNet, any sizes and strides, 1 or 3 channels, equal batches or 1 against N; and the scale of
-    the first, which may be all gray."""
+    """Two batches of images for AlexNet, and the scale of the first batch's values, which are all gray at 0.
+
+    Sizes and strides are any, channels 1 or 3; the batches are equal or 1 against N.
+    """
     n = draw(st.integers(0, 3))
     batches = draw(st.sampled_from(((n, n), (1, n), (n, 1))))
     scale = draw(st.sampled_from((1.0, 0.0, 1e-6, 100.0)))

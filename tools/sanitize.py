@@ -22,7 +22,7 @@ TESTS = (
     "tests/head/test_operators.py",
     "tests/csrc/test_head_cpu.py",
     "tests/csrc/test_isa.py",
-    "tests/test_winograd.py",
+    "tests/trunk/test_operators.py",
     "tests/test_functional.py",
     "tests/test_fuzz.py",
 )

@@ -1,6 +1,6 @@
-"""The head's tests run once a backend, each on every device the backend works on here.
+"""A test of the head that takes `backend` and `device` runs for each backend, on every device where it works here.
 
-Triton runs on a GPU or, with TRITON_INTERPRET=1 in the environment before it is imported, in its interpreter.
+Triton works on a GPU or, if TRITON_INTERPRET=1 is in the environment before it is imported, in its interpreter.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every backend of the head against the float64 reference."""
+"""The contract of operators.py: every backend against the float64 reference, from the public functions inwards."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ EPS = ((1e-10, False), (1e-8, True))
 
 
 def skip_in_interpreter(backend, device, large):
-    """Triton's interpreter is slow: it sees the odd shapes in every combination, the nets' in a few."""
+    """Triton's interpreter is slow: it runs the odd shapes in every combination, and those of the nets in a few."""
     if backend == "triton" and device == "cpu" and large:
         pytest.skip("the odd shapes are enough for the interpreter")
 
 
 def run(feats0, feats1, weights, maps, backend, eps, inside, needs=(True, True, True), seed=1):
-    """Value(s) and the gradients of sum(g * value), g random, to the lists that `needs` asks for."""
+    """The values, and the gradients of sum(g * value) for a random g to the lists that `needs` asks for."""
     lists = [[t.detach().requires_grad_(need) for t in ts] for ts, need in zip((feats0, feats1, weights), needs)]
     function = functional.lpips_head_maps if maps else functional.lpips_head
     out = function(*lists, eps=eps, eps_inside_sqrt=inside, backend=backend)
@@ -170,9 +170,9 @@ def test_nan_in_nan_out(backend, device, layout, bad):
 
 @pytest.mark.parametrize("layout", ("nchw", "channels_last"))
 def test_more_than_2_31_elements_apart(backend, device, layout):
-    """The second image starts beyond 2^31 elements, in memory that is reserved but, for the gap, never touched."""
+    """The second image starts beyond 2^31 elements; the memory of the gap is reserved and never touched."""
     if device != "cpu":
-        pytest.skip("a device's memory is not reserved lazily; see the expanded view below")
+        pytest.skip("a GPU does not reserve memory lazily; see the expanded view below")
     c, h, w, gap = 8, 5, 4, 2**31 + 64
     storage = torch.empty(gap + c * h * w, dtype=torch.float16)
     strides = (gap, h * w, w, 1) if layout == "nchw" else (gap, 1, w * c, c)
@@ -218,9 +218,9 @@ def test_gradcheck(backend, device):
 @pytest.mark.parametrize("net", ("odd", "alex"))
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_opcheck(backend, device, layout, net):
-    """Schema, fakes (with their strides), dispatch and tracing of the three operators."""
+    """The three operators pass torch's checks of schema, fakes (with their strides), dispatch and tracing."""
     if backend == "reference":
-        pytest.skip("plain torch, not an operator")
+        pytest.skip("the reference is plain torch and has no operator")
     skip_in_interpreter(backend, device, net != "odd")
     feats0, feats1, weights = features(net, torch.float32, layout=layout, device=device)
     inputs = HeadInput(feats0, feats1, weights, Norm())
@@ -235,7 +235,7 @@ def test_opcheck(backend, device, layout, net):
 
 @pytest.mark.parametrize("maps", (False, True), ids=("mean", "maps"))
 def test_compiled_in_one_graph(backend, device, maps, monkeypatch):
-    """torch.compile takes the head whole, forward and backward, and the compiled backward calls the fused operator."""
+    """torch.compile takes the whole head, forward and backward, and the compiled backward calls the fused operator."""
     case = features("odd", torch.float32, device=device)
     eager = run(*case, maps, backend, 1e-10, False)
     torch._dynamo.reset()

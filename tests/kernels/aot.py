@@ -1,12 +1,11 @@
 """Compiles the Triton kernels for one GPU target ahead of time, with no GPU, and prints what they cost.
 
     python aot.py cuda 90 32            the arguments of triton's GPUTarget
-    python aot.py cuda 90 32 262144     one backward kernel alone, with that for its BWD_TILE
+    python aot.py cuda 90 32 262144     only one backward kernel, with 262144 as its BWD_TILE
 
-One JSON record a line: the variant, and its registers, spills to memory and fused multiply-adds. The
-variants are those that the operators launch on the tensors given below: kernels are replaced by recorders, which turn
-the arguments of a launch into a signature as Triton's just-in-time compiler would. Needs a process without
-TRITON_INTERPRET.
+Each line is a JSON record: the variant, and its registers, spills to memory and fused multiply-adds. The variants are
+the ones that the operators launch on the tensors below: recorders replace the kernels, and turn the arguments of a
+launch into a signature as Triton's just-in-time compiler does. The process must not have TRITON_INTERPRET set.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from triton.compiler import ASTSource
 
 from lpips_fast.kernels import head, trunk
 
-ALIGNMENT = 16  # of the pointers that the caching allocator hands out; and divisor of integers worth knowing
+ALIGNMENT = 16  # of pointers from the caching allocator; Triton also knows which integers it divides
 NAMES = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.uint8: "u8"}
 
-# What the head is asked: the operators, and the features' channels, size, layout and type.
+# Calls of the head: the operator, and the features' channels, size, layout and type.
 FORWARD, MAPS, BACKWARD = "fwd", "maps", "bwd"
 CASES = [
     *(
@@ -73,7 +72,7 @@ TRUNK_CASES = [  # kind, channels, size, pool, type
 
 
 class Recorder:
-    """Stands in for a kernel, and keeps the signature of each of its launches."""
+    """Replaces a kernel, and keeps the signature of each launch."""
 
     def __init__(self, kernel):
         self.kernel = kernel
@@ -116,7 +115,7 @@ def recorded(module, kernel_name, call):
 
 
 def head_launches(kind, channels, size, layout, dtype):
-    """What one call of the head with all gradients launches, on features without memory."""
+    """The launches of one call of the head, with all gradients, on features without memory."""
     f0, f1 = (torch.empty(2, channels, size, size, dtype=dtype, device="meta", memory_format=layout) for _ in range(2))
     weight = torch.empty(channels, dtype=torch.float64 if dtype == torch.float64 else torch.float32, device="meta")
     arguments = ([f0], [f1], [weight], 1e-10, False)
@@ -129,12 +128,12 @@ def head_launches(kind, channels, size, layout, dtype):
 
 
 def trunk_launches(kind, channels, size, pool, dtype, backend):
-    """What one call of a trunk's operator launches; pool: kernel and stride, 0 and 1 for none."""
+    """The launches of one call of a trunk's operator; pool is its kernel and stride, 0 and 1 for none."""
 
     def empty(n, c, side, dtype=dtype):
         return torch.empty(n, c, side, side, dtype=dtype, device="meta", memory_format=torch.channels_last)
 
-    pairs = 1 if size == 1 else 2  # Triton takes 1 for a constant, in which not all is legal that is in a variable
+    pairs = 1 if size == 1 else 2  # Triton compiles 1 in as a constant, with which some code is illegal
     tap, kernel, stride = empty(2 * pairs, channels, size), *pool
     behind = empty(2 * pairs, channels, (size - kernel) // stride + 1 if kernel else size)
     vector = torch.empty(channels, device="meta")
@@ -162,7 +161,7 @@ def trunk_launches(kind, channels, size, pool, dtype, backend):
 
 
 def nvidia_cost(compiled):
-    """Of the machine code, where spilled registers lie in the stack frame; the fused are counted in the PTX."""
+    """From the machine code, whose stack frame holds the spilled registers; the PTX has the fused multiply-adds."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(compiled.asm["cubin"])
@@ -174,9 +173,9 @@ def nvidia_cost(compiled):
 
 
 def amd_cost(compiled):
-    """From the assembler's metadata, but for scalar registers' spills, which go into lanes of vector registers.
+    """From the assembler's metadata. Spills of scalar registers do not count: they go into lanes of vector registers.
 
-    Divisions and roots are fused multiply-adds there, so those tell nothing.
+    Divisions and roots consist of fused multiply-adds there, so the number of these says nothing and is given as 0.
     """
     fields = ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count")
     registers, *spills = (int(re.search(rf"\.{name}:\s*(\d+)", compiled.asm["amdgcn"])[1]) for name in fields)
@@ -186,7 +185,7 @@ def amd_cost(compiled):
 def main(backend, arch, warp_size, tile=None):
     target = GPUTarget(backend, int(arch) if backend == "cuda" else arch, int(warp_size))
     if backend == "hip":
-        torch.version.hip = "any"  # for what goes by it
+        torch.version.hip = "any"  # the launchers look at it
     cases = CASES + TRUNK_CASES
     if tile is not None:
         head.BWD_TILE = int(tile)

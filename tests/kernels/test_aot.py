@@ -1,4 +1,4 @@
-"""The Triton kernels, compiled ahead of time for GPUs that need not be here, spill no registers."""
+"""The Triton kernels spill no registers. They are compiled ahead of time, for GPUs that need not be here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TARGETS = ("cuda 80 32", "cuda 90 32", "cuda 100 32", "hip gfx942 64")
 
 
 def compile_for(target, folder, *tile):
-    """The records of aot.py, which runs in a process of its own, for this one may have Triton's interpreter."""
+    """The records of aot.py. It runs in a process of its own: this one may have Triton's interpreter."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(folder)
     command = [sys.executable, str(Path(__file__).with_name("aot.py")), *target.split(), *tile]
@@ -28,7 +28,7 @@ def compile_for(target, folder, *tile):
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_no_spills_and_no_fused_differences(target, tmp_path):
-    """No spills, and where normalised features are subtracted, nothing contracted with a product."""
+    """No kernel spills, and none that subtracts normalised features contracts the difference with a product."""
     records = compile_for(target, tmp_path)
     assert len(records) == len({record["variant"] for record in records}) > 40
     assert all(record["registers"] > 0 for record in records)

@@ -1,6 +1,6 @@
-"""Triton's kernels between a trunk's convolutions, each against torch's in float64, and whole trunks with them.
+"""The Triton kernels of the trunk, each against torch in float64, and whole trunks with them.
 
-On a GPU, or on the CPU in Triton's interpreter.
+They run on a GPU, or on the CPU in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def nhwc(x):
 
 
 def random(*shape, dtype=torch.float32):
-    """Of few values, so that windows have ties."""
+    """Random tensors with few different values, so that windows have ties."""
     return nhwc((torch.randn(shape) * 4).round().div(4).to(DEVICE, dtype))
 
 
@@ -60,7 +60,7 @@ def signs_ref(y):
 @pytest.mark.parametrize("scaled", (True, False))
 @pytest.mark.parametrize(("kernel", "stride", "padding"), ((3, 1, 1), (11, 4, 2), (3, 2, 0)))
 def test_first_conv_relu(dtype, scaled, kernel, stride, padding):
-    """Each net's first layer."""
+    """The first layers of the nets, on images of several types and layouts."""
     x0 = torch.rand(2, 3, 19, 17, device=DEVICE)
     x1 = torch.rand(3, 19, 17, 3, device=DEVICE).permute(0, 3, 1, 2)  # another layout
     gray = torch.rand(1, 1, 19, 17, device=DEVICE).expand(2, 3, 19, 17)
@@ -102,7 +102,7 @@ on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU, and
     ("c_in", "c_out", "kernel", "side"), ((64, 128, 3, 24), (64, 192, 5, 9), (64, 16, 1, 13), (512, 512, 3, 2))
 )
 def test_conv_relu_cudnn(monkeypatch, dtype, c_in, c_out, kernel, side, timed):
-    """Like torch's, the same each time, whatever lay in the memory of its output."""
+    """The result is torch's, and the same each time, whatever was in the memory of the output before."""
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", timed)
     x, weight = random(2, c_in, side, side, dtype=dtype), random(c_out, c_in, kernel, kernel, dtype=dtype)
     bias = torch.randn(c_out, device=DEVICE).to(dtype)
@@ -127,7 +127,7 @@ def test_conv_relu_cudnn(monkeypatch, dtype, c_in, c_out, kernel, side, timed):
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("precision", ("tf32", "inherit", "bfloat16", "float16"))
 def test_an_image_with_a_nan_has_a_nan_distance(make_ours, net, precision):
-    """Though cuDNN's ReLU makes 0 of it in some layers."""
+    """cuDNN's ReLU turns a NaN into 0 in some layers; the distance is NaN all the same."""
     fn = make_ours(net, precision=precision).to(DEVICE)
     in0, in1 = (torch.rand(3, 3, 64, 64, device=DEVICE) * 2 - 1 for _ in range(2))
     in0[1, 2, 30, 20], in1[2, 0, 3, 5] = torch.nan, torch.inf
@@ -187,7 +187,7 @@ def test_mask_by_signs(dtype, shape):
 
 
 def behind_and_its_gradient(tap, pool):
-    """A gradient from behind the tap, and what it is at the tap by torch."""
+    """A gradient from the layers after the tap, and the gradient at the tap that torch makes of it."""
     exact = tap.double().requires_grad_()
     out = exact if pool is None else F.max_pool2d(exact, pool.kernel, pool.stride, ceil_mode=pool.ceil_mode)
     behind = nhwc(torch.randn(out.shape).to(DEVICE, tap.dtype))
@@ -240,7 +240,7 @@ def test_tap_backward_with_the_heads_gradient(dtype, shape, pool, case, mean):
 
 
 def settings(trunk, dtype):
-    """Torch's, and ours."""
+    """The setting of torch's layers, and that of the Triton kernels."""
     setting = trunk.setting(torch.device("cpu"))._replace(dtype=dtype, layout=torch.channels_last, layers="torch")
     cudnn_relu = DEVICE == "cuda" and gpu_layers.cudnn_applies_relu(dtype, setting.tf32)
     return setting, setting._replace(layers="gpu", cudnn_relu=cudnn_relu)
@@ -255,7 +255,7 @@ def frozen_trunk(setting, images, affine, tensors):
 
 @pytest.mark.parametrize("net", NETS)
 def test_trunk(net):
-    """The whole, both images in, against the same trunk in float64 by torch."""
+    """The whole trunk on two batches of images, against the same trunk by torch in float64."""
     torch.manual_seed(0)
     trunk = Trunk(net).to(DEVICE).requires_grad_(False)
     images = [(torch.rand(1 + i, 3, 40, 35, device=DEVICE) * 2 - 1).requires_grad_(i == 1) for i in range(2)]
@@ -278,7 +278,7 @@ def test_trunk(net):
 
 @pytest.mark.parametrize("net", NETS)
 def test_trunk_and_head_backward_in_one(net):
-    """With the head's gradients merged in, against them given."""
+    """The backward that also computes the head's gradients, against the one that is given them."""
     torch.manual_seed(0)
     trunk = Trunk(net).to(DEVICE).requires_grad_(False)
     images = [torch.rand(2, 3, 36, 33, device=DEVICE) * 2 - 1 for _ in range(2)]
@@ -304,7 +304,7 @@ def test_trunk_and_head_backward_in_one(net):
 
 @pytest.mark.parametrize("net", ("alex", "vgg"))
 def test_flops_are_counted(net):
-    """As those of torch's convolutions; not in SqueezeNet, whose filters of 1 x 1 are filled up to 3 x 3."""
+    """The count is that of torch's convolutions. SqueezeNet's is not: its 1 x 1 filters are padded to 3 x 3."""
     trunk = Trunk(net).to(DEVICE).requires_grad_(False)
     counts = []
     for setting in settings(trunk, torch.float32):
@@ -318,7 +318,7 @@ def test_flops_are_counted(net):
 
 @pytest.mark.parametrize("net", ("alex", "squeeze"))
 def test_double_backward(net):
-    """Goes by torch's layers, none of them merged."""
+    """It goes through torch's layers, none of them fused."""
     trunk = Trunk(net).to(DEVICE).requires_grad_(False)
     x = torch.rand(1, 3, 33, 33, device=DEVICE, requires_grad=True)
     grads = []
@@ -372,7 +372,7 @@ def test_opcheck():
 
 @pytest.mark.parametrize("net", NETS)
 def test_compiles_with_inductor(net):
-    """As a metric: the operators' code, called by what Inductor makes."""
+    """As a metric: the code that Inductor makes calls the operators."""
     trunk = Trunk(net).to(DEVICE).requires_grad_(False)
     _, setting = settings(trunk, torch.float32)
     tensors = trunk.tensors(setting, gradient=False)
@@ -387,7 +387,7 @@ def test_compiles_with_inductor(net):
 
 
 def test_compiles():
-    """As one graph, with the operators' fake implementations and what they change in place."""
+    """As a loss, in one graph: the fake implementations are right, also about changes in place."""
     trunk = Trunk("alex").to(DEVICE).requires_grad_(False)
     _, setting = settings(trunk, torch.float32)
     tensors = trunk.tensors(setting, gradient=True)

@@ -16,7 +16,7 @@ LAYOUTS = ("nchw", "channels_last", "sliced", "transposed", "expanded")
 
 
 def in_layout(x: Tensor, layout: str) -> Tensor:
-    """The same values, laid out otherwise in memory ('expanded': the first image for the whole batch)."""
+    """The same values in another layout in memory; 'expanded' repeats the first image for the whole batch."""
     if layout == "nchw":
         return x.contiguous()
     if layout == "channels_last":
@@ -35,7 +35,10 @@ def in_layout(x: Tensor, layout: str) -> Tensor:
 
 
 def features(net: str, dtype: torch.dtype, *, batch: int = 2, layout: str = "nchw", seed: int = 0, device="cpu"):
-    """ReLU-like features of both images and signed weights, with zero vectors, identical pixels and wide scales in."""
+    """ReLU-like features of two images, and signed weights.
+
+    The features include zero vectors, pixels that are the same in both images, and norms of very different size.
+    """
     gen = torch.Generator().manual_seed(seed)
     feats0, feats1, weights = [], [], []
     for c, h, w in SHAPES[net]:
