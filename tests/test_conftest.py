@@ -1,4 +1,4 @@
-"""The suite where there is a GPU, where there are several processes, and where what it compares with is missing."""
+"""The suite itself: on a GPU, in several processes, and without the packages that it compares with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 from tests import conftest
 
-# What has a process find neither lpips nor piq.
+# A sitecustomize.py that hides lpips and piq from a process.
 WITHOUT = """
 import sys
 from importlib.machinery import PathFinder
@@ -62,7 +62,7 @@ def test_float32_is_float32_on_a_gpu(monkeypatch):
 
 @pytest.mark.parametrize("processes", (2, 5, 12))
 def test_no_process_ends_with_the_longest_tests(monkeypatch, processes):
-    """Each begins with as few as can be, of its share as --dist worksteal makes them."""
+    """The longest tests are spread evenly over the shares that --dist worksteal makes, at the beginning of each."""
     monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", str(processes))
     names = [f"{i}" for i in range(500)] + ["test_triton_aot"] * 6 + ["z"] * 30
     items = [SimpleNamespace(path=Path(f"{name}.py")) for name in names]

@@ -1,4 +1,4 @@
-"""Every snippet of docs/migration.md, run amid small stand-ins of the code it comes from."""
+"""Every snippet of docs/migration.md runs, with small stand-ins for the code around it."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def snippets(section, language="python"):
 
 @pytest.fixture(autouse=True)
 def _trunks(monkeypatch, cached_trunk):
-    """In place of ImageNet's."""
+    """The session's random trunks in place of ImageNet's."""
     monkeypatch.setattr("lpips_fast.weights.files._torchvision_file", cached_trunk)
 
 
 def run(section, which=0, *, mixed=False, **names):
-    """The names that a snippet leaves, run after `names`, in mixed precision under autocast as trainers do."""
+    """The names after a snippet ran with the given `names`; `mixed` runs it under autocast, as trainers do."""
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         exec(snippets(section)[which], names)
     return types.SimpleNamespace(**names)
 
 
 def prediction(x, mixed):
-    """What a decoder gives for x: under autocast, bfloat16."""
+    """The output of a decoder for x, which is bfloat16 under autocast."""
     return x.to(torch.bfloat16 if mixed else x.dtype)
 
 
@@ -142,13 +142,13 @@ def test_gaussian_splatting(make_theirs):
 
 
 class DecoderOutput(dict):
-    """A mapping whose items are attributes, as diffusers' models return."""
+    """A mapping whose items are attributes, too, as the models of diffusers return it."""
 
     __getattr__ = dict.__getitem__
 
 
 class Autoencoder(nn.Conv2d):
-    """What the snippet uses of an AutoencoderKL."""
+    """The part of an AutoencoderKL that the snippet uses."""
 
     def forward(self, x):
         return DecoderOutput(sample=torch.tanh(super().forward(x)))
@@ -156,7 +156,7 @@ class Autoencoder(nn.Conv2d):
 
 @MIXED
 def test_diffusers(mixed):
-    """With accelerate, which runs the model under autocast and gives its results back in float32."""
+    """With accelerate, which runs the model under autocast and returns its results in float32."""
     accelerate = pytest.importorskip("accelerate")
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16" if mixed else "no")
@@ -191,7 +191,7 @@ def test_distributed_data_parallel():
 
 
 class PerceptualLoss(nn.Module):
-    """What MONAI's does in 2.5D: slices along each axis, a part of them, through the LPIPS of its import."""
+    """MONAI's loss in 2.5D: some slices along each axis go through the LPIPS that MONAI imports."""
 
     def __init__(self, spatial_dims, network_type, fake_3d_ratio):
         from lpips import LPIPS
