@@ -1,7 +1,7 @@
-"""Fixtures of the whole suite: seeds, the trunks both implementations share, and the files beside the repo.
+"""Fixtures of the whole suite: seeds, the trunks that both implementations share, and the files beside the repo.
 
-Where there is no GPU, Triton's kernels run in its interpreter, which it must know before it is imported. What compares
-with `lpips` or `piq` is skipped where that is not installed.
+Without a GPU, Triton's kernels run in Triton's interpreter, which must be chosen before Triton is imported. Tests that
+compare with `lpips` or `piq` are skipped if that package is not installed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from hypothesis import settings
 
 if torch.cuda.is_available():
-    torch.backends.cudnn.allow_tf32 = False  # torch's default for convolutions; tolerances here are float32's
+    torch.backends.cudnn.allow_tf32 = False  # torch allows TF32 in convolutions; the tolerances are for float32
 else:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -27,13 +27,13 @@ import lpips_fast
 from lpips_fast.trunk.module import Trunk
 from tests.support.parameters import NETS
 
-# The same examples in every run; `pytest --hypothesis-profile long` looks for new ones.
+# Each run has the same examples; `pytest --hypothesis-profile long` looks for new ones.
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=60, print_blob=True)
 settings.register_profile("long", deadline=None, max_examples=5000, print_blob=True)
 settings.load_profile("fixed")
 
-# Several processes of tests (pytest -n), and those that they start, share the processors: with more threads than
-# processors OpenMP's wait for each other, and all takes several times as long.
+# The processes of pytest -n, and the processes that tests start, share the processors. With more threads than
+# processors OpenMP's threads wait for each other, and the tests take several times as long.
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     _share = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
     os.environ["OMP_NUM_THREADS"] = str(_share)
@@ -41,7 +41,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
 
 
 def pytest_collection_modifyitems(items):
-    """Deals the longest tests, half a minute each, out to several processes, at the head of each one's first share."""
+    """Gives each process its part of the longest tests, half a minute each, at the beginning of its first share."""
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0))
     if not processes:
         return
@@ -71,7 +71,7 @@ def _seed():
 
 @pytest.fixture(scope="session")
 def trunk_states():
-    """A random trunk's weights for each net, with torchvision's names ('features.0.weight', ...)."""
+    """The weights of a random trunk for each net, with torchvision's names ('features.0.weight', ...)."""
     states = {}
     for net in NETS:
         torch.manual_seed(0)
@@ -82,7 +82,7 @@ def trunk_states():
 
 @pytest.fixture(scope="session")
 def cached_trunk(trunk_states, tmp_path_factory):
-    """These as `weights.published._torchvision_file` has ImageNet's: from a net's name to a file."""
+    """A function from a net's name to a file with these weights, in place of the download of ImageNet's weights."""
     folder = tmp_path_factory.mktemp("trunks")
 
     def cached_trunk(net, progress):
@@ -106,14 +106,17 @@ def make_ours(trunk_states):
 
 @pytest.fixture(scope="session")
 def make_theirs(trunk_states):
-    """Makes lpips 0.1.4's LPIPS with that trunk, which modules of one net and type share: copy before changing it."""
+    """Makes lpips 0.1.4's LPIPS with that trunk.
+
+    Modules of one net and type share the trunk: a test that changes it copies the module first.
+    """
     lpips = pytest.importorskip("lpips")
     pretrained_networks = lpips.pretrained_networks
     names = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet"}
 
     @functools.cache
     def trunk(net, dtype):
-        with torch.device("meta"):  # VGG's classifier, which is thrown away, would take seconds to initialise
+        with torch.device("meta"):  # initialising VGG's classifier, which is not used, takes seconds
             made = getattr(pretrained_networks, names[net])(pretrained=False, requires_grad=False)
         made.to_empty(device="cpu").load_state_dict(
             {k: trunk_states[net][f"features.{k.partition('.')[2]}"] for k in made.state_dict()}
@@ -139,7 +142,7 @@ def torchvision_features(trunk_states):
 
     @functools.cache
     def empty(model):
-        with torch.device("meta"):  # VGG's classifier, which is thrown away, would take seconds to initialise
+        with torch.device("meta"):  # initialising VGG's classifier, which is not used, takes seconds
             return getattr(torchvision.models, model)(weights=None).features
 
     def features(model, pretrained=False):
@@ -153,7 +156,7 @@ def torchvision_features(trunk_states):
 
 @pytest.fixture(scope="session")
 def shared():
-    """The folder of real weights, example images and golden values that may lie beside the repo."""
+    """The folder with real weights, example images and golden values, beside the repo or at LPIPS_FAST_SHARED."""
     folder = Path(os.environ.get("LPIPS_FAST_SHARED", Path(__file__).resolve().parents[2] / "shared"))
     if not (folder / "golden").is_dir():
         pytest.skip(f"no golden values in {folder}: set LPIPS_FAST_SHARED to where they are")

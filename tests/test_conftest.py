@@ -14,7 +14,7 @@ import torch
 
 from tests import conftest
 
-# A sitecustomize.py with which a process finds neither lpips nor piq.
+# A sitecustomize.py that hides lpips and piq from a process.
 WITHOUT = """
 import sys
 from importlib.machinery import PathFinder
@@ -62,7 +62,7 @@ def test_float32_is_float32_on_a_gpu(monkeypatch):
 
 @pytest.mark.parametrize("processes", (2, 5, 12))
 def test_no_process_ends_with_the_longest_tests(monkeypatch, processes):
-    """Each process begins with as few of them as possible, given the shares that --dist worksteal makes."""
+    """The longest tests are spread evenly over the shares that --dist worksteal makes, at the beginning of each."""
     monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", str(processes))
     names = [f"{i}" for i in range(500)] + ["test_aot"] * 6 + ["z"] * 30
     items = [SimpleNamespace(path=Path(f"{name}.py")) for name in names]

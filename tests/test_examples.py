@@ -1,4 +1,4 @@
-"""The examples as processes: a few steps, resumed, on one process and on two."""
+"""The examples as processes: a few steps, then resumed, in one process and in two."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def weights(out):
 
 
 def test_autoencoder(tmp_path, torch_home, monkeypatch):
-    """On the CPU, whose sums have a fixed order, and where two processes need no second GPU."""
+    """On the CPU: its sums have a fixed order, and two processes need no second GPU."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     script = EXAMPLES / "train_autoencoder.py"
     small = ("--batch-size", 4, "--size", 32, "--save-every", 2, "--log-every", 1)

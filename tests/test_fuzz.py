@@ -1,4 +1,4 @@
-"""The public API over whatever hypothesis finds: the float64 oracle's result or a documented error, and no silent NaN.
+"""The public API on inputs that hypothesis makes: the float64 oracle's result or a documented error, and no silent NaN.
 
 `pytest --hypothesis-profile long tests/test_fuzz.py tests/test_functional.py` looks for new examples.
 """
@@ -22,13 +22,13 @@ from tests.support.strategies import dtypes, shapes, strided
 from tests.support.tolerances import HEAD_VALUE_TOLERANCE, VALUE_TOLERANCE
 
 SETTINGS = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-FEW = settings(SETTINGS, max_examples=max(20, settings().max_examples // 3))  # of what runs networks
+FEW = settings(SETTINGS, max_examples=max(20, settings().max_examples // 3))  # for tests that run networks
 
 seeds = st.integers(0, 2**16)
 bad_values = st.sampled_from((torch.nan, torch.inf, -torch.inf))
 
-# Of features: subnormal, too small for their squares, ordinary, large, too large for their squares, the largest.
-# What lies between 1e-19 and 1e-18, or 1e18 and 1e19, is or is not lost in float32, as the order of a sum has it.
+# Magnitudes of features: subnormal, too small to square, ordinary, large, too large to square, the largest. Magnitudes
+# from 1e-19 to 1e-18 and from 1e18 to 1e19 are left out: the order of a sum decides whether float32 loses them.
 MAGNITUDES = {
     torch.float64: (0.0, 5e-324, 1e-200, 1e-15, 1.0, 1e15, 1e150),
     torch.float32: (0.0, 1e-45, 1e-40, 1e-30, 1e-15, 1.0, 1e4, 1e15, 1e25, 3e38),
@@ -40,7 +40,7 @@ LARGEST_NORM = {torch.float64: 1e154, torch.float32: 1.8e19, torch.bfloat16: 1.8
 
 @st.composite
 def laid_out(draw, values: Tensor) -> Tensor:
-    """The values with any strides; in some dimensions the first for all, at stride 0."""
+    """The values with any strides; some dimensions repeat the first value, at stride 0."""
     for d, size in enumerate(values.shape):
         if size > 1 and draw(st.integers(0, 9)) == 0:
             values = values.narrow(d, 0, 1).expand(values.shape)
@@ -91,7 +91,7 @@ def oracle_maps(feats0, feats1, weights, eps, inside):
 
 
 def assert_same(found: Tensor, expected: Tensor, tolerance: tuple[float, float], what: str) -> None:
-    """Close, and NaN and infinite where the oracle is."""
+    """Close where the oracle is finite; NaN and infinite at the same places as the oracle."""
     assert torch.equal(found.isnan(), expected.isnan()), f"{what}: NaN at other places"
     infinite = expected.isinf()
     assert torch.equal(found[infinite].double(), expected[infinite]), f"{what}: infinite at other places"
@@ -121,7 +121,7 @@ def test_gradients_are_nan_only_where_the_input_is_not_finite(backend, lists, ma
     leaves = [[f.detach().requires_grad_() for f in feats] for feats in (feats0, feats1)]
     head = functional.lpips_head_maps if maps else functional.lpips_head
     out = head(*leaves, weights, eps=eps[0], eps_inside_sqrt=eps[1], backend=backend)
-    # The gradient at a subnormal of float16 is beyond its range, and of one image against many the sum of inf and -inf.
+    # The gradient at a subnormal of float16 is beyond its range; with one image against many, inf and -inf may meet.
     scale = 1e-6 if feats0[0].dtype == torch.float16 else 1.0
     loss = scale * (sum(o.sum() for o in out) if maps else out.sum())
     grads = torch.autograd.grad(loss, [*leaves[0], *leaves[1]])
@@ -139,7 +139,7 @@ tensor_shapes = st.lists(st.sampled_from((0, 1, 2, 3, 31, 33)), min_size=0, max_
     lambda shape: torch.Size(shape).numel() < 2**16
 )
 kinds = st.sampled_from((*MAGNITUDES, torch.float8_e4m3fn, torch.int64, torch.uint8, torch.bool, torch.complex64))
-# Mostly of a kind and a shape that will do, so that what is odd about one argument is reached.
+# Mostly valid types and shapes, so that the one odd argument is reached.
 anything = st.one_of(
     st.builds(lambda shape: torch.rand(shape), tensor_shapes),
     st.builds(lambda n, c, kind: torch.ones(n, c, 33, 33).to(kind), st.integers(0, 3), st.integers(0, 4), kinds),
@@ -153,7 +153,7 @@ DOCUMENTED = (TypeError, ValueError)
 
 
 def attempt(function, *arguments, **options):
-    """What it returns, or None after a documented error; warnings are errors that are not documented."""
+    """The function's result, or None after a documented error. A warning is an error that is not documented."""
     try:
         return function(*arguments, **options)
     except DOCUMENTED as error:
@@ -177,9 +177,9 @@ def test_head_of_anything(lists):
 
 @pytest.fixture(scope="module")
 def modules(make_ours):
-    """By net, LPIPS and it in float64 on the reference backend, without any of the options that make it faster."""
+    """By net: LPIPS, and LPIPS in float64 on the reference backend without the options that make it faster."""
     made = {net: (make_ours(net), make_ours(net, backend="reference").double()) for net in ("alex", "squeeze")}
-    return lambda net: made[net]  # which hypothesis prints in one line
+    return lambda net: made[net]  # hypothesis prints a function in one line
 
 
 @pytest.mark.filterwarnings("error")
@@ -194,7 +194,7 @@ def test_lpips_of_anything(modules, in0, in1, weight):
 
 @st.composite
 def images(draw):
-    """Two batches of any strides, one of which may hold a value that is not finite; its index, or None."""
+    """Two batches of any strides; and the index of an image with a value that is not finite, or None."""
     n = draw(st.integers(1, 3))
     batches = draw(st.sampled_from(((n, n), (1, n), (n, 1))))
     h, w = draw(st.integers(31, 40)), draw(st.integers(31, 40))
@@ -256,13 +256,13 @@ def test_lpips(modules, case, data, net, options, normalize, ret_per_layer, need
     if bad is not None:
         spoiled[slice(None) if len(in0) == 1 else bad] = True
     for f, e in zip((value, *parts), (expected, *expected_parts), strict=True):
-        # Winograd's transforms spread a NaN over a tile.
+        # Winograd's transforms spread a NaN over a tile, so more values may be NaN than in the oracle.
         assert (f.isnan() | ~e.isnan()).all()
         assert f[spoiled].isnan().flatten(1).any(1).all()
         assert_close(f[~spoiled], e[~spoiled], VALUE_TOLERANCE[torch.float32])
     if bad is None:
         assert all(g.isfinite().all() for g in grads)
-        # In an image of one colour all pools are tied, and without weights the gradient has no direction.
+        # In an image of one colour all pools are tied; where all weights are 0 the gradient is 0 and has no direction.
         if grads and in0.abs().max() > 1e-2 and (weight is None or weight.flatten(1).any(1).all()):
             assert_gradients_close(grads, expected_grads, torch.float32)
 
@@ -301,7 +301,7 @@ def test_pairwise_and_embed(modules, n, m, block, seed, data):
 
 @pytest.fixture(scope="module")
 def metrics(trunk_states):
-    """By reduction, the metric and its network in float64 on the reference backend."""
+    """By reduction: the metric, and its network in float64 on the reference backend."""
     metric = pytest.importorskip("lpips_fast.metric")
     trunk = {"trunk_weights": trunk_states["alex"]}
     oracle = metric.Network(net="alex", backend="reference", **trunk).double()
@@ -321,7 +321,7 @@ def metrics(trunk_states):
 )
 @FEW
 def test_metric(metrics, batches, reduction, normalize, bad, seed):
-    """The oracle's numbers however the images come in batches; what is not in range is refused and leaves no trace."""
+    """The oracle's numbers for any split into batches. Images out of range are refused and change no state."""
     ours, oracle = metrics(reduction)
     ours.reset()
     ours.normalize = normalize

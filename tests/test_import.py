@@ -1,4 +1,4 @@
-"""What importing costs: which modules get imported by what. In processes of their own, for here all are already."""
+"""What an import costs: the modules that it imports. Each test starts a process, for this one has them already."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ for arguments in ([], *([command.name] for command in app.registered_commands)):
 @pytest.fixture
 def imported_by(tmp_path):
     def imported_by(code: str) -> set[str]:
-        """The modules in a process that ran `code`, which may write nothing."""
+        """The modules in a process after it ran `code`, which must not print anything."""
         found = tmp_path / "modules.json"
         script = f"{code}\nimport json, pathlib, sys\npathlib.Path(sys.argv[1]).write_text(json.dumps([*sys.modules]))"
         done = subprocess.run([sys.executable, "-W", "error", "-c", script, found], capture_output=True, text=True)
@@ -44,7 +44,7 @@ def test_package(imported_by):
 
 
 def test_names(imported_by):
-    """Beside torch they take 20 ms, so long as they leave out what takes longer than torch itself."""
+    """They take 20 ms beside torch, as long as they do not import modules that take longer than torch itself."""
     modules = imported_by("from lpips_fast import *")
     assert "lpips_fast.lpips" in modules
     assert not {"torchvision", "torch._dynamo", "matplotlib", "triton", "typer"} & modules
@@ -73,14 +73,14 @@ def test_names_are_there():
 
 @pytest.mark.parametrize("name", ("PerceptualLoss", "DistModel", "dist_model", "Trainer", "trainer"))
 def test_names_of_lpips_that_are_elsewhere(name):
-    """As of before 2020: the error tells what to call."""
+    """Calls from before 2020: the error names what to call instead."""
     with pytest.raises(AttributeError, match=rf"no attribute '{name}'; use LPIPS\(net=\.\.\.\)"):
         getattr(lpips_fast, name)
     assert not hasattr(lpips_fast, name)
 
 
 def test_every_name_of_lpips():
-    """All that it defines is here, or its error tells what is instead; modules that it imports are not meant."""
+    """Each name that lpips defines exists here, or its error names what replaces it. Its imports do not count."""
     lpips = pytest.importorskip("lpips")
     defined = {name for name, value in vars(lpips).items() if getattr(value, "__module__", "").startswith("lpips")}
     defined |= {"pn", "pretrained_networks", "lpips", "trainer"}
@@ -88,7 +88,7 @@ def test_every_name_of_lpips():
 
 
 def test_type_checkers_see_the_names_where_they_are():
-    """They do not run the package's `__getattr__`, but read its imports for them."""
+    """Type checkers do not run the package's `__getattr__`; they read the imports under TYPE_CHECKING."""
     tree = ast.parse(Path(lpips_fast.__file__).read_text())
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     seen = {
@@ -101,6 +101,6 @@ def test_type_checkers_see_the_names_where_they_are():
 
 
 def test_reference_has_the_names():
-    """`make docs` then makes sure that each is there to be documented."""
+    """`make docs` then checks that each of them can be documented."""
     listed = re.findall(r"^::: lpips_fast\.(\w+)", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
     assert set(lpips_fast.__all__) <= set(listed)

@@ -1,4 +1,4 @@
-"""Runs every snippet of docs/migration.md among small stand-ins for the code it comes from."""
+"""Every snippet of docs/migration.md runs, with small stand-ins for the code around it."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def snippets(section, language="python"):
 
 @pytest.fixture(autouse=True)
 def _trunks(monkeypatch, cached_trunk):
-    """Random trunks replace those of ImageNet."""
+    """The session's random trunks in place of ImageNet's."""
     monkeypatch.setattr("lpips_fast.weights.published._torchvision_file", cached_trunk)
 
 
 def run(section, which=0, *, mixed=False, **names):
-    """The names that a snippet leaves, run with `names`, in mixed precision under autocast as trainers do."""
+    """The names after a snippet ran with the given `names`; `mixed` runs it under autocast, as trainers do."""
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         exec(snippets(section)[which], names)
     return types.SimpleNamespace(**names)
 
 
 def prediction(x, mixed):
-    """A decoder's output for x: bfloat16 under autocast."""
+    """The output of a decoder for x, which is bfloat16 under autocast."""
     return x.to(torch.bfloat16 if mixed else x.dtype)
 
 
@@ -142,7 +142,7 @@ def test_gaussian_splatting(make_theirs):
 
 
 class DecoderOutput(dict):
-    """A mapping whose items are attributes, as diffusers' models return."""
+    """A mapping whose items are attributes, too, as the models of diffusers return it."""
 
     __getattr__ = dict.__getitem__
 
@@ -156,7 +156,7 @@ class Autoencoder(nn.Conv2d):
 
 @MIXED
 def test_diffusers(mixed):
-    """accelerate runs the model under autocast and returns its results in float32."""
+    """With accelerate, which runs the model under autocast and returns its results in float32."""
     accelerate = pytest.importorskip("accelerate")
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16" if mixed else "no")
@@ -191,7 +191,7 @@ def test_distributed_data_parallel():
 
 
 class PerceptualLoss(nn.Module):
-    """What MONAI's class does in 2.5D: a part of the slices along each axis goes through the LPIPS that it imports."""
+    """MONAI's loss in 2.5D: some slices along each axis go through the LPIPS that MONAI imports."""
 
     def __init__(self, spatial_dims, network_type, fake_3d_ratio):
         from lpips import LPIPS

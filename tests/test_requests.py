@@ -1,4 +1,4 @@
-"""docs/requests.md: the tests that it names exist; and those of its tests that stand nowhere else."""
+"""docs/requests.md: the tests that it names exist; and the tests of requests that no module answers alone."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_tests_it_names_exist(held_by):
 
 
 def test_one_range_everywhere(make_ours, trunk_states):
-    """[-1, 1], and [0, 1] with normalize=True, mean the same wherever images are taken; mixed up, they do not."""
+    """[-1, 1], and [0, 1] with normalize=True, give the same values in every function that takes images."""
     fn = make_ours("alex")
     signed = pair(2, *SIZE["alex"])
     unit = tuple((x + 1) / 2 for x in signed)
@@ -63,7 +63,7 @@ def test_one_range_everywhere(make_ours, trunk_states):
 
 @pytest.mark.parametrize("backend", ("auto", "reference"))
 def test_head_on_another_network(backend):
-    """LPIPS of features from elsewhere, with weights of one's own, as the paper has it; differentiable to the image."""
+    """LPIPS of another network's features with given weights is the paper's formula, differentiable to the image."""
     trunk = torch.nn.ModuleList([torch.nn.Conv2d(3, 24, 3, 2), torch.nn.Conv2d(24, 40, 3, 2)]).double()
     weights = [torch.rand(24, dtype=torch.float64), torch.rand(40, dtype=torch.float64)]
 

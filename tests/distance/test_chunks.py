@@ -1,4 +1,4 @@
-"""Chunks of pairs: the same numbers, and never more images at once than a chunk has."""
+"""Chunks of pairs give the same numbers, and the trunk never has more images at once than a chunk has."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_chunked_equals_unchunked_to_the_bit(make_ours, net, monkeypatch):
 @pytest.mark.parametrize("options", ({}, {"spatial": True}))
 @pytest.mark.parametrize("batches", ((5, 5), (1, 5), (5, 1)))
 def test_chunks_without_gradient(make_ours, options, batches):
-    """Equal but for rounding: the order of a direct convolution's sums depends on its batch."""
+    """Equal to rounding: the order of a direct convolution's sums depends on its batch."""
     in0, in1 = noise(5)
     in0, in1 = in0[: batches[0]], in1[: batches[1]]
     with torch.no_grad():
@@ -42,7 +42,7 @@ def test_chunks_without_gradient(make_ours, options, batches):
 
 
 def test_a_chunk_at_a_time_goes_through_the_trunk(make_ours, monkeypatch):
-    """What bounds the peak memory: never more images at once than a chunk has, whatever the batch."""
+    """This bounds the peak memory: the trunk never has more images at once than a chunk has, whatever the batch."""
     in0, in1 = noise(5)
     fn = make_ours("alex", grad_in_forward=True, chunk_size=2)
     seen = []
@@ -55,7 +55,7 @@ def test_a_chunk_at_a_time_goes_through_the_trunk(make_ours, monkeypatch):
         monkeypatch.setattr(module, "run", spy)
     monkeypatch.setattr(lpips_fast.distance.chunks, "CPU_PIXELS", 4 * in0[0, 0].numel())
     gradients(fn, in0, in1, (True, False))
-    assert max(seen) == 2  # two pairs at a time, whose images go through in turn
+    assert max(seen) == 2  # two pairs at a time; in0 and in1 go through the trunk in turn
     assert sum(seen) == 10
     seen.clear()
     with torch.no_grad():
@@ -66,7 +66,7 @@ def test_a_chunk_at_a_time_goes_through_the_trunk(make_ours, monkeypatch):
 
 @pytest.mark.parametrize("net", ("alex", "vgg"))
 def test_the_cpu_takes_large_batches_in_parts(make_ours, net, monkeypatch):
-    """By itself; with a graph only where layers have as many pixels as the images."""
+    """LPIPS splits the batch by itself; with a graph it does so if layers have as many pixels as the images."""
     in0, in1 = noise(5)
     fn = make_ours(net)
     whole = fn(in0, in1)

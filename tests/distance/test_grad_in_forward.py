@@ -1,4 +1,4 @@
-"""grad_in_forward: the gradient computed in the forward is the ordinary one, and where the ordinary path is taken."""
+"""grad_in_forward gives the ordinary gradient, and takes the ordinary path where it must."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_gradient_equals_lpips(make_ours, make_theirs, net):
 
 @pytest.mark.parametrize("needs", ((True, False), (True, True)))
 def test_empty_batch_has_a_gradient(make_ours, needs):
-    """An empty one, not None."""
+    """The gradient is an empty tensor, not None."""
     x = torch.zeros(0, 3, 40, 40)
     value, grads = gradients(make_ours("alex", grad_in_forward=True), x, x, needs)
     assert value.shape == (0, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""The linear layers' two names, lin{k} and lins.{k}: in files, wrappers, old pickles, functional_call and code."""
+"""The two names of a linear layer, lin{k} and lins.{k}: in files, wrappers, old pickles, functional_call and code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIN0, LINS0 = "perceptual_loss.lin0.model.1.weight", "perceptual_loss.lins.0.mod
 
 
 class Loss(nn.Module):
-    """A generator with its loss as a submodule, as training code has it."""
+    """A generator that holds its loss as a submodule, as training code does."""
 
     def __init__(self, perceptual):
         super().__init__()
@@ -58,7 +58,7 @@ def test_of_both_names_of_a_linear_layer_the_second_is_loaded(make_ours, make_th
 
 
 def test_linear_layers_are_registered_once(make_ours):
-    """torch.func.functional_call does not put back what it swaps in a module with two names."""
+    """torch.func.functional_call does not restore the tensors of a module that is registered under two names."""
     module = make_ours()
     names = [name for name, _ in module.named_parameters()]
     assert [name for name in names if name.startswith("lin")] == [f"lin{k}.model.1.weight" for k in range(5)]
@@ -70,7 +70,7 @@ def test_linear_layers_are_registered_once(make_ours):
 
 @pytest.mark.parametrize("name", ("lin0", "lins.0"))
 def test_functional_call_changes_nothing_for_good(make_ours, name):
-    """Under either name of a linear layer."""
+    """Under both names of a linear layer."""
     loss, images = Loss(make_ours()), pair(1, 31, 31)
     before, expected = dict(loss.named_parameters()), loss(*images)
     zeros = torch.zeros(1, 64, 1, 1)
@@ -97,7 +97,7 @@ def test_functional_call_with_one_tensor_under_both_names(make_ours, names, tie_
 
 
 def test_functional_call_with_the_state_dict(make_ours):
-    """Which has both names, and strictly."""
+    """The state_dict has both names, and passes strict=True."""
     module, images = make_ours(), pair(1, 31, 31)
     before, expected = dict(module.named_parameters()), module(*images)
     for keep_vars in (False, True):
@@ -119,7 +119,7 @@ def test_functional_call_of_changed_layers(make_ours):
 
 
 def test_functional_call_with_two_tensors_of_a_layer(make_ours, make_theirs):
-    """torch's error, as with lpips, that leaves all as it was."""
+    """torch raises an error, as with lpips, and the module does not change."""
     images = pair(1, 31, 31)
     for module in (make_ours(), copy.deepcopy(make_theirs())):
         before, expected = dict(module.named_parameters()), module(*images)
@@ -172,7 +172,7 @@ def test_stacked_for_vmap(make_ours):
     modules, images = [make_ours(), make_ours(version="0.0")], pair(1, 31, 31)
     state = torch.func.stack_module_state(modules)
     found = torch.vmap(lambda *state: functional_call(modules[0], state, images))(*state)
-    modules[1].version = "0.1"  # the scaling is the first one's
+    modules[1].version = "0.1"  # the scaling layer is that of the first module
     for value, module in zip(found, modules):
         assert_close(value, module(*images).double(), VALUE_TOLERANCE[torch.float32])
 
@@ -263,7 +263,7 @@ def vgg_state(make_ours):
 
 
 def pickled(module):
-    """As torch.save does it."""
+    """The module after torch.save and torch.load."""
     file = io.BytesIO()
     torch.save(module, file)
     file.seek(0)
@@ -296,7 +296,7 @@ def test_functional_call_of_a_module_pickled_whole(make_ours, persistent):
 
 @pytest.mark.parametrize("held", (False, True))
 def test_safetensors_models(make_ours, make_theirs, tmp_path, held):
-    """Which safetensors saves under one of several names; both ways, and alone or in another module."""
+    """safetensors saves a tensor under one of its names. Files load both ways, for LPIPS alone and inside a module."""
     wrap = Loss if held else lambda fn: fn
     ours, theirs = wrap(make_ours()), wrap(copy.deepcopy(make_theirs()))
     for source, target in ((ours, ours), (ours, theirs), (theirs, ours)):
@@ -336,12 +336,12 @@ def _worker(rank, world, check, module, state, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     check(rank, world, module, state)
-    torch.distributed.barrier()  # none leaves while another still needs it
+    torch.distributed.barrier()  # no process leaves while another needs it
     torch.distributed.destroy_process_group()
 
 
 def in_two_processes(check, module, folder):
-    """Runs check(rank, world, module, state), with the module, zeroed, and its state_dict."""
+    """Runs check(rank, world, module, state) in each process: a zeroed module, and its state_dict from before."""
     state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     for p in module.parameters():
         nn.init.zeros_(p)
@@ -374,7 +374,7 @@ def _fsdp1(rank, world, module, state):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_checkpoints_of_fsdp1(make_ours, tmp_path):
-    """Which clones the tensors of a checkpoint that it knows, and frees the memory of all."""
+    """FSDP1 clones the tensors of a checkpoint that it knows, and frees the memory of all of them."""
     in_two_processes(_fsdp1, Loss(make_ours()), tmp_path)
 
 

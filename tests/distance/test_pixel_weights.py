@@ -1,4 +1,4 @@
-"""weight=: the mean over space weighted pixel by pixel."""
+"""weight=: the mean over space is weighted pixel by pixel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.tolerances import GRAD_TOLERANCE, WITHOUT_EPS_TOLERANCE
 
 @pytest.mark.parametrize("grad_in_forward", (False, True))
 def test_pixel_weights(make_ours, grad_in_forward):
-    """The weighted mean is that of the maps; weights of 1 change nothing, of 0 give 0 and no NaN."""
+    """The value is the weighted mean of the maps. Weights of 1 change nothing; weights of 0 give 0 and no NaN."""
     fn = make_ours("alex", grad_in_forward=grad_in_forward, chunk_size=2 if grad_in_forward else None).double()
     in0, in1 = noise(3, dtype=torch.float64)
     plain = gradients(fn, in0, in1)

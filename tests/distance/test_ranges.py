@@ -1,4 +1,4 @@
-"""A warning, once, where images are plainly in another range."""
+"""One warning if images are plainly in another range."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.images import pair
 
 @pytest.fixture
 def calls(make_ours):
-    """The warnings of so many calls with images times `factor` plus `offset`, given a module's options."""
+    """The warnings of `count` calls with images times `factor` plus `offset`; `options` are the module's."""
 
     def calls(count, factor, offset, *, normalize=False, which=(0, 1), backward=False, **options):
         fn = make_ours("squeeze", **options)
@@ -39,7 +39,7 @@ def test_images_of_0_to_255(calls):
     for which in ((0, 1), (0,), (1,)):
         (found,) = calls(3, 127.5, 127.5, which=which)
         assert all(words in str(found.message) for words in ("[-1, 1]", "x / 127.5 - 1", "check_range=False"))
-        assert found.filename == __file__  # the line that calls
+        assert found.filename == __file__  # the line of the call
     (found,) = calls(3, 127.5, 127.5, normalize=True)
     assert all(words in str(found.message) for words in ("[0, 1]", "x / 255"))
     assert len(calls(3, 127.5, 127.5, backward=True)) == 1
@@ -105,7 +105,7 @@ def test_images_of_0_to_1_in_many_calls(calls):
     assert not calls(MANY - 1, 0.5, 0.5)
     (found,) = calls(MANY + 3, 0.5, 0.5)
     assert all(words in str(found.message) for words in ("[-1, 1]", "normalize=True", f"{MANY} calls"))
-    assert not calls(CALLS + 3, 0.5, 0.5, which=(0,))  # the other is in [-1, 1]
+    assert not calls(CALLS + 3, 0.5, 0.5, which=(0,))  # the other image is in [-1, 1]
 
 
 def test_images_of_minus_1_to_1_told_to_be_0_to_1(calls):
@@ -115,13 +115,13 @@ def test_images_of_minus_1_to_1_told_to_be_0_to_1(calls):
 
 def test_no_warning_where_all_is_well(calls):
     assert not calls(CALLS + 3, 1, 0)
-    assert not calls(CALLS + 3, 1.4, 0)  # a decoder overshoots
+    assert not calls(CALLS + 3, 1.4, 0)  # a decoder may overshoot
     assert not calls(CALLS + 3, 0.7, 0.5, normalize=True)
     assert not calls(MANY + 3, 0.1, 0.2)  # dark images
 
 
 def test_ranges_with_and_without_normalize_are_told_apart(make_ours):
-    """Trained in [-1, 1], say, and validated in [0, 1]."""
+    """For example a model that trains in [-1, 1] and validates in [0, 1]."""
     fn, (in0, in1) = make_ours("squeeze"), pair(1, 17, 17)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -161,11 +161,11 @@ def test_features_and_copies(make_ours):
     for other in (copy.deepcopy(fn), pickle.loads(pickle.dumps(fn))):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            other(in0 * 255, in1)  # it had its warning
+            other(in0 * 255, in1)  # the module has warned before
 
 
 def test_images_that_cannot_be_looked_at(make_ours):
-    """Nothing is read of images that are compiled, traced, transformed or have no values."""
+    """The values of an image are not read if it is compiled, traced, transformed or has no values."""
     fn, (in0, in1) = make_ours("squeeze"), pair(1, 17, 17)
     in0 = in0 * 255
     with warnings.catch_warnings():

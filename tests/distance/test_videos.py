@@ -1,4 +1,4 @@
-"""Videos, frame by frame, in both layouts; and the errors for others."""
+"""Videos, frame by frame, in both layouts; and the errors for other shapes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class TestVideo:
     @pytest.mark.parametrize("length", (1, 3, 4))
     @pytest.mark.parametrize("options", ({}, {"spatial": True}), ids=str)
     def test_frames_before_channels(self, make_ours, options, length):
-        """[B, T, C, H, W], masks and picked frames too; gives what [B, C, T, H, W] does."""
+        """[B, T, C, H, W] gives what [B, C, T, H, W] gives, also with masks and with some of the frames."""
         v0, v1 = (v[:, :, :length] for v in self.videos())
         fn = make_ours("alex", **options)
         weight = {} if options else {"weight": torch.rand(2, 1, length, NOISE_SIZE, NOISE_SIZE)}
@@ -105,7 +105,7 @@ def test_videos_with_frames_before_channels(module):
 
 @pytest.mark.parametrize("shape", ((2, 1, 3, 40, 40), (2, 3, 3, 40, 40)), ids=str)
 def test_videos_that_can_be_read_two_ways(module, shape):
-    """A guess would give a wrong number in silence, for one frame and for three."""
+    """A wrong guess would give a wrong number silently, for one frame and for three."""
     with raises(ValueError, "in0", str(list(shape)), "layout='BCTHW'", "layout='BTCHW'"):
         module(blank(*shape), blank(*shape))
     assert module(blank(*shape), blank(*shape), layout="BCTHW").shape == (2, 3)

@@ -1,4 +1,4 @@
-"""LPIPS and its oracle, each made once for all tests of LPIPS."""
+"""LPIPS and lpips 0.1.4, each made once for all tests of LPIPS."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ def oracle(make_theirs):
 
 @pytest.fixture(scope="package")
 def ours(make_ours):
-    """Our module by net, type and options; changed by no test. Few are kept, for VGG is large."""
+    """Our module by net, type and options; no test changes it. Few are kept, because VGG is large."""
     made = functools.lru_cache(4)(lambda net, dtype, options: make_ours(net, **dict(options)).to(dtype))
     return lambda net, dtype=torch.float32, **options: made(net, dtype, tuple(options.items()))
 
 
 @pytest.fixture(scope="package")
 def module(make_ours):
-    """Changed by no test."""
+    """LPIPS with SqueezeNet; no test changes it."""
     return make_ours("squeeze")
 
 
 @pytest.fixture(scope="package")
 def expected(module):
+    """The value and the gradient of that module, in plain eager mode."""
     return value_and_gradient(module, *pair(2, 40, 40))

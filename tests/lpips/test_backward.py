@@ -1,4 +1,4 @@
-"""The backward of LPIPS: what it keeps and gives up, checkpointing, double backward, gradcheck."""
+"""The backward of LPIPS: the memory that it keeps and frees, checkpointing, double backward, gradcheck."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.tolerances import REORDERED_TOLERANCE, SECOND_GRAD_TOLERANCE
 
 @pytest.mark.parametrize("grad_in_forward", (False, True))
 def test_two_backwards_through_one_forward(make_ours, grad_in_forward):
-    """As taming-transformers' adaptive weight does."""
+    """taming-transformers computes its adaptive weight so."""
     in0, in1 = noise(2)
     last_layer = torch.nn.Conv2d(3, 3, 1)
     value = make_ours("alex", grad_in_forward=grad_in_forward)(last_layer(in0), in1).mean()
@@ -44,7 +44,7 @@ def test_double_backward(make_ours):
 @pytest.mark.parametrize("grad_in_forward", (False, True))
 @pytest.mark.parametrize("needs", ((True, False), (True, True)))
 def test_images_changed_in_place_before_the_backward(make_ours, needs, grad_in_forward):
-    """Clamped for a log, say: nothing of them is needed any more."""
+    """A script may clamp an image for its log: the backward does not need the image any more."""
     in0, in1 = noise(2)
     fn = make_ours("squeeze", grad_in_forward=grad_in_forward)
     (_, expected), scale = gradients(fn, in0, in1, needs), torch.ones((), requires_grad=True)
@@ -60,7 +60,7 @@ def test_images_changed_in_place_before_the_backward(make_ours, needs, grad_in_f
 
 
 def test_images_are_given_up_with_the_graph(make_ours):
-    """After the backward, though the loss lives on; with retain_graph they stay, for a double backward may come."""
+    """The backward frees the images even if the loss lives on; with retain_graph they stay, for a double backward."""
     fn = make_ours("squeeze")
     in0, in1 = noise(1)
     scale = torch.ones((), requires_grad=True)
@@ -76,7 +76,7 @@ def test_images_are_given_up_with_the_graph(make_ours):
 
 
 def test_hooks_on_saved_tensors_have_the_images(make_ours):
-    """Checkpointing and offloading take them, too: nothing of an image stays behind."""
+    """Checkpointing and offloading work on the images, too: no reference to an image is left in the graph."""
     fn = make_ours("squeeze")
     in0, in1 = noise(1)
     scale = torch.ones((), requires_grad=True)
@@ -95,7 +95,7 @@ def test_hooks_on_saved_tensors_have_the_images(make_ours):
 
 
 def test_memory_of_an_image_may_be_gone_before_the_backward(make_ours):
-    """As pipelines free what they have sent on."""
+    """Pipelines free the memory of a tensor that they have sent on."""
     fn = make_ours("squeeze")
     in0, in1 = noise(1)
     scale = torch.ones((), requires_grad=True)
@@ -118,7 +118,7 @@ def test_double_backward_needs_images_as_they_were(make_ours):
     assert grad.requires_grad
     other = in1.clone().requires_grad_() * 1
     value = fn(leaf, other).sum()
-    other.detach_()  # not changed
+    other.detach_()  # changes no value
     torch.autograd.grad(value, leaf, create_graph=True)
     value = fn(x, in1).sum()
     x.mul_(2)
@@ -143,7 +143,7 @@ def test_activation_checkpointing_around_it(make_ours):
 
 
 def kept_bytes(fn, in0, in1):
-    """Bytes of the distinct tensors that a forward leaves for its backward, less the inputs and fn's parameters."""
+    """Bytes of the distinct tensors that a forward keeps for its backward, without the inputs and fn's parameters."""
     known = {t.untyped_storage().data_ptr() for t in (in0, in1, *fn.parameters(), *fn.buffers())}
     if isinstance(fn, lpips_fast.LPIPS):
         known |= {t.untyped_storage().data_ptr() for t in fn.net.tensors(fn.net.setting(in0.device), gradient=True)}
@@ -163,7 +163,7 @@ def kept_bytes(fn, in0, in1):
 
 @pytest.mark.parametrize("needs", ((True, False), (True, True)))
 def test_bytes_kept(make_ours, make_theirs, needs):
-    """The README's figures for VGG: gradient in the forward 1.1 images an input, the lean path 45% of lpips."""
+    """README's figures for VGG: grad_in_forward keeps 1.1 images for each input, the ordinary path 45% of lpips."""
     in0, in1 = (x.requires_grad_(need) for x, need in zip(noise(2, size=128), needs))
     theirs = kept_bytes(make_theirs("vgg"), in0, in1)
     make = lambda **options: make_ours("vgg", **options)  # noqa: E731
@@ -184,7 +184,7 @@ def test_no_large_integers_are_kept(make_ours):
 
 
 def along(module, in0, in1, directions0, directions1):
-    """The distance as a function of a few coefficients: the images moved along fixed directions."""
+    """The distance as a function of a few coefficients, which move the images along fixed directions."""
 
     def function(t0, t1):
         moved0 = in0 + torch.tensordot(t0, directions0, dims=1)
@@ -211,7 +211,7 @@ def test_gradcheck_and_gradgradcheck(make_ours, net, size, backend, options):
 
 
 def test_double_backward_in_float32(make_ours, make_theirs):
-    """A gradient penalty through LPIPS: the gradient of the gradient's norm."""
+    """A gradient penalty through LPIPS: the gradient of the squared norm of the gradient."""
     in0, in1 = pair(1, 31, 31)
 
     def penalty_gradient(module, x, y):

@@ -21,7 +21,7 @@ from tests.support.tolerances import (
 class TestCompile:
     @pytest.mark.parametrize("grad_in_forward", (False, True))
     def test_batch_sizes_share_a_graph(self, make_ours, grad_in_forward):
-        """One for the first batch size, and one for all others."""
+        """The first batch size has one graph, and all others share another."""
         module = make_ours("squeeze", grad_in_forward=grad_in_forward)
         from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -37,7 +37,7 @@ class TestCompile:
 
     @pytest.mark.parametrize("no_grad", (False, True))
     def test_without_gradients(self, module, no_grad):
-        """As a metric, in one graph."""
+        """As a metric is compiled, in one graph."""
         torch._dynamo.reset()
         compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
         in0, in1 = pair(2, 33, 33)
@@ -60,7 +60,7 @@ class TestCompile:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("net", NETS)
 def test_compiled_in_one_graph(make_ours, net, backend, options):
-    """fullgraph, traced by dynamo and AOTAutograd forward and backward; see below for a compiled backend."""
+    """dynamo and AOTAutograd trace forward and backward, fullgraph; test_compiled_by_inductor compiles."""
     module = make_ours(net, backend=backend, **options)
     torch._dynamo.reset()
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
@@ -74,7 +74,7 @@ def test_compiled_in_one_graph(make_ours, net, backend, options):
 
 @pytest.mark.parametrize("options", ({}, {"grad_in_forward": True}, {"precision": "bfloat16"}), ids=str)
 def test_compiled_with_images_of_two_types(make_ours, options):
-    """And an image without a batch."""
+    """Also an image without a batch dimension."""
     module = make_ours("squeeze", **options)
     in0, in1 = pair(1, 35, 35)
     for types in ((torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)):
@@ -93,7 +93,7 @@ def test_compiled_with_images_of_two_types(make_ours, options):
 
 
 def test_compiled_where_a_parent_sets_the_flags(make_ours):
-    """The toggle of a GAN: frozen all the same, and compiled twice at most."""
+    """A GAN toggles requires_grad: LPIPS stays frozen, and is compiled at most twice."""
     module = make_ours("squeeze")
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")

@@ -1,4 +1,4 @@
-"""Options of the constructor, and the errors for wrong ones."""
+"""The options of the constructor, the errors for wrong ones, and the weights that it loads."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_bad_options(options, kind, words):
 
 @pytest.mark.parametrize("name", ("lpips", "pretrained", "eval_mode", "pnet_rand", "grad_in_forward"))
 def test_strings_for_flags(name):
-    """'False' would be true."""
+    """The string 'False' is true, so it is refused."""
     with raises(TypeError, name, "True or False", "'False'"):
         lpips_fast.LPIPS(**{"pnet_rand": True, name: "False"})
 
@@ -70,7 +70,7 @@ def test_published_weights_are_those_of_lpips_to_the_bit(make_ours, make_theirs,
 
 
 def test_without_dropout_weights_load_too(make_ours):
-    """lpips silently keeps random weights here: the source of negative distances."""
+    """lpips silently keeps random weights here, which makes distances negative."""
     with_dropout, without = make_ours(), make_ours(use_dropout=False)
     assert without.lin0.model[0].weight.shape == (1, 64, 1, 1)
     in0, in1 = pair(2, 31, 31)

@@ -1,4 +1,4 @@
-"""Copies of a module, replicas of it, and a replica with a layer of its own."""
+"""Copies and replicas of a module, and a layer that is replaced."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_copies(make_ours, duplicate, used_before):
 
 
 def test_a_layer_that_is_replaced(make_ours, make_theirs):
-    """The layers are what counts, as in lpips; so they do in replicas of nn.DataParallel, which have others."""
+    """The module's present layers are used, as in lpips; a replica of nn.DataParallel has its own layers and caches."""
     ours, theirs, (in0, in1) = make_ours(), copy.deepcopy(make_theirs()), pair(1, 40, 40)
     before = ours(in0, in1)
     layer = nn.Conv2d(3, 64, 11, 4, 2).requires_grad_(False)

@@ -49,7 +49,7 @@ class TestDevices:
         late0, late1 = torch.zeros_like(in0), torch.zeros_like(in1)
         torch.cuda.synchronize()
         with torch.cuda.stream(stream):
-            torch.cuda._sleep(10**8)  # work on another stream would not wait for it, and see zeros
+            torch.cuda._sleep(10**8)  # work on another stream does not wait for this one, and sees zeros
             late0.copy_(in0)
             late1.copy_(in1)
             found = value_and_gradient(fn, late0, late1)
@@ -83,7 +83,7 @@ class TestDevices:
 
     @TWO_GPUS
     def test_second_gpu(self, make_ours):
-        """While the first is the current one."""
+        """The first GPU stays the current one."""
         results = []
         for device in ("cuda:0", "cuda:1"):
             fn = make_ours("squeeze").to(device)

@@ -68,7 +68,7 @@ enlarged = lpips.upsample(first[:, :1], out_HW=im0.shape[2:])
 
 @pytest.fixture
 def image_files(tmp_path):
-    """Two smooth images, the second the first with noise."""
+    """A smooth image, and the same image with noise."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((56, 40), Image.Resampling.BICUBIC)
     noisy = np.asarray(coarse) + rng.normal(0, 25, (40, 56, 3))
@@ -84,9 +84,9 @@ def run(imports, net, trunk, paths):
 
 
 @pytest.mark.parametrize("net", ("alex", "squeeze"))
-@pytest.mark.filterwarnings("ignore::UserWarning")  # torchvision's, in lpips
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torchvision warns when lpips calls it
 def test_same_numbers_after_changing_the_import(net, trunk_states, make_theirs, image_files, monkeypatch, capsys):
-    # lpips reads images with OpenCV, of which this is all it uses.
+    # lpips reads images with OpenCV; it uses this function alone.
     cv2 = types.SimpleNamespace(imread=lambda path: np.asarray(Image.open(path).convert("RGB"))[:, :, ::-1])
     monkeypatch.setitem(sys.modules, "cv2", cv2)
     trunk = make_theirs(net).net.state_dict()
@@ -105,7 +105,7 @@ def test_same_numbers_after_changing_the_import(net, trunk_states, make_theirs, 
     assert ours["losses"] == pytest.approx(theirs["losses"], rel=SCRIPT_TOLERANCE["rtol"])
     assert theirs["losses"][-1] < 0.9 * theirs["losses"][0]
     assert ours["pred_img"].dtype == theirs["pred_img"].dtype == np.uint8
-    # Adam's first steps are the gradient's signs: where that is near 0 they may differ, and a pixel with them.
+    # Adam's first steps are the gradient's signs. Where the gradient is near 0 its sign, and so the pixel, may differ.
     differ = np.abs(ours["pred_img"].astype(int) - theirs["pred_img"]) > 1
     assert differ.mean() < 0.01
 
@@ -126,7 +126,7 @@ def test_tensors_to_images_and_back():
     batch = torch.cat((tensor, -tensor))
     assert (lpips_fast.tensor2im(batch) == lpips.tensor2im(batch)).all()
     assert (lpips_fast.tensor2im(batch, imtype=float) == lpips.tensor2im(batch, imtype=float)).all()
-    assert np.abs(lpips_fast.tensor2im(tensor).astype(int) - image).max() <= 1  # tensor2im truncates, as in lpips
+    assert np.abs(lpips_fast.tensor2im(tensor).astype(int) - image).max() <= 1  # tensor2im truncates, as lpips does
 
 
 def test_signatures_begin_as_those_of_lpips():
@@ -137,7 +137,7 @@ def test_signatures_begin_as_those_of_lpips():
             theirs = inspect.signature(getattr(getattr(lpips, name), method)).parameters.values()
             ours = inspect.signature(getattr(getattr(lpips_fast, name), method)).parameters.values()
             assert [(p.name, p.default) for p in ours][: len(theirs)] == [(p.name, p.default) for p in theirs]
-            # Not keyword-only in forward: torch.onnx.export(dynamo=False) gives all defaults by position.
+            # In forward not keyword-only: torch.onnx.export(dynamo=False) passes all defaults by position.
             for p in list(ours)[len(theirs) :]:
                 assert p.kind == p.VAR_KEYWORD or p.default is not p.empty
                 assert (p.kind == p.POSITIONAL_OR_KEYWORD) == (method == "forward")

@@ -67,7 +67,7 @@ def test_images_that_do_not_fit_together(module, shape0, shape1, words):
 
 @pytest.mark.parametrize("net", NETS)
 def test_minimum_size(make_ours, net):
-    """The smallest image that is accepted works, and one pixel less on either side is refused by its name."""
+    """An image of the minimum size works; an image one pixel smaller on either side is refused by name."""
     module, size = make_ours(net), MIN_SIZE[net]
     in0, in1 = pair(1, size, size)
     assert module(in0.requires_grad_(), in1).isfinite().all()
@@ -105,7 +105,7 @@ def test_taps_that_are_not_there(make_ours):
 
 @pytest.mark.parametrize("change", ("flat", "scalar", "fewer", "numbers"))
 def test_linear_weights_of_other_shapes(module, change):
-    """Not those either that would broadcast."""
+    """Shapes that would broadcast are refused, too."""
     own = [weight.detach().clone() for weight in module.linear_weights()]
     given = {
         "flat": [weight.flatten() for weight in own],

@@ -22,7 +22,7 @@ from tests.support.tolerances import VALUE_TOLERANCE
 
 
 def value64(fn, *images):
-    """The distances in float64, by plain torch."""
+    """The distances in float64, where plain torch computes them."""
     return copy.deepcopy(fn).double()(*(x.double() for x in images))
 
 
@@ -40,7 +40,7 @@ ANY_SIZE = {name: dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO) for name in ("
 class TestExport:
     @pytest.mark.parametrize("net,strict", (*((net, False) for net in NETS), ("alex", True)))
     def test_records_torchs_operators_alone(self, make_ours, net, strict):
-        """With no device in them; for any batch size and layout."""
+        """The graph names no device, and takes any batch size and layout."""
         fn = make_ours(net)
         program = torch.export.export(fn, pair(2, 40, 48), dynamic_shapes=ANY_BATCH, strict=strict)
         for node in operators(program):
@@ -65,7 +65,7 @@ class TestExport:
         ids=str,
     )
     def test_options(self, make_ours, options):
-        """None of which records other operators, or one batch size alone; exported of a channels-last pair."""
+        """No option records other operators or a fixed batch size; the example is a channels-last pair."""
         fn = make_ours("squeeze", **options).eval()
         images = [x.to(memory_format=torch.channels_last).requires_grad_() for x in pair(2, 40, 48)]
         program = torch.export.export(fn, tuple(images), dynamic_shapes=ANY_BATCH)
@@ -80,7 +80,7 @@ class TestExport:
     @pytest.mark.skipif(torch.__version__ < (2, 14), reason="2.11 fixes which sizes are odd at a pool")
     @pytest.mark.parametrize("net", ("alex", "squeeze"))
     def test_any_size(self, make_ours, net):
-        """Higher than wide, too, where the example was not."""
+        """Also images higher than wide, though the example is wider than high."""
         fn = make_ours(net)
         program = torch.export.export(fn, pair(2, 64, 72), dynamic_shapes=ANY_SIZE)
         for size in ((3, 64, 72), (2, 81, 50), (4, 48, 81)):
@@ -90,7 +90,7 @@ class TestExport:
     @pytest.mark.skipif(torch.__version__ < (2, 14), reason="as above")
     @pytest.mark.parametrize("net", NETS)
     def test_down_to_the_smallest_size(self, make_ours, net):
-        """And to one pair, with the setting that the documents name; torch itself excludes taps of one pixel."""
+        """Also one pair, with the setting that docs/training.md names; else torch excludes taps of one pixel."""
         fn, smallest = make_ours(net), MIN_SIZE[net]
         with _config.patch(backed_size_oblivious=True):
             program = torch.export.export(fn, pair(2, 64, 72), dynamic_shapes=ANY_SIZE)
@@ -102,7 +102,7 @@ class TestExport:
 
     @pytest.mark.skipif(torch.__version__ < (2, 14), reason="as above")
     def test_smallest_sizes_of_the_documents(self, make_ours):
-        """Without that setting, as docs/training.md has them."""
+        """The sizes that docs/training.md names for an export without that setting."""
         for net, size in (("alex", 47), ("squeeze", 33), ("vgg", 32)):
             program = torch.export.export(make_ours(net), pair(2, 64, 72), dynamic_shapes=ANY_SIZE).module()
             assert program(*pair(2, size, 64)).shape == (2, 1, 1, 1)
@@ -122,7 +122,7 @@ class TestExport:
         torch.save(images, tmp_path / "images.pt")
         script = """
 import sys, torch
-sys.modules["lpips_fast"] = None  # importing it fails
+sys.modules["lpips_fast"] = None  # an import of it fails
 torch.save(torch.export.load("lpips.pt2").module()(*torch.load("images.pt")), "value.pt")
 """
         subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
@@ -141,7 +141,7 @@ torch.save(torch.export.load("lpips.pt2").module()(*torch.load("images.pt")), "v
 
     @pytest.mark.skipif(lpips_fast.backends()["cpu"] is not None, reason="needs the compiled library")
     def test_torch_compile_keeps_the_kernels(self, module):
-        """Also after an export."""
+        """An export before it changes nothing."""
         images = pair(2, 40, 48)
         torch.export.export(module, images)
         graphs = []
@@ -157,7 +157,7 @@ torch.save(torch.export.load("lpips.pt2").module()(*torch.load("images.pt")), "v
     @pytest.mark.parametrize("dynamo", (True, False))
     @pytest.mark.parametrize("spatial", (False, True))
     def test_onnx(self, make_ours, tmp_path, spatial, dynamo):
-        """By torch.export, and by torch.jit for any size, too; computed by ONNX's own evaluator."""
+        """By torch.export, and by torch.jit for any size; ONNX's reference evaluator computes the result."""
         pytest.importorskip("onnxscript")
         evaluator = pytest.importorskip("onnx.reference").ReferenceEvaluator
         fn = make_ours("squeeze", spatial=spatial)
@@ -173,7 +173,7 @@ torch.save(torch.export.load("lpips.pt2").module()(*torch.load("images.pt")), "v
     @pytest.mark.skipif(torch.__version__ < (2, 14), reason="2.11 fixes which sizes are odd at a pool")
     @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
     def test_onnx_of_any_size(self, module, tmp_path):
-        """By torch.export; down to the smallest."""
+        """By torch.export, down to the smallest size."""
         pytest.importorskip("onnxscript")
         evaluator = pytest.importorskip("onnx.reference").ReferenceEvaluator
         file = str(tmp_path / "lpips.onnx")
@@ -205,12 +205,12 @@ class Weighted(nn.Module):
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit")
 class TestTrace:
-    """By torch.jit, before the module's first use."""
+    """torch.jit.trace, before the module's first use."""
 
     @pytest.mark.parametrize("options", ({}, {"chunk_size": 1}, {"grad_in_forward": True}, {"spatial": True}), ids=str)
     @pytest.mark.parametrize("batches", ((2, 2), (1, 1), (2, 1)), ids=str)
     def test_takes_other_sizes(self, make_ours, options, batches):
-        """Whichever batch was of 1, as with lpips; a chunk of pairs at a time would be recorded for so many."""
+        """Any batches, whichever had one image in the example, as with lpips; the number of chunks is not fixed."""
         fn = make_ours("squeeze", **options)
         traced = torch.jit.trace(fn, [x[:n] for x, n in zip(pair(2, 40, 40), batches)])
         for n0, n1 in ((3, 3), (1, 1), (3, 1), (1, 3)):
@@ -230,7 +230,7 @@ class TestTrace:
 
     @pytest.mark.parametrize("net", NETS)
     def test_an_image_too_small_is_an_error(self, make_ours, net):
-        """torch's, for the trace has none of the checks."""
+        """The error is torch's, because a trace has none of our checks."""
         traced = torch.jit.trace(make_ours(net), pair(2, 40, 40))
         with pytest.raises(RuntimeError, match=r"small|size"):
             traced(*pair(2, MIN_SIZE[net] - 1, 40))

@@ -1,4 +1,4 @@
-"""LPIPS.features: features of an image, computed once and compared with many."""
+"""LPIPS.features: the features of an image, computed once and compared with several images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_cached_features_of_the_target(make_ours, grad_in_forward):
     torch.testing.assert_close(value, expected[0], rtol=ROUNDING_TOLERANCE, atol=0)
     (grad,) = torch.autograd.grad((value * torch.linspace(0.5, 2, 3).view_as(value)).sum(), pred)
     assert_norms_close([grad], expected[1], REORDERED_TOLERANCE)
-    assert sum(calls) <= 3  # of images, none of which is the target
+    assert sum(calls) <= 3  # images go through the trunk, and the target is not among them
     one = fn(pred, fn.features(in1[:1]))
     torch.testing.assert_close(one, fn(pred, in1[:1]), rtol=ROUNDING_TOLERANCE, atol=0)
 

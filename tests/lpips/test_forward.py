@@ -26,7 +26,7 @@ OPTIONS = {
 
 
 def assert_same(module, reference, in0, in1, **arguments):
-    """Both give the same, to the rounding of the images' type; `reference` computes in float64."""
+    """Both modules give the same values, parts and gradients, to rounding; `reference` computes in float64."""
     dtype = in0.dtype
     value, parts, grads = parts_and_gradients(module, in0, in1, **arguments)
     expected, expected_parts, expected_grads = parts_and_gradients(reference, in0.double(), in1.double(), **arguments)
@@ -111,7 +111,7 @@ def test_vgg16_is_vgg_and_parts_add_up(ours, net, backend):
 @pytest.mark.parametrize("shapes", (((3,), (3,)), ((1,), (3,)), ((3,), (2, 3)), ((2, 3), (1,)), ((), (3,))), ids=str)
 @pytest.mark.parametrize("options", ({}, {"spatial": True}), ids=str)
 def test_images_without_a_batch(ours, make_theirs, options, shapes):
-    """As in lpips, where the scaling gives them one (but for maps, whose size it takes from the wrong axes)."""
+    """lpips accepts them, too: its scaling adds the batch. (For maps it takes the size from the wrong axes.)"""
     size = SIZE["alex"]
     gen = torch.Generator().manual_seed(0)
     in0, in1 = (torch.rand(*shape, *size, generator=gen) * 2 - 1 for shape in shapes)
@@ -131,7 +131,7 @@ def test_images_without_a_batch(ours, make_theirs, options, shapes):
 
 @pytest.mark.parametrize("needs", ((False, True), (True, False), (False, False)), ids=str)
 def test_gradient_to_one_image_only(ours, oracle, needs):
-    """The gradient is the same whether the other image asks for its own or not."""
+    """The gradient to one image does not depend on whether the other image needs one."""
     in0, in1 = pair(2, *SIZE["alex"])
     _, _, expected = parts_and_gradients(oracle("alex"), in0.double(), in1.double())
     images = [x.clone().requires_grad_(need) for x, need in zip((in0, in1), needs)]
@@ -149,7 +149,7 @@ def test_gradient_to_one_image_only(ours, oracle, needs):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("net", NETS)
 def test_two_backwards_through_one_call(ours, net, backend):
-    """GANs weigh their losses by the gradient norm at the last layer, then run backward through the same graph."""
+    """GANs weight their losses by the gradient's norm at the last layer, then run backward through the same graph."""
     in0, in1 = pair(2, *SIZE[net])
     in0.requires_grad_()
     loss = ours(net, backend=backend)(in0, in1).mean()
@@ -177,9 +177,9 @@ def test_two_runs_agree_to_the_bit(ours, net):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("net", NETS)
 def test_features_of_norm_zero(ours, net, backend):
-    """Where a whole feature vector is 0 lpips gives NaN gradients; ours are finite, also under anomaly detection."""
+    """Where a feature vector is 0, lpips gives NaN gradients. Ours are finite, also under anomaly detection."""
     module = ours(net, torch.float32, backend=backend)
-    in0 = module.scaling_layer.shift.expand(1, 3, *SIZE[net]).clone()  # scaled to exactly 0
+    in0 = module.scaling_layer.shift.expand(1, 3, *SIZE[net]).clone()  # the scaling layer makes it exactly 0
     in1 = image(1, *SIZE[net], seed=1)
     with torch.autograd.detect_anomaly(check_nan=True):
         value, _, grads = parts_and_gradients(module, in0, in1)
@@ -191,7 +191,7 @@ def test_features_of_norm_zero(ours, net, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("net", NETS)
 def test_nan_in_nan_out(ours, net, backend, bad):
-    """A NaN or an infinity makes its own image's distance NaN, and no other's."""
+    """A NaN or an infinity makes the distance of its own image NaN, and no other distance."""
     in0, in1 = pair(3, *SIZE[net])
     clean = ours(net, backend=backend)(in0, in1)
     in0[1, 0, 10, 12] = bad
@@ -213,7 +213,7 @@ def test_reduction(make_ours, reduction):
 
 
 class Carrier(torch.Tensor):
-    """A tensor that carries more with it, and has a `new_empty` of its own, as MONAI's MetaTensor."""
+    """A subclass of Tensor with its own `new_empty`, like MONAI's MetaTensor."""
 
     def new_empty(self, size, **options):
         return super().new_empty(tuple(size), **options).as_subclass(Carrier)
@@ -226,7 +226,7 @@ def tv_image(x):
 @pytest.mark.parametrize("wrap", (lambda x: x.as_subclass(Carrier), tv_image), ids=("carrier", "tv_tensors"))
 @pytest.mark.parametrize("options", ({}, {"grad_in_forward": True}, {"spatial": True}), ids=str)
 def test_tensor_subclasses(make_ours, wrap, options):
-    """As images, target, mask and video; the gradient reaches what they were made of."""
+    """As images, target, mask and video; the gradient reaches the tensor that they were made from."""
     in0, in1 = noise(2)
     fn = make_ours("squeeze", **options)
     expected = gradients(fn, in0, in1, (True, False))

@@ -22,7 +22,7 @@ from tests.support.tolerances import VALUE_TOLERANCE
 @pytest.mark.parametrize("unfreeze", ("requires_grad_", "flags", "own"))
 @pytest.mark.parametrize("options", ({}, {"grad_in_forward": True}, {"spatial": True}, {"lpips": False}), ids=str)
 def test_frozen_and_in_eval_whatever_the_parent_does(make_ours, options, unfreeze):
-    """The toggle of a GAN, "unfreeze all", and an optimizer with all parameters: nothing changes."""
+    """A GAN toggles requires_grad, a script unfreezes all, an optimizer has all parameters: nothing changes."""
     loss = Loss(make_ours(**options)).train()
     module = loss.perceptual_loss
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
@@ -52,7 +52,7 @@ def test_frozen_and_in_eval_whatever_the_parent_does(make_ours, options, unfreez
 
 
 def test_frozen_in_plain_torch_too(make_ours):
-    """Where torch.func's transformations take the place of the kernels."""
+    """Under torch.func, plain torch takes the place of the kernels."""
     module = make_ours()
     for p in module.parameters():
         p.requires_grad = True
@@ -76,7 +76,7 @@ def test_frozen_where_layers_are_called_too(make_ours):
         call(in0, in1).sum().backward()
         assert all(p.grad is None for p in module.parameters())
         assert in0.grad.abs().max() > 0
-    assert all(p.requires_grad for p in module.parameters())  # they are somebody else's to set
+    assert all(p.requires_grad for p in module.parameters())  # LPIPS leaves the flags as they were set
     assert not torch.func.vmap(lambda x: module(x, in1[0]))(in0.detach()).requires_grad
 
 
@@ -93,7 +93,7 @@ def test_frozen_with_a_trunk_of_ours_put_in(make_ours):
 
 
 def test_frozen_in_many_threads(make_ours):
-    """Where layers are called: flags and parameters are as before afterwards."""
+    """On the path that calls layers; flags and parameters are the same afterwards."""
     module = make_ours()
     module.net.slice2[0] = nn.AvgPool2d(3, 2)
     for p in module.parameters():
@@ -126,7 +126,7 @@ def test_a_stock_trunk_is_converted_once_though_other_layers_are_called(make_our
 
 
 def test_a_trunk_of_somebodys_own_is_not_touched(make_ours):
-    """It may be in training elsewhere."""
+    """Such a trunk may be in training elsewhere."""
     module = make_ours()
     encoder = module.net.slice1.requires_grad_(True)
 

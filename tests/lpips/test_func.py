@@ -31,7 +31,7 @@ class TestFunc:
         assert_close(value, 2 * expected[0].double(), VALUE_TOLERANCE[torch.float32])
 
     def test_vmap(self, transformed, expected):
-        """Of pairs one by one, and of their gradients; one image for all."""
+        """vmap over pairs, over their gradients, and over pairs that share one image."""
         fn, in0, in1 = transformed
         gradient = torch.func.vmap(torch.func.grad(lambda x, y: fn(x[None], y[None]).sum()))(in0, in1)
         value = torch.func.vmap(fn)(in0[:, None], in1[:, None])
@@ -52,9 +52,9 @@ class TestFunc:
             found = forward_ad.unpack_dual(fn(forward_ad.make_dual(in0, direction), in1)).tangent
         assert_close(found.flatten(), wanted, (GRAD_TOLERANCE[torch.float32], 0))
 
-    @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's, of is_grads_batched
+    @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch warns so about is_grads_batched
     def test_jacobian(self, transformed, expected):
-        """Several gradients taken back at once: by vmap, and by autograd's own means."""
+        """Several gradients go back at once: by autograd's is_grads_batched, and by jacrev."""
         fn, in0, in1 = transformed
         x = in0.clone().requires_grad_()
         (found,) = torch.autograd.grad(fn(x, in1).flatten(), x, torch.eye(2), is_grads_batched=True)
@@ -64,7 +64,7 @@ class TestFunc:
             assert jacobian[0, 1].abs().max() == jacobian[1, 0].abs().max() == 0
 
     def test_hessian(self, make_ours):
-        """Along a direction, forwards over backwards and twice backwards, against double backward."""
+        """The second derivative along a direction, forward or reverse over reverse, against double backward."""
         fn = make_ours("squeeze", backend="auto").double()
         in0, in1 = pair(1, 24, 24, dtype=torch.float64)
         t = torch.zeros((), dtype=torch.float64, requires_grad=True)

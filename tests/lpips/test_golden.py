@@ -1,4 +1,4 @@
-"""LPIPS with real ImageNet weights against values published, and recorded from lpips 0.1.4 in float64."""
+"""LPIPS with ImageNet's weights against published values, and values recorded from lpips 0.1.4 in float64."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def golden(shared):
 
 @pytest.fixture
 def torch_home(shared, monkeypatch):
-    """Real weights of AlexNet and SqueezeNet as if downloaded before."""
+    """A cache of downloads that has the real weights of AlexNet and SqueezeNet."""
     monkeypatch.setenv("TORCH_HOME", str(shared / "torch_home"))
 
 
@@ -71,7 +71,7 @@ def test_published_by_torchmetrics(golden, torch_home):
 
 
 def test_first_stages_of_vgg(shared, make_ours, make_theirs, trunk_states):
-    """Real weights in the layers that are at hand, random ones above: features far from those of noise."""
+    """Real weights in the layers that `shared` has, random weights above: these features are unlike those of noise."""
     real = torch.load(shared / "torch_home" / "vgg16_features_0_to_7.pth", weights_only=True)
     in0, in1 = (example(shared, name) for name in ("ex_ref.png", "ex_p0.png"))
     ours = lpips_fast.LPIPS(net="vgg", trunk_weights={**trunk_states["vgg"], **real})

@@ -1,4 +1,4 @@
-"""Types other than float32: of the images, of the module, of `precision` and of autocast."""
+"""Types other than float32: of the images, of the module, by `precision` and by autocast."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.tolerances import (
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
 @pytest.mark.parametrize("net", NETS)
 def test_low_precision(ours, oracle, net, dtype):
-    """Features are in the images' type, whose rounding shows; the head's own arithmetic is float32 all the same."""
+    """Features have the images' type, and its rounding shows. The head computes in float32."""
     module, in0, in1 = ours(net, dtype), *pair(2, *SIZE[net], dtype=dtype)
     value, _, grads = parts_and_gradients(module, in0, in1)
     assert value.dtype == torch.float32
@@ -44,7 +44,7 @@ def test_low_precision(ours, oracle, net, dtype):
 
 
 def exact_head(feats0, feats1, weights):
-    """lpips 0.1.4's head on features that are already there."""
+    """lpips 0.1.4's head on given features."""
     from lpips import normalize_tensor
 
     parts = [
@@ -56,7 +56,7 @@ def exact_head(feats0, feats1, weights):
     return sum(parts)
 
 
-# The types that a decoder under autocast and its target have, either way round, and others that meet.
+# The types of a decoder's output under autocast and of its target, in both orders, and other pairs of types.
 MIXED = (
     (torch.bfloat16, torch.float32),
     (torch.float32, torch.float16),
@@ -69,7 +69,7 @@ MIXED = (
 @pytest.mark.parametrize("options", ({}, {"grad_in_forward": True}, {"version": "0.0"}), ids=str)
 @pytest.mark.parametrize("net", NETS)
 def test_images_of_two_types(ours, oracle, net, options, types):
-    """A float32 module takes them as lpips does, promoted; each gradient is lpips's, rounded to its image's type."""
+    """A float32 module promotes them, as lpips does; each gradient is lpips's gradient, rounded to its image's type."""
     in0, in1 = (x.to(dtype) for x, dtype in zip(pair(2, *SIZE[net]), types))
     theirs = {"version": "0.0"} if "version" in options else {}
     expected, _, expected_grads = parts_and_gradients(oracle(net, **theirs), in0.double(), in1.double())
@@ -80,12 +80,12 @@ def test_images_of_two_types(ours, oracle, net, options, types):
     factors = torch.rand(value.shape, generator=gen, dtype=torch.float64).to(value)
     grads = torch.autograd.grad((factors * value).sum(), (in0, in1))
     assert tuple(grad.dtype for grad in grads) == types
-    # Those of float32 images with the same values, which other tests hold to lpips, and then rounded.
+    # The gradients of float32 images with the same values, which other tests compare with lpips, and then rounded.
     wide0, wide1 = (x.detach().float().requires_grad_() for x in (in0, in1))
     wide = torch.autograd.grad((factors * ours(net, **options)(wide0, wide1)).sum(), (wide0, wide1))
     for grad, wide_grad, exact in zip(grads, wide, expected_grads):
         assert torch.equal(grad, wide_grad.to(grad.dtype))
-        # float16 has no small numbers: its gradients are compared where they are not rounded to nothing.
+        # float16 has no small numbers: gradients are compared where float16 does not round them to 0.
         least = torch.finfo(grad.dtype).tiny if grad.dtype == torch.float16 else 0.0
         error = (grad.double() - exact).abs() * (exact.abs() > least)
         rounding, limit = torch.finfo(grad.dtype).eps / 2, GRAD_TOLERANCE[torch.float32]
@@ -94,7 +94,7 @@ def test_images_of_two_types(ours, oracle, net, options, types):
 
 
 def test_images_of_two_types_are_promoted_as_by_lpips(ours, make_theirs):
-    """lpips's own number in float32: which types run there run here."""
+    """Against lpips in float32: pairs of types that lpips accepts are accepted here."""
     in0, in1 = pair(2, *SIZE["alex"])
     for types in MIXED:
         images = [x.to(dtype) for x, dtype in zip((in0, in1), types)]
@@ -104,7 +104,7 @@ def test_images_of_two_types_are_promoted_as_by_lpips(ours, make_theirs):
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
 def test_wider_images_than_the_module(make_ours, oracle, dtype):
-    """Parameters in half precision, as sharding makes them, and images or buffers in float32."""
+    """Parameters are in half precision, as sharding makes them, and images or buffers in float32."""
     in0, in1 = pair(2, *SIZE["alex"])
     expected = oracle("alex")(in0.double(), in1.double())
     fn = make_ours("alex").to(dtype)
@@ -122,7 +122,7 @@ def test_wider_images_than_the_module(make_ours, oracle, dtype):
 @pytest.mark.parametrize("grad_in_forward", (False, True))
 @pytest.mark.parametrize("net", NETS)
 def test_autocast(ours, oracle, net, grad_in_forward, types):
-    """With the types that a decoder under autocast gives beside its target's."""
+    """With the types of a decoder's output under autocast and of its target."""
     in0, in1 = (x.to(dtype).requires_grad_() for x, dtype in zip(pair(2, *SIZE[net]), types))
     fn = ours(net, grad_in_forward=grad_in_forward)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -169,10 +169,12 @@ def test_precision(make_ours, precision, grad_in_forward):
     fn = make_ours("alex", precision=precision, grad_in_forward=grad_in_forward)
     value, grads = gradients(fn, in0, in1, (True, False))
     assert value.dtype == grads[0].dtype == torch.float32
-    if precision in ("float32", "tf32") and not grad_in_forward:  # TF32 is CUDA's
+    if precision in ("float32", "tf32") and not grad_in_forward:  # TF32 exists on CUDA alone
         assert torch.equal(value, expected[0])
     assert_norms_close([value], [expected[0]], SMALL_NET_LOW_PRECISION_TOLERANCE)
-    if precision != "float16" or grad_in_forward:  # without, the gradient underflows unless the loss is scaled
+    if (
+        precision != "float16" or grad_in_forward
+    ):  # on the ordinary path, float16 gradients underflow unless the loss is scaled
         assert F.cosine_similarity(grads[0].flatten(), expected[1][0].flatten(), dim=0) > 0.9
     half = in0.bfloat16()
     mixed, by_hand = (gradients(fn, x, in1, (True, True)) for x in (half, half.float()))

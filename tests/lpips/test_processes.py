@@ -24,7 +24,7 @@ from tests.support.tolerances import GRAD_TOLERANCE, REORDERED_TOLERANCE, ROUNDE
 
 
 def test_threads_at_once(make_ours):
-    """Each has the first use of the module, which keeps what it makes of its weights."""
+    """Each thread may be the first to use the module, which then converts its weights and keeps them."""
     for _ in range(5):
         fn, barrier, found = make_ours("squeeze"), threading.Barrier(4), []
 
@@ -42,7 +42,7 @@ def test_threads_at_once(make_ours):
 
 
 class Distances(torch.utils.data.Dataset):
-    """Computes distances where the DataLoader calls for them."""
+    """Computes distances in the workers of a DataLoader."""
 
     def __init__(self, fn):
         self.fn = fn
@@ -58,7 +58,7 @@ class Distances(torch.utils.data.Dataset):
 
 @pytest.mark.parametrize("start", ("fork", "spawn"))
 def test_shared_with_workers_of_a_dataloader(make_ours, expected, start):
-    """After use in this process; spawned workers get the shared memory by its name."""
+    """The module was used in this process before; spawned workers open its shared memory by name."""
     fn = make_ours("squeeze").share_memory()
     assert all(p.is_shared() for p in fn.parameters())
     assert_value_and_gradient_close(value_and_gradient(fn, *pair(2, 40, 40)), expected)
@@ -69,7 +69,7 @@ def test_shared_with_workers_of_a_dataloader(make_ours, expected, start):
 
 
 def test_fork_after_import():
-    """Importing starts no threads, so that a forked process can compute. (After a computation torch itself cannot.)"""
+    """An import starts no threads, so a forked process can compute. (After a computation torch itself cannot.)"""
     script = """
 import os, torch, lpips_fast
 child = os.fork()
@@ -84,7 +84,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 class Loss(nn.Module):
-    """A generator with its loss as a submodule, as training code has it."""
+    """A generator that holds its loss as a submodule, as training code does."""
 
     def __init__(self, state):
         super().__init__()
@@ -104,13 +104,13 @@ def _fsdp_worker(rank, world, state, folder, dtype):
     mesh = torch.distributed.init_device_mesh("cpu", (world,))
     fully_shard(model, mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=dtype))
     in0, in1 = noise(2)
-    for _ in range(2):  # the parameters are gathered anew for each step
+    for _ in range(2):  # FSDP gathers the parameters again in each step
         model.zero_grad()
         model(in0[rank : rank + 1], in1[rank : rank + 1]).backward()
     grad = model.generator.weight.grad.full_tensor()
     if rank == 0:
         torch.save(grad, folder / "grad.pt")
-    torch.distributed.barrier()  # none leaves while another still needs it
+    torch.distributed.barrier()  # no process leaves while another needs it
     torch.distributed.destroy_process_group()
 
 
@@ -118,9 +118,9 @@ def _fsdp_worker(rank, world, state, folder, dtype):
     "dtype,tolerance", ((None, GRAD_TOLERANCE[torch.float32]), (torch.bfloat16, ROUNDED_INPUT_TOLERANCE)), ids=str
 )
 def test_fsdp2(module, tmp_path, dtype, tolerance):
-    """Sharded with the model around it: the gradients are those of one process.
+    """LPIPS is sharded with the model around it, and the gradients are the same as in one process.
 
-    In bfloat16 parameters and images are cast, and buffers are not.
+    With bfloat16, FSDP casts parameters and images, but not buffers.
     """
     state = module.state_dict()
     torch.manual_seed(0)
@@ -129,7 +129,9 @@ def test_fsdp2(module, tmp_path, dtype, tolerance):
         for p in model.parameters():
             p.data = p.data.to(dtype)
     in0, in1 = (x.to(dtype or x.dtype) for x in noise(2))
-    for i in range(2):  # the order of a convolution's sums depends on its batch
+    for i in range(
+        2
+    ):  # one image at a time, as in the processes: the order of a convolution's sums depends on its batch
         (model(in0[i : i + 1], in1[i : i + 1]) / 2).backward()
     torch.multiprocessing.spawn(_fsdp_worker, (2, state, tmp_path, dtype), nprocs=2)
     found = torch.load(tmp_path / "grad.pt")
@@ -147,12 +149,12 @@ def _ddp_worker(rank, world, port, path):
     model(in0[share], in1[share]).backward()
     if rank == 0:
         torch.save(model.module.generator.weight.grad, path)
-    torch.distributed.barrier()  # none leaves while another still needs it
+    torch.distributed.barrier()  # no process leaves while another needs it
     torch.distributed.destroy_process_group()
 
 
 class _LossModule(torch.nn.Module):
-    """A generator with its loss as a submodule, as training code has it."""
+    """A generator that holds its loss as a submodule, as training code does."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Checkpoints: names, strictness, modules without weights of their own, weights loaded after a call."""
+"""state_dict and load_state_dict: names, strictness, persistent=False, and weights loaded after a call."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_checkpoint_of_a_loss_that_holds_lpips(make_ours, make_theirs):
 
 @pytest.mark.parametrize("prefix", ("", "perceptual_loss."))
 def test_not_persistent(make_ours, make_theirs, prefix):
-    """No weights in the checkpoint; none missing from one without them; those of one with them are ignored."""
+    """The checkpoint has no weights of LPIPS. One without them loads strictly, and so does one with them."""
     module = make_ours(persistent=False)
     holder = Loss(module) if prefix else module
     before = {name: p.clone() for name, p in module.named_parameters()}
@@ -63,7 +63,7 @@ def test_not_persistent(make_ours, make_theirs, prefix):
 
 @pytest.mark.parametrize("net", NETS)
 def test_new_weights_take_effect_after_a_call(make_ours, net):
-    """Nothing derived from the weights outlives them."""
+    """Tensors derived from the weights are made again when the weights change."""
     module, (in0, in1) = make_ours(net), pair(1, 48, 48)
     first = module(in0, in1)
     state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
@@ -73,5 +73,5 @@ def test_new_weights_take_effect_after_a_call(make_ours, net):
     module.load_state_dict(others[0].state_dict())
     assert_close(module(in0, in1), others[0](in0, in1).double(), (0, ROUNDING_TOLERANCE))
     for parameter, other in zip(module.net.parameters(), others[1].net.parameters()):
-        parameter.data = other.data  # as optimizers with swapped or flattened parameters do
+        parameter.data = other.data  # as optimizers that swap or flatten parameters do
     assert_close(module(in0, in1), others[1](in0, in1).double(), (0, ROUNDING_TOLERANCE))

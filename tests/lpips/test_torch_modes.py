@@ -20,7 +20,7 @@ def test_usable_under_no_grad_and_inference_mode(make_ours):
         with mode():
             assert torch.equal(module(in0, in1), expected)
     in0.requires_grad_()
-    module(in0, in1).backward()  # nothing made in inference mode is left in the module
+    module(in0, in1).backward()  # the module keeps no tensor made in inference mode
     assert in0.grad is not None
 
 
@@ -37,7 +37,7 @@ def test_deterministic_algorithms(make_ours, expected, grad_in_forward):
 
 @pytest.mark.parametrize("net", ("alex", "vgg"))
 def test_fake_tensors_leave_nothing_behind(make_ours, net):
-    """A real module called under FakeTensorMode, as tools that look at shapes do: later calls are real ones."""
+    """Tools that look at shapes call a real module under FakeTensorMode: later calls give real tensors."""
     fn = make_ours(net)
     in0, in1 = noise(1)
     for _ in range(2):

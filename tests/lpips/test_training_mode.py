@@ -35,10 +35,10 @@ def test_training_mode_has_dropout_and_trains_the_linear_weights(make_ours):
 
 @pytest.mark.parametrize("net", NETS)
 def test_clamping_as_people_calibrate(make_ours, make_theirs, net):
-    """The loop of lpips' Trainer over all 1x1 convolutions, those of SqueezeNet's trunk among them."""
+    """The loop of lpips's Trainer clamps all 1x1 convolutions, also those in SqueezeNet's trunk."""
     ours, theirs = make_ours(net, eval_mode=False), copy.deepcopy(make_theirs(net, eval_mode=False))
     in0, in1 = pair(1, 31, 31)
-    ours.eval()(in0, in1)  # the trunk keeps what it makes of its weights
+    ours.eval()(in0, in1)  # the trunk converts its weights and keeps the result
     clamped = []
     for module in (ours, theirs):
         with torch.no_grad():
@@ -55,7 +55,7 @@ def test_clamping_as_people_calibrate(make_ours, make_theirs, net):
 
 @pytest.mark.parametrize("spatial", (False, True), ids=("mean", "spatial"))
 def test_dropout_drops_squared_differences(make_ours, make_theirs, spatial):
-    """As in lpips: with nothing dropped both agree, and the half that is dropped is made up for on average."""
+    """As in lpips: without dropout both agree, and with dropout the mean over many draws is the same."""
     ours, theirs = make_ours(eval_mode=False, spatial=spatial), make_theirs(eval_mode=False, spatial=spatial)
     in0, in1 = pair(2, 31, 31)
     with torch.no_grad():

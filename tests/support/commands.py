@@ -12,13 +12,13 @@ TIMEOUT = 240
 
 
 def environment() -> dict[str, str]:
-    """The environment of the tests, with this package on the path, and no trunk or GPU in reach."""
+    """The environment of the tests, with this package on the path, no GPU and text 100 columns wide."""
     package = str(Path(lpips_fast.__file__).resolve().parents[1])
     path = os.pathsep.join([package, *sys.path])
     return {**os.environ, "PYTHONPATH": path, "COLUMNS": "100", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def command(*arguments: object, processes: int = 1) -> list[str]:
-    """The command line that runs lpips-fast, in several processes if asked."""
+    """The words of a call of lpips-fast, by torchrun if it takes several processes."""
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
     return [sys.executable, *torchrun, "-m", "lpips_fast", *map(str, arguments)]

@@ -16,12 +16,12 @@ LAYOUTS = ("nchw", "channels_last", "sliced", "transposed", "expanded")
 
 
 def in_layout(x: Tensor, layout: str) -> Tensor:
-    """The same values in another layout in memory; 'expanded' repeats the first image for the whole batch."""
+    """The same values in another memory layout; 'expanded' repeats the first image for the whole batch."""
     if layout == "nchw":
         return x.contiguous()
     if layout == "channels_last":
         return x.contiguous(memory_format=torch.channels_last)
-    if layout == "sliced":  # every other channel, row and column of something larger
+    if layout == "sliced":  # every other channel and column of a larger tensor
         n, c, h, w = x.shape
         big = x.new_zeros(n, 2 * c, h + 2, 2 * w)
         view = big[:, ::2, 1:-1, ::2]
@@ -35,9 +35,9 @@ def in_layout(x: Tensor, layout: str) -> Tensor:
 
 
 def features(net: str, dtype: torch.dtype, *, batch: int = 2, layout: str = "nchw", seed: int = 0, device="cpu"):
-    """ReLU-like features of two images, and signed weights.
+    """ReLU-like features of both images, and signed weights.
 
-    The features include zero vectors, pixels that are the same in both images, and norms of very different size.
+    Some pixels are zero vectors, some are the same in both images, and their scales differ by a factor of 100.
     """
     gen = torch.Generator().manual_seed(seed)
     feats0, feats1, weights = [], [], []

@@ -15,7 +15,7 @@ def value_and_gradient(fn, in0, in1):
 
 
 def gradients(fn, in0, in1, needs=(True, True), per_sample=None, **options):
-    """Value and gradients of a loss that weights each pair otherwise."""
+    """Value and gradients of a loss that gives each pair another weight."""
     pair = [x.detach().clone().requires_grad_(need) for x, need in zip((in0, in1), needs)]
     value = fn(*pair, **options)
     factors = torch.linspace(0.5, 2, value.numel()).view_as(value) if per_sample is None else per_sample

@@ -17,7 +17,7 @@ shapes = st.tuples(st.integers(1, 70), st.integers(1, 9), st.integers(1, 9))  # 
 
 @st.composite
 def strided(draw, shape: tuple[int, ...], values: Tensor) -> Tensor:
-    """The values as a view with any order of dimensions, steps, and offset in memory."""
+    """The values as a view with any order of dimensions, any steps and any offset in memory."""
     order = draw(st.permutations(range(len(shape))))
     steps = draw(st.tuples(*(st.integers(1, 2) for _ in shape)))
     offset = draw(st.integers(0, 3))
