@@ -91,8 +91,7 @@ class Traffic(TorchDispatchMode):
 
     Args:
         convolution: the name for the pass of a convolution. A gradient by turned filters is a convolution like any
-        other,
-            so the caller must say that it traces a backward.
+            other, so the caller must say that it traces a backward.
     """
 
     def __init__(self, convolution: str = CONVOLUTION) -> None:

@@ -175,16 +175,14 @@ def learned_perceptual_image_patch_similarity(
 ) -> Tensor:
     """LPIPS of a batch of pairs of images, differentiable in both.
 
-    The first call for a net, device and type makes the network, which is kept. Its type is the wider of the images'
-    types.
+    The first call for a net, device and type makes the network, which is kept. It has the wider of the images' types.
 
     Args:
         img1, img2: [N, 3, H, W].
         net_type: the trunk, 'alex', 'vgg' or 'squeeze', with ImageNet weights from torchvision's cache ($TORCH_HOME)
             or the internet.
         reduction: 'mean' or 'sum' over images; 'none' or None for one value an image ([N]; for N = 1 without a
-        dimension,
-            as in torchmetrics).
+            dimension, as in torchmetrics).
         normalize: whether the images are in [0, 1] instead of [-1, 1].
 
     Raises:

@@ -73,7 +73,7 @@ def random_lpips(net: str) -> LPIPS:
         return LPIPS(net=net, pnet_rand=True)
 
 
-def slices_of(layers: LPIPS, x: Tensor) -> list[Tensor]:
+def plain_taps(layers: LPIPS, x: Tensor) -> list[Tensor]:
     """The taps of images, computed as `lpips` does: by torch's layers, one after the other."""
     x = layers.scaling_layer(x)
     taps = []
@@ -96,7 +96,7 @@ def trunk_layers(net: str, size: int) -> tuple[tuple[Layer, ...], tuple[tuple[in
         for i, conv in enumerate(convolutions, start=1):
             name = f"conv{k}_{i}" if len(convolutions) > 1 else f"conv{k}"
             conv.register_forward_hook(functools.partial(_append_layer, found, name))
-    taps = slices_of(model, torch.empty(1, 3, size, size, device="meta"))
+    taps = plain_taps(model, torch.empty(1, 3, size, size, device="meta"))
     return tuple(found), tuple((t.shape[1], t.shape[2], t.shape[3]) for t in taps)
 
 

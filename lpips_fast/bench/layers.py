@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lpips_fast.bench.cases import Case, Layer, images, limit, random_lpips, slices_of, trunk_layers
+from lpips_fast.bench.cases import Case, Layer, images, limit, plain_taps, random_lpips, trunk_layers
 from lpips_fast.bench.ceilings import DTYPES, Ceilings
 from lpips_fast.bench.providers import copied, inherited_precision
 from lpips_fast.bench.records import Record
@@ -142,7 +142,7 @@ def inputs(case: Case, device: torch.device) -> list[Tensor]:
         if isinstance(module, nn.Conv2d):
             module.register_forward_pre_hook(lambda _, arguments: found.append(arguments[0]))
     with torch.no_grad():
-        slices_of(model, x)
+        plain_taps(model, x)
     return [x, *found[1:]]
 
 

@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from lpips_fast.bench.cases import slices_of
+from lpips_fast.bench.cases import plain_taps
 from lpips_fast.functional import lpips_head
 from lpips_fast.lpips import LPIPS
 from lpips_fast.trunk.nets import NETS
@@ -121,7 +121,7 @@ def plain_torch(weights: LPIPS, sample: Sample) -> Distance:
     module = copied(weights, sample[0])
 
     def distance(in0: Tensor, in1: Tensor) -> Tensor:
-        taps0, taps1 = (slices_of(module, x) for x in (in0, in1))
+        taps0, taps1 = (plain_taps(module, x) for x in (in0, in1))
         return lpips_head(taps0, taps1, list(module.lins.parameters()), backend="reference").sum(dim=1)
 
     return distance

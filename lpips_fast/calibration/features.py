@@ -37,8 +37,7 @@ class FeatureCache:
 
     Raises:
         ValueError: the trunk is not frozen; the folder has features of other images, of another trunk or of another
-        type;
-            or there are several processes and no folder.
+            type; or there are several processes and no folder.
         OSError: the disk has too little room.
     """
 

@@ -196,8 +196,7 @@ class Calibration:
 
         Raises:
             ValueError: the state is of a run with another net, other weights of the trunk or another recipe; or a part
-            of
-                it is missing or damaged.
+                of it is missing or damaged.
         """
         own = self.state_dict()
         for key in own:

@@ -17,11 +17,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from PIL import Image
 
+from lpips_fast.bench.tables import NETS
 from lpips_fast.demo.speed import PAIRS, SIZE, Comparison
 from lpips_fast.demo.steps import Distorted, Optimised
 
 OURS, PLAIN = "#1b7f79", "#c9c4b8"
-NETS = {"alex": "AlexNet", "vgg": "VGG16", "squeeze": "SqueezeNet"}
 _WIDTH = 900  # of the small picture, in pixels
 _COLOURS = 256  # of the small picture: with a palette it takes a third of the bytes
 _ABOUT = (  # what stands beside the maps

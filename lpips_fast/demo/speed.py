@@ -1,4 +1,4 @@
-"""Agreement with plain torch and speed against it, interleaved in one run."""
+"""Speed against plain torch, and agreement with it; both take turns in one run."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from lpips_fast import functional
+from lpips_fast.bench.cases import plain_taps
+from lpips_fast.bench.providers import plain_torch
 from lpips_fast.head import backends
 from lpips_fast.lpips import LPIPS
 
@@ -23,35 +25,19 @@ class Comparison(NamedTuple):
     what: str
     seconds: float  # median
     plain_seconds: float  # median
-    difference: float  # the largest, of the distance, relative to it
-    gradient_difference: float | None  # the norm's, relative to the gradient's; None where there is no gradient
+    difference: float  # the largest difference of a distance, relative to it
+    gradient_difference: float | None  # its norm relative to the gradient's; None without a gradient
 
     @property
     def ratio(self) -> float:
         return self.plain_seconds / self.seconds
 
 
-def plain_lpips(module: LPIPS, in0: Tensor, in1: Tensor) -> Tensor:
-    """What `lpips` computes, in plain torch: the images through the trunk layer by layer, then the head's formulas."""
-    taps0, taps1 = (plain_taps(module, x) for x in (in0, in1))
-    weights = list(module.lins.parameters())
-    return functional.lpips_head(taps0, taps1, weights, backend="reference").sum(dim=1).view(-1, 1, 1, 1)
-
-
-def plain_taps(module: LPIPS, x: Tensor) -> list[Tensor]:
-    x = module.scaling_layer(x)
-    taps = []
-    for slice_ in module.net.slices:
-        x = slice_(x)
-        taps.append(x)
-    return taps
-
-
 def compare(rounds: int) -> tuple[str, list[Comparison]]:
     """Times VGG's head alone and LPIPS as a whole. The trunk is random, which changes neither time nor agreement.
 
     Returns:
-        the head's backend, and the comparisons.
+        the backend of the head, and the comparisons.
     """
     module = LPIPS(net="vgg", pnet_rand=True)
     in0, in1 = torch.rand(2, PAIRS, 3, SIZE, SIZE) * 2 - 1
@@ -60,8 +46,9 @@ def compare(rounds: int) -> tuple[str, list[Comparison]]:
         taps = [list(module.features(x).taps) for x in (in0, in1)]
         plain_feats = [plain_taps(module, x) for x in (in0, in1)]
     weights = list(module.lins.parameters())
+    plain = plain_torch(module, (in0, in1))
 
-    # Each on features in the layout its own trunk gives, and with the gradient to the first image's.
+    # Each head gets features in the layout that its own trunk gives, and computes the gradient to the first image's.
     leaves, plain_leaves = ([t.clone().requires_grad_() for t in feats[0]] for feats in (taps, plain_feats))
 
     def head(backend: str, feats0: list[Tensor], feats1: list[Tensor]) -> Tensor:
@@ -77,12 +64,12 @@ def compare(rounds: int) -> tuple[str, list[Comparison]]:
             leaves,
             plain_leaves,
         ),
-        _compared("LPIPS, forward", rounds, lambda: module(in0, in1), lambda: plain_lpips(module, in0, in1)),
+        _compared("LPIPS, forward", rounds, lambda: module(in0, in1).flatten(), lambda: plain(in0, in1)),
         _compared(
             "LPIPS, forward + backward",
             rounds,
-            lambda: module(leaf, in1),
-            lambda: plain_lpips(module, leaf, in1),
+            lambda: module(leaf, in1).flatten(),
+            lambda: plain(leaf, in1),
             [leaf],
             [leaf],
         ),
@@ -98,7 +85,7 @@ def _compared(
     leaves: Sequence[Tensor] = (),
     plain_leaves: Sequence[Tensor] = (),
 ) -> Comparison:
-    """Calls both in turn, with the gradients to their leaves, if any."""
+    """Calls both in turn, and computes the gradients to their leaves, if there are any."""
     times: list[list[float]] = [[], []]
     for _ in range(rounds + 1):  # the first warms up
         results = []

@@ -24,7 +24,7 @@ def test_readmes_picture_is_small():
 
 @pytest.mark.parametrize("calibrated", (True, False))
 def test_what_it_says(monkeypatch, make_ours, tmp_path, calibrated):
-    """Each image's distance, and whether distances mean anything; no text is cut."""
+    """Each image's distance, and whether the distances are calibrated; no text is cut."""
     figures = []
     monkeypatch.setattr(picture.plt, "close", figures.append)
     sample = steps.load_sample("marble")[:64, :64]
