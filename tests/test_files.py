@@ -37,9 +37,14 @@ def test_an_exception_leaves_the_file_as_it_was(tmp_path, error, there):
     path = tmp_path / "a.txt"
     if there:
         path.write_text("old")
-    with pytest.raises(error), _files.replacing(path) as temporary:
-        temporary.write_text("half")
-        raise error
+
+    def write_half():
+        with _files.replacing(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == ([("a.txt", "old")] if there else [])
 
 
@@ -73,9 +78,14 @@ def test_a_folder_appears_at_the_end(tmp_path, umask):
 
 
 def test_an_exception_leaves_no_folder(tmp_path):
-    with pytest.raises(KeyboardInterrupt), _files.making_folder(tmp_path / "folder") as temporary:
-        (temporary / "a.txt").write_text("half")
-        raise KeyboardInterrupt
+
+    def write_half():
+        with _files.making_folder(tmp_path / "folder") as temporary:
+            (temporary / "a.txt").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
     assert not os.listdir(tmp_path)
 
 
