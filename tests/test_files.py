@@ -1,90 +1,101 @@
-"""Files and folders appear under their name complete or not at all."""
+"""Files and folders appear under their name whole or not at all."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import stat
 
 import pytest
 
-from lpips_fast._files import making_folder, replacing, sha256_of
+from lpips_fast import _files
+from tests.support.raises import raises
 
 
-def test_a_file_is_replaced_whole(tmp_path):
+@pytest.fixture(params=(0o022, 0o077))
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def test_a_file_is_replaced_at_the_end(tmp_path, umask):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with replacing(path) as temporary:
+    with _files.replacing(path) as temporary:
+        assert temporary.parent == tmp_path
         temporary.write_text("new")
-        assert temporary.suffix == ".txt"
         assert path.read_text() == "old"
     assert path.read_text() == "new"
-    assert list(tmp_path.iterdir()) == [path]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+    assert os.listdir(tmp_path) == ["a.txt"]
 
 
-@pytest.mark.parametrize("there", [True, False])
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_an_exception_leaves_what_was_there(tmp_path, there, error):
+@pytest.mark.parametrize("there", (False, True))
+@pytest.mark.parametrize("error", (ValueError, KeyboardInterrupt))
+def test_an_exception_leaves_the_file_as_it_was(tmp_path, error, there):
     path = tmp_path / "a.txt"
     if there:
         path.write_text("old")
-    with pytest.raises(error), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise error
-    assert [p.read_text() for p in tmp_path.iterdir()] == ["old"] * there
+
+    def write_half():
+        with _files.replacing(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == ([("a.txt", "old")] if there else [])
 
 
-def test_what_is_no_file_is_not_replaced(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "circle").symlink_to("circle")
-    for name in ("pipe", "folder", "circle"):
-        with pytest.raises(FileExistsError, match=name), replacing(tmp_path / name) as temporary:
-            temporary.write_text("new")
-    assert (tmp_path / "pipe").is_fifo()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["circle", "folder", "pipe"]
-
-
-@pytest.mark.parametrize("there", [True, False])
-def test_links_stay(tmp_path, there):
-    (tmp_path / "far").mkdir()
-    target = tmp_path / "far" / "target.txt"
-    if there:
-        target.write_text("old")
-    (tmp_path / "link.txt").symlink_to(target)
-    with replacing(tmp_path / "link.txt") as temporary:
+def test_the_file_that_a_link_leads_to_is_replaced(tmp_path):
+    target, link = tmp_path / "a.txt", tmp_path / "link.txt"
+    target.write_text("old")
+    link.symlink_to(target)
+    with _files.replacing(link) as temporary:
         temporary.write_text("new")
-    assert (tmp_path / "link.txt").is_symlink()
+    assert link.is_symlink()
     assert target.read_text() == "new"
-    assert list((tmp_path / "far").iterdir()) == [target]
 
 
-def test_permissions_follow_the_umask(tmp_path):
-    """A temporary file is for its owner alone; the final one is as any new file."""
-    before = os.umask(0o027)
-    try:
-        with replacing(tmp_path / "a.txt"), making_folder(tmp_path / "made"):
-            pass
-    finally:
-        os.umask(before)
-    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o640
-    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o750
+@pytest.mark.parametrize("kind", ("folder", "pipe", "link to itself"))
+def test_no_other_kind_of_file_is_replaced(tmp_path, kind):
+    path = tmp_path / "a"
+    {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "link to itself": lambda: path.symlink_to(path)}[kind]()
+    with raises(FileExistsError, str(path), "not replaced"), _files.replacing(path):
+        pytest.fail("it was accepted")
+    assert os.listdir(tmp_path) == ["a"]
 
 
-def test_a_folder_is_made_whole(tmp_path):
-    path = tmp_path / "deep" / "made"
-    with making_folder(path) as temporary:
-        (temporary / "a.txt").write_text("a")
+def test_a_folder_appears_at_the_end(tmp_path, umask):
+    path = tmp_path / "parent" / "folder"
+    with _files.making_folder(path) as temporary:
+        (temporary / "a.txt").write_text("new")
         assert not path.exists()
-    assert [p.name for p in path.iterdir()] == ["a.txt"]
-    with pytest.raises(FileExistsError, match=r"made is there already"), making_folder(path):
-        pytest.fail("it was there")
-    with pytest.raises(KeyboardInterrupt), making_folder(tmp_path / "deep" / "other") as temporary:
-        (temporary / "a.txt").write_text("a")
-        raise KeyboardInterrupt
-    assert list((tmp_path / "deep").iterdir()) == [path]
+    assert (path / "a.txt").read_text() == "new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o777 & ~umask
+    assert os.listdir(path.parent) == ["folder"]
 
 
-def test_sha256_of_a_file_larger_than_a_read(tmp_path):
-    content = bytes(range(256)) * 2**13 + b"end"
+def test_an_exception_leaves_no_folder(tmp_path):
+
+    def write_half():
+        with _files.making_folder(tmp_path / "folder") as temporary:
+            (temporary / "a.txt").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert not os.listdir(tmp_path)
+
+
+def test_a_folder_that_is_there_is_not_made(tmp_path):
+    with raises(FileExistsError, str(tmp_path), "there already"), _files.making_folder(tmp_path):
+        pytest.fail("it was accepted")
+
+
+@pytest.mark.parametrize("size", (0, 1, 2**20, 2**20 + 1))
+def test_sha256(tmp_path, size):
+    content = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
     (tmp_path / "a").write_bytes(content)
-    assert sha256_of(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+    assert _files.sha256_of(tmp_path / "a") == hashlib.sha256(content).hexdigest()
