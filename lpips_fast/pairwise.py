@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from lpips_fast._checks import checked_count
+from lpips_fast.distance.compare import Features
 from lpips_fast.head.operators import Norm, accumulation_dtype
 from lpips_fast.head.reference import normalize_channels
 from lpips_fast.trunk.convolution import conv2d
@@ -52,7 +53,7 @@ class Distance(Protocol):
     def checked_image(self, name: str, image: Tensor, /) -> Tensor:
         """The images as `features` takes them, or an error that names them."""
 
-    def features(self, x: Tensor, normalize: bool, /) -> HasTaps:
+    def features(self, x: Tensor, normalize: bool, /) -> Features:
         """The taps of checked images [N, 3, H, W]."""
 
     def linear_weights(self) -> Sequence[Tensor] | None:
@@ -60,12 +61,6 @@ class Distance(Protocol):
 
     def is_squared_distance(self) -> bool:
         """Whether distances are squared distances of vectors, if no linear weight is negative."""
-
-
-class HasTaps(Protocol):
-    @property
-    def taps(self) -> Sequence[Tensor]:
-        """A [N, C_k, H_k, W_k] a layer."""
 
 
 class Images(Protocol):

@@ -2,8 +2,9 @@
 
 `lpips_fast/<folder>/<module>.py` is tested by `tests/<folder>/test_<module>.py`, without a leading underscore, or by
 the files of the folder `tests/<folder>/<module>/`, one for each topic. `kernels/<module>.py` is tested by
-`tests/kernels/test_<module>.py`; so are scripts in `benchmarks/`, `tools/` and the root where they have tests. What
-several test modules need is in `tests/support/`.
+`tests/kernels/test_<module>.py`; so are scripts in `benchmarks/`, `tools/` and the root where they have tests.
+`tests/csrc/` holds tests of single files or folders of `csrc/`, by the same rule; the operators' tests are those of the
+package. What several test modules need is in `tests/support/`.
 """
 
 from __future__ import annotations
@@ -15,22 +16,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ROOT / "tests"
-
-# Folders of `tests` that do not follow the rule yet; "." is `tests` itself.
-PENDING = (
-    ".",
-    "bapps",
-    "bench",
-    "calibration",
-    "cli",
-    "compat",
-    "demo",
-    "distance",
-    "head",
-    "kernels",
-    "trunk",
-    "weights",
-)
 
 # Modules without a test of their name, and where they are tested.
 TESTED_ELSEWHERE = {
@@ -45,7 +30,6 @@ OF_NO_MODULE = {
     "tests/test_conftest.py": "tests/conftest.py: the suite with a GPU, in several processes, with packages missing",
     "tests/test_examples.py": "examples/",
     "tests/test_fuzz.py": "all public functions, with hypothesis",
-    "tests/test_hostile_files.py": "every reader of files, with damaged and malicious ones",
     "tests/test_import.py": "the public names, and what an import loads",
     "tests/test_layout.py": "this rule",
     "tests/test_migration.py": "docs/migration.md",
@@ -64,9 +48,10 @@ def modules() -> list[Path]:
     return found
 
 
-def scripts() -> list[Path]:
-    """Scripts, which may have a test of their name."""
-    return [*ROOT.glob("*.py"), *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "tools").glob("*.py")]
+def others() -> list[Path]:
+    """Scripts, and files and folders of csrc, which may have a test of their name."""
+    scripts = [*ROOT.glob("*.py"), *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "tools").glob("*.py")]
+    return [*scripts, *(ROOT / "csrc").rglob("*")]
 
 
 def place(module: Path) -> tuple[Path, str]:
@@ -81,21 +66,13 @@ def is_tested_by_name(module: Path) -> bool:
     return (folder / f"test_{name}.py").exists() or any((folder / name).glob("test_*.py"))
 
 
-def is_pending(path: Path) -> bool:
-    """Whether a folder of `tests` is still to be put in order."""
-    inside = path.relative_to(TESTS).parts
-    return (inside[0] if inside else ".") in PENDING
-
-
-def test_files() -> list[Path]:
+def files_of_tests() -> list[Path]:
     return sorted(TESTS.rglob("test_*.py"))
 
 
 @pytest.mark.parametrize("module", modules(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_module_has_a_test_of_its_name(module):
     folder, name = place(module)
-    if is_pending(folder):
-        pytest.skip("not mirrored yet")
     if str(module.relative_to(ROOT)) in TESTED_ELSEWHERE:
         assert not is_tested_by_name(module), "it has a test of its name, so it needs no exception"
     else:
@@ -103,11 +80,9 @@ def test_a_module_has_a_test_of_its_name(module):
         assert is_tested_by_name(module), f"{wanted} is missing, or the reason for it in TESTED_ELSEWHERE"
 
 
-@pytest.mark.parametrize("path", test_files(), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", files_of_tests(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_test_file_mirrors_a_module(path):
-    if is_pending(path.parent):
-        pytest.skip("not mirrored yet")
-    places = {place(module) for module in (*modules(), *scripts())}
+    places = {place(module) for module in (*modules(), *others())}
     by_topic = (path.parent.parent, path.parent.name) in places
     mirrors = by_topic or (path.parent, path.stem.removeprefix("test_")) in places
     if str(path.relative_to(ROOT)) in OF_NO_MODULE:
@@ -121,7 +96,7 @@ def test_exceptions_exist(path):
     assert (ROOT / path).is_file()
 
 
-@pytest.mark.parametrize("path", test_files(), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", files_of_tests(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_test_module_imports_another(path):
     """Nor a conftest, whose fixtures come by name; test_conftest.py tests the conftest itself."""
     allowed = [["support"], ["conftest"]] if path.name == "test_conftest.py" else [["support"]]

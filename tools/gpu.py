@@ -61,7 +61,7 @@ SWEEP = ["alex:32:256", "squeeze:32:256", *(f"vgg:{pairs}:256" for pairs in (1, 
 SWEEP += [f"vgg:8:{size}" for size in (64, 128, 256, 512, 1024)]
 
 ON_DEVICE = "cuda-cuda or triton-cuda"  # selects the head's tests of a backend on the GPU
-SANITIZER = "tests/csrc/test_cuda.py::test_sanitizer"
+SANITIZER = "tests/csrc/head/test_cuda.py::test_sanitizer"
 MODES = [f"tests/{name}.py" for name in ("kernels/test_trunk", "trunk/test_convolution", "test_metric")]
 MODES += [f"tests/lpips/test_{name}.py" for name in ("backward", "compile", "devices", "export", "func", "precision")]
 MODES += [f"tests/lpips/test_{name}.py" for name in ("processes", "torch_modes")]

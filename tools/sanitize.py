@@ -20,8 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = (
     "tests/head/test_operators.py",
-    "tests/csrc/test_head_cpu.py",
-    "tests/csrc/test_isa.py",
+    "tests/csrc/head/test_cpu.py",
+    "tests/csrc/common/test_isa.py",
     "tests/trunk/test_operators.py",
     "tests/test_functional.py",
     "tests/test_fuzz.py",

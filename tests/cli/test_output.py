@@ -7,36 +7,9 @@ import os
 
 import pytest
 
-from lpips_fast._files import replacing
 from lpips_fast.cli import output
 from lpips_fast.cli.errors import UsageError
 from tests.support.image_files import save_noise
-
-
-def test_what_is_no_file_is_not_replaced(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "circle").symlink_to("circle")
-    for name in ("pipe", "folder", "circle"):
-        with pytest.raises(FileExistsError, match=name), replacing(tmp_path / name) as temporary:
-            temporary.write_text("new")
-    assert (tmp_path / "pipe").is_fifo()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["circle", "folder", "pipe"]
-
-
-@pytest.mark.parametrize("there", [True, False])
-def test_links_stay(tmp_path, there):
-    (tmp_path / "far").mkdir()
-    target = tmp_path / "far" / "target.txt"
-    if there:
-        target.write_text("old")
-    (tmp_path / "link.txt").symlink_to(target)
-    with replacing(tmp_path / "link.txt") as temporary:
-        temporary.write_text("new")
-    assert (tmp_path / "link.txt").is_symlink()
-    assert target.read_text() == "new"
-    assert list((tmp_path / "far").iterdir()) == [target]
-
 
 OUTPUTS = [
     (("pair", "a.png", "b.png"), "--json"),

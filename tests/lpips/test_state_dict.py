@@ -14,6 +14,7 @@ from tests.support.comparisons import assert_close
 from tests.support.images import pair
 from tests.support.modules import Loss
 from tests.support.parameters import NETS
+from tests.support.raises import raises
 from tests.support.tolerances import REORDERED_TOLERANCE, ROUNDING_TOLERANCE
 
 
@@ -75,3 +76,17 @@ def test_new_weights_take_effect_after_a_call(make_ours, net):
     for parameter, other in zip(module.net.parameters(), others[1].net.parameters()):
         parameter.data = other.data  # as optimizers that swap or flatten parameters do
     assert_close(module(in0, in1), others[1](in0, in1).double(), (0, ROUNDING_TOLERANCE))
+
+
+@pytest.mark.parametrize("change", ("missing", "extra", "shape"))
+def test_load_state_dict_is_strict(make_ours, change):
+    module = make_ours()
+    state = module.state_dict()
+    if change == "missing":  # under both of its names
+        del state["lin0.model.1.weight"], state["lins.0.model.1.weight"]
+    elif change == "extra":
+        state["lin9.model.1.weight"] = torch.zeros(1)
+    else:
+        state["lin0.model.1.weight"] = torch.zeros(1, 3, 1, 1)
+    with raises(RuntimeError, "lin9.model.1.weight" if change == "extra" else "lin0.model.1.weight"):
+        module.load_state_dict(state)

@@ -10,7 +10,7 @@ import torch
 
 import lpips_fast
 from lpips_fast.cli import reading
-from lpips_fast.weights.files import linear_state_dict
+from lpips_fast.weights.published import linear_state_dict
 from tests.support.image_files import save_noise
 
 
@@ -62,7 +62,7 @@ def test_weights_of_a_file(call, trunk, fn, distance, tmp_path):
     save_noise(tmp_path / "b.png", 1)
     expected = distance(tmp_path / "a.png", tmp_path / "b.png")
     torch.save(fn.state_dict(), tmp_path / "whole.pth")
-    torch.save(linear_state_dict(2 * w for w in fn._linear_weights()), tmp_path / "twice.pth")
+    torch.save(linear_state_dict(2 * w for w in fn.linear_weights()), tmp_path / "twice.pth")
     for options, factor in (
         (("--net", "squeeze", "--weights", "whole.pth"), 1),
         ((*trunk, "--weights", "twice.pth"), 2),
@@ -93,7 +93,7 @@ def test_mistakes(mistake, trunk, fn, tmp_path):
     assert "8 x 32 pixels; net 'squeeze' needs" in mistake("pair", "tiny.png", "a.png", "--resize", *trunk, status=1)
     assert "no weights file" in mistake("pair", "a.png", "a.png", *trunk[:3], "nowhere.pth")
     assert "no weights file" in mistake("pair", "a.png", "a.png", *trunk, "--weights", "nowhere.pth")
-    linear = {f"{loss}.{name}": w for loss in "xy" for name, w in linear_state_dict(fn._linear_weights()).items()}
+    linear = {f"{loss}.{name}": w for loss in "xy" for name, w in linear_state_dict(fn.linear_weights()).items()}
     torch.save(linear, tmp_path / "two.ckpt")
     told = mistake("pair", "a.png", "a.png", *trunk, "--weights", "two.ckpt")
     assert "--weights two.ckpt has several LPIPS: convert one first, lpips-fast convert two.ckpt one.pth --to" in told

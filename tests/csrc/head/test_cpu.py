@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from lpips_fast import _library, functional
-from tests.head.cases import GRAD_TOLERANCE, assert_all_close, in_layout, to_float64
+from tests.support.comparisons import assert_all_close
+from tests.support.features import in_layout, to_float64
+from tests.support.tolerances import HEAD_GRAD_TOLERANCE
 
 pytestmark = pytest.mark.skipif(_library.load_error is not None, reason=str(_library.load_error))
 
@@ -33,4 +35,4 @@ def test_large_gradients(layout, dtype, width):
     found = gradients("cpu", feats, weight)
     expected = gradients("reference", to_float64(feats), weight.double())
     assert found[0].nbytes >= STREAMED
-    assert_all_close(list(found), list(expected), GRAD_TOLERANCE, "d_feats")
+    assert_all_close(list(found), list(expected), HEAD_GRAD_TOLERANCE, "d_feats")

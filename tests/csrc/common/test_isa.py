@@ -16,7 +16,7 @@ import pytest
 
 from lpips_fast import _library
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 VARIABLE = "LPIPS_FAST_CPU_ISA"
 NAMES = ("portable", "avx2", "avx512")
 
@@ -109,8 +109,8 @@ def test_choice_reaches_head_and_trunk():
 
 
 SUITES = {
-    "head": ("tests/head", "tests/csrc/test_head_cpu.py", "-k", "(cpu-cpu or test_head_cpu) and not " + SLOW),
-    "trunk": ("tests/test_winograd.py", "-k", "not " + SLOW),
+    "head": ("tests/head", "tests/csrc/head/test_cpu.py", "-k", "(cpu-cpu or test_cpu) and not " + SLOW),
+    "trunk": ("tests/trunk/test_operators.py", "-k", "not " + SLOW),
 }
 
 
