@@ -10,6 +10,13 @@ import pytest
 from lpips_fast._files import making_folder, replacing, sha256_of
 
 
+def interrupted(maker, path, error=KeyboardInterrupt):
+    """Begins a file or a folder, and raises the error amid it."""
+    with maker(path) as temporary:
+        (temporary / "a.txt" if temporary.is_dir() else temporary).write_text("half")
+        raise error
+
+
 def test_a_file_is_replaced_whole(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
@@ -27,9 +34,8 @@ def test_an_exception_leaves_what_was_there(tmp_path, there, error):
     path = tmp_path / "a.txt"
     if there:
         path.write_text("old")
-    with pytest.raises(error), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise error
+    with pytest.raises(error):
+        interrupted(replacing, path, error)
     assert [p.read_text() for p in tmp_path.iterdir()] == ["old"] * there
 
 
@@ -78,9 +84,8 @@ def test_a_folder_is_made_whole(tmp_path):
     assert [p.name for p in path.iterdir()] == ["a.txt"]
     with pytest.raises(FileExistsError, match=r"made is there already"), making_folder(path):
         pytest.fail("it was there")
-    with pytest.raises(KeyboardInterrupt), making_folder(tmp_path / "deep" / "other") as temporary:
-        (temporary / "a.txt").write_text("a")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(making_folder, tmp_path / "deep" / "other")
     assert list((tmp_path / "deep").iterdir()) == [path]
 
 
