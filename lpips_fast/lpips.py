@@ -23,9 +23,9 @@ from lpips_fast._checks import check_choice, check_flags, check_path
 from lpips_fast._torch_state import as_plain_tensor, in_torch_func, is_autocast_enabled, plain_torch_only
 from lpips_fast.distance import called
 from lpips_fast.distance.chunks import in_chunks, pairs_at_a_time
-from lpips_fast.distance.compare import Comparison, Features, Side, compare, head_input, parts_of_maps
-from lpips_fast.distance.grad_in_forward import Job, distance_with_gradient
-from lpips_fast.distance.inputs import batch_of, check_pair, checked_pixel_weight, shape_of
+from lpips_fast.distance.compare import Comparison, Features, Side, batch_of, compare, head_input, parts_of_maps
+from lpips_fast.distance.grad_in_forward import distance_with_gradient
+from lpips_fast.distance.inputs import check_pair, checked_pixel_weight, shape_of
 from lpips_fast.distance.linear_layers import LinearLayers, name_twice, saved_tensors
 from lpips_fast.distance.pixel_weights import shares
 from lpips_fast.distance.ranges import RangeCheck
@@ -257,7 +257,9 @@ class LPIPS(LinearLayers):
             raise ValueError(f"{given} needs videos [B, C, T, H, W], got in0 {shape_of(in0)}")
         x0, x1, weight = self._checked_pair(in0, in1, weight, normalize)
         if self.is_stock() and self._takes_gradient_in_forward(x0, x1, weight, retPerLayer):
-            value, parts = self._distance_with_gradient(x0, x1, weight, normalize), list[Tensor]()
+            how, scaled = self._comparison(x0), affine(self.scaling_layer, self.version, normalize)
+            value = distance_with_gradient(self.net, self.L, how, x0, x1, weight, scaled, self.chunk_size)
+            parts: list[Tensor] = []
         else:
             value, parts = self._distance(x0, x1, weight, normalize, x0.shape[2:], retPerLayer)
         return _returned(value, parts, retPerLayer, clips, reduction)
@@ -419,9 +421,7 @@ class LPIPS(LinearLayers):
             return self._distance_by_calls(x0, x1, weight, normalize, size)
         stride = cast(Conv, self.net.plan[0]).stride if needs_graph else None
         n, at_a_time = max(batch_of(x0), batch_of(x1)), pairs_at_a_time(x0, self.chunk_size, kept_stride=stride)
-        backend = backends.choose(self.backend, x0.device)
-        how = Comparison(backend, self.norm, self.linear_weights(), self._dropouts(), self.spatial)
-        scaled = affine(self.scaling_layer, self.version, normalize)
+        how, scaled = self._comparison(x0), affine(self.scaling_layer, self.version, normalize)
         taps = functools.partial(self.net, affine=scaled, n_taps=self.L, stock=True)
         sides: list[Side] = [x0, x1]
         if at_a_time is not None and n > at_a_time:  # one image for all chunks goes through the trunk once
@@ -432,7 +432,7 @@ class LPIPS(LinearLayers):
                 pairs = [t.split_with_sizes((a.shape[0], b.shape[0])) for t in taps(a, b)]
                 taps0, taps1 = [t0 for t0, _ in pairs], [t1 for _, t1 in pairs]
             else:
-                taps0, taps1 = (taps(x) if isinstance(x, Tensor) else x for x in (a, b))
+                taps0, taps1 = taps(a) if isinstance(a, Tensor) else a, taps(b) if isinstance(b, Tensor) else b
             tap_shares = None if mask is None else shares(mask, [t.shape[2:] for t in taps0])
             chunks.append(compare(how, head_input(how, taps0, taps1), tap_shares, size, per_layer))
         if len(chunks) == 1:
@@ -466,25 +466,9 @@ class LPIPS(LinearLayers):
         images_need = x0.requires_grad or (isinstance(x1, Tensor) and x1.requires_grad)
         return images_need and not any(t.requires_grad for t in others)
 
-    def _distance_with_gradient(self, x0: Tensor, x1: Side, weight: Tensor | None, normalize: bool) -> Tensor:
-        if not x0.requires_grad:
-            assert isinstance(x1, Tensor)
-            x0, x1 = x1, x0  # the distance is symmetric
-        n = max(batch_of(x0), batch_of(x1))
-        need1 = isinstance(x1, Tensor) and x1.requires_grad
-        setting = self.net.setting(x0.device, self.L)
-        at_a_time = pairs_at_a_time(x0, self.chunk_size, grad_in_forward=True)
-        job = Job(setting, backends.choose(self.backend, x0.device), self.norm, at_a_time, need1)
-        value = distance_with_gradient(
-            job,
-            x0.expand(n, -1, -1, -1),
-            x1.expand(n if need1 else -1, -1, -1, -1) if isinstance(x1, Tensor) else x1,
-            weight,
-            affine(self.scaling_layer, self.version, normalize),
-            self.net.tensors(setting, gradient=True),
-            [w.detach() for w in self.linear_weights() or ()],
-        )
-        return value.view(-1, 1, 1, 1)
+    def _comparison(self, x0: Tensor) -> Comparison:
+        backend = backends.choose(self.backend, x0.device)
+        return Comparison(backend, self.norm, self.linear_weights(), self._dropouts(), self.spatial)
 
     def _needs_graph(self, x0: Tensor, x1: Side, weight: Tensor | None) -> bool:
         tensors = [x0, *((x1,) if isinstance(x1, Tensor) else x1), *self._trained()]

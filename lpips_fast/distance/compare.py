@@ -27,6 +27,10 @@ class Features(NamedTuple):
 Side = Tensor | Sequence[Tensor]  # one side of the pairs: images [N, 3, H, W], or their taps [N, C_l, H_l, W_l]
 
 
+def batch_of(x: Side) -> int:
+    return x.shape[0] if isinstance(x, Tensor) else x[0].shape[0]
+
+
 class Comparison(NamedTuple):
     """How taps become a distance: the same for every chunk."""
 

@@ -11,19 +11,19 @@ near H W, and divided by it afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lpips_fast._torch_state import with_signature
-from lpips_fast.distance.chunks import in_chunks
-from lpips_fast.distance.compare import Comparison, Side, compare, head_input
+from lpips_fast.distance.chunks import in_chunks, pairs_at_a_time
+from lpips_fast.distance.compare import Comparison, Side, batch_of, compare, head_input
 from lpips_fast.distance.pixel_weights import shares
 from lpips_fast.head.operators import Norm
 from lpips_fast.trunk.cpu_filters import CpuTensors
 from lpips_fast.trunk.execute import layers_of, run, run_backward
+from lpips_fast.trunk.module import Trunk
 from lpips_fast.trunk.program import Affine, Setting
 
 
@@ -38,28 +38,38 @@ class Job(NamedTuple):
 
 
 def distance_with_gradient(
-    job: Job,
+    trunk: Trunk,
+    n_taps: int,
+    how: Comparison,
     x0: Tensor,
     x1: Side,
     pixel_weight: Tensor | None,
     affine: Affine,
-    tensors: Sequence[Tensor],
-    linear: Sequence[Tensor],
+    chunk_size: int | str | None,
 ) -> Tensor:
-    """LPIPS [N] of images, differentiable once: in x0 and, if the job says so, in x1.
+    """LPIPS [N, 1, 1, 1] of pairs, differentiable once, in the images alone.
 
     Args:
-        x0: images [N, 3, H, W].
-        x1: images, or the taps of images, of batch N; a batch of 1 is allowed if they need no gradient.
+        x0: images, [N, 3, H, W] or one for all.
+        x1: images likewise, or their taps. At least one side are images that need a gradient.
         pixel_weight: the weights of the mean over pixels, [N, 1, H, W], or None.
-        affine, tensors: the trunk's, as `execute.run` takes them.
-        linear: the linear weights, C_l values a layer; empty if all are 1.
+        affine: shift and scale of the images, as `execute.run` takes them.
     """
-    others = [x1] if isinstance(x1, Tensor) else list(x1)
-    masks = [] if pixel_weight is None else [pixel_weight]
-    counts = (len(others), len(masks), len(tensors))
+    if not x0.requires_grad:
+        assert isinstance(x1, Tensor)
+        x0, x1 = x1, x0  # the distance is symmetric
+    n = max(batch_of(x0), batch_of(x1))
+    need1 = isinstance(x1, Tensor) and x1.requires_grad
+    at_a_time = pairs_at_a_time(x0, chunk_size, grad_in_forward=True)
+    job = Job(trunk.setting(x0.device, n_taps), how.backend, how.norm, at_a_time, need1)
+    tensors = trunk.tensors(job.setting, gradient=True)
     cpu_tensors = tensors if isinstance(tensors, CpuTensors) else None  # whole, with the filters that it keeps
-    return _DistanceWithGradient.apply(job, cpu_tensors, counts, x0, *affine, *others, *masks, *tensors, *linear)[0]
+    others = [x1.expand(n if need1 else -1, -1, -1, -1)] if isinstance(x1, Tensor) else list(x1)
+    masks = [] if pixel_weight is None else [pixel_weight]
+    linear = [w.detach() for w in how.linear or ()]
+    counts = (len(others), len(masks), len(tensors))
+    all_tensors = (x0.expand(n, -1, -1, -1), *affine, *others, *masks, *tensors, *linear)
+    return _DistanceWithGradient.apply(job, cpu_tensors, counts, *all_tensors)[0].view(-1, 1, 1, 1)
 
 
 class _DistanceWithGradient(torch.autograd.Function):

@@ -6,16 +6,12 @@ import torch
 from torch import Tensor
 
 from lpips_fast._torch_state import as_plain_tensor
-from lpips_fast.distance.compare import Side
+from lpips_fast.distance.compare import Side, batch_of
 
 
 def shape_of(x: object) -> str:
     """The shape of a tensor, or the type of anything else; for errors."""
     return str(list(x.shape)) if isinstance(x, Tensor) else type(x).__name__
-
-
-def batch_of(x: Side) -> int:
-    return x.shape[0] if isinstance(x, Tensor) else x[0].shape[0]
 
 
 def check_pair(in0: Tensor, in1: Side, names: str = "in0 and in1") -> None:

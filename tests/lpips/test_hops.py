@@ -1,0 +1,57 @@
+"""How many functions of this package lie between LPIPS.forward and an operator: the path of docs/design.md."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lpips_fast import backends
+from tests.support.images import pair
+
+pytestmark = pytest.mark.skipif(backends()["cpu"] is not None, reason=str(backends()["cpu"]))
+
+
+class Paths(TorchDispatchMode):
+    """The functions from LPIPS.forward to each operator of this package, at its first call."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "lpips_fast":
+            frame, path = sys._getframe(), []
+            while frame is not None:
+                if frame.f_globals.get("__name__", "").startswith("lpips_fast."):
+                    path.insert(0, f"{frame.f_globals['__name__'].removeprefix('lpips_fast.')}.{frame.f_code.co_name}")
+                frame = frame.f_back
+            self.found.setdefault(func.__name__.split(".")[0], path)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("options, gradient, to_convolution, to_head", [
+    ({}, False, ["lpips._distance", "trunk.module.forward", "trunk.execute.run"], ["lpips._distance"]),
+    (
+        {},
+        True,
+        ["lpips._distance", "trunk.module.forward", "trunk.execute.forward", "trunk.execute.run"],
+        ["lpips._distance"],
+    ),
+    (
+        {"grad_in_forward": True},
+        True,
+        ["distance.grad_in_forward.distance_with_gradient", "distance.grad_in_forward.forward", "trunk.execute.run"],
+        ["distance.grad_in_forward.distance_with_gradient", "distance.grad_in_forward.forward"],
+    ),
+], ids=("metric", "loss", "grad_in_forward"))  # fmt: skip
+def test_few_functions_to_an_operator(make_ours, options, gradient, to_convolution, to_head):
+    module, (in0, in1) = make_ours("vgg", cpu_conv="winograd", **options), pair(1, 32, 32)
+    with Paths() as paths:
+        module(in0.requires_grad_(gradient), in1)
+    head = ["distance.compare.compare", "head.autograd.head"]
+    if gradient and not options:
+        head.append("head.autograd.forward")
+    assert paths.found["conv3x3_fwd_cpu"] == ["lpips.forward", *to_convolution, "trunk.cpu_layers.conv_relu"]
+    assert paths.found["head_fwd_cpu"] == ["lpips.forward", *to_head, *head]
