@@ -104,8 +104,10 @@ def test_choice_reaches_head_and_trunk():
     """Sums with fused multiply-adds round in other ways than those without; signs are the same."""
     if "avx2" not in supported():
         pytest.skip("one instruction set only")
-    differ = [a != b for a, b in zip(probe("portable"), probe("avx2"), strict=True)]
-    assert differ == [True, True, True, True, False] * 2
+    *head, conv, signs = [a != b for a, b in zip(probe("portable")[:5], probe("avx2")[:5], strict=True)]
+    assert any(head)
+    assert conv
+    assert not signs
 
 
 SUITES = {
