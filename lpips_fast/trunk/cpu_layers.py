@@ -31,13 +31,9 @@ def available() -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key("lpips_fast::conv3x3_fwd_cpu", "CPU")
 
 
-def _is_3x3(conv: Conv, weight: Tensor) -> bool:
-    return (weight.shape[2:], conv.stride, conv.padding) == ((3, 3), 1, 1)
-
-
-def _by_winograd(setting: Setting, conv: Conv, weight: Tensor, x: Tensor) -> bool:
-    """Whether Winograd's algorithm is to convolve x, which for a gradient is dL/dy."""
-    if not _is_3x3(conv, weight):
+def _by_winograd(setting: Setting, conv: Conv, x: Tensor) -> bool:
+    """Whether Winograd's algorithm convolves x; for a gradient x is dL/dy."""
+    if (conv.kernel, conv.stride, conv.padding) != (3, 1, 1):
         return False
     return setting.always_winograd or winograd_pays(*x.shape)
 
@@ -46,10 +42,9 @@ def first_conv_relu(
     setting: Setting, tensors: Sequence[Tensor], conv: Conv, images: Sequence[Tensor], affine: Affine, keep_signs: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     assert isinstance(tensors, CpuTensors)
-    weight, bias = tensors[conv.at], tensors[conv.at + 1]
-    if not _is_3x3(conv, weight):
+    if (conv.kernel, conv.stride, conv.padding) != (3, 1, 1):
         return conv_relu(setting, tensors, conv, torch_layers.scaled(images, affine), keep_signs)
-    x = images[0] if len(images) == 1 else torch.cat(list(images))
+    x, bias = images[0] if len(images) == 1 else torch.cat(list(images)), tensors[conv.at + 1]
     shift, scale = affine
     if shift is None or scale is None:
         shift, scale = bias.new_zeros(x.shape[1]), bias.new_ones(x.shape[1])
@@ -69,8 +64,8 @@ def conv_relu(
     setting: Setting, tensors: Sequence[Tensor], conv: Conv, x: Tensor, keep_signs: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     assert isinstance(tensors, CpuTensors)
-    weight, bias = tensors[conv.at], tensors[conv.at + 1]
-    if not _by_winograd(setting, conv, weight, x):
+    bias = tensors[conv.at + 1]
+    if not _by_winograd(setting, conv, x):
         y = torch_layers.relu_of_conv(setting, conv, x, tensors.direct(conv), bias)
         return y, torch.ops.lpips_fast.pack_signs_cpu(y) if keep_signs else None, None
     pools = conv.pool == _POOL_2X2
@@ -89,9 +84,9 @@ def conv_backward(
     passes: Tensor | None = None,
 ) -> Tensor:
     assert isinstance(tensors, CpuTensors)
-    weight = tensors[conv.at]
-    if _by_winograd(setting, conv, weight, grad):
-        return torch.ops.lpips_fast.conv3x3_bwd_cpu(grad, tensors.turned(conv), weight.shape[1], addend, passes)
+    if _by_winograd(setting, conv, grad):
+        channels = tensors[conv.at].shape[1]
+        return torch.ops.lpips_fast.conv3x3_bwd_cpu(grad, tensors.turned(conv), channels, addend, passes)
     d_x = torch_layers.conv_input_gradient(setting, conv, grad, tensors.direct(conv), size)
     if passes is not None and passes.dtype == torch.uint8:
         return torch.ops.lpips_fast.mask_by_signs_cpu(d_x, passes, addend)

@@ -79,7 +79,9 @@ def gradient_filters(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def steps(plan: Plan) -> Plan:
-    return tuple(Conv(step.merged_at, 1, 1, step.tap, step.pool) if isinstance(step, Expand) else step for step in plan)
+    return tuple(
+        Conv(step.merged_at, 3, 1, 1, step.tap, step.pool) if isinstance(step, Expand) else step for step in plan
+    )
 
 
 def first_conv_relu(

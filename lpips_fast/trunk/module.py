@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from itertools import count
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -111,20 +111,22 @@ class Trunk(nn.Module):
         if not (self.is_stock() if stock is None else stock):
             dtype, tf32 = PRECISIONS[self.precision]
             taps = call_slices(self.slices[:n_taps], images, affine, dtype, tf32, frozen=not self.trainable)
-        elif plain_torch_only() or not self.is_frozen():  # what differentiates, differentiates torch's layers
-            setting = self.setting(images[0].device, n_taps)
-            parameters = list(self._parameters_in_order())
+            return self._named(taps)
+        setting = self.setting(images[0].device, n_taps)
+        if not setting.frozen:
+            parameters = self._parameters_in_order()
             tensors = _converted(parameters if self.trainable else _detached(parameters), setting)
             taps, _ = run(setting, images, affine, tensors)
+        elif torch.is_grad_enabled() and any(image.requires_grad for image in images):
+            tensors = self.tensors(setting, gradient=True)
+            cpu_tensors = tensors if setting.layers == "cpu" else None
+            outputs = FrozenTrunk.apply(setting, cpu_tensors, len(images), *affine, *images, *tensors)
+            taps = outputs[: setting.n_taps]
         else:
-            setting = self.setting(images[0].device, n_taps)
-            if torch.is_grad_enabled() and any(image.requires_grad for image in images):
-                tensors = self.tensors(setting, gradient=True)
-                cpu_tensors = tensors if setting.layers == "cpu" else None
-                outputs = FrozenTrunk.apply(setting, cpu_tensors, len(images), *affine, *images, *tensors)
-                taps = outputs[: setting.n_taps]
-            else:
-                taps, _ = run(setting, images, affine, self.tensors(setting, gradient=False))
+            taps, _ = run(setting, images, affine, self.tensors(setting, gradient=False))
+        return self._named(taps)
+
+    def _named(self, taps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return self.spec.outputs(*taps) if len(taps) == self.N_slices else tuple(taps)
 
     def is_stock(self) -> bool:
@@ -143,7 +145,7 @@ class Trunk(nn.Module):
 
         The type is that of `precision`; the inherited one is autocast's, or else the parameters'.
         """
-        own = next(self._parameters_in_order()).dtype
+        own = next(p.dtype for layer in self._layers() for p in _parameters_of(layer))
         dtype, tf32 = PRECISIONS[self.precision]
         if dtype is None:
             dtype = torch.get_autocast_dtype(device.type) if is_autocast_enabled(device) else own
@@ -153,8 +155,8 @@ class Trunk(nn.Module):
         layout = torch.contiguous_format if contiguous else torch.channels_last
         if plain_torch_only():
             return Setting(plan, dtype, torch.contiguous_format, tf32)  # vmap knows no other layout
-        setting = Setting(plan, dtype, layout, tf32)
-        if not self.is_frozen():
+        setting = Setting(plan, dtype, layout, tf32, self.is_frozen())
+        if not setting.frozen:
             return setting
         if device.type == "cuda":
             if layout == torch.channels_last and gpu_layers.available(device):
@@ -170,7 +172,7 @@ class Trunk(nn.Module):
         Args:
             gradient: whether there is to be a gradient, for which a GPU has further filters, after the others.
         """
-        parameters = list(self._parameters_in_order())
+        parameters = self._parameters_in_order()
         gradient_filters = gradient and setting.layers == "gpu"
 
         def make() -> list[Tensor]:
@@ -185,11 +187,15 @@ class Trunk(nn.Module):
 
         return self._once((setting.layers, setting.dtype, setting.layout, gradient_filters), parameters, make)
 
-    def _parameters_in_order(self) -> Iterator[Tensor]:
-        # Looked up each time: a replica of nn.DataParallel has layers of its own.
-        for slice_ in self.slices:
-            for layer in slice_._modules.values():
-                yield from _parameters_of(layer)
+    def _layers(self) -> list[Any]:
+        # Looked up at each call: a replica of nn.DataParallel has layers of its own.
+        return [layer for slice_ in self.slices for layer in slice_._modules.values()]
+
+    def _parameters_in_order(self) -> list[Tensor]:
+        tensors: list[Tensor] = []
+        for layer in self._layers():
+            tensors += _parameters_of(layer)
+        return tensors
 
     def _once(self, key: Hashable, parameters: Sequence[Tensor], make: Callable[[], list[Tensor]]) -> list[Tensor]:
         """What `make` gives, kept until a parameter changes; a change in place through `.data` leaves no trace."""
@@ -218,15 +224,16 @@ class Trunk(nn.Module):
         return {**self.__dict__, "_kept": {}}
 
 
-def _parameters_of(layer: Any) -> Iterator[Tensor]:
-    """Those of a convolution or of the three of a Fire; from the modules' dictionaries, as in stock.py."""
+def _parameters_of(layer: Any) -> Sequence[Tensor]:
+    """The parameters of a convolution, or of a Fire's three, from the modules' dictionaries, which is faster."""
     if isinstance(layer, nn.Conv2d):
         own = layer._parameters
-        pair = (own["weight"], own["bias"]) if "weight" in own else (layer.weight, layer.bias)  # those of a replica
-        yield from (p for p in pair if p is not None)
-    else:
-        for part in layer._modules.values():
-            yield from _parameters_of(part)
+        pair = (own["weight"], own["bias"]) if "weight" in own else (layer.weight, layer.bias)  # a replica's
+        return [p for p in pair if p is not None]
+    tensors: list[Tensor] = []
+    for part in layer._modules.values():
+        tensors += _parameters_of(part)
+    return tensors
 
 
 def _detached(parameters: Iterable[Tensor]) -> list[Tensor]:
@@ -248,12 +255,13 @@ def _in_layout(tensors: Iterable[Tensor], layout: torch.memory_format) -> list[T
 
 def _plan(slices: Sequence[nn.Sequential]) -> Plan:
     """The steps of the slices' layers; tensors are numbered in the order of `parameters()`."""
-    own = count(step=2)
-    merged = count(2 * sum(isinstance(m, nn.Conv2d) for slice_ in slices for m in slice_.modules()), step=2)
+    own = itertools.count(step=2)
+    merged = itertools.count(2 * sum(isinstance(m, nn.Conv2d) for slice_ in slices for m in slice_.modules()), step=2)
     steps: list[Conv | Expand] = []
 
     def conv(layer: Any, tap: bool) -> Conv:
-        return Conv(next(own), layer.stride[0], layer.padding[0], tap, keeps_nan=not any(step.tap for step in steps))
+        geometry = layer.kernel_size[0], layer.stride[0], layer.padding[0]
+        return Conv(next(own), *geometry, tap, keeps_nan=not any(step.tap for step in steps))
 
     for slice_ in slices:
         layers: list[Any] = [layer for layer in slice_ if not isinstance(layer, nn.ReLU)]  # a step has its ReLU in it

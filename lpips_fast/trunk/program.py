@@ -24,6 +24,7 @@ class Conv(NamedTuple):
     """y = relu(conv2d(x)). Every convolution but a trunk's first has stride 1."""
 
     at: int  # the weight is the trunk's tensor number `at`, the bias is the next one
+    kernel: int  # its filters are of kernel x kernel pixels
     stride: int
     padding: int
     tap: bool  # whether y is a tap
@@ -55,6 +56,7 @@ class Setting(NamedTuple):
     dtype: torch.dtype
     layout: torch.memory_format
     tf32: bool | None = None  # whether CUDA's float32 convolutions may use TF32; None: as torch's flags have it
+    frozen: bool = False  # whether `execute.FrozenTrunk` differentiates it, and not autograd, layer by layer
     layers: Literal["torch", "cpu", "gpu"] = "torch"  # torch_layers.py, cpu_layers.py or gpu_layers.py
     always_winograd: bool = False  # cpu: whether Winograd's algorithm is used even where it is slower
     cudnn_relu: bool = False  # gpu: whether cuDNN's convolution adds the bias and applies the ReLU

@@ -74,7 +74,7 @@ def conv_input_gradient(
 ) -> Tensor:
     """dL/dx from grad = dL/dconv(x); without `size` the stride is 1."""
     if size is None:
-        height, width = (side + weight.shape[2] - 1 - 2 * conv.padding for side in grad.shape[2:])
+        height, width = (side + conv.kernel - 1 - 2 * conv.padding for side in grad.shape[2:])
     else:
         height, width = size
     x_size = grad.shape[0], weight.shape[1], height, width
