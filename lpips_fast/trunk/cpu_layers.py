@@ -1,9 +1,9 @@
 """A frozen trunk's layers on the CPU in float32, channels-last: the compiled library's operators.
 
-The 3x3 convolutions go by Winograd's algorithm where that is faster, with bias, ReLU, signs and the 2x2 pool inside.
-torch does the other convolutions; the library keeps and applies the signs of their ReLUs.
+The library computes 3x3 convolutions by Winograd's algorithm where that is faster, with bias, ReLU, signs and the 2x2
+pool in the same pass. torch computes the other convolutions; the library keeps and applies the signs of their ReLUs.
 
-`execute.Layers` documents the functions that the three files of layers have in common; here `tensors` are CpuTensors.
+`execute.Layers` documents the functions of the three files of layers; here `tensors` are `CpuTensors`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from lpips_fast.trunk import torch_layers
 from lpips_fast.trunk.cpu_filters import PANEL, CpuTensors, winograd_pays
 from lpips_fast.trunk.program import Affine, Conv, Pool, Setting
 
-CHOICES = ("auto", "winograd", "direct")  # how to convolve, as `LPIPS(cpu_conv=...)` takes it
+CHOICES = ("auto", "winograd", "direct")  # of `LPIPS(cpu_conv=...)`
 
-_POOL_2X2 = Pool(2, 2, False)  # which the operators have inside
+_POOL_2X2 = Pool(2, 2, False)  # the pool that the operators compute, too
 
 steps = torch_layers.steps
 max_pool = torch_layers.max_pool
@@ -27,7 +27,7 @@ head_gradients = torch_layers.head_gradients
 
 
 def available() -> bool:
-    """Whether the compiled library is there and has the operators for this processor."""
+    """Whether the compiled library is there and has these operators for this processor."""
     return torch._C._dispatch_has_kernel_for_dispatch_key("lpips_fast::conv3x3_fwd_cpu", "CPU")
 
 
