@@ -1,8 +1,7 @@
-"""Convolutions whose use of TF32 is an argument, where torch has flags for it.
+"""Convolutions that take their use of TF32 as an argument. torch has flags for it, which belong to the whole process.
 
-The flags belong to the whole process. To set them around a call would change what other threads compute. They could not
-be put back either: a flag that was never set reads as the flag that it inherits from. Devices other than CUDA's ignore
-the argument.
+To set the flags around a call would change what other threads compute. Nor could the call restore them: a flag that was
+never set reads as the flag that it inherits from. Devices other than CUDA's ignore the argument.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from lpips_fast._torch_state import is_recorded
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, tf32: bool | None) -> Tensor:
-    """As torch's, with TF32 or without; with None as torch's flags have it."""
+    """torch's conv2d with TF32 or without; None: as torch's flags say."""
     if _follows_flags(tf32, x.device):
         return F.conv2d(x, weight, bias, stride, padding)
     return _convolution(x, weight, bias, stride, padding, (0, 0), False, tf32)
@@ -31,13 +30,13 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding:
 def conv2d_input(
     size: Sequence[int], weight: Tensor, grad: Tensor, stride: int, padding: int, tf32: bool | None
 ) -> Tensor:
-    """dL/dx of `conv2d`, x of that size [N, C, H, W], from dL/dy."""
+    """dL/dx of `conv2d` from grad = dL/dy, for x of the size [N, C, H, W]."""
     follows_flags = _follows_flags(tf32, grad.device)
     if follows_flags and grad.device.type != "cuda":
         return grad_of_conv2d.conv2d_input(size, weight, grad, stride, padding)
-    # This is a transposed convolution, and not torch's function for gradients, which on a GPU writes a tensor of x's
-    # size for its values, which it does not need. Its output is padded to the size of x: the last windows may end
-    # before x does.
+    # This is a transposed convolution. torch's function for gradients takes a tensor of x's size, whose values it does
+    # not need, and on a GPU writes one. The output is padded to the size of x, because the last windows may end before
+    # x does.
     sides = zip(size[2:], grad.shape[2:], weight.shape[2:], strict=True)
     output_padding = [side - ((out - 1) * stride + kernel - 2 * padding) for side, out, kernel in sides]
     if follows_flags:
@@ -46,21 +45,23 @@ def conv2d_input(
 
 
 def allows_tf32(tf32: bool | None) -> bool:
-    """Whether CUDA's float32 convolutions may use TF32; with None as torch's flags have it."""
+    """Whether CUDA's float32 convolutions may use TF32; None: as torch's flags say."""
     return torch.backends.cudnn.conv.fp32_precision == "tf32" if tf32 is None else tf32  # type: ignore[attr-defined]
 
 
-# A constant to torch.compile, which cannot trace the look at the flag.
+# torch.compile takes the answer as a constant: it cannot trace reading the flag.
 allows_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def tf32_for_all(tf32: bool | None, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """A context in which all convolutions of this thread do as `conv2d`, those of modules that are called, too."""
+    """A context in which all convolutions of this thread, those of called modules too, use TF32 as `conv2d` does."""
     return contextlib.nullcontext() if _follows_flags(tf32, device) else _TF32ForAll(tf32)
 
 
 def _follows_flags(tf32: bool | None, device: torch.device) -> bool:
-    return tf32 is None or device.type != "cuda" or is_recorded()  # a recorded program follows those where it runs
+    return (
+        tf32 is None or device.type != "cuda" or is_recorded()
+    )  # a recorded program follows the flags of where it runs
 
 
 def _convolution(
@@ -80,12 +81,12 @@ def _convolution(
 
 @_disable_dynamo
 def _untraced(*args: Any) -> Tensor:
-    """The same, not compiled: Inductor's convolution follows the flags, whatever the argument."""
+    """aten._convolution outside the compiled graph: Inductor's convolution follows the flags, whatever the argument."""
     return torch.ops.aten._convolution(*args)
 
 
 def _cudnn_arguments(tf32: bool | None) -> tuple[Any, ...]:
-    """The arguments that aten._convolution has beyond those of aten.convolution, which takes them from the flags."""
+    """The last arguments of aten._convolution. aten.convolution lacks them and takes them from the flags."""
     flags = torch.backends.cudnn
     return flags.benchmark, flags.deterministic or torch.are_deterministic_algorithms_enabled(), flags.enabled, tf32
 

@@ -4,8 +4,8 @@ Winograd's F(4x4, 3x3) makes 4x4 outputs of a 3x3 convolution from 6x6 inputs d 
 
     Y = A^T [(G g G^T) * (B^T d B)] A
 
-with 36 products where direct convolution takes 144. U = G g G^T depends on the filters alone; it is made here, once.
-csrc/ does the rest.
+with 36 products where direct convolution takes 144. U = G g G^T depends on the filters alone, so it is made here, once;
+csrc/trunk/ does the rest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TILE = 4  # outputs of a tile in each direction
 POINTS = 36
 PANEL = 16  # output channels of a packed panel of filters
 
-# The points 0, a, -a, b, -b (and infinity) of csrc/winograd/transforms.inl, which says why these.
+# The points 0, a, -a, b, -b (and infinity); csrc/trunk/ gives the reason for the choice.
 _A, _B = 0.625, 1.5
 
 
@@ -35,7 +35,7 @@ def _filter_matrix() -> Tensor:
 
 
 def _panels(x: Tensor) -> Tensor:
-    """[..., C] as [..., ceil(C / 16), 16], filled up with zeros."""
+    """[..., C] as [..., ceil(C / 16), 16], padded with zeros."""
     x = torch.nn.functional.pad(x, (0, -x.shape[-1] % PANEL))
     return x.unflatten(-1, (-1, PANEL))
 
@@ -45,11 +45,12 @@ def winograd_filters(weight: Tensor, turned: bool = False) -> Tensor:
 
     Args:
         weight: [cout, cin, 3, 3].
-        turned: for the gradient to the input instead (`conv3x3_bwd_cpu`): filters turned by 180 degrees, input and
-            output channels exchanged.
+        turned: whether the filters are for the gradient to the input (`conv3x3_bwd_cpu`). Then they are turned by 180
+            degrees, and input and output channels are exchanged.
 
     Returns:
-        Float32 [36, ceil(cout / 16), cin, 16], four times the size of `weight`; cout and cin exchanged where turned.
+        Float32 [36, ceil(cout / 16), cin, 16], four times the size of `weight`; with `turned` cout and cin are
+        exchanged.
     """
     weight = weight.detach().cpu()
     if turned:
@@ -57,7 +58,9 @@ def winograd_filters(weight: Tensor, turned: bool = False) -> Tensor:
     g = _filter_matrix()
     cout, cin = weight.shape[:2]
     filters = torch.zeros(POINTS, -(-cout // PANEL), cin, PANEL)
-    for panel, part in enumerate(weight.split(PANEL)):  # one by one: float64 of all would be the peak of the memory
+    for panel, part in enumerate(
+        weight.split(PANEL)
+    ):  # one by one, because all at once in float64 would set the peak of memory
         u = torch.einsum("ia,ocab,jb->ijco", g, part.double(), g)
         filters[:, panel, :, : part.shape[0]] = u.flatten(0, 1)
     return filters
@@ -78,13 +81,13 @@ def first_filters(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def winograd_pays(images: int, cin: int, h: int, w: int) -> bool:
-    """Whether a 3x3 convolution is faster by Winograd's algorithm than torch's direct one, by a fixed rule.
+    """Whether Winograd's algorithm computes a 3x3 convolution faster than torch's direct one, by a fixed rule.
 
-    Measured with AVX2, one thread: where the rule holds Winograd is 1.3 to 3.5 times faster. It loses, down to 0.7,
-    in three cases: with so few outputs that reading the filters, four times as large as before, takes the time (512
-    channels: 16 outputs 0.78, 32 outputs 1.5); where most of each 4x4 tile lies outside the image (2 x 2 images: 1.07
-    at best); and with so few input channels that the transforms cost as much as the products (8: 1.05). The number of
-    output channels does not matter.
+    Measured with AVX2 and one thread: where the rule holds, Winograd's speed is 1.3 to 3.5 times direct convolution's.
+    It can be as low as 0.7 times in three cases. With few outputs, reading the filters takes the time, since they are
+    four times as large (512 channels: 16 outputs 0.78, 32 outputs 1.5). With small images, most of each 4x4 tile lies
+    outside the image (2 x 2 pixels: 1.07 at best). With few input channels, the transforms cost as much as the products
+    (8: 1.05). The number of output channels does not matter.
 
     Args:
         images: the batch size.
@@ -100,7 +103,8 @@ def winograd_pays(images: int, cin: int, h: int, w: int) -> bool:
 class CpuTensors(list[Tensor]):
     """A trunk's tensors, weight, bias, weight, bias, ..., and the filters that the CPU's layers make of them.
 
-    The images' size decides which convolutions are Winograd's, so each filter is made at its first use, and kept.
+    The images' size decides which convolutions use Winograd's algorithm. So each filter is made at its first use, and
+    kept.
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
@@ -108,25 +112,25 @@ class CpuTensors(list[Tensor]):
         self._made: dict[tuple[str, int], Tensor] = {}
 
     def first(self, conv: Conv) -> Tensor:
-        """For `conv3x3_first_cpu`."""
+        """The filters for `conv3x3_first_cpu`."""
         return self._once("first", conv, lambda weight: first_filters(weight, self[conv.at + 1])[0])
 
     def winograd(self, conv: Conv) -> Tensor:
-        """For `conv3x3_fwd_cpu`."""
+        """The filters for `conv3x3_fwd_cpu`."""
         return self._once("winograd", conv, winograd_filters)
 
     def turned(self, conv: Conv) -> Tensor:
-        """For `conv3x3_bwd_cpu`."""
+        """The filters for `conv3x3_bwd_cpu`."""
         return self._once("turned", conv, lambda weight: winograd_filters(weight, turned=True))
 
     def direct(self, conv: Conv) -> Tensor:
-        """For torch's convolution of channels-last activations."""
+        """The filters for torch's convolution of channels-last activations."""
         return self._once("direct", conv, lambda weight: weight.contiguous(memory_format=torch.channels_last))
 
     def _once(self, use: str, conv: Conv, make: Callable[[Tensor], Tensor]) -> Tensor:
         key = use, conv.at
         if key not in self._made:
-            # Not inference tensors, though this call may be under inference_mode: the next may be a training step.
+            # This call may be under inference_mode, the next may be a training step, which refuses inference tensors.
             with torch.inference_mode(False), torch.no_grad(), unobserved():
                 self._made[key] = make(self[conv.at].detach())
         return self._made[key]

@@ -1,9 +1,9 @@
 """A frozen trunk's layers on the CPU in float32, channels-last: the compiled library's operators.
 
-The 3x3 convolutions go by Winograd's algorithm where that is faster, with bias, ReLU, signs and the 2x2 pool inside.
-torch does the other convolutions; the library keeps and applies the signs of their ReLUs.
+The library computes 3x3 convolutions by Winograd's algorithm where that is faster, with bias, ReLU, signs and the 2x2
+pool in the same pass. torch computes the other convolutions; the library keeps and applies the signs of their ReLUs.
 
-`execute.Layers` documents the functions that the three files of layers have in common; here `tensors` are CpuTensors.
+`execute.Layers` documents the functions of the three files of layers; here `tensors` are `CpuTensors`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from lpips_fast.trunk import torch_layers
 from lpips_fast.trunk.cpu_filters import PANEL, CpuTensors, winograd_pays
 from lpips_fast.trunk.program import Affine, Conv, Pool, Setting
 
-CHOICES = ("auto", "winograd", "direct")  # how to convolve, as `LPIPS(cpu_conv=...)` takes it
+CHOICES = ("auto", "winograd", "direct")  # of `LPIPS(cpu_conv=...)`
 
-_POOL_2X2 = Pool(2, 2, False)  # which the operators have inside
+_POOL_2X2 = Pool(2, 2, False)  # the pool that the operators compute, too
 
 steps = torch_layers.steps
 max_pool = torch_layers.max_pool
@@ -27,17 +27,13 @@ head_gradients = torch_layers.head_gradients
 
 
 def available() -> bool:
-    """Whether the compiled library is there and has the operators for this processor."""
+    """Whether the compiled library is there and has these operators for this processor."""
     return torch._C._dispatch_has_kernel_for_dispatch_key("lpips_fast::conv3x3_fwd_cpu", "CPU")
 
 
-def _is_3x3(conv: Conv, weight: Tensor) -> bool:
-    return (weight.shape[2:], conv.stride, conv.padding) == ((3, 3), 1, 1)
-
-
-def _by_winograd(setting: Setting, conv: Conv, weight: Tensor, x: Tensor) -> bool:
-    """Whether Winograd's algorithm is to convolve x, which for a gradient is dL/dy."""
-    if not _is_3x3(conv, weight):
+def _by_winograd(setting: Setting, conv: Conv, x: Tensor) -> bool:
+    """Whether Winograd's algorithm convolves x; for a gradient x is dL/dy."""
+    if (conv.kernel, conv.stride, conv.padding) != (3, 1, 1):
         return False
     return setting.always_winograd or winograd_pays(*x.shape)
 
@@ -46,10 +42,9 @@ def first_conv_relu(
     setting: Setting, tensors: Sequence[Tensor], conv: Conv, images: Sequence[Tensor], affine: Affine, keep_signs: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     assert isinstance(tensors, CpuTensors)
-    weight, bias = tensors[conv.at], tensors[conv.at + 1]
-    if not _is_3x3(conv, weight):
+    if (conv.kernel, conv.stride, conv.padding) != (3, 1, 1):
         return conv_relu(setting, tensors, conv, torch_layers.scaled(images, affine), keep_signs)
-    x = images[0] if len(images) == 1 else torch.cat(list(images))
+    x, bias = images[0] if len(images) == 1 else torch.cat(list(images)), tensors[conv.at + 1]
     shift, scale = affine
     if shift is None or scale is None:
         shift, scale = bias.new_zeros(x.shape[1]), bias.new_ones(x.shape[1])
@@ -69,8 +64,8 @@ def conv_relu(
     setting: Setting, tensors: Sequence[Tensor], conv: Conv, x: Tensor, keep_signs: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     assert isinstance(tensors, CpuTensors)
-    weight, bias = tensors[conv.at], tensors[conv.at + 1]
-    if not _by_winograd(setting, conv, weight, x):
+    bias = tensors[conv.at + 1]
+    if not _by_winograd(setting, conv, x):
         y = torch_layers.relu_of_conv(setting, conv, x, tensors.direct(conv), bias)
         return y, torch.ops.lpips_fast.pack_signs_cpu(y) if keep_signs else None, None
     pools = conv.pool == _POOL_2X2
@@ -89,9 +84,9 @@ def conv_backward(
     passes: Tensor | None = None,
 ) -> Tensor:
     assert isinstance(tensors, CpuTensors)
-    weight = tensors[conv.at]
-    if _by_winograd(setting, conv, weight, grad):
-        return torch.ops.lpips_fast.conv3x3_bwd_cpu(grad, tensors.turned(conv), weight.shape[1], addend, passes)
+    if _by_winograd(setting, conv, grad):
+        channels = tensors[conv.at].shape[1]
+        return torch.ops.lpips_fast.conv3x3_bwd_cpu(grad, tensors.turned(conv), channels, addend, passes)
     d_x = torch_layers.conv_input_gradient(setting, conv, grad, tensors.direct(conv), size)
     if passes is not None and passes.dtype == torch.uint8:
         return torch.ops.lpips_fast.mask_by_signs_cpu(d_x, passes, addend)

@@ -1,14 +1,15 @@
-"""Running a trunk forwards and backwards, keeping the least that the gradient to the image needs.
+"""Runs a trunk forwards and backwards, and keeps the least that the gradient to the images needs.
 
-With frozen weights the gradient of y = relu(conv(x)) to x needs the weights and the sign of y, not x; a pool's needs
-its input. Every pool's input is a tap, which the head keeps anyway. So what is kept is the taps, and one bit a value
-for the other ReLUs' signs: for VGG16 33 MB an image of 256 x 256 in float32, where autograd keeps 95 MB.
+With frozen weights the gradient of y = relu(conv(x)) to x needs the weights and the sign of y, not x. The gradient of a
+pool needs its input, which is always a tap, and the head keeps the taps anyway. So the forward keeps the taps, and one
+bit for each value of the other ReLUs: for VGG16 33 MB an image of 256 x 256 in float32, where autograd keeps 95 MB.
 
-`run` and `run_backward` are plain functions that need no autograd; `FrozenTrunk` makes one differentiable function of
-them. A trunk that is not frozen goes through `run` alone, by torch's layers, which autograd differentiates.
+`run` and `run_backward` are plain functions without autograd; `FrozenTrunk` makes one differentiable function of them.
+A trunk that is not frozen goes through `run` alone, by torch's layers, which autograd differentiates.
 
-A trunk is given as a `Setting` and its tensors, weight, bias, weight, bias, ..., in the setting's type and layout, as
-`Trunk.tensors` has them. `affine` is what it does to images first: (x - shift) / scale, or nothing.
+Both take a trunk as a `Setting` and its tensors, weight, bias, weight, bias, ..., in the setting's type and layout, as
+`Trunk.tensors` returns them. `affine` is the shift and scale of images x: the first convolution takes
+(x - shift) / scale, or x where both are None.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ from lpips_fast.trunk.program import Affine, Conv, Expand, Plan, Pool, Setting
 
 
 class Layers(Protocol):
-    """What torch_layers.py, cpu_layers.py and gpu_layers.py have in common. Signs are laid out as in operators.py."""
+    """The functions of torch_layers.py, cpu_layers.py and gpu_layers.py. operators.py says how signs are laid out."""
 
     def steps(self, plan: Plan) -> Plan:
-        """The plan with an `Expand` in one convolution, if these layers do it so."""
+        """The plan's steps as these layers take them; a GPU's replace each `Expand` by one convolution."""
 
     def first_conv_relu(
         self,
@@ -48,12 +49,12 @@ class Layers(Protocol):
         affine: Affine,
         keep_signs: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """`conv_relu` of (x - shift) / scale, for one or two batches of images x, the second after the first."""
+        """`conv_relu` of (x - shift) / scale of images x: one batch or two, the second after the first."""
 
     def conv_relu(
         self, setting: Setting, tensors: Sequence[Tensor], conv: Conv, x: Tensor, keep_signs: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """y = relu(conv(x)); the signs of y, if they are to be kept; and conv.pool of y, if that costs nothing here."""
+        """y = relu(conv(x)); y's signs, if asked for; and conv.pool of y, if it comes with the convolution for free."""
 
     def max_pool(self, x: Tensor, pool: Pool) -> Tensor:
         """The maxima of the windows of x."""
@@ -72,18 +73,18 @@ class Layers(Protocol):
         """dL/dx of conv(x) from grad = dL/dconv(x), plus `addend`; and on through the ReLU that x came from.
 
         Args:
-            size: height and width of x. Needed only for a trunk's first convolution, whose stride may not be 1.
-            addend: another part of dL/dx: a tensor or, where x is a tap, what `head_gradients` has for it.
-            passes: that ReLU's output, which is a tap, or its signs; None: there is no ReLU.
+            size: height and width of x, for a trunk's first convolution; the others have stride 1 and need none.
+            addend: another part of dL/dx: a tensor or, if x is a tap, its item of `head_gradients`.
+            passes: the output of that ReLU, if it is a tap, else its signs; None if there is no ReLU.
         """
 
     def tap_backward(self, tap: Tensor, d_tap: Any, grad: Tensor | None = None, pool: Pool | None = None) -> Tensor:
-        """dL/d(the input of a tap's ReLU), from the head's part and that of the layers after the tap.
+        """dL/d(the input of a tap's ReLU), the sum of the head's part and that of the layers after the tap.
 
         Args:
-            d_tap: what `head_gradients` has for the tap, or a tensor.
-            grad: dL/d(the output of the pool after the tap).
-            pool: that pool; without it there are no layers after the tap.
+            d_tap: the head's part: a tensor, or the tap's item of `head_gradients`.
+            grad: dL/d(the output of the pool after the tap); None if there is no layer after the tap.
+            pool: that pool.
         """
 
     def head_gradients(
@@ -107,15 +108,16 @@ _LAYERS: dict[str, Layers] = {"torch": torch_layers, "cpu": cpu_layers, "gpu": g
 
 
 def layers_of(setting: Setting) -> Layers:
+    """The file of layers that the setting names."""
     return _LAYERS[setting.layers]
 
 
 def run(
     setting: Setting, images: Sequence[Tensor], affine: Affine, tensors: Sequence[Tensor], keep: bool = False
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The taps of images and, if asked to keep them, the signs that `run_backward` needs.
+    """The taps of images and, with `keep`, the signs that `run_backward` needs.
 
-    `images` are one batch [N, 3, H, W], or two, the second of which follows on the first in what is returned.
+    `images` are one batch [N, 3, H, W], or two, which go through as one, the second after the first.
     """
     layers = _LAYERS[setting.layers]
     taps: list[Tensor] = []
@@ -152,9 +154,9 @@ def run_backward(
     signs: Sequence[Tensor],
     d_taps: Sequence[Any],
 ) -> Tensor:
-    """dL/d(images of channels, height and width `size`) of `run`, from what it returned and dL/dtaps.
+    """dL/dimages [N, *size] of `run`, from the taps and signs that it returned and `d_taps`.
 
-    dL/dtaps are tensors, or what `Layers.head_gradients` returned.
+    `d_taps` are dL/dtaps: tensors, or the items of `Layers.head_gradients`. `size` is (channels, height, width).
     """
     layers = _LAYERS[setting.layers]
     plan, taps, signs, d_taps = layers.steps(setting.plan), list(taps), list(signs), list(d_taps)
@@ -182,10 +184,10 @@ def run_backward(
 
 
 class FrozenTrunk(torch.autograd.Function):
-    """The taps, then the signs, with `run_backward` as the derivative; nothing for the tensors.
+    """The taps, then the signs, with `run_backward` as the derivative to the images; the tensors get no gradient.
 
-    `apply` takes the setting; the tensors if they are CpuTensors, which keep filters, else None; the number of batches
-    of images; shift and scale; the images; and the tensors, by themselves for autograd and torch.compile to see them.
+    `apply` takes the setting; the tensors if they are `CpuTensors`, which keep filters, else None; the number of
+    batches of images; shift and scale; the images; and each tensor, for autograd and torch.compile see none in a list.
     """
 
     @staticmethod
@@ -194,8 +196,8 @@ class FrozenTrunk(torch.autograd.Function):
         images, tensors = rest[:n_batches], cpu_tensors or rest[n_batches:]
         taps, signs = run(setting, images, (shift, scale), tensors, keep=True)
         if torch.compiler.is_compiling():
-            # With torch 2.11 intermediates are outputs, too, and of a tensor with two names, y and y.relu_(), one of
-            # them, an unused one, has all of its gradient. Inductor leaves these copies out.
+            # With torch 2.11 intermediate tensors become outputs, too. If a tensor has two names, y and y.relu_(), an
+            # unused one of them gets all of its gradient. Inductor leaves these copies out.
             taps = [tap.clone() for tap in taps]
         return *taps, *signs
 
@@ -205,21 +207,23 @@ class FrozenTrunk(torch.autograd.Function):
         images, tensors = rest[:n_batches], rest[n_batches:]
         ctx.n_outputs = len(output)
         ctx.mark_non_differentiable(*output[ctx.setting.n_taps :])
-        # Only a double backward needs the images' values. To save them would make every backward an error once an image
-        # is changed in place, say clamped for a log. torch.func and torch.compile know saved tensors only; and hooks on
-        # saved tensors (activation checkpointing, offloading) are to have them, for which torch does not ask whether
-        # they were changed.
+        # Only a double backward needs the images' values. Saved tensors make every backward an error once they are
+        # changed in place, and callers do change images, say clamp them for a log. So images are saved only for
+        # torch.func and torch.compile, which know nothing else, and for hooks on saved tensors (activation
+        # checkpointing, offloading), which must get the images, and with which torch does not check for changes.
         saves = in_torch_func() or torch.compiler.is_compiling() or has_saved_tensor_hooks()
         ctx.n_saved = n_batches if saves else 0
         ctx.images = images[ctx.n_saved :]
         ctx.versions = _versions(ctx.images)
-        ctx.like = [(image.shape, image.dtype) for image in ctx.images]  # their memory may be gone by the backward
+        ctx.like = [
+            (image.shape, image.dtype) for image in ctx.images
+        ]  # a caller may free the memory before the backward
         ctx.save_for_backward(*output, shift, scale, *images[: ctx.n_saved], *tensors)
 
     @staticmethod
     def backward(ctx, *grads):
         setting = ctx.setting
-        saved = ctx.saved_tensors  # once: activation checkpointing recomputes them at each look
+        saved = ctx.saved_tensors  # read once: activation checkpointing recomputes them at each access
         outputs, affine, rest = saved[: ctx.n_outputs], saved[ctx.n_outputs :][:2], saved[ctx.n_outputs + 2 :]
         images, tensors = [*ctx.images, *rest[: ctx.n_saved]], ctx.cpu_tensors or rest[ctx.n_saved :]
         like = [*ctx.like, *((image.shape, image.dtype) for image in rest[: ctx.n_saved])]
@@ -244,10 +248,10 @@ class FrozenTrunk(torch.autograd.Function):
             parts = d_x.split([shape[0] for shape, _ in like])
             d_images = [part.to(dtype) for part, (_, dtype) in zip(parts, like, strict=True)]
         if not keeps_graph():
-            ctx.images = []  # given up with the saved tensors, though the graph may live on
+            ctx.images = []  # torch frees the saved tensors now, too, though the graph may live on
         return None, None, None, None, None, *d_images, *(None for _ in rest[ctx.n_saved :])
 
 
 def _versions(images: Sequence[Tensor]) -> list[int]:
-    """How often each was changed in place."""
+    """How often each image was changed in place."""
     return [0 if image.is_inference() else image._version for image in images]

@@ -3,14 +3,14 @@
 cuDNN's convolution adds the bias and applies the ReLU on its way. But its ReLU makes 0 of NaN for some shapes and types
 (float32, filters of 1 x 1), and a NaN in an image must not be lost. So the ReLUs up to the first tap are Triton's.
 
-The two convolutions of an `Expand`, of 1 x 1 and 3 x 3, are one of 3 x 3, whose filters are 0 around those of 1 x 1:
-SqueezeNet's time goes by the number of its kernels, and nothing has to be put together.
+The two convolutions of an `Expand`, of 1 x 1 and 3 x 3, are merged into one of 3 x 3: the filters of 1 x 1 get zeros
+around them. SqueezeNet's time depends on the number of its kernels, and the merged output needs no concatenation.
 
-The gradient of a convolution of stride 1 is a convolution with turned filters. cuDNN's kernels are as fast for it, and
+The gradient of a convolution of stride 1 is computed as a convolution with turned filters: cuDNN is as fast at it, and
 torch copies nothing.
 
-`execute.Layers` documents the functions that the three files of layers have in common. Here `tensors` are the trunk's;
-then `merged_filters`; then, if there is to be a gradient, `gradient_filters` of all of these.
+`execute.Layers` documents the functions of the three files of layers. Here `tensors` are the trunk's own, then
+`merged_filters`, and for a backward then `gradient_filters` of all of these.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ _POOL_2X2 = Pool(2, 2, False)
 
 
 def available(device: torch.device | None = None) -> bool:
-    """Whether Triton's kernels are there and, on NVIDIA's, the matrix units that they are made for, from Ampere on."""
+    """Whether Triton's kernels can run on the device. On NVIDIA's GPUs they need matrix units of Ampere or newer."""
     if backends.backends()["triton"] is not None:
         return False
-    if device is None or torch.version.hip is not None or not torch.cuda.is_available():  # tensors without values
+    if device is None or torch.version.hip is not None or not torch.cuda.is_available():  # no device to ask
         return True
     return backends.is_from_ampere_on(device)
 
 
 def cudnn_applies_relu(dtype: torch.dtype, tf32: bool | None) -> bool:
-    """Whether torch has cuDNN's convolution with bias and ReLU, as it is asked for.
+    """Whether cuDNN's convolution with bias and ReLU, as torch offers it, does as asked.
 
-    It goes by torch's flag for TF32, and by none that asks for deterministic algorithms.
+    It follows torch's flag for TF32 and ignores torch's flags for deterministic algorithms.
     """
     flags = torch.backends.cudnn
     deterministic = flags.deterministic or torch.are_deterministic_algorithms_enabled()
@@ -52,13 +52,13 @@ def cudnn_applies_relu(dtype: torch.dtype, tf32: bool | None) -> bool:
     return torch.version.cuda is not None and flags.enabled and follows_flag and not deterministic
 
 
-# As in backends.choose: constants to torch.compile.
+# torch.compile takes the answers as constants, as in backends.choose.
 available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 cudnn_applies_relu._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def merged_filters(plan: Plan, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """A weight and a bias for each `Expand` of a plan, which do both of its convolutions."""
+    """A weight and a bias for each `Expand` of a plan, of the convolution that does both of its convolutions."""
     merged = []
     for step in plan:
         if isinstance(step, Expand):
@@ -68,10 +68,10 @@ def merged_filters(plan: Plan, tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def gradient_filters(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """For each weight in weight, bias, weight, ..., the filters by which `conv_backward` goes.
+    """The filters that `conv_backward` uses, one tensor for each weight of weight, bias, weight, bias, ...
 
-    The first's has its input filled up with channels of zeros to 16 bytes a pixel, the least that matrix units load at
-    once; but for filters of 11 x 11 in 16-bit types cuDNN is faster with three channels. The others are turned.
+    The first weight gets input channels of zeros, up to 16 bytes a pixel, the least that matrix units load at once. For
+    filters of 11 x 11 in 16-bit types cuDNN is faster with three channels. The other weights are turned.
     """
     first, *others = tensors[::2]
     if not (first.shape[2] == 11 and first.dtype.itemsize == 2):
@@ -80,7 +80,9 @@ def gradient_filters(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def steps(plan: Plan) -> Plan:
-    return tuple(Conv(step.merged_at, 1, 1, step.tap, step.pool) if isinstance(step, Expand) else step for step in plan)
+    return tuple(
+        Conv(step.merged_at, 3, 1, 1, step.tap, step.pool) if isinstance(step, Expand) else step for step in plan
+    )
 
 
 def first_conv_relu(
@@ -99,8 +101,8 @@ def conv_relu(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     weight, bias = tensors[conv.at], tensors[conv.at + 1]
     outputs = x.numel() // weight.shape[1] * weight.shape[0]
-    if setting.cudnn_relu and not conv.keeps_nan and outputs < 2**31:  # beyond, torch's convolution knows what to do
-        # An operator is for torch.compile and for those who watch; to call it takes the host longer.
+    if setting.cudnn_relu and not conv.keeps_nan and outputs < 2**31:  # torch's convolution handles more
+        # torch.compile and dispatch modes must see an operator; calling the function takes the host less time.
         watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or x.device.type != "cuda"
         function = torch.ops.lpips_fast.conv_relu_cudnn if watched else _conv_relu_cudnn
         y = function(x, weight, bias, conv.stride, conv.padding)
@@ -128,14 +130,15 @@ def max_pool(x: Tensor, pool: Pool) -> Tensor:
 def _pooled_side(side: int, pool: Pool) -> int:
     extra = pool.stride - 1 if pool.ceil_mode else 0
     windows = (side - pool.kernel + extra) // pool.stride + 1
-    # As in torch, a window must begin within the image.
+    # As in torch, a window must begin inside the image.
     return windows - 1 if pool.ceil_mode and (windows - 1) * pool.stride >= side else windows
 
 
 class HeadGradient(NamedTuple):
-    """The head's gradient at a tap, which `tap_backward` computes; arguments as in functional.lpips_head, one layer's.
+    """The head's gradient at a tap, for `tap_backward` to compute; f0, f1 and weight are one layer's of the head.
 
-    It is dL/d(the map of distances) = grad / divisor, taken back to f0 or, if `both`, to cat(f0, f1), the tap.
+    The gradient to the layer's map of distances is grad / divisor. `tap_backward` takes it back to f0 or, with `both`,
+    to the tap cat(f0, f1).
     """
 
     grad: Tensor

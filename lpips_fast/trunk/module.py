@@ -1,10 +1,10 @@
-"""VGG16, AlexNet and SqueezeNet 1.1 as trunks: where they are tapped, under which names, in which precision."""
+"""The trunk as a module: its parameters, its precision, and the choice of the layers that compute its taps."""
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from itertools import count
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,8 +21,8 @@ from lpips_fast.trunk.stock import call_slices, describe, is_as_described
 
 
 class Precision(NamedTuple):
-    dtype: torch.dtype | None  # None: autocast's, or else the parameters'
-    tf32: bool | None  # whether CUDA's float32 convolutions may use TF32; None: as torch's flags have it
+    dtype: torch.dtype | None  # None: autocast's type, or without autocast the parameters'
+    tf32: bool | None  # whether CUDA's float32 convolutions may use TF32; None: as torch's flags say
 
 
 PRECISIONS = {
@@ -37,14 +37,14 @@ PRECISIONS = {
 class Trunk(nn.Module):
     """The convolutional part of an ImageNet classifier, cut at its taps.
 
-    Parameters are named as in `lpips`: `slice{k}.{i}.*`, k from 1, i torchvision's index. `frozen.run` computes what
-    the layers would, without calling them, as long as they are the stock ones; changed layers are called.
+    Parameters are named as in `lpips`: `slice{k}.{i}.*`, k from 1, i torchvision's index. As long as the layers are as
+    the constructor made them, `execute.run` computes their results without calling them. Changed layers are called.
 
     Args:
         net: a key of NETS.
         precision: a key of PRECISIONS.
-        cpu_conv: how the CPU does 3x3 convolutions in float32: 'winograd', 'direct', or 'auto' for what is faster.
-        trainable: whether the parameters' `requires_grad` counts; without it they never get a gradient.
+        cpu_conv: how the CPU computes 3x3 convolutions in float32: 'winograd', 'direct', or 'auto' for the faster one.
+        trainable: whether the parameters' `requires_grad` counts; if not, they never get a gradient.
     """
 
     def __init__(self, net: str, precision: str = "inherit", cpu_conv: str = "auto", *, trainable: bool = True) -> None:
@@ -61,7 +61,7 @@ class Trunk(nn.Module):
             self.add_module(f"slice{k + 1}", slice_)
         self.plan = _plan(self.slices)
         self._made = tuple(describe(slice_) for slice_ in self.slices)
-        self._kept: dict[Hashable, tuple[object, list[Tensor]]] = {}  # made from the parameters: see _once
+        self._kept: dict[Hashable, tuple[object, list[Tensor]]] = {}  # made from the parameters by `_once`
 
     @property
     def slices(self) -> list[nn.Sequential]:
@@ -71,8 +71,8 @@ class Trunk(nn.Module):
         """Loads tensors named as in torchvision's `features` ('0.weight', ...).
 
         Raises:
-            ValueError: a tensor is missing, of the wrong shape, or not one of this trunk's. Those of layers after the
-                last tap are left out.
+            ValueError: a tensor is missing, has another shape, or is not one of this trunk's. Tensors of layers after
+                the last tap are ignored.
         """
         taken = {}
         for slice_ in self.slices:
@@ -103,35 +103,37 @@ class Trunk(nn.Module):
         Args:
             affine: shift and scale.
             n_taps: how many of the first taps to compute.
-            stock: what `is_stock` says, where the caller has asked.
+            stock: what `is_stock` says, if the caller has asked it already.
 
         Returns:
-            A namedtuple of [N, C_k, H_k, W_k], or, of fewer than all taps, a tuple.
+            A namedtuple of [N, C_k, H_k, W_k]; a tuple if there are fewer than all taps.
         """
         if not (self.is_stock() if stock is None else stock):
             dtype, tf32 = PRECISIONS[self.precision]
             taps = call_slices(self.slices[:n_taps], images, affine, dtype, tf32, frozen=not self.trainable)
-        elif plain_torch_only() or not self.is_frozen():  # what differentiates, differentiates torch's layers
-            setting = self.setting(images[0].device, n_taps)
-            parameters = list(self._parameters_in_order())
+            return self._named(taps)
+        setting = self.setting(images[0].device, n_taps)
+        if not setting.frozen:
+            parameters = self._parameters_in_order()
             tensors = _converted(parameters if self.trainable else _detached(parameters), setting)
             taps, _ = run(setting, images, affine, tensors)
+        elif torch.is_grad_enabled() and any(image.requires_grad for image in images):
+            tensors = self.tensors(setting, gradient=True)
+            cpu_tensors = tensors if setting.layers == "cpu" else None
+            outputs = FrozenTrunk.apply(setting, cpu_tensors, len(images), *affine, *images, *tensors)
+            taps = outputs[: setting.n_taps]
         else:
-            setting = self.setting(images[0].device, n_taps)
-            if torch.is_grad_enabled() and any(image.requires_grad for image in images):
-                tensors = self.tensors(setting, gradient=True)
-                cpu_tensors = tensors if setting.layers == "cpu" else None
-                outputs = FrozenTrunk.apply(setting, cpu_tensors, len(images), *affine, *images, *tensors)
-                taps = outputs[: setting.n_taps]
-            else:
-                taps, _ = run(setting, images, affine, self.tensors(setting, gradient=False))
+            taps, _ = run(setting, images, affine, self.tensors(setting, gradient=False))
+        return self._named(taps)
+
+    def _named(self, taps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return self.spec.outputs(*taps) if len(taps) == self.N_slices else tuple(taps)
 
     def is_stock(self) -> bool:
-        """Whether the layers are those of the constructor, as they were, without hooks."""
+        """Whether the layers are as the constructor made them, without hooks."""
         return all(map(is_as_described, self.slices, self._made))
 
-    # torch.compile takes it for a constant of the call that it traces.
+    # torch.compile takes the answer as a constant of the call that it traces.
     is_stock._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def is_frozen(self) -> bool:
@@ -139,22 +141,19 @@ class Trunk(nn.Module):
         return not self.trainable or not any(p.requires_grad for p in self._parameters_in_order())
 
     def setting(self, device: torch.device, n_taps: int | None = None) -> Setting:
-        """How to compute the first taps of images on `device`.
-
-        The type is that of `precision`; the inherited one is autocast's, or else the parameters'.
-        """
-        own = next(self._parameters_in_order()).dtype
+        """How to compute the first taps of images on `device`, in the type of `precision`."""
+        own = next(p.dtype for layer in self._layers() for p in _parameters_of(layer))
         dtype, tf32 = PRECISIONS[self.precision]
         if dtype is None:
             dtype = torch.get_autocast_dtype(device.type) if is_autocast_enabled(device) else own
         plan = self.plan if n_taps is None or n_taps == self.N_slices else _until_tap(self.plan, n_taps)
-        # Channels-last is faster but for float64 on the CPU and CUDA's convolutions in full float32.
+        # Channels-last is faster, except for float64 on the CPU and for CUDA's convolutions in full float32.
         contiguous = dtype == torch.float64 or (device.type == "cuda" and tf32 is False)
         layout = torch.contiguous_format if contiguous else torch.channels_last
         if plain_torch_only():
-            return Setting(plan, dtype, torch.contiguous_format, tf32)  # vmap knows no other layout
-        setting = Setting(plan, dtype, layout, tf32)
-        if not self.is_frozen():
+            return Setting(plan, dtype, torch.contiguous_format, tf32)  # vmap supports no other layout
+        setting = Setting(plan, dtype, layout, tf32, self.is_frozen())
+        if not setting.frozen:
             return setting
         if device.type == "cuda":
             if layout == torch.channels_last and gpu_layers.available(device):
@@ -168,9 +167,9 @@ class Trunk(nn.Module):
         """The frozen trunk's tensors as the setting's layers take them, made at the first call and kept.
 
         Args:
-            gradient: whether there is to be a gradient, for which a GPU has further filters, after the others.
+            gradient: whether `run_backward` follows. On a GPU it takes further filters, which come after the others.
         """
-        parameters = list(self._parameters_in_order())
+        parameters = self._parameters_in_order()
         gradient_filters = gradient and setting.layers == "gpu"
 
         def make() -> list[Tensor]:
@@ -185,22 +184,26 @@ class Trunk(nn.Module):
 
         return self._once((setting.layers, setting.dtype, setting.layout, gradient_filters), parameters, make)
 
-    def _parameters_in_order(self) -> Iterator[Tensor]:
-        # Looked up each time: a replica of nn.DataParallel has layers of its own.
-        for slice_ in self.slices:
-            for layer in slice_._modules.values():
-                yield from _parameters_of(layer)
+    def _layers(self) -> list[Any]:
+        # This looks the layers up at each call: a replica of nn.DataParallel has its own.
+        return [layer for slice_ in self.slices for layer in slice_._modules.values()]
+
+    def _parameters_in_order(self) -> list[Tensor]:
+        tensors: list[Tensor] = []
+        for layer in self._layers():
+            tensors += _parameters_of(layer)
+        return tensors
 
     def _once(self, key: Hashable, parameters: Sequence[Tensor], make: Callable[[], list[Tensor]]) -> list[Tensor]:
-        """What `make` gives, kept until a parameter changes; a change in place through `.data` leaves no trace."""
+        """What `make` returns, kept until a parameter changes. A change in place through `.data` goes unnoticed."""
         if torch.compiler.is_compiling():
             return make()
         if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
-            return make()  # of tensors without values, for this call alone
+            return make()  # the tensors have no values and are good for this call alone
         state = [(id(p), p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
         kept = self._kept.get(key)
         if kept is None or kept[0] != state:
-            # Not inference tensors, though this call may be under inference_mode: the next may be a training step.
+            # This call may be under inference_mode, the next may be a training step, which refuses inference tensors.
             with torch.inference_mode(False), torch.no_grad():
                 kept = self._kept[key] = state, make()
         return kept[1]
@@ -218,19 +221,20 @@ class Trunk(nn.Module):
         return {**self.__dict__, "_kept": {}}
 
 
-def _parameters_of(layer: Any) -> Iterator[Tensor]:
-    """Those of a convolution or of the three of a Fire; from the modules' dictionaries, as in stock.py."""
+def _parameters_of(layer: Any) -> Sequence[Tensor]:
+    """The parameters of a convolution, or of a Fire's three, from the modules' dictionaries, which is faster."""
     if isinstance(layer, nn.Conv2d):
         own = layer._parameters
-        pair = (own["weight"], own["bias"]) if "weight" in own else (layer.weight, layer.bias)  # those of a replica
-        yield from (p for p in pair if p is not None)
-    else:
-        for part in layer._modules.values():
-            yield from _parameters_of(part)
+        pair = (own["weight"], own["bias"]) if "weight" in own else (layer.weight, layer.bias)  # a replica's
+        return [p for p in pair if p is not None]
+    tensors: list[Tensor] = []
+    for part in layer._modules.values():
+        tensors += _parameters_of(part)
+    return tensors
 
 
 def _detached(parameters: Iterable[Tensor]) -> list[Tensor]:
-    """Without the graph that `requires_grad` would begin, though somebody set it: the trunk is frozen."""
+    """The parameters without `requires_grad`, which somebody may have set though the trunk is frozen."""
     return [p.detach() if p.requires_grad else p for p in parameters]
 
 
@@ -239,24 +243,25 @@ def _converted(parameters: Iterable[Tensor], setting: Setting) -> list[Tensor]:
 
 
 def _in_layout(tensors: Iterable[Tensor], layout: torch.memory_format) -> list[Tensor]:
-    """Tensors whose weights are in this layout."""
+    """The tensors, with weights in this layout."""
     if layout == torch.contiguous_format:
         return [t.contiguous() for t in tensors]
-    # By a copy: a 1x1 filter counts as channels-last already, with the strides of NCHW, by which cuDNN goes.
+    # This copies: to torch a 1x1 filter with the strides of NCHW is channels-last already, but cuDNN goes by strides.
     return [torch.empty_like(t, memory_format=layout).copy_(t) if t.dim() == 4 else t for t in tensors]
 
 
 def _plan(slices: Sequence[nn.Sequential]) -> Plan:
-    """The steps of the slices' layers; tensors are numbered in the order of `parameters()`."""
-    own = count(step=2)
-    merged = count(2 * sum(isinstance(m, nn.Conv2d) for slice_ in slices for m in slice_.modules()), step=2)
+    """The steps of the slices' layers. Tensors are numbered in the order of `parameters()`."""
+    own = itertools.count(step=2)
+    merged = itertools.count(2 * sum(isinstance(m, nn.Conv2d) for slice_ in slices for m in slice_.modules()), step=2)
     steps: list[Conv | Expand] = []
 
     def conv(layer: Any, tap: bool) -> Conv:
-        return Conv(next(own), layer.stride[0], layer.padding[0], tap, keeps_nan=not any(step.tap for step in steps))
+        geometry = layer.kernel_size[0], layer.stride[0], layer.padding[0]
+        return Conv(next(own), *geometry, tap, keeps_nan=not any(step.tap for step in steps))
 
     for slice_ in slices:
-        layers: list[Any] = [layer for layer in slice_ if not isinstance(layer, nn.ReLU)]  # a step has its ReLU in it
+        layers: list[Any] = [layer for layer in slice_ if not isinstance(layer, nn.ReLU)]  # a step includes its ReLU
         for layer in layers:
             tap = layer is layers[-1]
             if isinstance(layer, nn.Conv2d):
@@ -284,7 +289,7 @@ def _after(name: str, cut: int) -> bool:
 
 
 def _random_features(net: Net) -> nn.Sequential:
-    """The layers, initialised as torchvision does."""
+    """The layers with random weights, drawn as torchvision draws them."""
     with torch.device("meta"):
         features = nn.Sequential(*net.layers())
     features = features.to_empty(device=torch.get_default_device())

@@ -1,7 +1,7 @@
 """AlexNet, VGG16 and SqueezeNet 1.1: their layers up to the last tap, and one table of all that differs between them.
 
-Layers are numbered and named as in torchvision's `features`, whose weights they take. torchvision itself is not used,
-because its import takes longer than that of torch.
+Layers are numbered and named as in torchvision's `features`, so that they take its weights. The package does not import
+torchvision, whose import takes longer than torch's.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _vgg16() -> list[nn.Module]:
 
 
 class _Fire(nn.Module):
-    """cat(expand1x1(s), expand3x3(s)) of s = squeeze(x), each with its ReLU; the trunk takes it apart."""
+    """cat(expand1x1(s), expand3x3(s)) of s = squeeze(x), each with its ReLU."""
 
     def __init__(self, cin: int, squeezed: int, expanded: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ def _squeezenet1_1() -> list[nn.Module]:
 
 
 def _init_alexnet(conv: nn.Conv2d) -> None:
-    """AlexNet keeps the values that torch gives a convolution."""
+    """Changes nothing: torchvision's AlexNet keeps the values that torch gives a convolution."""
 
 
 def _init_vgg16(conv: nn.Conv2d) -> None:
@@ -106,14 +106,14 @@ class Net(NamedTuple):
     """All that differs between the nets."""
 
     model: str  # the function in torchvision.models
-    layers: Callable[[], list[nn.Module]]  # the layers up to the last tap
-    init: Callable[[nn.Conv2d], None]  # sets a new convolution's values as torchvision does
+    layers: Callable[[], list[nn.Module]]  # makes the layers up to the last tap
+    init: Callable[[nn.Conv2d], None]  # draws a new convolution's values as torchvision does
     cuts: tuple[int, ...]  # slice k runs the layers [cuts[k], cuts[k + 1]) and ends in tap k
     channels: tuple[int, ...]  # of each tap
-    outputs: type  # the namedtuple of the taps, named as in `lpips`
-    min_size: int  # the smallest image, in pixels, from which every tap has at least one pixel
-    values_per_pixel: int  # the taps' values for each pixel of the image, rounded up
-    url: str  # torchvision's IMAGENET1K_V1; before the suffix stand the first digits of the file's SHA-256
+    outputs: type  # the namedtuple of the taps, with the names of `lpips`
+    min_size: int  # the shortest side of an image, in pixels, with which every tap has at least one pixel
+    values_per_pixel: int  # how many values all taps have for each pixel of the image, rounded up
+    url: str  # torchvision's IMAGENET1K_V1; the file's name ends in the first digits of its SHA-256
 
 
 NETS = {
@@ -151,8 +151,8 @@ NETS = {
         url="https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth",
     ),
 }
-ALIASES = {"alex": "alex", "vgg": "vgg", "vgg16": "vgg", "squeeze": "squeeze"}  # what callers may write for a net
+ALIASES = {"alex": "alex", "vgg": "vgg", "vgg16": "vgg", "squeeze": "squeeze"}  # the names that callers may give a net
 
-# By channel: the scaling layer makes (x - SHIFT) / SCALE of images in [-1, 1], to the statistics of ImageNet.
+# The scaling layer maps images in [-1, 1] to the statistics of ImageNet: (x - SHIFT) / SCALE, by channel.
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)

@@ -1,40 +1,40 @@
 """The trunk's operators in torch's library: their contract, schemas, fake implementations and FLOP formulas.
 
-The compiled library implements the CPU's (`*_cpu`), kernels/trunk.py the GPU's (`*_triton`), and gpu_layers.py
-`conv_relu_cudnn`. Schemas and fakes are defined here in Python, so that torch.compile and fake tensors work where an
+The compiled library implements the CPU's operators (`*_cpu`), kernels/trunk.py the GPU's (`*_triton`), and
+gpu_layers.py `conv_relu_cudnn`. Schemas and fakes are Python, so that torch.compile and fake tensors work where an
 implementation is missing.
 
-Activations and gradients are [N, C, H, W]; results are channels-last. A ReLU's backward needs only its signs, one bit
-for each value of its output y:
+Activations and gradients are [N, C, H, W]; results are channels-last. The backward of a ReLU needs only the signs of
+its output y, one bit for each value:
 
-    signs are uint8 [N, H, W, ceil(C / 8)]; bit c % 8 of byte c // 8 says that y of channel c is not <= 0.
+    signs are uint8 [N, H, W, ceil(C / 8)]; bit c % 8 of byte c // 8 is 1 unless y <= 0 in channel c.
 
 So a ReLU passes the gradient where y is NaN, as in torch.
 
-CPU. Types are float32. Inputs may have any layout; they are copied if their channels are not adjacent in memory.
+CPU. Types are float32. Inputs may have any layout; those whose channels are not adjacent in memory are copied.
 
   * conv3x3_fwd_cpu: [y] with y = relu(conv(x) + bias), padding 1; if asked for, then max_pool2d(y, 2), then y's signs.
   * conv3x3_bwd_cpu: conv(d_y) with turned filters, plus `addend`; 0 where `mask`, like x or its signs, is <= 0.
-  * conv3x3_first_cpu: conv3x3_fwd_cpu of (x - shift) / scale, padded with zeros after that; for few input channels.
+  * conv3x3_first_cpu: conv3x3_fwd_cpu of (x - shift) / scale, zero-padded after the scaling; for few input channels.
   * pack_signs_cpu: the signs of y.
-  * mask_by_signs_cpu: d_y + addend where the signs say so, else 0.
-  * relu_pool_bwd_cpu: (d_head + the gradient that max_pool2d(tap, 2) sends back of d_pooled), 0 where tap is <= 0.
+  * mask_by_signs_cpu: d_y + addend where the bit is 1, else 0.
+  * relu_pool_bwd_cpu: d_head + (d_pooled taken back through max_pool2d(tap, 2)), 0 where tap is <= 0.
 
-GPU. Activations, taps and gradients d are channels-last and of the trunk's type; for signs C is a multiple of 8.
+GPU. Activations, taps and gradients d are channels-last and of the trunk's type; with signs C is a multiple of 8.
 
-  * first_conv_relu_triton: relu(conv((x - shift) / scale) + bias) of images x of any types and layouts, one batch or
-    two, the second after the first; shift and scale may be missing; tf32 as in convolution.conv2d. And its signs, empty
-    unless they are to be kept.
+  * first_conv_relu_triton: relu(conv((x - shift) / scale) + bias) and its signs, which are empty without `keep_signs`.
+    The images x are one batch or two, the second after the first, of any types and layouts. Shift and scale may be
+    missing. tf32 is as in convolution.conv2d.
   * conv_relu_cudnn: relu(conv(x) + bias).
-  * bias_relu_triton: y becomes relu(y + bias), dense y; its signs and max_pool2d(y, 2) go into the tensors given.
+  * bias_relu_triton: relu(y + bias) replaces y, which is dense; its signs and max_pool2d(y, 2) go into given tensors.
   * pack_signs_triton: the signs of y.
   * max_pool_triton: the maxima of windows, which may overrun x at the end as in ceil_mode; a NaN is a maximum.
-  * mask_by_signs_triton: d becomes d + addend where the signs say so, else 0; dense d.
-  * tap_bwd_triton: d_tap plus the gradient `behind` of the layers after the tap, 0 where tap is <= 0. `behind` is
-    dL/d(pool's output), or with kernel 0 dL/dtap, or missing.
-  * head_tap_bwd_triton: tap_bwd_triton with d_tap = the head's gradient to f0 for dL/d(map of distances) = grad /
-    divisor, grad [N, 1, H, W] of any strides; f1 may be one image, expanded. With `both`, the result and `behind` are
-    of f0, then of f1.
+  * mask_by_signs_triton: d + addend where the bit is 1, else 0, replaces d, which is dense.
+  * tap_bwd_triton: the sum of d_tap and of `behind` taken back to the tap, 0 where tap is <= 0. `behind` is
+    dL/d(output of the pool after the tap); with kernel 0, which means no pool, it is dL/dtap; it may be missing.
+  * head_tap_bwd_triton: tap_bwd_triton with d_tap = the head's gradient to f0, where the gradient to the map of
+    distances is grad / divisor, grad [N, 1, H, W] of any strides. f1 may be one image, expanded. With `both`, the
+    result and `behind` are of f0 and then of f1.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def empty_signs(y: Tensor) -> Tensor:
     return torch.empty((n, h, w, -(-c // 8)), dtype=torch.uint8, device=y.device)
 
 
-# ---- The CPU's
+# ---- CPU
 
 
 def _conv3x3_fwd_fake(x, filters, bias, pool, signs):
@@ -111,7 +111,7 @@ _CPU_OPERATORS: dict[str, tuple[str, Callable[..., Any]]] = {
 }
 
 
-# ---- The GPU's
+# ---- GPU
 
 
 def _first_conv_relu_fake(images, shift, scale, weight, bias, stride, padding, tf32, keep_signs):
@@ -175,7 +175,7 @@ for _name, (_schema, _fake) in {**_CPU_OPERATORS, **_GPU_OPERATORS}.items():
     define(_name, _schema, _fake)
 
 
-# ---- FLOPs, of the operators' arguments with a shape instead of each tensor
+# ---- FLOPs: functions of the operators' arguments, with a shape in place of each tensor
 
 
 def _conv_flops(weight: Sequence[int], y: Sequence[int]) -> int:
@@ -184,7 +184,7 @@ def _conv_flops(weight: Sequence[int], y: Sequence[int]) -> int:
 
 flops.register(
     {
-        # Of x (or d_y) and the channels of the result: 3 x 3 of a convolution's own multiplications.
+        # A convolution's own multiplications, though Winograd's algorithm does fewer (_flops.py).
         "conv3x3_fwd_cpu": lambda x, filters, bias, *_, **__: 2 * 9 * prod(x) * bias[0],
         "conv3x3_bwd_cpu": lambda d_y, filters, channels, *_, **__: 2 * 9 * prod(d_y) * channels,
         "conv3x3_first_cpu": lambda x, shift, scale, filters, bias, channels, *_, **__: 2 * 9 * prod(x) * channels,

@@ -1,4 +1,4 @@
-"""What a trunk computes and how, as hashable data; torch.compile takes it for a constant.
+"""What a trunk computes and how, as hashable data; torch.compile takes it as a constant.
 
 A plan is the list of a trunk's steps up to its last tap. Each step is one convolution, or two side by side, with the
 ReLU after it and the pool after that, if there is one. Every pool's input is a tap.
@@ -24,10 +24,11 @@ class Conv(NamedTuple):
     """y = relu(conv2d(x)). Every convolution but a trunk's first has stride 1."""
 
     at: int  # the weight is the trunk's tensor number `at`, the bias is the next one
+    kernel: int  # its filters are of kernel x kernel pixels
     stride: int
     padding: int
     tap: bool  # whether y is a tap
-    pool: Pool | None = None  # what follows on y
+    pool: Pool | None = None  # the pool that takes y, if any
     keeps_nan: bool = False  # whether y must be NaN where the convolution is: some of cuDNN's ReLUs make 0 of it
 
 
@@ -54,7 +55,8 @@ class Setting(NamedTuple):
     plan: Plan
     dtype: torch.dtype
     layout: torch.memory_format
-    tf32: bool | None = None  # whether CUDA's float32 convolutions may use TF32; None: as torch's flags have it
+    tf32: bool | None = None  # whether CUDA's float32 convolutions may use TF32; None: as torch's flags say
+    frozen: bool = False  # whether `execute.FrozenTrunk` differentiates it, and not autograd, layer by layer
     layers: Literal["torch", "cpu", "gpu"] = "torch"  # torch_layers.py, cpu_layers.py or gpu_layers.py
     always_winograd: bool = False  # cpu: whether Winograd's algorithm is used even where it is slower
     cudnn_relu: bool = False  # gpu: whether cuDNN's convolution adds the bias and applies the ReLU

@@ -1,7 +1,7 @@
-"""Whether modules are still as their classes made them, and how those that are not are called.
+"""Whether modules are still as their classes made them, and calls of modules that are not.
 
-Fused code computes what a module's layers would, without calling them. It does so only while the layers are the stock
-ones: a layer that was replaced, set otherwise, hooked or given another `forward` must be called.
+Fused code computes the results of a module's layers without calling them. It may do so only while the layers are stock:
+a layer that was replaced, hooked, given other settings or another `forward` must be called.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SETTINGS: dict[type, Callable[[Any], Any]] = {nn.Conv2d: itemgetter(*_CONV), nn
 
 
 class Description(NamedTuple):
-    """What a module computes, but for the values of its weights."""
+    """What a module computes, except for the values of its weights."""
 
     kind: type
     settings: object  # of a convolution or a pool
@@ -34,7 +34,7 @@ class Description(NamedTuple):
 
 
 def describe(module: nn.Module) -> Description:
-    """The description of a module and of all in it, to be compared with later."""
+    """The description of a module and of all modules in it, for `is_as_described` to compare with."""
     settings = _SETTINGS.get(type(module))
     return Description(
         type(module),
@@ -46,7 +46,9 @@ def describe(module: nn.Module) -> Description:
 
 def _has_bias(module: nn.Module) -> bool:
     parameters = module.__dict__["_parameters"]
-    bias = parameters["bias"] if "bias" in parameters else getattr(module, "bias", None)  # of a replica it is none
+    bias = (
+        parameters["bias"] if "bias" in parameters else getattr(module, "bias", None)
+    )  # a replica's bias is no parameter
     return bias is not None
 
 
@@ -74,7 +76,7 @@ def is_as_described(module: nn.Module, made: Description) -> bool:
 
 
 def _is_proxy(module: nn.Module, kind: type) -> bool:
-    """Whether it is a module of this kind that torch.export looks at through a proxy, whose class is a subclass."""
+    """Whether the module is torch.export's proxy of a module of this kind; the proxy's class is a subclass of it."""
     if not torch.compiler.is_exporting():
         return False
     theirs, ours = type(module), kind
@@ -87,10 +89,10 @@ _flags = threading.RLock()
 
 
 def call_frozen(module: nn.Module, x: Any) -> Any:
-    """What a module gives for x, without a graph to its parameters, whatever their `requires_grad` says.
+    """module(x), without a graph to the module's parameters, whatever their `requires_grad` says.
 
-    The flags are off during the call, and are then as they were: the module may be somebody else's, in training
-    elsewhere. Where flags cannot be set, in torch.compile and torch.func, detached parameters take the place.
+    The flags are off during the call and restored after it, because somebody else may train the module. torch.compile
+    and torch.func cannot set flags; there the call uses detached parameters instead.
     """
     if torch.compiler.is_compiling() or in_torch_func():
         detached = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
@@ -117,13 +119,13 @@ def call_slices(
     *,
     frozen: bool,
 ) -> list[Tensor]:
-    """The taps of images by calling a trunk's slices, whatever is in them, with autograd's memory.
+    """The taps of images, by calling a trunk's slices, whatever is in them. Autograd keeps what it needs.
 
     Args:
-        images: one batch [N, C, H, W], or two, the second of which follows on the first in what is returned.
+        images: one batch [N, C, H, W], or two, which go through as one, the second after the first.
         affine: shift and scale; the slices get (x - shift) / scale.
-        dtype: the type to compute in; None: autocast's, or else that of the slices' parameters.
-        tf32: whether CUDA's float32 convolutions may use TF32; None: as torch's flags have it.
+        dtype: the type to compute in; None: autocast's, or without autocast the parameters'.
+        tf32: whether CUDA's float32 convolutions may use TF32; None: as torch's flags say.
         frozen: whether parameters get no gradient, whatever their `requires_grad` says.
     """
     shift, scale = affine

@@ -1,6 +1,6 @@
 """A trunk's layers by torch's operators, which autograd can differentiate and torch.func can transform.
 
-`execute.Layers` documents the functions that the three files of layers have in common.
+`execute.Layers` documents the functions of the three files of layers.
 """
 
 from __future__ import annotations
@@ -29,10 +29,7 @@ def first_conv_relu(
 
 
 def scaled(images: Sequence[Tensor], affine: Affine) -> Tensor:
-    """(x - shift) / scale of all images x, one batch after the other.
-
-    Images of two types are promoted to the wider one, and scaled in it or, if that is wider, in that of `affine`.
-    """
+    """(x - shift) / scale of all images x, in one batch, in the widest type of the images and of shift and scale."""
     x = images[0] if len(images) == 1 else torch.cat(list(images))
     shift, scale = affine
     return x if shift is None or scale is None else (x - shift) / scale
@@ -46,6 +43,7 @@ def conv_relu(
 
 
 def relu_of_conv(setting: Setting, conv: Conv, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """relu(conv(x)), of x in any type and layout."""
     x = to_dtype(x, setting.dtype).contiguous(memory_format=setting.layout)
     return conv2d(x, weight, bias, conv.stride, conv.padding, setting.tf32).relu_()
 
@@ -73,9 +71,9 @@ def conv_backward(
 def conv_input_gradient(
     setting: Setting, conv: Conv, grad: Tensor, weight: Tensor, size: tuple[int, int] | None
 ) -> Tensor:
-    """dL/dx from grad = dL/dconv(x); without `size` the stride is 1."""
+    """dL/dx from grad = dL/dconv(x), for x of height and width `size`; with stride 1 the size may be None."""
     if size is None:
-        height, width = (side + weight.shape[2] - 1 - 2 * conv.padding for side in grad.shape[2:])
+        height, width = (side + conv.kernel - 1 - 2 * conv.padding for side in grad.shape[2:])
     else:
         height, width = size
     x_size = grad.shape[0], weight.shape[1], height, width
@@ -83,7 +81,7 @@ def conv_input_gradient(
 
 
 def relu_backward(grad: Tensor, addend: Tensor | None, y: Tensor | None) -> Tensor:
-    """grad + addend where the ReLU's output y is not <= 0, else 0; everywhere if there is no ReLU."""
+    """grad + addend where the ReLU's output y is not <= 0, else 0; without y there is no ReLU and no 0."""
     if addend is not None:
         grad = grad + addend
     return grad if y is None else torch.ops.aten.threshold_backward(grad, y, 0)
@@ -107,7 +105,7 @@ def head_gradients(
 
 
 def pack_signs(y: Tensor) -> Tensor:
-    """The signs of y, as operators.py lays them out."""
+    """The signs of y; operators.py says how they are laid out."""
     passes = (~(y.movedim(1, -1) <= 0)).to(torch.uint8)
     passes = F.pad(passes, (0, -passes.shape[-1] % 8)).unflatten(-1, (-1, 8))
     signs = passes[..., 0].clone()

@@ -27,7 +27,7 @@ def test_a_plan_is_the_nets_layers(net):
     for conv, module in zip(found, modules, strict=True):
         assert parameters[conv.at] is module.weight
         assert parameters[conv.at + 1] is module.bias
-        assert (conv.stride, conv.padding) == (module.stride[0], module.padding[0])
+        assert (conv.kernel, conv.stride, conv.padding) == (module.kernel_size[0], module.stride[0], module.padding[0])
     assert sum(step.tap for step in trunk.plan) == len(NETS[net].channels)
     pools = [module for module in trunk.modules() if isinstance(module, torch.nn.MaxPool2d)]
     found_pools = [tuple(step.pool) for step in trunk.plan if step.pool is not None]

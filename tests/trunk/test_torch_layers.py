@@ -30,7 +30,7 @@ def test_signs(channels):
 @pytest.mark.parametrize("addend", (False, True))
 @pytest.mark.parametrize("kernel,stride,padding,size", ((3, 1, 1, (7, 6)), (1, 1, 0, (4, 5)), (11, 4, 2, (47, 50))))
 def test_conv_backward(kernel, stride, padding, size, addend, relu):
-    conv = Conv(0, stride, padding, tap=False)
+    conv = Conv(0, kernel, stride, padding, tap=False)
     weight, bias = torch.randn(16, 8, kernel, kernel, dtype=torch.float64), torch.randn(16, dtype=torch.float64)
     leaf = torch.randn(2, 8, *size, dtype=torch.float64, requires_grad=True)
     x = leaf if relu == "none" else leaf.relu()
