@@ -59,9 +59,8 @@ def tf32_for_all(tf32: bool | None, device: torch.device) -> contextlib.Abstract
 
 
 def _follows_flags(tf32: bool | None, device: torch.device) -> bool:
-    return (
-        tf32 is None or device.type != "cuda" or is_recorded()
-    )  # a recorded program follows the flags of where it runs
+    # A recorded program follows the flags of the process that runs it.
+    return tf32 is None or device.type != "cuda" or is_recorded()
 
 
 def _convolution(

@@ -22,7 +22,7 @@ TILE = 4  # outputs of a tile in each direction
 POINTS = 36
 PANEL = 16  # output channels of a packed panel of filters
 
-# The points 0, a, -a, b, -b (and infinity); csrc/trunk/ gives the reason for the choice.
+# The points 0, a, -a, b, -b (and infinity); csrc/trunk/winograd.inl gives the reason for the choice.
 _A, _B = 0.625, 1.5
 
 

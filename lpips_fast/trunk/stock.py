@@ -46,9 +46,8 @@ def describe(module: nn.Module) -> Description:
 
 def _has_bias(module: nn.Module) -> bool:
     parameters = module.__dict__["_parameters"]
-    bias = (
-        parameters["bias"] if "bias" in parameters else getattr(module, "bias", None)
-    )  # a replica's bias is no parameter
+    # The bias of a replica of nn.DataParallel is an attribute, no parameter.
+    bias = parameters["bias"] if "bias" in parameters else getattr(module, "bias", None)
     return bias is not None
 
 
