@@ -26,8 +26,9 @@ TESTS = (
     "tests/test_functional.py",
     "tests/test_fuzz.py",
 )
-# Left out: tests of other backends, tests that compile, and tests that need terabytes of address space.
-LEFT_OUT = "not triton and not 2_31 and not compiled and not opcheck"
+# Left out: tests of other backends, tests that compile, tests that need terabytes of address space, and one that tells
+# instruction sets apart by fused multiply-adds, which the compiler does not make at -O1.
+LEFT_OUT = "not triton and not 2_31 and not compiled and not opcheck and not choice_reaches"
 
 
 def main() -> int:
