@@ -27,6 +27,7 @@ TESTED_ELSEWHERE = {
 
 # Tests of no single module, and of what instead.
 OF_NO_MODULE = {
+    "tests/kernels/test_aot.py": "all Triton kernels, compiled ahead of time for GPUs",
     "tests/test_conftest.py": "tests/conftest.py: the suite with a GPU, in several processes, with packages missing",
     "tests/test_examples.py": "examples/",
     "tests/test_fuzz.py": "all public functions, with hypothesis",
