@@ -22,7 +22,7 @@ def code(text: str) -> list[str]:
 
 @pytest.mark.parametrize("path", [c for c in code(TEXT) if re.fullmatch(r"[\w./]+(/|\.(py|md|toml|cpp|h))", c)])
 def test_files_are_there(path):
-    assert any((folder / path).exists() for folder in (*FOLDERS, ROOT / "csrc", ROOT / "csrc" / "head"))
+    assert any((folder / path).exists() for folder in (*FOLDERS, ROOT / "csrc", ROOT / "csrc" / "head", ROOT / "tests"))
 
 
 MODULES = {path.stem: path for folder in ("distance", "trunk", "head") for path in (PACKAGE / folder).glob("[a-z]*.py")}

@@ -83,7 +83,8 @@ class LinearLayers(nn.Module):
             ValueError: other shapes, or another number of layers.
         """
         layers = self.linear_weights() or []
-        expected, given = ([str(list(weight.shape)) for weight in weights] for weights in (layers, linear_weights))
+        expected = [str(list(weight.shape)) for weight in layers]
+        given = [str(list(w.shape)) if isinstance(w, Tensor) else type(w).__name__ for w in linear_weights]
         if given != expected:
             raise ValueError(f"linear_weights must be of shapes {', '.join(expected)}, got {', '.join(given)}")
         with torch.no_grad():

@@ -51,20 +51,6 @@ def test_bad_image(module, which, bad, kind, words):
         module(*images)
 
 
-@pytest.mark.parametrize(
-    "shape0,shape1,words",
-    (
-        ((2, 3, 40, 40), (2, 3, 40, 41), ("size", "[40, 40]", "[40, 41]")),
-        ((2, 3, 41, 40), (2, 3, 40, 40), ("size", "[41, 40]", "[40, 40]")),
-        ((2, 3, 40, 40), (3, 3, 40, 40), ("batch", "2", "3")),
-        ((0, 3, 40, 40), (2, 3, 40, 40), ("batch", "0", "2")),
-    ),
-)
-def test_images_that_do_not_fit_together(module, shape0, shape1, words):
-    with raises(ValueError, "in0", "in1", *words):
-        module(blank(*shape0), blank(*shape1))
-
-
 @pytest.mark.parametrize("net", NETS)
 def test_minimum_size(make_ours, net):
     """An image of the minimum size works; an image one pixel smaller on either side is refused by name."""
