@@ -27,11 +27,8 @@ TESTED_ELSEWHERE = {
 
 # Tests of no single module, and of what instead.
 OF_NO_MODULE = {
-<<<<<<< HEAD
     "tests/test_design.py": "docs/design.md and CONTRIBUTING.md",
-=======
     "tests/kernels/test_aot.py": "all Triton kernels, compiled ahead of time for GPUs",
->>>>>>> part-i
     "tests/test_conftest.py": "tests/conftest.py: the suite with a GPU, in several processes, with packages missing",
     "tests/test_examples.py": "examples/",
     "tests/test_fuzz.py": "all public functions, with hypothesis",
