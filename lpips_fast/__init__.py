@@ -1,7 +1,7 @@
 """LPIPS for PyTorch at the speed of its convolutions: a drop-in for `lpips`, as a loss and as a metric.
 
-Names are imported when they are first used, so that `lpips-fast --help` need not wait for torch. What is registered
-with torch, the operators, is there from the first name on.
+Names are imported at their first use, so that `lpips-fast --help` need not wait for torch. The first name that imports
+torch also registers the operators with it.
 """
 
 from importlib import import_module
@@ -119,7 +119,7 @@ _SUBMODULES = (
 )
 _DISTANCE = "LPIPS(net=...).to(device) for model='net-lin', with lpips=False for model='net'"
 _TRAINING = "LPIPS(net=...) for the distance, `lpips-fast train` or lpips_fast.calibration to learn its linear weights"
-_ELSEWHERE = {  # what replaces the names that lpips has, or had before 2020, and this package has not
+_ELSEWHERE = {  # the replacement of each name that lpips has, or had before 2020, but this package does not have
     "DistModel": _DISTANCE,
     "PNetLin": _DISTANCE,
     "PerceptualLoss": _DISTANCE,
@@ -131,13 +131,13 @@ _ELSEWHERE = {  # what replaces the names that lpips has, or had before 2020, an
 
 
 def __getattr__(name: str) -> Any:
-    if name == "pn":  # as lpips calls it, too
+    if name == "pn":  # lpips calls it so as well
         name = "pretrained_networks"
     if name in _SUBMODULES:
         return import_module(f".{name}", __name__)
     if name in _MODULE_OF:
         value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
-        globals()[name] = value  # the next time without a detour
+        globals()[name] = value  # found directly from now on
         return value
     instead = f"; use {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}{instead}")

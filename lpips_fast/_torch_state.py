@@ -1,4 +1,4 @@
-"""What of torch's transformations goes on around a call, and whether the compiled operators can take part."""
+"""What torch is doing around a call: recording, transforming, compiling, autocast; and whether operators can take part."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from torch.utils import _python_dispatch
 
 
 def is_recorded() -> bool:
-    """Whether torch.export, torch.jit.trace or torch.onnx.export records the call as a program that runs elsewhere."""
+    """Whether torch.export, torch.jit.trace or torch.onnx.export records the call as a program to be run elsewhere."""
     return torch.compiler.is_exporting() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
 
 
 def plain_torch_only() -> bool:
-    """Whether the trunk is to be computed by torch's own operators, and the head by the reference.
+    """Whether the trunk must use torch's own operators, and the head the reference.
 
-    No others take part in torch.func.vmap and forward-mode differentiation (torch.func.jvp, torch.autograd.forward_ad),
-    and a recorded program runs where there are no others.
+    Our operators cannot take part in torch.func.vmap and forward-mode differentiation (torch.func.jvp,
+    torch.autograd.forward_ad), and a recorded program runs where they may not be there.
     """
     if is_recorded() or forward_ad._current_level >= 0:
         return True
@@ -31,29 +31,30 @@ def plain_torch_only() -> bool:
 
 
 def in_torch_func() -> bool:
-    """Whether a transformation of torch.func is at work, one or several."""
+    """Whether any transformation of torch.func is active."""
     return bool(_functorch.get_interpreter_stack())
 
 
 @contextlib.contextmanager
 def unobserved() -> Iterator[None]:
-    """Hides operators from the modes that watch them, such as FlopCounterMode. FakeTensorMode, torch's own, stays."""
+    """Hides operators from modes that watch them, such as FlopCounterMode. FakeTensorMode, torch's own, stays active."""
     modes = _python_dispatch._get_current_dispatch_mode_stack()
     with contextlib.ExitStack() as stack:
-        for _ in (mode for mode in modes if not mode.is_infra_mode()):  # torch pops its own ones last
+        for _ in (mode for mode in modes if not mode.is_infra_mode()):  # torch pops its own modes last
             stack.enter_context(_python_dispatch._pop_mode_temporarily())
         yield
 
 
-# Constants to torch.compile, which compiles anew under other transformations.
+# torch.compile takes these as constants; under other transformations it compiles again.
 for _function in (is_recorded, plain_torch_only, in_torch_func):
     _function._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def is_batched(*grads: Tensor) -> bool:
-    """Whether they are several gradients each, that a backward is to take back at once.
+    """Whether each is a batch of gradients that a backward must take back at once.
 
-    vmap brings such (torch.func.jacrev does it), and is_grads_batched=True of torch.autograd.grad, by other means.
+    vmap makes such batches (torch.func.jacrev uses it); so does torch.autograd.grad with is_grads_batched=True, in
+    another way.
     """
     return plain_torch_only() or (
         not torch.compiler.is_compiling() and any(map(_functorch.is_legacy_batchedtensor, grads))
@@ -61,49 +62,49 @@ def is_batched(*grads: Tensor) -> bool:
 
 
 def is_differentiated(*tensors: Tensor) -> bool:
-    """Whether a backward, of these tensors, is itself being differentiated.
+    """Whether a backward of these tensors is itself being differentiated.
 
-    Where torch.func.vjp runs it, gradients are enabled, but its inputs have left their graph (their level is -2).
+    In a backward that torch.func.vjp runs, gradients are enabled, but the inputs have left their graph: level -2.
     """
     level = _functorch.maybe_get_level
     return torch.is_grad_enabled() and any(t.requires_grad and level(t) != -2 for t in tensors)
 
 
 def has_saved_tensor_hooks() -> bool:
-    """Whether something takes the tensors that are saved for the backward now, as activation checkpointing does."""
+    """Whether a hook takes the tensors that are saved for the backward now, as activation checkpointing does."""
     return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
 def keeps_graph() -> bool:
-    """Whether the backward that goes on may come again (retain_graph=True)."""
+    """Whether the running backward may run again (retain_graph=True)."""
     return torch.compiler.is_compiling() or torch._C._autograd._get_current_graph_task_keep_graph()
 
 
 def is_autocast_enabled(device: torch.device) -> bool:
-    """As torch's, but False where it raises an error: on the device meta, which has no autocast."""
+    """torch.is_autocast_enabled, but False on the device meta, which has no autocast and makes torch raise an error."""
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
-    """Switches autocast off on a device where it is on. (torch.export would record the switch, device and all.)"""
+    """Switches autocast off, only where it is on: torch.export would record the switch with its device."""
     return torch.autocast(device.type, enabled=False) if is_autocast_enabled(device) else contextlib.nullcontext()
 
 
 def to_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x.to(dtype). torch.export records that with a check of the device, even where x has this type already."""
+    """x.to(dtype), only where it changes something: torch.export records the call with a check of the device."""
     return x if x.dtype == dtype else x.to(dtype)
 
 
 def with_signature(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, with its signature at hand, which autograd.Function.apply takes from its forward at each call."""
+    """Attaches the function's signature to it: autograd.Function.apply would otherwise compute it at each call."""
     function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
     return function
 
 
 def as_plain_tensor(tensor: Tensor) -> Tensor:
-    """The tensor, in its graph, without what a subclass such as MONAI's MetaTensor or torchvision's tv_tensors adds.
+    """The tensor in its graph, without what a subclass adds (MONAI's MetaTensor, torchvision's tv_tensors).
 
-    Subclasses with a `__torch_dispatch__` of their own (DTensor, FakeTensor) are left as they are.
+    Subclasses with their own `__torch_dispatch__` (DTensor, FakeTensor) stay as they are.
     """
     kind = type(tensor)
     if kind in (Tensor, torch.nn.Parameter) or kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:

@@ -1,6 +1,7 @@
 """The distance by calling the layers, as `lpips` does, in plain torch.
 
-For modules whose layers were replaced, hooked or set otherwise: what the fused path computes is not what they compute.
+The fused path computes what the stock layers compute, without calling them. Layers that were replaced, hooked or set
+otherwise compute something else, so they are called.
 """
 
 from __future__ import annotations

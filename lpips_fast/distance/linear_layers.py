@@ -120,14 +120,14 @@ class LinearLayers(nn.Module):
 
 
 class Lins(nn.ModuleList):
-    """`LPIPS.lins`: a list whose modules are the owner's linear layers. Slices and copies are lists of their own."""
+    """`LPIPS.lins`: a list of the owner's linear layers. Its slices and copies are independent lists."""
 
     def __getattr__(self, name: str) -> Any:
         module = cast(nn.Module, super().__getattr__(name))
-        # Names lead here, as in functional_call, not indices.
+        # Only names lead here, as functional_call uses them; indices do not.
         if not name.isdecimal() or not isinstance(self._modules, Layers):
             return module
-        if torch.compiler.is_compiling():  # then functional_call does not learn that the two names are one
+        if torch.compiler.is_compiling():  # functional_call cannot learn here that the two names mean one layer
             if not all(isinstance(p, nn.Parameter) for p in module.parameters()):
                 raise RuntimeError(f"lin{name} and lins.{name} are one layer, whose tensors were swapped: name it once")
             return module
@@ -138,7 +138,7 @@ class Lins(nn.ModuleList):
 
 
 class Layers(MutableMapping[str, nn.Module]):
-    """The modules of `LPIPS.lins` by number. They are the owner's: to set one here sets it there."""
+    """The modules of `LPIPS.lins` by number. Setting one here sets the owner's layer."""
 
     def __init__(self, owner: LinearLayers) -> None:
         self._owner = owner
@@ -170,10 +170,10 @@ class Layers(MutableMapping[str, nn.Module]):
 
 
 def _detached(module: nn.Module) -> nn.Module:
-    """A module with the same names and tensors; to swap tensors in it leaves the other as it is.
+    """A module with the same names and tensors. Swapping its tensors leaves the original as it is.
 
-    functional_call swaps tensors under every name they have, and puts back in the same order what it found. In one
-    module that has two names, what it found under the second would be what it had put there under the first.
+    functional_call swaps the tensors under each of their names, then restores what it found in the same order. If both
+    names led to one module, it would find under the second name what it had put there under the first.
     """
     shell = nn.Module()
     shell._parameters.update(module._parameters)
@@ -183,13 +183,13 @@ def _detached(module: nn.Module) -> nn.Module:
 
 
 def name_twice(module: LinearLayers) -> None:
-    """Has the state_dict name the linear layers' tensors `lins.{k}.*`, too, as in `lpips`, and take both."""
+    """Makes the state_dict name the linear layers' tensors `lins.{k}.*` as well, as in `lpips`, and load both names."""
     module.register_state_dict_post_hook(_to_both_names)
     module.register_load_state_dict_pre_hook(_from_both_names)
 
 
 def saved_tensors(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a module's state_dict, with their names; state_dict itself would call hooks."""
+    """The tensors of a module's state_dict with their names. state_dict itself would call hooks."""
     for path, part in module.named_modules(prefix=prefix.removesuffix("."), remove_duplicate=False):
         for name, tensor in (*part._parameters.items(), *part._buffers.items()):
             if tensor is not None and name not in part._non_persistent_buffers_set:
@@ -204,9 +204,9 @@ def _to_both_names(module: LinearLayers, state: dict[str, Tensor], prefix: str, 
 
 
 def _from_both_names(module: LinearLayers, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-    """Loads what is under the second name, as `lpips` does in the end. A name that is absent is missing, as there.
+    """Loads the tensor under the second name, as `lpips` does in the end, and reports each absent name as missing.
 
-    safetensors, which saves one of several names of a tensor, counts on that.
+    safetensors saves only one of a tensor's names and relies on that report.
     """
     missing: list[str] = rest[2]
     errors: list[str] = rest[-1]
@@ -214,7 +214,7 @@ def _from_both_names(module: LinearLayers, state: dict[str, Tensor], prefix: str
         for name, _ in saved_tensors(lin):
             own, second = f"{prefix}lin{k}.{name}", f"{prefix}lins.{k}.{name}"
             if second not in state:
-                if not _is_sharded(state.get(own)):  # DCP hands on the names of parameters alone
+                if not _is_sharded(state.get(own)):  # DCP passes on the names of parameters alone
                     missing.append(second)
             elif own not in state:
                 missing.append(own)
@@ -224,7 +224,7 @@ def _from_both_names(module: LinearLayers, state: dict[str, Tensor], prefix: str
                 shapes = [str(list(getattr(t, "shape", ()))) for t in (state[own], tensor)]
                 if shapes[0] != shapes[1]:
                     errors.append(f"{own} and {second} are one tensor, got shapes {' and '.join(shapes)}")
-                # DCP shards full tensors under the names of parameters, and leaves the others as they are.
+                # DCP shards full tensors under the names of parameters only.
                 if _is_sharded(tensor) or not _is_sharded(state[own]):
                     state[own] = tensor
 

@@ -1,8 +1,9 @@
-"""Means over pixels with weights: the weights of an image's pixels, averaged down to each tap.
+"""Weighted means over pixels: the weights of an image's pixels are averaged down to each tap.
 
     D(n, l) = sum_p m_l(n, p) d_l(n, p) / sum_p m_l(n, p)
 
-m_l is the mean of the weights over the pixels that fall into tap l's pixel p. Where all weights are 0, so is D.
+m_l(n, p) is the mean of the weights over the image's pixels that fall into pixel p of tap l. If all weights are 0, so
+is D.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 
 def shares(weight: Tensor, sizes: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Each tap pixel's share of the whole, m_l / sum m_l: for weights [N, 1, H, W] a [N, 1, h, w] a size (h, w)."""
+    """Each tap pixel's share of the mean, m_l / sum m_l: [N, 1, h, w] for each size (h, w), of weights [N, 1, H, W]."""
     out = []
     for size in sizes:
         m = F.adaptive_avg_pool2d(weight, (size[0], size[1]))
@@ -25,5 +26,5 @@ def shares(weight: Tensor, sizes: Sequence[Sequence[int]]) -> list[Tensor]:
 
 
 def weighted_mean(maps: Sequence[Tensor], tap_shares: Sequence[Tensor]) -> Tensor:
-    """D [N, L] of the maps d_l [N, 1, h_l, w_l]."""
+    """D [N, L], the mean of the maps d_l [N, 1, h_l, w_l] by those shares."""
     return torch.stack([(d * m).sum(dim=(1, 2, 3)) for d, m in zip(maps, tap_shares, strict=True)], dim=1)

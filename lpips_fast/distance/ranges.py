@@ -1,10 +1,10 @@
-"""A warning, once, where images are plainly in another range than LPIPS was told.
+"""A warning, once, if images are plainly outside the range that LPIPS expects.
 
-The commonest mistake with LPIPS gives no error: images in [0, 1] or of 0 to 255 where [-1, 1] is meant. A single batch
-in [0, 1] proves nothing, since bright images in [-1, 1] look so; many batches do.
+The commonest mistake with LPIPS gives no error: images in [0, 1] or with values of 0 to 255 where [-1, 1] is meant. A
+single batch in [0, 1] proves nothing, because bright images in [-1, 1] can look so; many batches do.
 
-Looking costs a pass over the images, so that only the first calls do it. On a GPU the extremes are copied to the host
-behind the work, and read at a later call, when they have arrived: nothing waits.
+The check reads all images, so only the first calls make it. On a GPU the extremes are copied to the host behind the
+work, and a later call reads them once they have arrived: nothing waits.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from lpips_fast._torch_state import in_torch_func, plain_torch_only
 
-CALLS = 64  # that are looked at
-MANY = 32  # after as many, images that were all in [0, 1] are taken to be meant so
-_FAR = 10.0  # decoders overshoot [-1, 1], but not so far
-_BELOW = -0.5  # as far do decoders of [0, 1] not undershoot
-_INNER = ("lpips_fast.", "torch.", "torchmetrics.")  # modules whose lines are not the caller's
+CALLS = 64  # the calls that are checked
+MANY = 32  # after so many calls with all values in [0, 1], the images are taken to be in [0, 1]
+_FAR = 10.0  # decoders overshoot [-1, 1], but not this far
+_BELOW = -0.5  # decoders undershoot [0, 1], but not this far
+_INNER = ("lpips_fast.", "torch.", "torchmetrics.")  # the warning names the first line outside these modules
 
-_Arriving = tuple[Tensor, torch.cuda.Event, bool]  # extremes on their way to the host, when they are there, `normalize`
+_Arriving = tuple[Tensor, torch.cuda.Event, bool]  # extremes on their way to the host; their arrival; `normalize`
 
 
 @dataclass
 class _Seen:
-    """The extremes of the images of some calls."""
+    """The extremes of the images of all calls so far."""
 
     calls: int = 0
     low: float = math.inf
@@ -41,15 +41,15 @@ class _Seen:
 
 
 class RangeCheck:
-    """The extremes of the images so far, and whether there was a warning."""
+    """Collects the extremes of the images and warns, once."""
 
     def __init__(self) -> None:
         self._calls = 0
-        self._seen = {False: _Seen(), True: _Seen()}  # of calls without and with `normalize`
+        self._seen = {False: _Seen(), True: _Seen()}  # calls without and with `normalize`
         self._arriving: list[_Arriving] = []
 
     def look(self, images: Sequence[Tensor], normalize: bool) -> None:
-        """Takes in the images of a call, told to be in [0, 1] with `normalize`, else in [-1, 1]."""
+        """Takes in the images of a call, which should be in [0, 1] with `normalize`, else in [-1, 1]."""
         if self._calls >= CALLS or not all(map(_can_be_read, images)):
             return
         self._calls += 1
@@ -74,15 +74,15 @@ class RangeCheck:
         seen = self._seen[bool(normalize)]
         seen.calls += 1
         seen.low, seen.high = min([seen.low, *values]), max([seen.high, *values])
-        told, from_bytes = ("[0, 1]", "x / 255") if normalize else ("[-1, 1]", "x / 127.5 - 1")
+        expected, from_bytes = ("[0, 1]", "x / 255") if normalize else ("[-1, 1]", "x / 127.5 - 1")
         found = f"from {seen.low:.3g} to {seen.high:.3g}"
         if max(abs(seen.low), abs(seen.high)) > _FAR:
-            self._warn(f"images should be in {told} and have values {found}; for 0 to 255: {from_bytes}")
+            self._warn(f"images should be in {expected} and have values {found}; for 0 to 255: {from_bytes}")
         elif normalize and seen.low < _BELOW:
-            self._warn(f"images should be in {told} and have values {found}; for [-1, 1]: (x + 1) / 2")
+            self._warn(f"images should be in {expected} and have values {found}; for [-1, 1]: (x + 1) / 2")
         elif not normalize and seen.calls >= MANY and 0 <= seen.low and 0.5 < seen.high <= 1:
             self._warn(
-                f"images should be in {told}, and in {seen.calls} calls all values were {found}; for [0, 1] pass "
+                f"images should be in {expected}, and in {seen.calls} calls all values were {found}; for [0, 1] pass "
                 "normalize=True"
             )
 
@@ -99,7 +99,7 @@ class RangeCheck:
 
 
 def _can_be_read(image: Tensor) -> bool:
-    """Whether an image has values now, and looking at them disturbs nothing."""
+    """Whether an image has values now and reading them disturbs nothing."""
     if not image.numel() or image.device.type not in ("cpu", "cuda") or type(image) not in (Tensor, torch.nn.Parameter):
         return False
     if in_torch_func() or plain_torch_only() or _get_current_dispatch_mode_stack():

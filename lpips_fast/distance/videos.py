@@ -19,12 +19,16 @@ def flatten_videos(
     generator: torch.Generator | None,
     accepted: Sequence[int] | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, tuple[int, int]]:
-    """Videos [B, C, T, H, W] as frames [B * T, C, H, W], with weights alike, and (B, T).
+    """Turns videos [B, C, T, H, W] and their pixel weights into frames [B * T, C, H, W]; returns (B, T) as well.
 
-    With `frames`, that many frames of each clip, picked at random without repetition, the same of both videos and of
-    their weights, in their order. With layout 'BTCHW' all come as [B, T, C, H, W]. Without a layout, videos that could
-    be meant either way are refused: a wrong guess would give a wrong number in silence. `accepted` are the numbers of
-    channels that in0 may have; None: any.
+    Args:
+        in0, in1, weight: the videos, and the weights of their pixels or None.
+        frames: how many frames of each clip to take. They are picked at random without repetition, the same in both
+            videos and in their weights, and keep their order. None takes all.
+        layout: 'BTCHW' if the videos and weights are [B, T, C, H, W]. Without a layout, videos that can be read both
+            ways are refused: a wrong guess would give a wrong number in silence.
+        generator: of the random numbers.
+        accepted: the numbers of channels that in0 may have; None for any.
     """
     if layout not in (None, *LAYOUTS):
         raise ValueError(f"layout must be one of {', '.join(map(repr, LAYOUTS))}, got {layout!r}")
