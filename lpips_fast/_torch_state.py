@@ -1,4 +1,4 @@
-"""What torch is doing around a call: recording, transforming, compiling, autocast; and whether operators can take part."""
+"""What torch does around a call (recording, transforming, compiling, autocast), and whether operators can take part."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def in_torch_func() -> bool:
 
 @contextlib.contextmanager
 def unobserved() -> Iterator[None]:
-    """Hides operators from modes that watch them, such as FlopCounterMode. FakeTensorMode, torch's own, stays active."""
+    """Hides operators from modes that watch them, such as FlopCounterMode. torch's own FakeTensorMode stays active."""
     modes = _python_dispatch._get_current_dispatch_mode_stack()
     with contextlib.ExitStack() as stack:
         for _ in (mode for mode in modes if not mode.is_infra_mode()):  # torch pops its own modes last
