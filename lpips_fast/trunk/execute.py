@@ -228,8 +228,8 @@ class FrozenTrunk(torch.autograd.Function):
         images, tensors = [*ctx.images, *rest[: ctx.n_saved]], ctx.cpu_tensors or rest[ctx.n_saved :]
         like = [*ctx.like, *((image.shape, image.dtype) for image in rest[: ctx.n_saved])]
         (_, *size), _ = like[0]
-        taps, signs = outputs[: setting.n_taps], outputs[setting.n_taps :]
-        d_taps = grads[: setting.n_taps]
+        n_taps = setting.n_taps
+        taps, signs, d_taps = outputs[:n_taps], outputs[n_taps:], grads[:n_taps]
         differentiated = is_differentiated(*images, *d_taps)
         if differentiated or is_batched(*d_taps):
             setting = setting._replace(layers="torch")

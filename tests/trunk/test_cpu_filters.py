@@ -23,7 +23,7 @@ def test_filter_matrix_holds_lagrange_weights(row):
 
 
 def test_transforms_make_a_convolution_in_float64():
-    """The matrices that csrc/winograd/transforms.inl states, with the filters as packed here."""
+    """The matrices that csrc/trunk/winograd.inl states, with the filters as packed here."""
     a, b = 0.625, 1.5
     a2, b2 = a * a, b * b
     b_t = torch.tensor(
