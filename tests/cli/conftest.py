@@ -8,6 +8,7 @@ on the CPU.
 from __future__ import annotations
 
 import functools
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -21,7 +22,9 @@ from typer.testing import CliRunner
 import lpips_fast
 from lpips_fast.cli import app, model
 from lpips_fast.cli.model import find_device
+from lpips_fast.cli.settings import Settings
 from tests.support.commands import TIMEOUT, command, environment
+from tests.support.image_files import save_noise
 
 
 @pytest.fixture
@@ -100,6 +103,12 @@ def trunk(tmp_path_factory, trunk_states) -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def settings(trunk) -> Settings:
+    """The options of `trunk`, on the CPU, with images read in this process."""
+    return Settings(net="squeeze", trunk_weights=Path(trunk[-1]), device="cpu", workers=0)
+
+
+@pytest.fixture(scope="session")
 def fn(trunk_states):
     """The network of `trunk`, as the library makes it."""
     return lpips_fast.LPIPS(net="squeeze", trunk_weights=trunk_states["squeeze"])
@@ -125,3 +134,13 @@ def distance(measure):
         return measure(lpips_fast.load_image(a), lpips_fast.load_image(b))
 
     return distance
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """20 images of one size, one of them broken; and a query equal to another one."""
+    for i in range(20):
+        save_noise(tmp_path / "photos" / f"{i:02d}.png", i)
+    (tmp_path / "photos" / "11.png").write_bytes((tmp_path / "photos" / "11.png").read_bytes()[:500])
+    shutil.copy(tmp_path / "photos" / "07.png", tmp_path / "query.png")
+    return tmp_path

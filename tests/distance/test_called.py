@@ -23,6 +23,7 @@ from tests.support.changes import (
     hook_on_the_scaling,
     no_scaling,
     other_trunk,
+    without_bias,
 )
 from tests.support.comparisons import assert_close
 from tests.support.images import SIZE, pair
@@ -43,10 +44,6 @@ def circular_padding(fn):
         if isinstance(layer, nn.Conv2d):
             layer.padding_mode = "circular"
             layer._reversed_padding_repeated_twice = [layer.padding[1]] * 2 + [layer.padding[0]] * 2
-
-
-def without_bias(fn):
-    fn.net.slice1[0].bias = None
 
 
 def first_taps(fn):

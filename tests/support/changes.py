@@ -12,6 +12,10 @@ def average_pools(fn):
                 slice_[int(list(slice_._modules).index(name))] = nn.AvgPool2d(layer.kernel_size, layer.stride)
 
 
+def without_bias(fn):
+    fn.net.slice1[0].bias = None
+
+
 def no_scaling(fn):
     fn.scaling_layer = nn.Identity()
 

@@ -18,6 +18,7 @@ from tests.support.changes import (
     hook_on_the_scaling,
     no_scaling,
     other_trunk,
+    without_bias,
 )
 from tests.support.comparisons import assert_close
 from tests.support.images import SIZE, pair
@@ -97,10 +98,6 @@ def dilated(fn):
 
 def other_pool(fn):
     fn.net.slice2[0].ceil_mode = True
-
-
-def without_bias(fn):
-    fn.net.slice1[0].bias = None
 
 
 def another_layer(fn):

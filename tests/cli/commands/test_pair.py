@@ -56,31 +56,6 @@ def test_on_a_gpu(call, trunk, distance, tmp_path):
     assert float(row["lpips"]) == pytest.approx(distance(tmp_path / "a.png", tmp_path / "b.png"), rel=1e-4)
 
 
-def test_weights_of_a_file(call, trunk, fn, distance, tmp_path):
-    """A file of linear weights; and a file of a whole model, whose trunk is used as well."""
-    save_noise(tmp_path / "a.png", 0)
-    save_noise(tmp_path / "b.png", 1)
-    expected = distance(tmp_path / "a.png", tmp_path / "b.png")
-    torch.save(fn.state_dict(), tmp_path / "whole.pth")
-    torch.save(linear_state_dict(2 * w for w in fn.linear_weights()), tmp_path / "twice.pth")
-    for options, factor in (
-        (("--net", "squeeze", "--weights", "whole.pth"), 1),
-        ((*trunk, "--weights", "twice.pth"), 2),
-    ):
-        call("pair", "a.png", "b.png", *options, "--json", "out.json")
-        found = json.loads((tmp_path / "out.json").read_text())["lpips"]
-        assert found == pytest.approx(factor * expected, rel=1e-5)
-
-
-def test_without_normalization_pixels_stay_in_0_to_1(call, trunk, fn, tmp_path):
-    save_noise(tmp_path / "a.png", 0)
-    save_noise(tmp_path / "b.png", 1)
-    found = float(call("pair", "a.png", "b.png", "--no-normalize", *trunk).split()[1].strip("()"))
-    in0, in1 = (lpips_fast.im2tensor(lpips_fast.load_image(tmp_path / name)) for name in ("a.png", "b.png"))
-    with torch.no_grad():
-        assert found == pytest.approx(fn(in0 / 2 + 0.5, in1 / 2 + 0.5).item(), rel=1e-5)
-
-
 def test_mistakes(mistake, trunk, fn, tmp_path):
     save_noise(tmp_path / "a.png", 0)
     save_noise(tmp_path / "wide.png", 1, width=50)

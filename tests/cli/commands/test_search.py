@@ -1,9 +1,8 @@
-"""`index` and `search`."""
+"""`search`, in folders and in what `index` writes."""
 
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -11,16 +10,6 @@ import torch
 from lpips_fast import im2tensor, load_image
 from lpips_fast.search import Index
 from tests.support.image_files import save_noise
-
-
-@pytest.fixture
-def photos(tmp_path):
-    """20 images of one size, one of them broken; and a query equal to another one."""
-    for i in range(20):
-        save_noise(tmp_path / "photos" / f"{i:02d}.png", i)
-    (tmp_path / "photos" / "11.png").write_bytes((tmp_path / "photos" / "11.png").read_bytes()[:500])
-    shutil.copy(tmp_path / "photos" / "07.png", tmp_path / "query.png")
-    return tmp_path
 
 
 def test_index_and_search(run, call, photos, trunk, distance):
@@ -76,14 +65,6 @@ def test_an_index_from_python(call, photos, trunk, fn):
         assert "made without --no-normalize" in call(*query, "--no-normalize", status=2)
 
 
-def test_where_an_index_goes(call, photos, trunk, monkeypatch):
-    """Errors come before any work."""
-    monkeypatch.setattr("lpips_fast.cli.indexing.build_index", lambda *_: pytest.fail("images were read"))
-    assert "does not go to stdout" in call("index", "photos", "-o", "-", *trunk, status=2)
-    assert "no folder" in call("index", "photos", "-o", "nowhere/photos.index", *trunk, status=2)
-    assert "photos" in call("index", "photos", "-o", "photos", *trunk, status=2)
-
-
 def test_other_files_and_options(call, photos, trunk, fn):
     Index.build(fn, torch.rand(3, 3, 32, 40)).save(photos / "small.index")
     content = (photos / "small.index").read_bytes()
@@ -96,13 +77,3 @@ def test_other_files_and_options(call, photos, trunk, fn):
         command = ("search", "query.png", "photos", "--faiss", factory, "--json", "found.json", *trunk)
         assert "faiss must be a factory string" in call(*command, status=2)
         assert not (photos / "found.json").exists()
-
-
-def test_sizes(call, photos, trunk):
-    save_noise(photos / "photos" / "wide.png", 0, width=50)
-    save_noise(photos / "wide.png", 0, width=50)
-    assert "of 2 sizes" in call("index", "photos", "-o", "photos.index", *trunk, status=2)
-    call("index", "photos", "-o", "photos.index", "--size", "48x40", "--workers", 0, *trunk, status=1)
-    name, value = call("search", "wide.png", "photos.index", "-k", 1, *trunk).split()[-2:]
-    assert name == "wide.png"
-    assert float(value) < 1e-6

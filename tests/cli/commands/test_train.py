@@ -103,12 +103,6 @@ def test_tuned_and_from_scratch(judged, call, trunk):
 
 def test_mistakes(judged, call, trunk):
     train = ("train", "judged", "-o", "out", *SMALL, *trunk)
-    assert "is there already" in call("bapps", "--synthesize", "judged", *trunk, status=2)
-    (judged / "file").write_text("no folder")
-    assert "file/a" in call("bapps", "--synthesize", "file/a/b", *trunk, status=3)
-    (judged / "photos").mkdir()
-    (judged / "photos" / "a.png").write_bytes(b"\x89PNG")
-    assert "a.png cannot be read" in call("bapps", "--synthesize", "b", "--images", "photos", *trunk, status=1)
     assert "--cache is for a frozen trunk" in call(*train, "--tune-trunk", "--cache", "disk", status=2)
     assert "no folder" in call(*train, "--subset", "train/cnn", status=2)
     assert "no folders in 2afc/train" in call("train", ".", "-o", "out", *trunk, status=2)
