@@ -11,6 +11,7 @@ from PIL import Image
 from lpips_fast.cli.settings import VideoReading
 from lpips_fast.cli.video.frames import open_frames
 from tests.support.image_files import clear_picture, frames, over, save_frames
+from tests.support.tolerances import LOSSY_TOLERANCE, PRINTED_TOLERANCE
 
 ANIMATIONS = {
     "gif": {"duration": 40},
@@ -32,11 +33,15 @@ def test_every_animation_gives_all_its_frames(call, measure, trunk, tmp_path, su
     call("video", f"a.{suffix}", "b", "--json", "out.json", *trunk)
     rows = json.loads((tmp_path / "out.json").read_text())["results"]
     expected = [measure(np.array(a), np.array(b)) for a, b in zip([first, *rest], frames(6, 8), strict=True)]
-    assert [row["lpips"] for row in rows] == pytest.approx(expected, rel=0.1 if suffix == "avif" else 1e-4)
+    assert [row["lpips"] for row in rows] == pytest.approx(
+        expected, rel=LOSSY_TOLERANCE if suffix == "avif" else PRINTED_TOLERANCE
+    )
     times = [None] * 6 if suffix == "tif" else [pytest.approx(0.04 * i) for i in range(6)]
     assert [row["seconds"] for row in rows] == times
     call("pair", f"a.{suffix}", "b/f0.png", "--json", "out.json", *trunk)
-    assert json.loads((tmp_path / "out.json").read_text())["lpips"] == pytest.approx(rows[0]["lpips"], rel=1e-4)
+    assert json.loads((tmp_path / "out.json").read_text())["lpips"] == pytest.approx(
+        rows[0]["lpips"], rel=PRINTED_TOLERANCE
+    )
 
 
 def test_avif_without_a_pillow_that_reads_it(call, trunk, tmp_path, monkeypatch):
