@@ -20,9 +20,6 @@ TESTS = ROOT / "tests"
 # Modules without a test of their name, and where they are tested.
 TESTED_ELSEWHERE = {
     "lpips_fast/__init__.py": "tests/test_import.py",
-    "lpips_fast/_checks.py": "tests/lpips/test_errors.py and the tests of errors of every module",
-    "lpips_fast/_library.py": "tests/test_import.py, and the tests of the operators that it defines",
-    "lpips_fast/_torch_state.py": "tests/lpips/test_torch_modes.py, test_compile.py, test_func.py, test_precision.py",
 }
 
 # Tests of no single module, and of what instead.

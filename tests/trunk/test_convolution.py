@@ -135,7 +135,8 @@ def test_each_convolution_on_cuda_has_the_precisions_tf32(make_ours, monkeypatch
             fn(in0, in1)
         check(convolutions.seen)
         setting = fn.net.setting(in0.device)
-        affine, tensors = fn._affine(False), fn.net.tensors(setting, gradient=True)
+        affine = fn.scaling_layer.shift, fn.scaling_layer.scale
+        tensors = fn.net.tensors(setting, gradient=True)
         taps, signs = run(setting, [in0], affine, tensors, keep=True)
         with Convolutions() as convolutions:
             run_backward(setting, in0.shape[1:], affine, tensors, taps, signs, taps)
