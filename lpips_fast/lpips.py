@@ -256,7 +256,7 @@ class LPIPS(LinearLayers):
             given = f"frames={frames}" if frames is not None else f"layout={layout!r}"
             raise ValueError(f"{given} needs videos [B, C, T, H, W], got in0 {shape_of(in0)}")
         x0, x1, weight = self._checked_pair(in0, in1, weight, normalize)
-        if self.is_stock() and self._takes_gradient_in_forward(x0, x1, weight, retPerLayer):
+        if self._takes_gradient_in_forward(x0, x1, weight, retPerLayer) and self.is_stock():
             how, scaled = self._comparison(x0), affine(self.scaling_layer, self.version, normalize)
             value = distance_with_gradient(self.net, self.L, how, x0, x1, weight, scaled, self.chunk_size)
             parts: list[Tensor] = []
@@ -325,11 +325,11 @@ class LPIPS(LinearLayers):
                 f"{name} must have sides of at least {smallest} pixels for net {self.pnet_type!r}, "
                 f"got {image.shape[2]} x {image.shape[3]}"
             )
-        # Layers that are called take what they take; lpips's scaling makes three channels of gray.
+        # Called layers take any number of channels; the scaling of `lpips` makes three channels of gray.
         return image.expand(-1, 3, -1, -1) if image.shape[1] == 1 and self.is_stock() else image
 
     def _look_at_range(self, images: Sequence[Tensor], normalize: bool) -> None:
-        """Warns, once, where images are plainly in another range, as `check_range` asks."""
+        """Warns, once, if images are plainly outside their range and `check_range` asks for that."""
         if self._ranges is not None and not torch.compiler.is_compiling():
             self._ranges.look(images, normalize)
 
@@ -358,14 +358,14 @@ class LPIPS(LinearLayers):
         net = self.net
         return (
             isinstance(net, Trunk)
-            and not (net.trainable and self.eval_mode)  # a trunk that was put in, which heeds its flags
+            and not (net.trainable and self.eval_mode)  # a trunk that a user put in, and that follows its flags
             and "forward" not in net.__dict__
             and net.is_stock()
             and is_as_described(self.scaling_layer, _SCALING)
             and self._has_stock_lins()
         )
 
-    # torch.compile takes it for a constant of the call that it traces.
+    # torch.compile takes the answer as a constant of the traced call.
     is_stock._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     @property
@@ -380,7 +380,7 @@ class LPIPS(LinearLayers):
     def _checked_pair(
         self, in0: Tensor, in1: Tensor | Features, weight: Tensor | None, normalize: bool
     ) -> tuple[Tensor, Side, Tensor | None]:
-        """The images, or the second one's taps, and the weights of their pixels, checked and fit to each other."""
+        """Checks the images, or the second one's taps, and the weights of their pixels, and that they fit together."""
         x0 = self.checked_image("in0", in0)
         x1: Side = self._checked_taps(in1, x0) if isinstance(in1, Features) else self.checked_image("in1", in1)
         check_pair(x0, x1)
@@ -402,7 +402,7 @@ class LPIPS(LinearLayers):
             ("type", features.taps[0].dtype, self._feature_dtype(x0)),
         ):
             if what == "type" and not self.is_stock():
-                continue  # layers that are called give what they give
+                continue  # called layers may return any type
             if theirs != ours:
                 raise ValueError(f"in1 holds features of {what} {theirs}, needed here are those of {what} {ours}")
         return features.taps
@@ -443,7 +443,7 @@ class LPIPS(LinearLayers):
     def _distance_by_calls(
         self, x0: Tensor, x1: Side, weight: Tensor | None, normalize: bool, size: Sequence[int]
     ) -> tuple[Tensor, list[Tensor]]:
-        """The same by calling the layers, whatever they are now."""
+        """`_distance` by calling the layers, whatever they are now."""
         taps0 = self._called_taps(x0, normalize)
         taps1 = self._called_taps(x1, normalize) if isinstance(x1, Tensor) else x1
         lins, weights = (self.linear_layers(), None) if self.lpips else (None, self.linear_weights())
@@ -457,7 +457,7 @@ class LPIPS(LinearLayers):
         return called.taps(self.net, scaling, x, normalize, self.L, frozen=self.eval_mode)
 
     def _takes_gradient_in_forward(self, x0: Tensor, x1: Side, weight: Tensor | None, per_layer: bool) -> bool:
-        """Whether grad_in_forward is asked for, a gradient will be, and only the images need one."""
+        """Whether to compute the gradient in the forward: it is asked for, one is needed, and only by the images."""
         if not self.grad_in_forward or self.spatial or per_layer or not torch.is_grad_enabled():
             return False
         if in_torch_func() or plain_torch_only() or self.norm.inside_sqrt:  # the fused gradient has the eps outside
@@ -495,7 +495,7 @@ def _returned(
 
 
 def _check_unknown(arguments: Mapping[str, object]) -> None:
-    """Raises a TypeError for a keyword argument that LPIPS has not; it tells the new call for those of before 2020."""
+    """Raises a TypeError for an unknown keyword argument; for one from before 2020 it names the call of today."""
     for name in arguments:
         if name in ("model", "use_gpu", "gpu_ids", "colorspace", "dist"):
             raise TypeError(
@@ -511,7 +511,7 @@ def _without_own_keys(module: nn.Module, state: dict[str, Tensor], prefix: str, 
 
 
 def _with_own_tensors(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Before loading: what is there for the module is ignored, and nothing of it is missing."""
+    """Before loading: replaces whatever the state has for the module by the module's own tensors."""
     _without_own_keys(module, state, prefix, {})
     state.update(saved_tensors(module, prefix))
 
