@@ -41,7 +41,7 @@ class Norm(NamedTuple):
 
 
 class HeadInput(NamedTuple):
-    """The features of two images, a list over layers each, with the linear weights; types and shapes as above."""
+    """The features of two images, a list over layers each, and the linear weights, as the contract says."""
 
     feats0: Sequence[Tensor]
     feats1: Sequence[Tensor]
@@ -90,7 +90,7 @@ def _head_bwd_fake(grads, feats0, feats1, weights, eps, eps_inside_sqrt, mean, n
 def _head_bwd_flops(
     grads, feats0, feats1, weights, eps, eps_inside_sqrt, mean, need_feats0, need_feats1, need_weights, **_
 ):
-    # The gradient of a convolution to its input, the squared differences, costs as much as the one to its weights.
+    # A 1x1 convolution's gradient to its input (the squared differences) costs as much as the gradient to its weights.
     return head_flops(feats0) * ((need_feats0 or need_feats1) + need_weights)
 
 

@@ -1,7 +1,7 @@
 """Files of tensors by name, as .safetensors or as torch.save writes them.
 
-Writing is atomic: the file is there whole or not at all. Reading runs no code that a file may hold, checks what the
-file says of itself before it believes it, and names the file in every error.
+Writing is atomic: the file is there whole or not at all. Reading runs no code that a file may hold, checks what a file
+claims about itself before it uses that, and names the file in every error.
 """
 
 from __future__ import annotations

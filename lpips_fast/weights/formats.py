@@ -258,7 +258,7 @@ def _parts(content: dict) -> tuple[list[_Part], dict[str, object]]:
 def _trunk_names(
     path: str | PathLike[str], state: Mapping[str, Tensor]
 ) -> tuple[str, dict[str, int], dict[str, Tensor]]:
-    """The style of the trunk's names; by torchvision's names, the slice each name says (0: none) and the tensors."""
+    """The style of the trunk's names; and by torchvision's names, the slice in each name (0: none) and the tensors."""
     style, numbers, trunk = "", {}, {}
     for name, tensor in state.items():
         match = _TRUNK.fullmatch(name)
