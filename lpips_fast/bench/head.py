@@ -71,7 +71,7 @@ def providers(device: torch.device, compile: bool) -> dict[str, Head]:
             continue
         found[backend] = functools.partial(_head_of, backend)
     if compile:
-        torch.compiler.reset()  # else the shapes of earlier cases count towards its limit, and it runs eagerly
+        torch.compiler.reset()  # else earlier cases' shapes count towards torch.compile's limit, and it runs eagerly
         compiled = torch.compile(head_ref, dynamic=False)
         found["torch.compile"] = lambda feats0, feats1, weights: compiled(HeadInput(feats0, feats1, weights, Norm()))
     return found

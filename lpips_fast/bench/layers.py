@@ -46,7 +46,7 @@ class Unit(NamedTuple):
 
 
 class LayerProvider(Protocol):
-    """A way to compute a unit from an input that is as in the trunk."""
+    """A way to compute a unit from the input that it has in the trunk."""
 
     @property
     def precision(self) -> str: ...
@@ -58,7 +58,7 @@ class LayerProvider(Protocol):
         """The ReLU's output. The pool is computed, too, for its time."""
 
     def backward(self, unit: Unit, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """A function from the gradient to the ReLU's output to the gradient to x."""
+        """A function that takes dL/d(the ReLU's output) and returns dL/dx."""
 
 
 class Torch(NamedTuple):
