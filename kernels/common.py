@@ -34,7 +34,7 @@ def cdiv(a: int, b: int) -> int:
 
 
 def next_power_of_2(n: int) -> int:
-    """triton.next_power_of_2 for the host, n from 1; the reason is that of `cdiv`."""
+    """triton.next_power_of_2 for the host, n from 1, for the same reason as `cdiv`."""
     return 1 << (n - 1).bit_length()
 
 

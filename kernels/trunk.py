@@ -269,7 +269,7 @@ def _tap_bwd_of_window(
     EPS: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, SIDE: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """Writes the gradient at the pixels of windows, whose values are f; the pointers are those of one image.
+    """Writes the gradient at the pixels of windows, whose values are f; the pointers point to one image.
 
     The head's gradient is read from d_f or, without d_f, computed from f and g, the features of the other image.
     """

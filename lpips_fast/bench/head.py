@@ -1,7 +1,7 @@
 """The head alone, on features of the shapes of a net's taps: its backends, and the reference under torch.compile.
 
 GB/s count the bytes that must cross the memory bus. Their limit is the bandwidth of a copy, which takes turns with the
-rest. On a GPU the times are those of kernels with cold caches.
+rest. On a GPU only the kernels are timed, with cold caches.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 `torch` is what `lpips` runs: torch's layers, one after the other. The other providers are this package's trunk.
 `forward` takes both images of all pairs. `backward` takes one image of each pair: from the gradient to the ReLU's
 output it computes the gradient to the layer's input, without the pool. The two expanding convolutions of a SqueezeNet
-Fire are timed apart, though they run as one on a GPU. Inputs come from a pass over random images. On a GPU the times
-are those of kernels with cold caches.
+Fire are timed apart, though they run as one on a GPU. Inputs come from a pass over random images. On a GPU only the
+kernels are timed, with cold caches.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The head's operators: their contract, and what torch needs to know of them (schemas, fakes, FLOP formulas).
 
 A backend has three operators, `lpips_fast::{head_fwd,head_maps_fwd,head_bwd}_{cpu,cuda,triton}`; each has one schema
-for all backends. csrc/ implements the operators of `cpu` and `cuda`, kernels/ those of `triton`. Schemas and fakes
-stand here in Python: torch.compile and fake tensors then work without the compiled library, too.
+for all backends. csrc/ implements the operators of `cpu` and `cuda`, kernels/ the operators of `triton`. Schemas and
+fakes stand here in Python: torch.compile and fake tensors then work without the compiled library, too.
 
 Contract of an implementation:
   * feats0[l] and feats1[l] are [N, C_l, H_l, W_l], all of one floating type, with any strides (0 in an expanded view).
@@ -33,7 +33,7 @@ COMPILED_BACKENDS = ("cpu", "cuda", "triton")
 class Norm(NamedTuple):
     """What features are divided by: |f| + eps, or sqrt(eps + |f|^2); |f| is the norm over channels.
 
-    The defaults are those of `lpips`.
+    The defaults are what `lpips` does.
     """
 
     eps: float = 1e-10

@@ -73,7 +73,7 @@ def checked_state_dict(content: object, path: str | PathLike[str]) -> dict[str, 
 
 
 def items(content: Mapping[Any, Any]) -> Iterable[tuple[Any, Any]]:
-    """Keys and values. The methods of a dict are not called: a file can replace those of an OrderedDict."""
+    """Keys and values. The dict's own methods are not called: a file can replace the methods of an OrderedDict."""
     return dict.items(content) if isinstance(content, dict) else content.items()
 
 
