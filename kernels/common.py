@@ -19,7 +19,7 @@ def normalized_values(f, EPS: tl.constexpr, EPS_INSIDE_SQRT: tl.constexpr):
     radicand = tl.sum(f * f, axis=0)
     if EPS_INSIDE_SQRT:
         radicand += EPS
-    root = tl.sqrt(radicand)  # float32's takes denormals for 0
+    root = tl.sqrt(radicand)  # float32's square root takes denormals for 0
     zero = root == 0  # a NaN is not 0 and stays NaN; with ~(root > 0) it would become 0
     root = tl.where(zero, 1.0, root)
     norm = root if EPS_INSIDE_SQRT else root + EPS
@@ -29,12 +29,12 @@ def normalized_values(f, EPS: tl.constexpr, EPS_INSIDE_SQRT: tl.constexpr):
 
 
 def cdiv(a: int, b: int) -> int:
-    """triton.cdiv for the host, where Triton's own goes through its constexpr_function at each call."""
+    """triton.cdiv for the host: Triton's own function goes through constexpr_function at each call."""
     return -(-a // b)
 
 
 def next_power_of_2(n: int) -> int:
-    """triton.next_power_of_2 for the host, n from 1; the reason is that of `cdiv`."""
+    """triton.next_power_of_2 for the host, n from 1, for the same reason as `cdiv`."""
     return 1 << (n - 1).bit_length()
 
 
@@ -44,7 +44,7 @@ def block_of_all_channels(channels: int) -> int:
 
 
 def register(*operators: Callable[..., Any]) -> None:
-    """Makes each function the implementation of the operator of its name."""
+    """Makes each function the implementation of the operator that has its name."""
     for operator in operators:
         for key in ("CUDA", "CPU"):  # the CPU's is for the interpreter
             library.impl(operator.__name__, operator, key)

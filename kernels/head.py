@@ -14,8 +14,8 @@ and backward, with s = dL/dd (dL/dD over the number of pixels) and u_c = 2 s w_c
 
 Memory bounds the work, and the least traffic is one read of f0 and f1. A program therefore holds BLOCK_P pixels of one
 image with all of their channels in registers: the norms, the sums over channels and the gradients read nothing twice.
-The tile shrinks in pixels as it grows in channels, so that each tensor takes 32 registers a thread on NVIDIA. On AMD it
-takes half as many, and also in the backward, which has more tensors. Nothing spills up to 4096 channels.
+The tile shrinks in pixels as it grows in channels, so that each tensor takes 32 registers a thread on NVIDIA. It takes
+half as many on AMD, and in the backward, which has more tensors. Nothing spills up to 4096 channels.
 
 Each layer has its own launch. Layers differ in the shape of their tile: one kernel for all of them would take the
 registers of the largest, and would be compiled anew for each combination of layers. The forward leaves one sum a

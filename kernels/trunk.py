@@ -269,7 +269,7 @@ def _tap_bwd_of_window(
     EPS: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, SIDE: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """Writes the gradient at the pixels of windows, whose values are f; the pointers are those of one image.
+    """Writes the gradient at the pixels of windows, whose values are f; the pointers point to one image.
 
     The head's gradient is read from d_f or, without d_f, computed from f and g, the features of the other image.
     """
@@ -405,7 +405,7 @@ def first_conv_relu_triton(
     images: Sequence[Tensor], shift: Tensor | None, scale: Tensor | None, weight: Tensor, bias: Tensor,
     stride: int, padding: int, tf32: bool | None, keep_signs: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """[N, C, OUT_H, OUT_W] for one or two batches of images, and its signs; see trunk/operators.py for the contract."""
+    """[N, C, OUT_H, OUT_W] for one or two batches of images, and its signs; trunk/operators.py has the contract."""
     assert weight.is_contiguous(memory_format=torch.channels_last)
     x0, x1 = images[0], images[-1]
     (c_out, c_in, kernel, _), (n0, _, h, w) = weight.shape, x0.shape
@@ -428,7 +428,7 @@ def first_conv_relu_triton(
 
 
 def bias_relu_triton(y: Tensor, bias: Tensor, signs: Tensor | None, pooled: Tensor | None) -> None:
-    """Changes y in place, and fills signs and pooled if given; see trunk/operators.py for the contract."""
+    """Changes y in place, and fills signs and pooled if given; trunk/operators.py has the contract."""
     assert y.is_contiguous(memory_format=torch.channels_last)  # the kernel writes it in place, in this order
     n, c, h, w = y.shape
     side = 1 if pooled is None else 2
@@ -443,7 +443,7 @@ def bias_relu_triton(y: Tensor, bias: Tensor, signs: Tensor | None, pooled: Tens
 
 
 def pack_signs_triton(y: Tensor) -> Tensor:
-    """[N, H, W, C / 8]; see trunk/operators.py for the contract."""
+    """[N, H, W, C / 8]; trunk/operators.py has the contract."""
     assert y.is_contiguous(memory_format=torch.channels_last)
     signs = empty_signs(y)
     block_b = SIGNS_TILE // 8
@@ -456,7 +456,7 @@ def pack_signs_triton(y: Tensor) -> Tensor:
 
 
 def max_pool_triton(x: Tensor, kernel: int, stride: int, out_h: int, out_w: int) -> Tensor:
-    """[N, C, out_h, out_w]; see trunk/operators.py for the contract."""
+    """[N, C, out_h, out_w]; trunk/operators.py has the contract."""
     x = _dense(x)
     n, c, h, w = x.shape
     out = empty_nhwc(x, n, c, out_h, out_w, x.dtype)
@@ -471,7 +471,7 @@ def max_pool_triton(x: Tensor, kernel: int, stride: int, out_h: int, out_w: int)
 
 
 def mask_by_signs_triton(d: Tensor, signs: Tensor, addend: Tensor | None) -> None:
-    """Changes d in place; see trunk/operators.py for the contract."""
+    """Changes d in place; trunk/operators.py has the contract."""
     assert d.is_contiguous(memory_format=torch.channels_last)  # the kernel writes it in place, in this order
     block_b = SIGNS_TILE // 8
     if signs.numel():
@@ -488,7 +488,7 @@ def _window_side(kernel: int, stride: int) -> int:
 
 
 def tap_bwd_triton(tap: Tensor, d_tap: Tensor, behind: Tensor | None, kernel: int, stride: int) -> Tensor:
-    """[N, C, H, W]; see trunk/operators.py for the contract."""
+    """[N, C, H, W]; trunk/operators.py has the contract."""
     tap, d_tap, behind = _dense(tap), _dense(d_tap), None if behind is None else _dense(behind)
     n, c, h, w = tap.shape
     out = empty_nhwc(tap, n, c, h, w, tap.dtype)
@@ -509,7 +509,7 @@ def head_tap_bwd_triton(
     grad: Tensor, f0: Tensor, f1: Tensor, weight: Tensor, eps: float, divisor: int, both: bool,
     behind: Tensor | None, kernel: int, stride: int,
 ) -> Tensor:  # fmt: skip
-    """[N, C, H, W], or [2 N, C, H, W] for both images; see trunk/operators.py for the contract."""
+    """[N, C, H, W], or [2 N, C, H, W] for both images; trunk/operators.py has the contract."""
     n, c, h, w = f0.shape
     one_for_all = f1.stride(0) == 0
     f1_stride_n = 0 if one_for_all else c * h * w
@@ -518,7 +518,7 @@ def head_tap_bwd_triton(
     out = empty_nhwc(f0, 2 * n if both else n, c, h, w, f0.dtype)
     side = _window_side(kernel, stride)
     block_c = block_of_all_channels(c)
-    # Sums across warps take registers, and so does the search in windows that overlap: half a tile then.
+    # Sums across warps take registers, and so does the search in windows that overlap: the tile is half as large then.
     tile = HEAD_TAP_TILE_BYTES // f0.element_size() // (2 if c > 256 or kernel > stride else 1)
     block_p = max(1, tile // block_c // side)
     blocks = cdiv(cdiv(h, side) * cdiv(w, side), block_p)

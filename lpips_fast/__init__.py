@@ -131,13 +131,13 @@ _ELSEWHERE = {  # the replacement of each name that lpips has, or had before 202
 
 
 def __getattr__(name: str) -> Any:
-    if name == "pn":  # lpips calls it so as well
+    if name == "pn":  # lpips has this short name, too
         name = "pretrained_networks"
     if name in _SUBMODULES:
         return import_module(f".{name}", __name__)
     if name in _MODULE_OF:
         value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
-        globals()[name] = value  # found directly from now on
+        globals()[name] = value  # the next access finds it without this function
         return value
     instead = f"; use {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}{instead}")

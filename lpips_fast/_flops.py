@@ -1,12 +1,12 @@
 """FLOPs of the operators, for torch.utils.flop_counter.
 
 torch counts only convolutions and matrix products, and counts them by their definition: a convolution has
-2 cout cin kh kw FLOPs a pixel of its output. The formulas of our operators do the same, so that the sum is the one of
-`lpips` in plain torch:
+2 cout cin kh kw FLOPs a pixel of its output. The formulas of our operators do the same, so that the sum is the same as
+for `lpips` in plain torch:
 
   * A convolution by Winograd's algorithm counts as any other convolution, although it does fewer multiplications. The
     count says what is computed and not how, so that FLOPs a second of different algorithms can be compared.
-  * The head counts as the 1x1 convolution from C channels to one, by linear weights, that `lpips` has in its place.
+  * The head counts as the 1x1 convolution that applies the linear weights in `lpips`, from C channels to one.
 
 torch.utils.flop_counter imports Triton where that is installed; `import lpips_fast` must not. This module therefore
 waits until somebody else imports the counter, and adds the formulas right after. That is early enough: a
@@ -47,7 +47,7 @@ def _add(counter: ModuleType, formulas: Mapping[str, Formula]) -> None:
 
 
 class _AtImport(MetaPathFinder):
-    """Finds the counter where Python finds it, and adds the formulas at the end of its import."""
+    """Finds the counter's module as Python would, and adds the formulas when its import ends."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -40,4 +40,4 @@ def _load() -> str | None:
 
 
 load_error = _load()
-"""Why the compiled file is not there, or None."""
+"""Why the compiled file could not be loaded, or None."""

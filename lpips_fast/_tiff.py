@@ -26,7 +26,7 @@ _YCBCR_AS_READ = (
 
 
 def misread(image: Image.Image) -> str | None:
-    """What Pillow gets wrong in an open image, and what to do; None if it is right or the file is no TIFF."""
+    """What Pillow gets wrong in an open image, and what to do; None if Pillow is right or the file is no TIFF."""
     if image.format != "TIFF":
         return None
     tags = image.tag_v2  # type: ignore[attr-defined]
@@ -67,5 +67,5 @@ def is_unsigned(image: Image.Image) -> bool:
 
 
 def gray_bits(image: Image.Image) -> int:
-    """The bits of an image that Pillow opens as gray of 16 bits: some TIFF files have 12."""
+    """How many bits a pixel has in the file of an image that Pillow opens as 16-bit gray: 12 in some TIFF files."""
     return max(image.tag_v2.get(Base.BitsPerSample, (16,))) if image.format == "TIFF" else 16  # type: ignore[attr-defined]

@@ -23,7 +23,7 @@ def plain_torch_only() -> bool:
     """Whether the trunk must use torch's own operators, and the head the reference.
 
     Our operators cannot take part in torch.func.vmap and forward-mode differentiation (torch.func.jvp,
-    torch.autograd.forward_ad), and a recorded program runs where they may not be there.
+    torch.autograd.forward_ad), and a recorded program may run where they are not installed.
     """
     if is_recorded() or forward_ad._current_level >= 0:
         return True
@@ -45,13 +45,13 @@ def unobserved() -> Iterator[None]:
         yield
 
 
-# torch.compile takes these as constants; under other transformations it compiles again.
+# torch.compile takes the answers as constants, and compiles again under other transformations.
 for _function in (is_recorded, plain_torch_only, in_torch_func):
     _function._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def is_batched(*grads: Tensor) -> bool:
-    """Whether each is a batch of gradients that a backward must take back at once.
+    """Whether any of the gradients is a batch of gradients, which the backward must process at once.
 
     vmap makes such batches (torch.func.jacrev uses it); so does torch.autograd.grad with is_grads_batched=True, in
     another way.
@@ -71,7 +71,7 @@ def is_differentiated(*tensors: Tensor) -> bool:
 
 
 def has_saved_tensor_hooks() -> bool:
-    """Whether a hook takes the tensors that are saved for the backward now, as activation checkpointing does."""
+    """Whether a hook now takes the tensors that are saved for a backward, as activation checkpointing does."""
     return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
@@ -86,12 +86,12 @@ def is_autocast_enabled(device: torch.device) -> bool:
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
-    """Switches autocast off, only where it is on: torch.export would record the switch with its device."""
+    """Switches autocast off if it is on, and else does nothing: torch.export would record a switch with its device."""
     return torch.autocast(device.type, enabled=False) if is_autocast_enabled(device) else contextlib.nullcontext()
 
 
 def to_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x.to(dtype), only where it changes something: torch.export records the call with a check of the device."""
+    """x.to(dtype), or x if it has that type: torch.export would record the call with a check of the device."""
     return x if x.dtype == dtype else x.to(dtype)
 
 
@@ -102,7 +102,7 @@ def with_signature(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def as_plain_tensor(tensor: Tensor) -> Tensor:
-    """The tensor in its graph, without what a subclass adds (MONAI's MetaTensor, torchvision's tv_tensors).
+    """The tensor, still in its graph, without what a subclass adds (MONAI's MetaTensor, torchvision's tv_tensors).
 
     Subclasses with their own `__torch_dispatch__` (DTensor, FakeTensor) stay as they are.
     """

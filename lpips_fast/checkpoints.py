@@ -1,4 +1,4 @@
-"""Files of LPIPS's weights, whichever package wrote them, as LPIPS modules: `weights/formats.py` reads them."""
+"""Makes LPIPS modules of weights files, whichever package wrote them; `weights/formats.py` reads the files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Checkpoint(Weights):
             alone have the same names in the first three packages; their origin is 'lpips'.
         net: the trunk that the weights are for, 'alex', 'vgg' or 'squeeze'.
         version: '0.1' or '0.0' if the linear weights are the published ones of that version; None for other linear
-            weights and for none.
+            weights, and for a model without linear weights.
         linear: the linear weights, a [1, C_k, 1, 1] a layer; None for a model without them (`LPIPS(lpips=False)`).
         trunk: the trunk's weights, with the names of torchvision's `features` ('0.weight', ...); None for linear
             weights alone.
@@ -27,7 +27,8 @@ class Checkpoint(Weights):
         """An LPIPS with these weights. If they have no trunk, `LPIPS` finds it as always (`trunk_weights`).
 
         Args:
-            options: keyword arguments of `LPIPS`. version is by default that of the weights, or 0.1 if unknown.
+            options: keyword arguments of `LPIPS`. By default, version is the version of the weights, or 0.1 if that is
+                unknown.
         """
         lpips = self.linear is not None
         given = {"version": self.version or "0.1", "trunk_weights": self.trunk, **options}
@@ -38,7 +39,7 @@ class Checkpoint(Weights):
 
 
 def load_any(path: str | PathLike[str], net: str | None = None, prefix: str | None = None) -> Checkpoint:
-    """Reads the weights of LPIPS, of a whole model or linear ones alone, from a file of any of four packages.
+    """Reads weights of LPIPS, a whole model or linear weights alone, from a file that any of four packages wrote.
 
     The packages are lpips, taming, torchmetrics and piq. The weights may be a part of a larger checkpoint, of
     Lightning, VQGAN or any other; its other contents are ignored.

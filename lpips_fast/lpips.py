@@ -46,13 +46,13 @@ from lpips_fast.weights.published import VERSIONS, published_linear_weights, rea
 class LPIPS(LinearLayers):
     """Learned perceptual image patch similarity: the lower, the more alike two images look to people.
 
-    In the default eval_mode it differs from `lpips.LPIPS` in this: it stays frozen and in eval mode, whatever a parent
-    module's `.train()` says; it prints nothing; its gradient is finite everywhere.
+    In the default eval_mode it differs from `lpips.LPIPS`: it stays frozen and in eval mode, whatever a parent module's
+    `.train()` says; it prints nothing; and its gradient is finite everywhere.
 
     Args:
         pretrained: use linear weights learnt from human judgements, not random ones.
         net: the trunk, 'alex', 'vgg' (also 'vgg16') or 'squeeze'.
-        version: of the linear weights, '0.1' or '0.0'. Version 0.0 does not scale the images either.
+        version: the version of the linear weights, '0.1' or '0.0'. With '0.0' the images are not scaled, either.
         lpips: weight the channels. False sums them.
         spatial: return maps, not their mean.
         pnet_rand: use a randomly initialised trunk, not ImageNet's.
@@ -63,10 +63,11 @@ class LPIPS(LinearLayers):
             .safetensors).
         eval_mode: stay frozen and in eval mode. With False the linear weights get gradients and `.train()` works.
         verbose: show a progress bar when weights are downloaded.
-        backend: of the head: 'auto', 'reference', 'cpu', 'cuda' or 'triton'; `lpips_fast.backends()` lists them.
-        precision: of the trunk: 'inherit' (as in `lpips`: autocast's type or else the parameters', TF32 as torch's
-            flags say), 'float32' (without TF32), 'tf32', 'bfloat16' or 'float16'. The head always accumulates in
-            float32 (float64 for float64).
+        backend: the backend of the head: 'auto', 'reference', 'cpu', 'cuda' or 'triton'; `lpips_fast.backends()` lists
+            them.
+        precision: the precision of the trunk: 'inherit' (as in `lpips`: autocast's type or else the parameters', and
+            TF32 if torch's flags allow it), 'float32' (without TF32), 'tf32', 'bfloat16' or 'float16'. The head always
+            accumulates in float32 (float64 for float64).
         grad_in_forward: compute the gradient to the images in the forward and keep nothing else, so that memory does
             not grow with the activations. It is an error for maps and for double backward. Calls with retPerLayer or
             with trainable weights ignore it.
@@ -231,15 +232,16 @@ class LPIPS(LinearLayers):
                 [N, 1, H, W], where N may be 1 or left out; for videos [B, 1, T, H, W]. They are averaged down to each
                 tap's size. If all are 0, so is the distance.
             frames: how many frames of a video to compare. They are picked at random for each clip and keep their order.
-            layout: of videos and their weights, 'BCTHW' or 'BTCHW'. The default is BCTHW, but [B, 1, 3, H, W] and
-                [B, 3, 3, H, W] can be read both ways and need it. [B, 3, 1, H, W] is one RGB frame a clip.
-            generator: of the random numbers for `frames`.
-            reduction: 'none', or 'mean' or 'sum' over everything.
+            layout: the layout of videos and their weights, 'BCTHW' or 'BTCHW'. The default is BCTHW. But
+                [B, 1, 3, H, W] and [B, 3, 3, H, W] can be read both ways, so they need a layout. [B, 3, 1, H, W] is one
+                RGB frame a clip.
+            generator: the generator of the random numbers for `frames`.
+            reduction: 'none', or 'mean' or 'sum' over all numbers.
 
         Returns:
-            [N, 1, 1, 1] in float32 (float64 for float64), or, if `spatial`, [N, 1, H, W]: each layer's map, enlarged
-            bilinearly to the images' size, and their sum. For videos [B, T] or [B, T, 1, H, W]. A number if reduced.
-            With retPerLayer a pair: this, and a list of such tensors, one a layer.
+            [N, 1, 1, 1] in float32 (float64 for float64), or, if `spatial`, [N, 1, H, W]: the sum of the layers' maps,
+            each enlarged bilinearly to the images' size. For videos [B, T] or [B, T, 1, H, W]. A number if reduced.
+            With retPerLayer, a pair: this tensor, and a list of such tensors, one for each layer.
 
         Raises:
             TypeError, ValueError: images that are not floating point; shapes, types, devices or options that do not fit
@@ -325,7 +327,7 @@ class LPIPS(LinearLayers):
                 f"{name} must have sides of at least {smallest} pixels for net {self.pnet_type!r}, "
                 f"got {image.shape[2]} x {image.shape[3]}"
             )
-        # Called layers take any number of channels; the scaling of `lpips` makes three channels of gray.
+        # Called layers get the image as it is; lpips's scaling makes three channels of a gray image.
         return image.expand(-1, 3, -1, -1) if image.shape[1] == 1 and self.is_stock() else image
 
     def _look_at_range(self, images: Sequence[Tensor], normalize: bool) -> None:
@@ -358,14 +360,14 @@ class LPIPS(LinearLayers):
         net = self.net
         return (
             isinstance(net, Trunk)
-            and not (net.trainable and self.eval_mode)  # a trunk that a user put in, and that follows its flags
+            and not (net.trainable and self.eval_mode)  # the caller's own trunk, which follows its parameters' flags
             and "forward" not in net.__dict__
             and net.is_stock()
             and is_as_described(self.scaling_layer, _SCALING)
             and self._has_stock_lins()
         )
 
-    # torch.compile takes the answer as a constant of the traced call.
+    # torch.compile takes the answer as a constant of the call that it traces.
     is_stock._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     @property
@@ -374,13 +376,13 @@ class LPIPS(LinearLayers):
         return NETS[ALIASES[self.pnet_type]].values_per_pixel
 
     def is_squared_distance(self) -> bool:
-        """Whether LPIPS is a squared distance of vectors now, as `embed` makes them."""
+        """Whether LPIPS is now the squared distance of the vectors that `embed` makes."""
         return self._has_stock_lins()
 
     def _checked_pair(
         self, in0: Tensor, in1: Tensor | Features, weight: Tensor | None, normalize: bool
     ) -> tuple[Tensor, Side, Tensor | None]:
-        """Checks the images, or the second one's taps, and the weights of their pixels, and that they fit together."""
+        """The images, or the second one's taps, and the weights of their pixels, checked and made to fit together."""
         x0 = self.checked_image("in0", in0)
         x1: Side = self._checked_taps(in1, x0) if isinstance(in1, Features) else self.checked_image("in1", in1)
         check_pair(x0, x1)
@@ -402,7 +404,7 @@ class LPIPS(LinearLayers):
             ("type", features.taps[0].dtype, self._feature_dtype(x0)),
         ):
             if what == "type" and not self.is_stock():
-                continue  # called layers may return any type
+                continue  # called layers may give features of any type
             if theirs != ours:
                 raise ValueError(f"in1 holds features of {what} {theirs}, needed here are those of {what} {ours}")
         return features.taps
@@ -443,7 +445,7 @@ class LPIPS(LinearLayers):
     def _distance_by_calls(
         self, x0: Tensor, x1: Side, weight: Tensor | None, normalize: bool, size: Sequence[int]
     ) -> tuple[Tensor, list[Tensor]]:
-        """`_distance` by calling the layers, whatever they are now."""
+        """What `_distance` returns, by calling the layers, whatever they are now."""
         taps0 = self._called_taps(x0, normalize)
         taps1 = self._called_taps(x1, normalize) if isinstance(x1, Tensor) else x1
         lins, weights = (self.linear_layers(), None) if self.lpips else (None, self.linear_weights())
@@ -457,7 +459,7 @@ class LPIPS(LinearLayers):
         return called.taps(self.net, scaling, x, normalize, self.L, frozen=self.eval_mode)
 
     def _takes_gradient_in_forward(self, x0: Tensor, x1: Side, weight: Tensor | None, per_layer: bool) -> bool:
-        """Whether to compute the gradient in the forward: it is asked for, one is needed, and only by the images."""
+        """Whether the caller asked for grad_in_forward, a gradient will be needed, and only images need one."""
         if not self.grad_in_forward or self.spatial or per_layer or not torch.is_grad_enabled():
             return False
         if in_torch_func() or plain_torch_only() or self.norm.inside_sqrt:  # the fused gradient has the eps outside
@@ -495,7 +497,7 @@ def _returned(
 
 
 def _check_unknown(arguments: Mapping[str, object]) -> None:
-    """Raises a TypeError for an unknown keyword argument; for one from before 2020 it names the call of today."""
+    """Raises a TypeError for an unknown keyword argument; for one from before 2020 it names the new call."""
     for name in arguments:
         if name in ("model", "use_gpu", "gpu_ids", "colorspace", "dist"):
             raise TypeError(
@@ -511,7 +513,7 @@ def _without_own_keys(module: nn.Module, state: dict[str, Tensor], prefix: str, 
 
 
 def _with_own_tensors(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Before loading: replaces whatever the state has for the module by the module's own tensors."""
+    """Before loading, replaces the module's entries by its own tensors: none is loaded, and none is missing."""
     _without_own_keys(module, state, prefix, {})
     state.update(saved_tensors(module, prefix))
 

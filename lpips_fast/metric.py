@@ -6,7 +6,7 @@ torchmetrics has the eps inside the root: a = f / sqrt(1e-8 + |f|^2). These thin
 - No state keeps a graph.
 - Half precision is summed in float32.
 - The functional keeps its network.
-- The check of the range of images on a GPU does not wait for the work before it to end.
+- On a GPU the check of the images' range does not wait for earlier work to end.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
         kwargs: the arguments of `torchmetrics.Metric`.
 
     Raises:
-        ValueError: net_type, reduction or normalize is unknown. In use: images have another shape or are out of range
-            (values above 1 are an error only with `normalize`).
+        ValueError: net_type, reduction or normalize is unknown. When it is used: images have another shape or are out
+            of range (values above 1 are an error only with `normalize`).
     """
 
     is_differentiable: bool = True
@@ -138,7 +138,7 @@ class LearnedPerceptualImagePatchSimilarity(Metric):
         return value
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: _AX_TYPE | None = None) -> _PLOT_OUT_TYPE:
-        """Plots values of `forward` or `compute`, by default the present one. Returns figure and axes."""
+        """Plots values of `forward` or `compute`, by default the current value. Returns figure and axes."""
         return self._plot(val, ax)
 
     def _apply(self, fn: Callable, exclude_state: Sequence[str] = ()) -> LearnedPerceptualImagePatchSimilarity:

@@ -80,7 +80,7 @@ def embed(fn: Distance, x: Images, *, normalize: bool = False) -> Tensor:
     Args:
         fn: the distance.
         x: images [N, 3, H, W] in [-1, 1], on any device, or a sequence whose slices are such tensors.
-        normalize: the images are in [0, 1] and are to be mapped to [-1, 1].
+        normalize: whether the images are in [0, 1]; they are then mapped to [-1, 1].
 
     Returns:
         [N, D] in float32 (float64 for float64) on fn's device, D = sum_l C_l H_l W_l: for images of 64 x 64 pixels
@@ -107,12 +107,13 @@ def pairwise(
         y: images [M, 3, H, W] of the same height and width, or such a sequence, or None for x itself.
         block: how many images form a block. Two blocks of embeddings are in memory, one for the rows of the result and
             one for the columns: 2 * block embeddings (see `embed`), and a small batch in the trunk. With up to two
-            blocks the trunk runs once an image, with K blocks of x about K / 2 times. None takes blocks of 512 MiB.
-        normalize: the images are in [0, 1] and are to be mapped to [-1, 1].
+            blocks the trunk runs once for each image; with K blocks of x it runs about K / 2 times. None takes blocks
+            of 512 MiB.
+        normalize: whether the images are in [0, 1]; they are then mapped to [-1, 1].
 
     Returns:
-        [N, M] in float32 (float64 for float64) on fn's device, no value negative. Without y [N, N], symmetric, with a
-        diagonal of exactly 0.
+        [N, M] in float32 (float64 for float64) on fn's device. No value is negative. Without y the result is [N, N] and
+        symmetric, with a diagonal of exactly 0.
 
     Raises:
         TypeError, ValueError: as `LPIPS.forward`, or a block below 1, or a linear weight is negative.
@@ -132,10 +133,10 @@ def pairwise_tiles(
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """The result of `pairwise` tile by tile, as each is computed: for matrices too large for memory, or a progress bar.
 
-    Args and errors as for `pairwise`.
+    It takes the arguments of `pairwise`, and raises the same errors.
 
     Yields:
-        The rows and the columns of a tile of the result, and its values. Without y only the tiles on and above the
+        The rows and the columns of a tile of the result, and its values; without y, only of the tiles on and above the
         diagonal.
     """
     if block is not None:
@@ -172,7 +173,7 @@ def _tile_order(n_rows: int, n_columns: int | None) -> Iterator[tuple[int, int]]
 
 
 def images_at(name: str, x: Images, rows: slice) -> Tensor:
-    """x[rows], or an error that names the argument if x holds no images, or the slice another number of them."""
+    """x[rows]; an error that names the argument if x holds no images, or if the slice has another number of them."""
     sliceable = hasattr(x, "__len__") and hasattr(x, "__getitem__") and not isinstance(x, Mapping)
     images: object = x
     if sliceable and getattr(x, "ndim", 4) == 4:  # else x itself is refused below
@@ -266,7 +267,7 @@ def _parts(e: Tensor) -> Iterator[slice]:
 
 
 def embed_rows(fn: Distance, name: str, x: Images, rows: slice, size: torch.Size, normalize: bool) -> Tensor:
-    """e(x[rows]) of images of that height and width; errors call x by the name."""
+    """e(x[rows]) of images whose height and width are `size`; errors call x `name`."""
     if not fn.is_squared_distance():
         raise ValueError(
             "linear layers were changed or hooked, or distance is 'mae', so that distances are no squared distances of "

@@ -33,8 +33,8 @@ class vgg16(_Pretrained):
 
     Args:
         requires_grad: whether the parameters are trained.
-        pretrained: whether the weights are torchvision's, of ImageNet, from its cache ($TORCH_HOME) or the internet, or
-            else random.
+        pretrained: whether the weights are torchvision's ImageNet weights, from its cache ($TORCH_HOME) or the
+            internet. If not, they are random.
 
     Raises:
         RuntimeError: the weights are neither cached nor reachable.

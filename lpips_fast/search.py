@@ -98,7 +98,7 @@ class Index:
             names: a name for each image, which the index keeps; a path becomes a string.
             size: height and width that images and queries are resized to, bilinearly with antialiasing. It determines
                 the length of a vector: `embed` has figures. With None all images must have one size.
-            normalize: the images are in [0, 1] and are to be mapped to [-1, 1]; the same then holds for queries.
+            normalize: whether the images are in [0, 1]; they are then mapped to [-1, 1]. The same holds for queries.
             dtype: torch.float16 or torch.float32. float16 halves the index, and changes a distance d by some
                 1e-5 sqrt(d) for images of 64 x 64 pixels: 5e-6 if d is 0.25, 1e-8 if d is 1e-6. Distances of smaller
                 images change by more, distances of larger ones by less.
@@ -180,22 +180,24 @@ class Index:
         """The images nearest to each query.
 
         Matrix products find the candidates: all images that are as near as the k-th within the products' rounding.
-        Their distances are computed again from the differences, so that near duplicates are told apart.
+        Their distances are computed again from the differences, which are accurate for near duplicates, too.
 
         Args:
             queries: [Q, 3, H, W] in [-1, 1], of the index's size unless the index resizes images.
             k: how many images to find, at most as many as the index has.
-            normalize: the queries are in [0, 1] and are to be mapped to [-1, 1]; the same as for the images.
+            normalize: whether the queries are in [0, 1]; they are then mapped to [-1, 1]. It must be the same as for
+                the images.
             faiss: a FAISS factory string ('Flat', 'HNSW32,Flat', 'SQfp16', ...): FAISS then finds the candidates, at
                 least 2 k, and more as long as FAISS's own distances do not separate them from the k-th. The first
                 search makes FAISS's index, which is kept beside the vectors. None compares all vectors, in blocks, on
                 the device of the distance.
 
         Returns:
-            Distances [Q, k], nearest first and the first of equally near images first, and the images' indices [Q, k],
-            both on the CPU. A query that is in the index has a distance of exactly 0, in float16, too, if its vector
-            comes out the same to the bit. In a batch of another size convolutions may round differently; the distance
-            is then some 1e-12. If FAISS finds fewer than k images, the distances left are inf and the indices -1.
+            Distances [Q, k] and the images' indices [Q, k], both on the CPU, nearest first; of equally near images the
+            one with the lower index comes first. A query that is in the index has a distance of exactly 0, also in
+            float16, if its vector is the same to the bit. In a batch of another size convolutions may round
+            differently; the distance is then some 1e-12. If FAISS finds fewer than k images, the remaining distances
+            are inf, and the remaining indices are -1.
 
         Raises:
             TypeError, ValueError: as `LPIPS.embed`, or k is below 1; queries have another size or range than the
@@ -204,7 +206,7 @@ class Index:
             ImportError: faiss is given and FAISS is not installed.
         """
         check_flags(normalize=normalize)
-        _spec(self._fn)  # refuses layers that were changed since
+        _spec(self._fn)  # raises an error if layers were changed since the constructor
         if self.header.normalize not in (None, bool(normalize)):
             raise ValueError(
                 f"the index is of images given with normalize={self.header.normalize}, the queries are given with "
@@ -301,7 +303,7 @@ class Index:
     def load(cls, path: str | PathLike[str], fn: LPIPS) -> Index:
         """Reads an index from a file.
 
-        The vectors stay in the file until a search needs them, which also checks that they are finite.
+        The vectors stay in the file until a search needs them. The search also checks that they are finite.
 
         Args:
             path: a file that `save` wrote.
@@ -322,7 +324,7 @@ class Index:
 
 
 def _read(file: Any, fn: LPIPS) -> tuple[Header, Tensor, list[str] | None]:
-    """The header, the vectors and the names in an index's file, all checked but the values of the vectors.
+    """The header, the vectors and the names in an index's file; all are checked, except the vectors' values.
 
     The vectors stay on the disk until a search, which checks that they are finite.
     """

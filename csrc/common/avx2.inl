@@ -1,6 +1,6 @@
-// Begins a file of kernels for x86-64 processors with AVX2, FMA and F16C; common/end.inl ends it. Include other headers
-// before: their inline functions must not be compiled for more than every processor has, because the linker keeps one
-// copy of each for the whole library.
+// Begins a file of kernels for x86-64 processors with AVX2, FMA and F16C; common/end.inl ends it. Include all other
+// headers before this file: their inline functions must run on every processor, because the linker keeps one copy of
+// each for the whole library.
 #include <immintrin.h>
 
 #define LPIPS_FAST_ISA avx2

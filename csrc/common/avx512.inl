@@ -1,4 +1,4 @@
-// As common/avx2.inl, for x86-64 processors with AVX-512F besides.
+// As common/avx2.inl, for x86-64 processors that also have AVX-512F.
 #include <immintrin.h>
 
 #define LPIPS_FAST_ISA avx512

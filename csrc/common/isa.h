@@ -1,9 +1,9 @@
 // The instruction set whose kernels run on the CPU.
 //
 // Each folder's CPU kernels are compiled once for each instruction set, one .cpp file each, in a namespace of its name.
-// The library takes the best set that the processor has. The environment variable LPIPS_FAST_CPU_ISA, read once in a
-// process when the first CPU operator runs, takes another one: `portable`, `avx2` or `avx512`. This serves tests and
-// measurements. If this processor does not have the set, or no set has that name, every CPU operator raises an error.
+// The library takes the best set that the processor has. The environment variable LPIPS_FAST_CPU_ISA names another one,
+// for tests and measurements: `portable`, `avx2` or `avx512`. It is read once in a process, when the first CPU operator
+// runs. If this processor does not have the set, or no set has that name, every CPU operator raises an error.
 #pragma once
 
 namespace lpips_fast {
@@ -12,7 +12,7 @@ namespace lpips_fast {
 enum class Isa {
   portable,  // all processors of the architecture: vectors of 16 bytes, as in SSE2 and NEON
   avx2,      // x86-64 with AVX2, FMA and F16C
-  avx512,    // x86-64 with AVX-512F besides
+  avx512,    // x86-64 that also has AVX-512F
 };
 
 Isa isa();

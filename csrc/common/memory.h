@@ -13,8 +13,8 @@
 
 namespace lpips_fast {
 
-// Asks for large pages under memory that has not been written to. Large memory is fresh from the system each time, and
-// the faults for its 4 KiB pages cost more than the values that go there.
+// Asks for large pages under memory that has not been written to. A large block comes fresh from the system each time,
+// and the page faults for its 4 KiB pages cost more than writing to it.
 inline void use_large_pages([[maybe_unused]] void* memory, [[maybe_unused]] int64_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t kPage = 2 << 20;
@@ -29,7 +29,7 @@ inline torch::stable::Tensor in_large_pages(torch::stable::Tensor tensor) {
   return tensor;
 }
 
-// Memory for the time of one operator, from a cache line on.
+// Memory for the time of one operator. It begins at a cache line.
 template <typename T>
 class ScratchMemory {
  public:

@@ -9,7 +9,7 @@
 
 namespace lpips_fast {
 
-// How many workers, one a thread, for_each_job has for so many jobs.
+// How many workers for_each_job has for this number of jobs, one for each thread.
 inline int64_t workers_for(int64_t jobs) { return std::min<int64_t>(jobs, torch::stable::get_num_threads()); }
 
 // Calls f(worker, job) for every job. Each worker takes the next job that is free.

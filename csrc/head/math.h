@@ -21,8 +21,8 @@
 #if defined(__CUDACC__)
 #define LPIPS_FAST_HD __host__ __device__ __forceinline__
 #else
-// Always inlined: the CPU kernels are compiled for several instruction sets, and of an inline function the linker would
-// keep one copy, perhaps one with instructions that the processor lacks.
+// Always inlined: the CPU kernels are compiled for several instruction sets, and the linker would keep one copy of an
+// inline function, perhaps one with instructions that the processor lacks.
 #define LPIPS_FAST_HD inline __attribute__((always_inline))
 #endif
 

@@ -10,7 +10,7 @@ namespace lpips_fast::trunk {
 
 constexpr int64_t kTile = 4;     // outputs of a tile in each direction
 constexpr int64_t kPatch = 6;    // inputs of a tile in each direction
-constexpr int64_t kPoints = 36;  // products a tile and channel pair takes
+constexpr int64_t kPoints = 36;  // products that a tile takes for each pair of channels
 constexpr int64_t kPanel = 16;   // output channels of a panel of packed filters; channels in scratch are padded to it
 
 // Activations with adjacent channels: the strides, in floats, of image, row and column.
@@ -22,7 +22,7 @@ struct Pixels {
 struct Conv {
   int64_t n, h, w, cin, cout;
   int64_t tiles_h, tiles_w;
-  const int64_t* chosen;     // the tiles to compute, of all n tiles_h tiles_w; null: each
+  const int64_t* chosen;     // the tiles to compute, of all n tiles_h tiles_w; null: all
   int64_t ld_v, ld_m;        // floats from tile to tile in V and M
   int64_t point_v, point_m;  // floats from point to point in V and M
   const float* x;
@@ -52,8 +52,8 @@ struct FirstConv {
   uint8_t* signs;
 };
 
-// The gradient at a tap's ReLU: the head's gradient plus the one through the tap's 2x2 max pool, and 0 where tap <= 0.
-// Tensors are dense NHWC.
+// The gradient at the input of a tap's ReLU: the head's gradient plus the gradient through the tap's 2x2 max pool, and
+// 0 where tap <= 0. Tensors are dense NHWC.
 struct ReluPool {
   int64_t n, h, w, c;
   const float* tap;

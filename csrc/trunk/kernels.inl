@@ -2,7 +2,7 @@
 // kRows and kVectors, the size of the block of sums that stays in registers.
 //
 // Instantiate no templates of the standard library here: the linker could keep the copy that is compiled for this
-// instruction set and give it to everyone.
+// instruction set and use it everywhere.
 namespace lpips_fast::trunk::LPIPS_FAST_ISA {
 namespace {
 

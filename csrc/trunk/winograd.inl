@@ -12,15 +12,15 @@
 //           0     a^2b^2        0    -(a^2+b^2)  0  1
 //
 // and row i of G is (1, p_i, p_i^2) / prod over j != i of (p_i - p_j), with (0, 0, 1) for infinity. Python computes U.
-// With a = 5/8 and b = 3/2 the error in float32 is half of that with the usual points, a = 1 and b = 2, because powers
-// keep a similar size where the product a b is near 1. Every coefficient above is exact in float32.
+// With a = 5/8 and b = 3/2 the error in float32 is half as large as with the usual points, a = 1 and b = 2, because
+// powers keep a similar size where the product a b is near 1. Every coefficient above is exact in float32.
 //
 // Channels are adjacent in memory, so a transform works on kWidth channels at once, without shuffles. V and M are
 // [point][tile][channel]. The product for one point is a matrix product of [tiles, cin] by [cin, cout], in blocks of
 // kRows tiles by kVectors vectors of output channels that stay in registers. Sums run over input channels from first
 // to last, in parts of kDepth, whatever the blocks are. So results depend neither on the blocks nor on the threads.
 //
-// A value that is not finite turns all outputs of the tiles that read it into NaN, not only those of its neighbours.
+// A value that is not finite turns all outputs of the tiles that read it into NaN, not only the outputs near it.
 
 constexpr float kA = 0.625f, kB = 1.5f;
 constexpr float kA2 = kA * kA, kB2 = kB * kB;

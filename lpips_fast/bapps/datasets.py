@@ -98,9 +98,9 @@ class TwoAFCDataset(Judgements[Triplet]):
         subsets: at least one, such as 'train/traditional'. Their samples follow each other, sorted by name in each.
 
     Raises:
-        ValueError: a folder is missing or empty. SampleError: on construction, samples lack a file; on access, a file
-        cannot be read, an image is not 64 x 64, or a
-            judgement is not one number in [0, 1].
+        ValueError: a folder is missing or empty.
+        SampleError: on construction, samples lack a file; on access, a file cannot be read, an image is not 64 x 64, or
+            a judgement is not one number in [0, 1].
     """
 
     kind = "2afc"

@@ -2,7 +2,7 @@
 
     2AFC = mean of { judge where d1 < d0,  1 - judge where d0 < d1,  1/2 where they are equal }
 
-JND: each distance is a threshold. It calls the same the k pairs whose distance is at most the threshold. With s_i the
+JND: each distance is a threshold. The k pairs whose distance is at most the threshold count as the same. With s_i the
 share of people who found pair i the same, precision = sum_{i<=k} s_i / k and recall = sum_{i<=k} s_i / sum s. The score
 is the area under the envelope of the precision: the largest precision at that recall or a higher one (as in PASCAL VOC
 2010). (Zhang et al., CVPR 2018, section 4.)
@@ -79,8 +79,9 @@ def evaluate(
     """The 2AFC or JND score of a distance on samples.
 
     Args:
-        samples: the judgements, a TwoAFCDataset or JNDDataset. distance: a function of images [N, 3, 64, 64] in [-1, 1]
-        and a list of such batches to a list of their N distances.
+        samples: the judgements, a TwoAFCDataset or JNDDataset.
+        distance: a function that takes images [N, 3, 64, 64] in [-1, 1] and a list of such batches, and returns a list
+            with the N distances to each batch.
         batch_size: N.
         workers: the number of processes that read.
         advance: called after each batch with its number of samples.

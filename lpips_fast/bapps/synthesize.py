@@ -43,15 +43,15 @@ def synthesize(
 ) -> None:
     """Writes `triplets` of 2afc/train/synthetic, a quarter as many of 2afc/val and jnd/val, and judge.safetensors.
 
-    References are patches of the given images, or drawn. The others are random distortions of them: blur, noise, JPEG,
-    shift or colour. `root` appears when all of it is written. The same arguments give the same files.
+    References are patches of the given images, or are drawn. The others are random distortions of them: blur, noise,
+    JPEG, shift or colour. `root` appears when all of it is written. The same arguments give the same files.
 
     Args:
         root: a folder that does not exist yet.
         judge: its distances decide, and its linear weights go into judge.safetensors.
         triplets: the number of training triplets, at least 4.
         images: files, at least 64 pixels wide and high; None draws the images.
-        seed: of the images, distortions and votes.
+        seed: the seed of the images, distortions and votes.
         advance: called after each batch with its number of samples.
 
     Raises:

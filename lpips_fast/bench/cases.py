@@ -1,6 +1,6 @@
 """Cases: a net, a number of pairs and a size; and the arithmetic and the memory traffic that a case takes.
 
-The operations are those of direct convolution: a multiplication and an addition are two. Winograd's algorithm needs
+Operations are counted as for direct convolution: a multiplication and an addition are two. Winograd's algorithm needs
 fewer than are counted. The bytes are those that must cross the memory bus if everything between two convolutions is
 fused: the input, output and weights of each convolution once, and each tap once in the head.
 """

@@ -49,7 +49,7 @@ def product(device: torch.device, precision: str) -> tuple[Call, int]:
 
 @contextlib.contextmanager
 def _products_in(precision: str, device: torch.device) -> Iterator[None]:
-    """Has CUDA compute float32 products in TF32, or not."""
+    """Makes CUDA compute float32 products in TF32, or without it."""
     if device.type != "cuda" or precision not in ("tf32", "float32"):
         yield
         return

@@ -107,8 +107,8 @@ def measure(
 ) -> Iterator[Record]:
     """A record of each provider that has the net and the mode, and of the limit in each of their precisions.
 
-    To compile takes minutes, and a run may be stopped meanwhile. So the providers that are not compiled are timed
-    first, and once more when all take turns. The last record of a provider counts.
+    Compiling takes minutes, and a run may be stopped meanwhile. So the providers that are not compiled are timed first,
+    and once more when all take turns. The last record of a provider counts.
 
     Args:
         memory: whether to measure memory, too; on a CPU that takes a process for each provider.
@@ -116,7 +116,7 @@ def measure(
     chosen = {name: p for name, p in providers.items() if case.net in p.nets and mode in p.modes}
     compiled = {name: provider for name, provider in chosen.items() if provider.wrapper == "compile"}
     if compiled:
-        torch.compiler.reset()  # else the shapes of earlier cases count towards its limit, and it runs eagerly
+        torch.compiler.reset()  # else earlier cases' shapes count towards torch.compile's limit, and it runs eagerly
     sample = images(case, device)
     expected = oracle(case, sample)
     names = {**case._asdict(), "mode": mode}

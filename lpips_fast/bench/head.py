@@ -1,7 +1,7 @@
 """The head alone, on features of the shapes of a net's taps: its backends, and the reference under torch.compile.
 
 GB/s count the bytes that must cross the memory bus. Their limit is the bandwidth of a copy, which takes turns with the
-rest. On a GPU the times are those of kernels with cold caches.
+rest. On a GPU only the kernels are timed, with cold caches.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def providers(device: torch.device, compile: bool) -> dict[str, Head]:
             continue
         found[backend] = functools.partial(_head_of, backend)
     if compile:
-        torch.compiler.reset()  # else the shapes of earlier cases count towards its limit, and it runs eagerly
+        torch.compiler.reset()  # else earlier cases' shapes count towards torch.compile's limit, and it runs eagerly
         compiled = torch.compile(head_ref, dynamic=False)
         found["torch.compile"] = lambda feats0, feats1, weights: compiled(HeadInput(feats0, feats1, weights, Norm()))
     return found

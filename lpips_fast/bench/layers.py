@@ -3,8 +3,8 @@
 `torch` is what `lpips` runs: torch's layers, one after the other. The other providers are this package's trunk.
 `forward` takes both images of all pairs. `backward` takes one image of each pair: from the gradient to the ReLU's
 output it computes the gradient to the layer's input, without the pool. The two expanding convolutions of a SqueezeNet
-Fire are timed apart, though they run as one on a GPU. Inputs come from a pass over random images. On a GPU the times
-are those of kernels with cold caches.
+Fire are timed apart, though they run as one on a GPU. Inputs come from a pass over random images. On a GPU only the
+kernels are timed, with cold caches.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Unit(NamedTuple):
 
 
 class LayerProvider(Protocol):
-    """A way to compute a unit from an input that is as in the trunk."""
+    """A way to compute a unit from the input that it has in the trunk."""
 
     @property
     def precision(self) -> str: ...
@@ -58,7 +58,7 @@ class LayerProvider(Protocol):
         """The ReLU's output. The pool is computed, too, for its time."""
 
     def backward(self, unit: Unit, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """A function from the gradient to the ReLU's output to the gradient to x."""
+        """A function that takes dL/d(the ReLU's output) and returns dL/dx."""
 
 
 class Torch(NamedTuple):

@@ -11,7 +11,7 @@ NETS = {"alex": "AlexNet", "vgg": "VGG16", "squeeze": "SqueezeNet 1.1"}
 
 
 def markdown(results: Mapping[str, Sequence[Record]]) -> str:
-    """The tables of all benchmarks, each below a line that says of what it is."""
+    """The tables of all benchmarks, each below a line that says what it shows."""
     blocks = [block for name, records in results.items() for block in _TABLES[name](records)]
     return "\n\n".join(blocks) + "\n"
 

@@ -44,7 +44,8 @@ class Clock:
     Args:
         device: where the call computes.
         kernels: whether to time the kernels alone on a GPU: from one event on the device to another, with cold caches.
-            Otherwise, and on a CPU, the time is what somebody waits for the result: from an idle device to an idle one.
+            Otherwise, and on a CPU, the time is how long a caller waits for the result: from an idle device to an idle
+            device.
     """
 
     def __init__(self, device: torch.device, *, kernels: bool = False) -> None:
@@ -83,8 +84,8 @@ def interleaved(
 ) -> tuple[dict[str, Quantiles], dict[str, str]]:
     """Times calls that take turns, after a round to warm up.
 
-    Each round has a random order of its own, because a call leaves caches and clocks in a state that the next call
-    finds.
+    Each round has a random order of its own, because a call leaves caches and clocks in a state that affects the next
+    call.
 
     Args:
         setups: by name, a function that makes the call of a round. It is not timed.

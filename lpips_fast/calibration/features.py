@@ -92,7 +92,7 @@ class FeatureCache:
     def take(self, triplets: Sequence[int]) -> tuple[list[Tensor], Tensor]:
         """The taps [3N, C_l, H_l, W_l] and the judgements [N, 1, 1, 1] of N triplets, given by number, on fn's device.
 
-        The references' taps come first, then those of the images 0, then those of the images 1.
+        The references' taps come first, then the taps of the images 0, then the taps of the images 1.
         """
         at = torch.tensor(triplets)
         rows = torch.cat([3 * at + k for k in range(3)])

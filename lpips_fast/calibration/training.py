@@ -1,6 +1,7 @@
 """Trains the linear weights w of LPIPS on judgements of triplets, two-alternative forced choice (2AFC).
 
-With a the normalised features of a reference, b those of each of two images, layer l, channel c and pixel p:
+Let a be the normalised features of a reference, b the normalised features of one of two images, l a layer, c a channel
+and p a pixel:
 
     D = sum_l mean_p sum_c w_lc m_lcp (a_lcp - b_lcp)^2       m: dropout, 0 or 2 with equal chance
     h = Dist2LogitLayer(D0, D1)                               the probability that people find image 1 nearer
@@ -42,10 +43,11 @@ class Recipe:
     Attributes:
         batch_size: triplets in a step of all processes together.
         epochs: epochs at the full learning rate.
-        decay_epochs: epochs after these, over which the learning rate falls linearly; the first still has the full one.
-        learning_rate: of Adam, with betas 0.5 and 0.999.
+        decay_epochs: the epochs after these, over which the learning rate falls linearly; the first still has the full
+            rate.
+        learning_rate: the learning rate of Adam, whose betas are 0.5 and 0.999.
         dropout: whether half of the squared differences are dropped.
-        seed: of the order of the triplets and of the dropout.
+        seed: the seed of the order of the triplets and of the dropout.
     """
 
     batch_size: int = 50
@@ -111,7 +113,7 @@ class Calibration:
         self._model = _Ranker(fn, recipe.dropout).to(device)
         self._parallel: nn.Module = self._model
         if self.world > 1:
-            self._parallel = DistributedDataParallel(self._model, broadcast_buffers=False)  # which are constants
+            self._parallel = DistributedDataParallel(self._model, broadcast_buffers=False)  # buffers are constants
         self._generator = torch.Generator(device)
         trained = [p for p in self._model.parameters() if p.requires_grad]
         self._optimizer = torch.optim.Adam(trained, lr=recipe.learning_rate, betas=(0.5, 0.999))

@@ -32,7 +32,8 @@ def register(
 ) -> None:
     """Adds a command to the program.
 
-    While the command runs, the files of its output options are its own. They are checked before it starts.
+    While the command runs, no other run can write to the files of its output options. They are checked before it
+    starts.
 
     Args:
         app: the program.
@@ -42,7 +43,7 @@ def register(
             Exceptions become messages and an exit status.
         examples: command lines for the help text.
         sharded: whether several processes can share the work of the command.
-        without: fields of the dataclasses that are no options of this command.
+        without: fields of the dataclasses that this command does not have as options.
         writes_folder: whether --output is a folder, which this function does not check.
     """
     own = inspect.signature(run)
@@ -102,7 +103,7 @@ def exit_status() -> Iterator[None]:
     except KeyboardInterrupt as error:
         _say("interrupted")
         raise typer.Exit(errors.INTERRUPTED) from error
-    except BrokenPipeError as error:  # the program that read stdout has had enough, as `head` has
+    except BrokenPipeError as error:  # the program that read stdout closed it, as `head` does
         raise typer.Exit(errors.STDOUT_CLOSED) from error
     except UsageError as error:
         _end(error, errors.USAGE)

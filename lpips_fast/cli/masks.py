@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ALPHA: Final = "alpha"
 MaskSource = Path | Literal["alpha"] | None  # where the mask of an image is
 
-# Makes weights of pixels, uint8 [H, W], of an open image; None if they are its alpha channel, and it has none.
+# Makes weights of pixels, uint8 [H, W], of an open image; None if they should be its alpha channel, and it has none.
 WeightsOf: TypeAlias = "Callable[[Image.Image], np.ndarray | None]"
 
 
@@ -102,7 +102,7 @@ def gray_of(image: Image.Image) -> np.ndarray:
     """The weights of pixels that a mask gives, uint8 [H, W]: its gray, and 0 where it is transparent.
 
     Raises:
-        ValueError: the image has 32 bits, which have no set white.
+        ValueError: the image has 32 bits, for which no value is white.
     """
     import numpy as np
     from PIL import Image
@@ -115,5 +115,5 @@ def gray_of(image: Image.Image) -> np.ndarray:
 
 
 def no_alpha(name: str) -> str:
-    """The message that an image has no alpha channel to be its mask."""
+    """The message that an image has no alpha channel that could be its mask."""
     return f"{name} has no alpha channel, and --mask alpha takes that of A, the reference"

@@ -23,7 +23,7 @@ from lpips_fast.trunk.nets import ALIASES
 from lpips_fast.weights.formats import SeveralError
 
 # Decoded images wait in memory for a full batch. They go through the network at the latest when they hold this many
-# pixels, those of 16 images of 512 x 512.
+# pixels, as many as 16 images of 512 x 512.
 _PIXELS_AT_ONCE = 1 << 22
 
 

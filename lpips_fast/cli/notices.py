@@ -1,4 +1,4 @@
-"""What a run says about the images that it has read: at its end, in one line each, with a count."""
+"""What a run says at its end about the images that it has read: one line for each notice, with a count."""
 
 from __future__ import annotations
 

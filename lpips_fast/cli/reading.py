@@ -123,7 +123,7 @@ def make_pair(
     Args:
         fit: how.
         image0, image1: the images, each with its name.
-        mask: the name and the weights of the mask. The weights are None if they are to be an alpha channel, and the
+        mask: the name and the weights of the mask. The weights are None if they should be an alpha channel, and the
             image has none.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The options that every command takes, and the options of reading images, as dataclasses."""
+"""The options that most commands take, and the options of reading images, as dataclasses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lpips_fast.cli.options import MODEL_PANEL, READING_PANEL, RUN_PANEL
 
 @dataclass(frozen=True)
 class Settings:
-    """The options that every command takes."""
+    """The options of every command except `bench`, `convert` and `demo`."""
 
     net: Annotated[
         Literal["alex", "vgg", "vgg16", "squeeze"],

@@ -26,7 +26,7 @@ class Comparison(NamedTuple):
     seconds: float  # median
     plain_seconds: float  # median
     difference: float  # the largest difference of a distance, relative to it
-    gradient_difference: float | None  # its norm relative to the gradient's; None without a gradient
+    gradient_difference: float | None  # the norm of the gradients' difference, relative to the gradient's norm; or None
 
     @property
     def ratio(self) -> float:

@@ -1,8 +1,8 @@
-"""How many pairs go through at a time: one rule for every path.
+"""How many pairs go through at a time: one rule, for the ordinary path and for grad_in_forward.
 
-On the CPU smaller tensors are faster, because less memory comes fresh from the system at each layer. So pairs of about
-CPU_PIXELS pixels go through at a time there, even if nobody asks for chunks. Elsewhere `chunk_size` alone decides; it
-bounds the memory.
+On the CPU smaller tensors are faster, because less memory comes fresh from the system at each layer. So on the CPU
+pairs of about CPU_PIXELS pixels go through at a time, even if nobody asks for chunks. Elsewhere `chunk_size` alone
+decides; it bounds the memory.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def pairs_at_a_time(
         chunk_size: what the caller of `LPIPS` asked for: a number of pairs, 'auto' or None.
         kept_stride: the stride of the trunk's first convolution if a graph keeps every chunk's memory, else None. Then
             chunks do not bound the memory, and the pixels of the first convolution's output decide what is fast.
-        grad_in_forward: whether the chunk's gradient is computed with it. The chunk then holds its taps, signs and
-            gradients as well, so half as many pixels go through at a time. On the CPU chunk_size is ignored in this
-            case: the order of a convolution's sums depends on the batch there, and every chunk_size gives the same
-            bits this way.
+        grad_in_forward: whether a chunk's gradient is computed in its forward. The chunk then holds its taps, signs and
+            gradients as well, so on the CPU half as many pixels go through at a time. The CPU ignores chunk_size in
+            this case: the order of a convolution's sums depends on the batch there, and so every chunk_size gives the
+            same bits.
     """
     if is_recorded():
         return None  # a loop over chunks would be recorded for this batch size alone

@@ -42,7 +42,7 @@ class Comparison(NamedTuple):
 
 
 def head_input(how: Comparison, taps0: Sequence[Tensor], taps1: Sequence[Tensor]) -> HeadInput:
-    """The taps of k pairs as the head takes them: one batch size, and flat weights in the type of its sums."""
+    """The taps of k pairs as the head takes them: one batch size, and flat weights in the head's accumulation type."""
     acc = accumulation_dtype(taps0[0].dtype)
     if how.linear is None:
         weights = [torch.ones(t.shape[1], dtype=acc, device=t.device) for t in taps0]
@@ -50,7 +50,7 @@ def head_input(how: Comparison, taps0: Sequence[Tensor], taps1: Sequence[Tensor]
         weights = [to_dtype(w.reshape(-1), acc).contiguous() for w in how.linear]
     feats0, feats1 = list(taps0), list(taps1)
     if feats0[0].shape[0] != feats1[0].shape[0]:
-        # Not `expand`, which would fix in a recorded program which of the two sides has a batch of 1.
+        # `expand` would fix, in a recorded program, which of the two sides has a batch of 1.
         pairs = [torch.broadcast_tensors(f0, f1) for f0, f1 in zip(feats0, feats1, strict=True)]
         feats0, feats1 = [f0 for f0, _ in pairs], [f1 for _, f1 in pairs]
     return HeadInput(feats0, feats1, weights, how.norm)
@@ -75,7 +75,8 @@ def compare(
 
 
 def parts_of_maps(maps: Sequence[Tensor], shares: Sequence[Tensor] | None, size: Sequence[int] | None) -> list[Tensor]:
-    """Each layer's part of its map [k, 1, H_l, W_l]: enlarged to `size`, or, without a size, its mean [k, 1, 1, 1]."""
+    """Each layer's part, from its map [k, 1, H_l, W_l]: enlarged to `size` or, without a size, its mean
+    [k, 1, 1, 1]."""
     if size is not None:
         return [upsample(m, size) for m in maps]
     if shares is None:

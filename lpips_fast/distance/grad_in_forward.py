@@ -1,12 +1,12 @@
 """LPIPS with its gradient to the images computed in the forward, a chunk of pairs at a time.
 
 LPIPS(n) is one number a pair, so dLPIPS(n)/dimage can be computed as soon as LPIPS(n) is; the incoming gradient, one
-number a pair, scales it later. Only tensors of the images' size survive the forward, and the memory is that of one
-chunk, whatever the batch.
+number a pair, scales it later. Only tensors of the images' size survive the forward, and one chunk determines the
+memory, whatever the batch.
 
 In float16 the gradient of a mean over pixels underflows: it holds small factors times 1 / (H W). No scaling of the loss
-reaches it, because it is computed before the loss is known. So the gradient is taken of the distance times a power of 2
-near H W, and divided by it afterwards.
+reaches it, because it is computed before the loss is known. So the distance is multiplied by a power of 2 near H W
+before its gradient is computed, and the gradient is divided by that power afterwards.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lpips_fast.trunk.program import Affine, Setting
 
 
 class Job(NamedTuple):
-    """What does not depend on tensors; torch.compile takes it as a constant."""
+    """The arguments that are no tensors; torch.compile takes them as a constant."""
 
     setting: Setting  # of the trunk
     backend: str  # of the head
@@ -51,7 +51,7 @@ def distance_with_gradient(
 
     Args:
         x0: images, [N, 3, H, W] or one for all.
-        x1: images likewise, or their taps. At least one side are images that need a gradient.
+        x1: images likewise, or their taps. At least one side must be images that need a gradient.
         pixel_weight: the weights of the mean over pixels, [N, 1, H, W], or None.
         affine: shift and scale of the images, as `execute.run` takes them.
     """
@@ -63,7 +63,7 @@ def distance_with_gradient(
     at_a_time = pairs_at_a_time(x0, chunk_size, grad_in_forward=True)
     job = Job(trunk.setting(x0.device, n_taps), how.backend, how.norm, at_a_time, need1)
     tensors = trunk.tensors(job.setting, gradient=True)
-    cpu_tensors = tensors if isinstance(tensors, CpuTensors) else None  # whole, with the filters that it keeps
+    cpu_tensors = tensors if isinstance(tensors, CpuTensors) else None  # passed whole: it keeps filters
     others = [x1.expand(n if need1 else -1, -1, -1, -1)] if isinstance(x1, Tensor) else list(x1)
     masks = [] if pixel_weight is None else [pixel_weight]
     linear = [w.detach() for w in how.linear or ()]
@@ -73,7 +73,7 @@ def distance_with_gradient(
 
 
 class _DistanceWithGradient(torch.autograd.Function):
-    """LPIPS [N] and, for the backward, its gradients to x0 and x1, in float32 at least; x1's is empty if not needed."""
+    """LPIPS [N] and, for the backward, its gradients to x0 and x1, in float32 at least; x1's may be empty."""
 
     @staticmethod
     @with_signature

@@ -1,8 +1,8 @@
 """The linear layers of LPIPS, one a tap, and their two names, `lin{k}` and `lins.{k}`.
 
-In `lpips` each layer is registered under both names, and torch.func.functional_call does not put back what it swaps in
-such a layer. Here a layer is registered as `lin{k}` alone. This file makes the second name: for code (`Lins`) and in
-the state_dict (`name_twice`).
+In `lpips` each layer is registered under both names, and torch.func.functional_call does not restore the tensors that
+it swaps in such a layer. Here a layer is registered as `lin{k}` alone. This file makes the second name: for code
+(`Lins`) and in the state_dict (`name_twice`).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class LinearLayers(nn.Module):
 
     @property
     def lins(self) -> nn.ModuleList:
-        """The linear layers `lin0`, `lin1`, ... as a list. To set a layer by one of its names sets it by both."""
+        """The linear layers `lin0`, `lin1`, ... as a list. Setting a layer by one of its names sets it by both."""
         layers = Layers(self)
         if not layers:
             raise AttributeError("lins are there with lpips=True only")
@@ -124,7 +124,7 @@ class Lins(nn.ModuleList):
 
     def __getattr__(self, name: str) -> Any:
         module = cast(nn.Module, super().__getattr__(name))
-        # Only names lead here, as functional_call uses them; indices do not.
+        # functional_call gets layers here by name; getting them by index does not lead here.
         if not name.isdecimal() or not isinstance(self._modules, Layers):
             return module
         if torch.compiler.is_compiling():  # functional_call cannot learn here that the two names mean one layer
@@ -214,7 +214,7 @@ def _from_both_names(module: LinearLayers, state: dict[str, Tensor], prefix: str
         for name, _ in saved_tensors(lin):
             own, second = f"{prefix}lin{k}.{name}", f"{prefix}lins.{k}.{name}"
             if second not in state:
-                if not _is_sharded(state.get(own)):  # DCP passes on the names of parameters alone
+                if not _is_sharded(state.get(own)):  # DCP passes on only the names of parameters
                     missing.append(second)
             elif own not in state:
                 missing.append(own)

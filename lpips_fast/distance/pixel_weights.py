@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def shares(weight: Tensor, sizes: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Each tap pixel's share of the mean, m_l / sum m_l: [N, 1, h, w] for each size (h, w), of weights [N, 1, H, W]."""
+    """Each tap pixel's share of the mean, m_l / sum m_l, by weights [N, 1, H, W]: [N, 1, h, w] for each size (h, w)."""
     out = []
     for size in sizes:
         m = F.adaptive_avg_pool2d(weight, (size[0], size[1]))
@@ -26,5 +26,5 @@ def shares(weight: Tensor, sizes: Sequence[Sequence[int]]) -> list[Tensor]:
 
 
 def weighted_mean(maps: Sequence[Tensor], tap_shares: Sequence[Tensor]) -> Tensor:
-    """D [N, L], the mean of the maps d_l [N, 1, h_l, w_l] by those shares."""
+    """D [N, L], the sums of the maps d_l [N, 1, h_l, w_l] times the shares."""
     return torch.stack([(d * m).sum(dim=(1, 2, 3)) for d, m in zip(maps, tap_shares, strict=True)], dim=1)

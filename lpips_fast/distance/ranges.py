@@ -1,10 +1,11 @@
 """A warning, once, if images are plainly outside the range that LPIPS expects.
 
 The commonest mistake with LPIPS gives no error: images in [0, 1] or with values of 0 to 255 where [-1, 1] is meant. A
-single batch in [0, 1] proves nothing, because bright images in [-1, 1] can look so; many batches do.
+single batch in [0, 1] proves nothing, because bright images in [-1, 1] can have such values, too; many batches are
+proof.
 
-The check reads all images, so only the first calls make it. On a GPU the extremes are copied to the host behind the
-work, and a later call reads them once they have arrived: nothing waits.
+The check reads all images, so only the first calls make it. On a GPU the copy of the extremes to the host is queued
+after the work, and a later call reads them once they have arrived. So nothing waits.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class RangeCheck:
         self._arriving: list[_Arriving] = []
 
     def look(self, images: Sequence[Tensor], normalize: bool) -> None:
-        """Takes in the images of a call, which should be in [0, 1] with `normalize`, else in [-1, 1]."""
+        """Looks at the images of a call, which should be in [0, 1] with `normalize`, else in [-1, 1]."""
         if self._calls >= CALLS or not all(map(_can_be_read, images)):
             return
         self._calls += 1

@@ -26,8 +26,8 @@ def flatten_videos(
         frames: how many frames of each clip to take. They are picked at random without repetition, the same in both
             videos and in their weights, and keep their order. None takes all.
         layout: 'BTCHW' if the videos and weights are [B, T, C, H, W]. Without a layout, videos that can be read both
-            ways are refused: a wrong guess would give a wrong number in silence.
-        generator: of the random numbers.
+            ways are refused: a wrong guess would give a wrong number without an error.
+        generator: the generator of the random numbers; None for torch's own.
         accepted: the numbers of channels that in0 may have; None for any.
     """
     if layout not in (None, *LAYOUTS):

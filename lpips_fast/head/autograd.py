@@ -44,7 +44,7 @@ def head_backward(
     need1: bool,
     need_weights: bool,
 ) -> list[Tensor]:
-    """The gradients by the named backend, without autograd; arguments and results are those of `head_bwd`."""
+    """The gradients by the named backend, without autograd, with the arguments and results of `head_bwd`."""
     if backend == "reference" or is_batched(*grads):
         return head_bwd_ref(inputs, grads, mean=mean, need0=need0, need1=need1, need_weights=need_weights)
     operator = getattr(torch.ops.lpips_fast, f"head_bwd_{backend}")

@@ -1,4 +1,4 @@
-"""Which backends of the head this process can use, why not the others, and the choice between them."""
+"""Which backends of the head this process can use, why it cannot use the others, and the choice between them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BACKENDS = ("reference", *COMPILED_BACKENDS)
 
 
 def backends() -> dict[str, str | None]:
-    """For each backend of the head None where this process can use it, else the reason why not.
+    """For each backend of the head: None if this process can use it, else the reason why it cannot.
 
     It never raises: where Triton or CUDA is broken, their error is the reason. It does not look at the GPUs themselves,
     which would start CUDA; a GPU that is too old for 'cuda' is refused when it is used.

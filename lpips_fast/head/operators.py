@@ -1,8 +1,8 @@
 """The head's operators: their contract, and what torch needs to know of them (schemas, fakes, FLOP formulas).
 
 A backend has three operators, `lpips_fast::{head_fwd,head_maps_fwd,head_bwd}_{cpu,cuda,triton}`; each has one schema
-for all backends. csrc/ implements the operators of `cpu` and `cuda`, kernels/ those of `triton`. Schemas and fakes
-stand here in Python: torch.compile and fake tensors then work without the compiled library, too.
+for all backends. csrc/ implements the operators of `cpu` and `cuda`, kernels/ the operators of `triton`. Schemas and
+fakes stand here in Python: torch.compile and fake tensors then work without the compiled library, too.
 
 Contract of an implementation:
   * feats0[l] and feats1[l] are [N, C_l, H_l, W_l], all of one floating type, with any strides (0 in an expanded view).
@@ -33,7 +33,7 @@ COMPILED_BACKENDS = ("cpu", "cuda", "triton")
 class Norm(NamedTuple):
     """What features are divided by: |f| + eps, or sqrt(eps + |f|^2); |f| is the norm over channels.
 
-    The defaults are those of `lpips`.
+    The defaults are what `lpips` does.
     """
 
     eps: float = 1e-10
@@ -41,7 +41,7 @@ class Norm(NamedTuple):
 
 
 class HeadInput(NamedTuple):
-    """The features of two images, a list over layers each, with the linear weights; types and shapes as above."""
+    """The features of two images, a list over layers each, and the linear weights, as the contract says."""
 
     feats0: Sequence[Tensor]
     feats1: Sequence[Tensor]
@@ -90,7 +90,7 @@ def _head_bwd_fake(grads, feats0, feats1, weights, eps, eps_inside_sqrt, mean, n
 def _head_bwd_flops(
     grads, feats0, feats1, weights, eps, eps_inside_sqrt, mean, need_feats0, need_feats1, need_weights, **_
 ):
-    # The gradient of a convolution to its input, the squared differences, costs as much as the one to its weights.
+    # A 1x1 convolution's gradient to its input (the squared differences) costs as much as the gradient to its weights.
     return head_flops(feats0) * ((need_feats0 or need_feats1) + need_weights)
 
 

@@ -58,7 +58,7 @@ def head_ref(inputs: HeadInput) -> Tensor:
 def head_bwd_ref(
     inputs: HeadInput, grads: Sequence[Tensor], *, mean: bool, need0: bool, need1: bool, need_weights: bool
 ) -> list[Tensor]:
-    """The gradients in closed form, for where autograd is not available; the contract is that of `head_bwd`."""
+    """The gradients in closed form, for where autograd is not available; `head_bwd` has the contract."""
     d_feats0, d_feats1, d_weights = [], [], []
     for layer, (f0, f1, w) in enumerate(zip(inputs.feats0, inputs.feats1, inputs.weights, strict=True)):
         (a, r0, q0), (b, r1, q1) = (_normalized_with_factors(f, inputs.norm) for f in (f0, f1))

@@ -1,7 +1,7 @@
 """Convolutions that take their use of TF32 as an argument. torch has flags for it, which belong to the whole process.
 
-To set the flags around a call would change what other threads compute. Nor could the call restore them: a flag that was
-never set reads as the flag that it inherits from. Devices other than CUDA's ignore the argument.
+Setting the flags around a call would change what other threads compute. The call could not restore the flags, either: a
+flag that was never set reads as the flag that it inherits from. Devices other than CUDA's ignore the argument.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lpips_fast._torch_state import is_recorded
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, tf32: bool | None) -> Tensor:
-    """torch's conv2d with TF32 or without; None: as torch's flags say."""
+    """torch's conv2d, with TF32 or without it; with None, as torch's flags say."""
     if _follows_flags(tf32, x.device):
         return F.conv2d(x, weight, bias, stride, padding)
     return _convolution(x, weight, bias, stride, padding, (0, 0), False, tf32)
@@ -34,9 +34,9 @@ def conv2d_input(
     follows_flags = _follows_flags(tf32, grad.device)
     if follows_flags and grad.device.type != "cuda":
         return grad_of_conv2d.conv2d_input(size, weight, grad, stride, padding)
-    # This is a transposed convolution. torch's function for gradients takes a tensor of x's size, whose values it does
-    # not need, and on a GPU writes one. The output is padded to the size of x, because the last windows may end before
-    # x does.
+    # This is a transposed convolution. torch's function for gradients takes a tensor of x's size, although it does not
+    # need the values, and on a GPU it writes one, too. The output is padded to the size of x, because the last windows
+    # may end before x does.
     sides = zip(size[2:], grad.shape[2:], weight.shape[2:], strict=True)
     output_padding = [side - ((out - 1) * stride + kernel - 2 * padding) for side, out, kernel in sides]
     if follows_flags:
@@ -54,7 +54,7 @@ allows_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def tf32_for_all(tf32: bool | None, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """A context in which all convolutions of this thread, those of called modules too, use TF32 as `conv2d` does."""
+    """A context in which all convolutions of this thread, also in called modules, use TF32 as `conv2d` does."""
     return contextlib.nullcontext() if _follows_flags(tf32, device) else _TF32ForAll(tf32)
 
 

@@ -84,10 +84,10 @@ def winograd_pays(images: int, cin: int, h: int, w: int) -> bool:
     """Whether Winograd's algorithm computes a 3x3 convolution faster than torch's direct one, by a fixed rule.
 
     Measured with AVX2 and one thread: where the rule holds, Winograd's speed is 1.3 to 3.5 times direct convolution's.
-    It can be as low as 0.7 times in three cases. With few outputs, reading the filters takes the time, since they are
-    four times as large (512 channels: 16 outputs 0.78, 32 outputs 1.5). With small images, most of each 4x4 tile lies
-    outside the image (2 x 2 pixels: 1.07 at best). With few input channels, the transforms cost as much as the products
-    (8: 1.05). The number of output channels does not matter.
+    Elsewhere it can be as low as 0.7 times, for one of three reasons. With few outputs, most of the time goes into
+    reading the filters, which are four times as large (512 channels: 16 outputs 0.78, 32 outputs 1.5). With small
+    images, most of each 4x4 tile lies outside the image (2 x 2 pixels: 1.07 at best). With few input channels, the
+    transforms cost as much as the products (8: 1.05). The number of output channels does not matter.
 
     Args:
         images: the batch size.

@@ -38,7 +38,7 @@ class Layers(Protocol):
     """The functions of torch_layers.py, cpu_layers.py and gpu_layers.py. operators.py says how signs are laid out."""
 
     def steps(self, plan: Plan) -> Plan:
-        """The plan's steps as these layers take them; a GPU's replace each `Expand` by one convolution."""
+        """The plan's steps as these layers take them; the GPU's layers replace each `Expand` by one convolution."""
 
     def first_conv_relu(
         self,
@@ -70,7 +70,7 @@ class Layers(Protocol):
         addend: Any = None,
         passes: Tensor | None = None,
     ) -> Tensor:
-        """dL/dx of conv(x) from grad = dL/dconv(x), plus `addend`; and on through the ReLU that x came from.
+        """dL/dx from grad = dL/dconv(x), plus `addend`; then taken back through the ReLU whose output is x.
 
         Args:
             size: height and width of x, for a trunk's first convolution; the others have stride 1 and need none.
@@ -79,12 +79,12 @@ class Layers(Protocol):
         """
 
     def tap_backward(self, tap: Tensor, d_tap: Any, grad: Tensor | None = None, pool: Pool | None = None) -> Tensor:
-        """dL/d(the input of a tap's ReLU), the sum of the head's part and that of the layers after the tap.
+        """dL/d(the input of a tap's ReLU), from the head's gradient and the gradient of the layers after the tap.
 
         Args:
-            d_tap: the head's part: a tensor, or the tap's item of `head_gradients`.
+            d_tap: the head's gradient at the tap: a tensor, or the tap's item of `head_gradients`.
             grad: dL/d(the output of the pool after the tap); None if there is no layer after the tap.
-            pool: that pool.
+            pool: the pool after the tap, if there is one.
         """
 
     def head_gradients(
@@ -96,7 +96,8 @@ class Layers(Protocol):
         mean: bool,
         need1: bool,
     ) -> Sequence[Any]:
-        """dL/dtaps for `run_backward`, from the head's `grads`: tensors, or what `tap_backward` computes on its way.
+        """dL/dtaps for `run_backward`, from the head's `grads`: tensors, or data that `tap_backward` computes them
+        from.
 
         Args:
             backend, inputs, grads, mean: as in `head.autograd.head_backward`.
@@ -164,7 +165,7 @@ def run_backward(
     with without_autocast(taps[0].device):
         grad = layers.tap_backward(taps.pop(), d_taps.pop())
         for number in reversed(range(len(plan))):
-            # Here grad is dL/d(the input of this step's ReLU); it becomes that of the step before.
+            # Here grad is dL/d(the input of this step's ReLU). The lines below make it the same for the step before.
             step, before = plan[number], plan[number - 1] if number else None
             if isinstance(step, Expand):
                 c = tensors[step.conv1x1.at].shape[0]
@@ -187,7 +188,8 @@ class FrozenTrunk(torch.autograd.Function):
     """The taps, then the signs, with `run_backward` as the derivative to the images; the tensors get no gradient.
 
     `apply` takes the setting; the tensors if they are `CpuTensors`, which keep filters, else None; the number of
-    batches of images; shift and scale; the images; and each tensor, for autograd and torch.compile see none in a list.
+    batches of images; shift and scale; the images; and each tensor as an argument of its own, because autograd and
+    torch.compile see no tensor in a list.
     """
 
     @staticmethod
@@ -207,10 +209,10 @@ class FrozenTrunk(torch.autograd.Function):
         images, tensors = rest[:n_batches], rest[n_batches:]
         ctx.n_outputs = len(output)
         ctx.mark_non_differentiable(*output[ctx.setting.n_taps :])
-        # Only a double backward needs the images' values. Saved tensors make every backward an error once they are
-        # changed in place, and callers do change images, say clamp them for a log. So images are saved only for
-        # torch.func and torch.compile, which know nothing else, and for hooks on saved tensors (activation
-        # checkpointing, offloading), which must get the images, and with which torch does not check for changes.
+        # Only a double backward needs the images' values. Once a saved tensor is changed in place, every backward is an
+        # error, and callers do change images: they clamp them for a log, for example. So images are saved only for
+        # torch.func and torch.compile, which know no other way, and for hooks on saved tensors (activation
+        # checkpointing, offloading), which must get the images. With hooks torch does not check for changes.
         saves = in_torch_func() or torch.compiler.is_compiling() or has_saved_tensor_hooks()
         ctx.n_saved = n_batches if saves else 0
         ctx.images = images[ctx.n_saved :]

@@ -1,7 +1,8 @@
 """A frozen trunk's layers on a GPU, channels-last: cuDNN's convolutions, and Triton's kernels around them.
 
 cuDNN's convolution adds the bias and applies the ReLU on its way. But its ReLU makes 0 of NaN for some shapes and types
-(float32, filters of 1 x 1), and a NaN in an image must not be lost. So the ReLUs up to the first tap are Triton's.
+(float32, filters of 1 x 1), and a NaN in an image must not be lost. So Triton's kernels apply the ReLUs up to the first
+tap.
 
 The two convolutions of an `Expand`, of 1 x 1 and 3 x 3, are merged into one of 3 x 3: the filters of 1 x 1 get zeros
 around them. SqueezeNet's time depends on the number of its kernels, and the merged output needs no concatenation.
@@ -9,8 +10,8 @@ around them. SqueezeNet's time depends on the number of its kernels, and the mer
 The gradient of a convolution of stride 1 is computed as a convolution with turned filters: cuDNN is as fast at it, and
 torch copies nothing.
 
-`execute.Layers` documents the functions of the three files of layers. Here `tensors` are the trunk's own, then
-`merged_filters`, and for a backward then `gradient_filters` of all of these.
+`execute.Layers` documents the functions of the three files of layers. Here `tensors` are the trunk's own, followed by
+`merged_filters` and, for a backward, by `gradient_filters` of all of these.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def available(device: torch.device | None = None) -> bool:
 
 
 def cudnn_applies_relu(dtype: torch.dtype, tf32: bool | None) -> bool:
-    """Whether cuDNN's convolution with bias and ReLU, as torch offers it, does as asked.
+    """Whether cuDNN's convolution with bias and ReLU, as torch offers it, computes what is asked for.
 
     It follows torch's flag for TF32 and ignores torch's flags for deterministic algorithms.
     """
@@ -58,7 +59,7 @@ cudnn_applies_relu._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def merged_filters(plan: Plan, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """A weight and a bias for each `Expand` of a plan, of the convolution that does both of its convolutions."""
+    """For each `Expand` of a plan, the weight and the bias of one convolution that replaces its two."""
     merged = []
     for step in plan:
         if isinstance(step, Expand):

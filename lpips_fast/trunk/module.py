@@ -246,7 +246,7 @@ def _in_layout(tensors: Iterable[Tensor], layout: torch.memory_format) -> list[T
     """The tensors, with weights in this layout."""
     if layout == torch.contiguous_format:
         return [t.contiguous() for t in tensors]
-    # This copies: to torch a 1x1 filter with the strides of NCHW is channels-last already, but cuDNN goes by strides.
+    # Always a copy: to torch, a 1x1 filter with NCHW's strides is channels-last already, but cuDNN goes by strides.
     return [torch.empty_like(t, memory_format=layout).copy_(t) if t.dim() == 4 else t for t in tensors]
 
 

@@ -14,7 +14,7 @@ So a ReLU passes the gradient where y is NaN, as in torch.
 CPU. Types are float32. Inputs may have any layout; those whose channels are not adjacent in memory are copied.
 
   * conv3x3_fwd_cpu: [y] with y = relu(conv(x) + bias), padding 1; if asked for, then max_pool2d(y, 2), then y's signs.
-  * conv3x3_bwd_cpu: conv(d_y) with turned filters, plus `addend`; 0 where `mask`, like x or its signs, is <= 0.
+  * conv3x3_bwd_cpu: conv(d_y) with turned filters, plus `addend`; 0 where x is <= 0. `mask` is x, or x's signs.
   * conv3x3_first_cpu: conv3x3_fwd_cpu of (x - shift) / scale, zero-padded after the scaling; for few input channels.
   * pack_signs_cpu: the signs of y.
   * mask_by_signs_cpu: d_y + addend where the bit is 1, else 0.
@@ -28,10 +28,11 @@ GPU. Activations, taps and gradients d are channels-last and of the trunk's type
   * conv_relu_cudnn: relu(conv(x) + bias).
   * bias_relu_triton: relu(y + bias) replaces y, which is dense; its signs and max_pool2d(y, 2) go into given tensors.
   * pack_signs_triton: the signs of y.
-  * max_pool_triton: the maxima of windows, which may overrun x at the end as in ceil_mode; a NaN is a maximum.
+  * max_pool_triton: the maxima of windows, which may overrun x at the end as in ceil_mode; a NaN is the maximum.
   * mask_by_signs_triton: d + addend where the bit is 1, else 0, replaces d, which is dense.
-  * tap_bwd_triton: the sum of d_tap and of `behind` taken back to the tap, 0 where tap is <= 0. `behind` is
-    dL/d(output of the pool after the tap); with kernel 0, which means no pool, it is dL/dtap; it may be missing.
+  * tap_bwd_triton: the sum of d_tap and of `behind` taken back to the tap, 0 where tap is <= 0. `behind` is the
+    gradient of the layers after the tap, and may be missing: dL/d(output of the pool), or dL/dtap if kernel is 0 (no
+    pool).
   * head_tap_bwd_triton: tap_bwd_triton with d_tap = the head's gradient to f0, where the gradient to the map of
     distances is grad / divisor, grad [N, 1, H, W] of any strides. f1 may be one image, expanded. With `both`, the
     result and `behind` are of f0 and then of f1.

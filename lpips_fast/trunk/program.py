@@ -29,7 +29,7 @@ class Conv(NamedTuple):
     padding: int
     tap: bool  # whether y is a tap
     pool: Pool | None = None  # the pool that takes y, if any
-    keeps_nan: bool = False  # whether y must be NaN where the convolution is: some of cuDNN's ReLUs make 0 of it
+    keeps_nan: bool = False  # whether NaN of the convolution must stay NaN in y: some of cuDNN's ReLUs make 0 of it
 
 
 class Expand(NamedTuple):
@@ -40,7 +40,7 @@ class Expand(NamedTuple):
 
     conv1x1: Conv
     conv3x3: Conv
-    merged_at: int  # the number of the weight that does both, of `gpu_layers.merged_filters`
+    merged_at: int  # the number of the weight of `gpu_layers.merged_filters` that does both convolutions
     tap: bool
     pool: Pool | None = None
 
@@ -56,7 +56,7 @@ class Setting(NamedTuple):
     dtype: torch.dtype
     layout: torch.memory_format
     tf32: bool | None = None  # whether CUDA's float32 convolutions may use TF32; None: as torch's flags say
-    frozen: bool = False  # whether `execute.FrozenTrunk` differentiates it, and not autograd, layer by layer
+    frozen: bool = False  # whether `execute.FrozenTrunk` differentiates it; if not, autograd does, layer by layer
     layers: Literal["torch", "cpu", "gpu"] = "torch"  # torch_layers.py, cpu_layers.py or gpu_layers.py
     always_winograd: bool = False  # cpu: whether Winograd's algorithm is used even where it is slower
     cudnn_relu: bool = False  # gpu: whether cuDNN's convolution adds the bias and applies the ReLU

@@ -46,7 +46,7 @@ def describe(module: nn.Module) -> Description:
 
 def _has_bias(module: nn.Module) -> bool:
     parameters = module.__dict__["_parameters"]
-    # The bias of a replica of nn.DataParallel is an attribute, no parameter.
+    # The bias of a replica of nn.DataParallel is an attribute and not a parameter.
     bias = parameters["bias"] if "bias" in parameters else getattr(module, "bias", None)
     return bias is not None
 

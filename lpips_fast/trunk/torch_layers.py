@@ -81,7 +81,7 @@ def conv_input_gradient(
 
 
 def relu_backward(grad: Tensor, addend: Tensor | None, y: Tensor | None) -> Tensor:
-    """grad + addend where the ReLU's output y is not <= 0, else 0; without y there is no ReLU and no 0."""
+    """grad + addend, but 0 where the ReLU's output y is <= 0 (not where y is NaN); without y there is no ReLU."""
     if addend is not None:
         grad = grad + addend
     return grad if y is None else torch.ops.aten.threshold_backward(grad, y, 0)
@@ -115,7 +115,7 @@ def pack_signs(y: Tensor) -> Tensor:
 
 
 def mask_by_signs(grad: Tensor, signs: Tensor, addend: Tensor | None) -> Tensor:
-    """grad + addend where the signs say that y is not <= 0, else 0."""
+    """grad + addend where the signs are 1, else 0."""
     if addend is not None:
         grad = grad + addend
     passes = torch.stack([(signs >> i) & 1 for i in range(8)], dim=-1).flatten(-2)[..., : grad.shape[1]]

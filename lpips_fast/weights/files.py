@@ -1,7 +1,7 @@
 """Files of tensors by name, as .safetensors or as torch.save writes them.
 
-Writing is atomic: the file is there whole or not at all. Reading runs no code that a file may hold, checks what the
-file says of itself before it believes it, and names the file in every error.
+Writing is atomic: the file is there whole or not at all. Reading runs no code that a file may hold, checks what a file
+claims about itself before it uses that, and names the file in every error.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def checked_state_dict(content: object, path: str | PathLike[str]) -> dict[str, 
 
 
 def items(content: Mapping[Any, Any]) -> Iterable[tuple[Any, Any]]:
-    """Keys and values. The methods of a dict are not called: a file can replace those of an OrderedDict."""
+    """Keys and values. The dict's own methods are not called: a file can replace the methods of an OrderedDict."""
     return dict.items(content) if isinstance(content, dict) else content.items()
 
 

@@ -7,7 +7,7 @@ The names in a file tell which package wrote it (k: the slice, from 1; i: the la
     taming         the names of lpips without lins.*; VGG16 only
     torchmetrics   net.net.slice{k}.{i}.* (squeeze: net.net.slices.{k-1}.{i}.*), net.lin{k}.*, net.lins.{k}.*;
                    before 0.12 the names of lpips, each after `net.`
-    piq            model.{i}.*; VGG16 only; its linear weights have a file of their own, and are those of lpips 0.1
+    piq            model.{i}.*; VGG16 only; its linear weights, equal to lpips 0.1's, have a file of their own
 
 A linear layer trained without dropout is `lin{k}.model.0.weight`. A file of linear weights alone has the same names in
 all packages but piq, which saves a list of tensors.
@@ -258,7 +258,7 @@ def _parts(content: dict) -> tuple[list[_Part], dict[str, object]]:
 def _trunk_names(
     path: str | PathLike[str], state: Mapping[str, Tensor]
 ) -> tuple[str, dict[str, int], dict[str, Tensor]]:
-    """The style of the trunk's names; by torchvision's names, the slice each name says (0: none) and the tensors."""
+    """The style of the trunk's names; and by torchvision's names, the slice in each name (0: none) and the tensors."""
     style, numbers, trunk = "", {}, {}
     for name, tensor in state.items():
         match = _TRUNK.fullmatch(name)

@@ -1,4 +1,4 @@
-"""The published weights, checked: linear weights, which are in this package, and torchvision's of the trunks."""
+"""The published weights, checked: the linear weights in this package, and torchvision's weights of the trunks."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ namespace {
 #include "common/vectors.inl"
 #include "head/cpu/storage.inl"
 
-// In place of std::fill_n and std::copy_n, which would be compiled for this instruction set under a name that all sets
-// share.
+// These replace std::fill_n and std::copy_n, which would be compiled for this instruction set under a name that all
+// sets share.
 template <typename A>
 LPIPS_FAST_INLINE void fill_zeros(A* to, int64_t count) {
   __builtin_memset(to, 0, count * sizeof(A));
@@ -274,7 +274,7 @@ void head_bwd_planes(const HeadLayer<S>& layer, const HeadTask& task, Norm<Acc<S
 
 // ---- rows ----
 
-// A pixel's channels in the accumulation type, padded to whole vectors: in place if they are so there, else in `block`.
+// A pixel's channels in the accumulation type, padded to whole vectors: in place if they lie there so, else in `block`.
 template <typename S>
 LPIPS_FAST_INLINE const Acc<S>* pack_row(const View<const S>& view, int64_t channels, int64_t n, int64_t p,
                                          Acc<S>* block) {

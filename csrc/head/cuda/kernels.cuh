@@ -15,8 +15,8 @@
 // each gradient. To reach it, a tile (some pixels of both tensors with all their channels) stays in shared memory from
 // sum to sum: 256 threads with 2 x 8 packs of 16 bytes each, 64 KiB, filled by asynchronous copies that take no
 // registers. Each thread copies only what it uses itself, so that no barrier stands between copying and computing. With
-// the sums and factors of pixels a block has at most 75,808 bytes. Three blocks share the 228 KiB of a multiprocessor
-// in an A100's successors (two the 164 KiB of an A100), with up to 80 registers a thread.
+// the sums and factors of pixels a block has at most 75,808 bytes. In an A100's successors three blocks share the 228
+// KiB of a multiprocessor, with up to 80 registers a thread; in an A100 two blocks share 164 KiB.
 //
 // Block shape. An H200's 4.8 TB/s are 36 bytes a nanosecond for each of its 132 multiprocessors. 36 KiB in flight in
 // each of them cover a loaded latency of 1 us; while one of three blocks computes, the other two have 128 KiB in

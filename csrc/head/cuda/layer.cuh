@@ -58,7 +58,7 @@ struct Layer {
   bool linear;
   Path path;
 
-  // These are of the block that runs.
+  // These describe the block that runs.
   __device__ __forceinline__ int64_t first_tile() const { return (blockIdx.x - first_block) * tiles_per_block; }
   __device__ __forceinline__ int tiles() const {
     return static_cast<int>(min(tiles_per_block, n_tiles - first_tile()));

@@ -24,7 +24,8 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 namespace lpips_fast {
 namespace {
 
-// Makes a tensor's device current, for torch and for the runtime that is linked into this library, and has its stream.
+// Makes a tensor's device current, for torch and for the runtime that is linked into this library, and holds its
+// stream.
 class Device {
  public:
   explicit Device(const Tensor& like) : index_(like.get_device_index()), guard_(index_) {

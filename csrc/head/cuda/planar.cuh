@@ -84,8 +84,8 @@ struct PlanarTile {
     return min(PACKS, (layer.channels - channel(chunk, 0) + groups - 1) / groups);
   }
 
-  // Without asynchronous copies, the loads of LOADS packs are in flight at a time. It is one pack for chunks that are
-  // read again, because sums take registers meanwhile.
+  // Without asynchronous copies, the loads of LOADS packs are in flight at a time. LOADS is 1 for chunks that are read
+  // again, because sums take registers meanwhile.
   template <int LOADS = 4>
   __device__ __forceinline__ void load_chunk(int chunk) const {
     load_packs<LOADS>(layer.f0, 0, chunk);

@@ -256,7 +256,7 @@ def _end(found: Mapping[str, Sequence[Record]]) -> None:
 
 
 def _results(path: Path, cases: Sequence[Case] = (), providers: Sequence[str] = ()) -> dict[str, list[Record]]:
-    """The records of a folder or file. `cases` selects records, and `providers` those of end to end."""
+    """The records of a folder or file. `cases` selects all kinds of records, `providers` the records of end to end."""
     from lpips_fast.bench import records
 
     try:

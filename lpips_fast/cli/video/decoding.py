@@ -183,7 +183,7 @@ def _turned(pixels: np.ndarray, coding: Coding) -> np.ndarray:
 def _pixels(reformatter: Any, frame: Any, coding: Coding) -> np.ndarray:
     """The pixels of a frame, uint8 [H, W, C]: RGB, or RGBA if it has an alpha channel.
 
-    Sets colorspace and color_range of a YUV frame to those of `coding`, because the conversion reads them there.
+    Sets colorspace and color_range of a YUV frame as `coding` says, because the conversion reads them there.
     """
     form = frame.format
     alpha = has_alpha(form)
