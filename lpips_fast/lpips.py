@@ -23,10 +23,21 @@ from lpips_fast._checks import check_choice, check_flags, check_path
 from lpips_fast._torch_state import as_plain_tensor, in_torch_func, is_autocast_enabled, plain_torch_only
 from lpips_fast.distance import called
 from lpips_fast.distance.chunks import in_chunks, pairs_at_a_time
-from lpips_fast.distance.compare import Comparison, Features, Side, batch_of, compare, head_input, parts_of_maps
+from lpips_fast.distance.compare import (
+    Comparison,
+    Features,
+    Side,
+    batch_of,
+    compare,
+    head_input,
+    normalize_tensor,
+    parts_of_maps,
+    spatial_average,
+    upsample,
+)
 from lpips_fast.distance.grad_in_forward import distance_with_gradient
 from lpips_fast.distance.inputs import check_pair, checked_pixel_weight, shape_of
-from lpips_fast.distance.linear_layers import LinearLayers, name_twice, saved_tensors
+from lpips_fast.distance.linear_layers import LinearLayers, NetLinLayer, name_twice, saved_tensors
 from lpips_fast.distance.pixel_weights import shares
 from lpips_fast.distance.ranges import RangeCheck
 from lpips_fast.distance.scaling import ScalingLayer, affine
@@ -41,6 +52,9 @@ from lpips_fast.trunk.program import Conv
 from lpips_fast.trunk.stock import describe, is_as_described
 from lpips_fast.weights.formats import read_weights
 from lpips_fast.weights.published import VERSIONS, published_linear_weights, read_trunk_weights
+
+# The names that `lpips.lpips` has as well, of what LPIPS is made of; and Features.
+__all__ = ["LPIPS", "Features", "NetLinLayer", "ScalingLayer", "normalize_tensor", "spatial_average", "upsample"]
 
 
 class LPIPS(LinearLayers):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import pickle
 import re
@@ -85,6 +86,15 @@ def test_every_name_of_lpips():
     defined = {name for name, value in vars(lpips).items() if getattr(value, "__module__", "").startswith("lpips")}
     defined |= {"pn", "pretrained_networks", "lpips", "trainer"}
     assert {name for name in defined if not hasattr(lpips_fast, name)} == {"Trainer", "trainer"}
+
+
+def test_names_of_the_module_with_lpips():
+    """As in `from lpips.lpips import NetLinLayer`."""
+    module = importlib.import_module("lpips_fast.lpips")
+    theirs = pytest.importorskip("lpips.lpips")
+    for name in ("LPIPS", "NetLinLayer", "ScalingLayer", "normalize_tensor", "spatial_average", "upsample"):
+        assert hasattr(theirs, name) or hasattr(pytest.importorskip("lpips"), name)
+        assert getattr(module, name) is getattr(lpips_fast, name)
 
 
 def test_type_checkers_see_the_names_where_they_are():

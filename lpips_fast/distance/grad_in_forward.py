@@ -21,7 +21,6 @@ from lpips_fast.distance.chunks import in_chunks, pairs_at_a_time
 from lpips_fast.distance.compare import Comparison, Side, batch_of, compare, head_input
 from lpips_fast.distance.pixel_weights import shares
 from lpips_fast.head.operators import Norm
-from lpips_fast.trunk.cpu_filters import CpuTensors
 from lpips_fast.trunk.execute import layers_of, run, run_backward
 from lpips_fast.trunk.module import Trunk
 from lpips_fast.trunk.program import Affine, Setting
@@ -63,7 +62,7 @@ def distance_with_gradient(
     at_a_time = pairs_at_a_time(x0, chunk_size, grad_in_forward=True)
     job = Job(trunk.setting(x0.device, n_taps), how.backend, how.norm, at_a_time, need1)
     tensors = trunk.tensors(job.setting, gradient=True)
-    cpu_tensors = tensors if isinstance(tensors, CpuTensors) else None  # passed whole: it keeps filters
+    cpu_tensors = tensors if job.setting.layers == "cpu" else None  # passed whole: it keeps filters
     others = [x1.expand(n if need1 else -1, -1, -1, -1)] if isinstance(x1, Tensor) else list(x1)
     masks = [] if pixel_weight is None else [pixel_weight]
     linear = [w.detach() for w in how.linear or ()]

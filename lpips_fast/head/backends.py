@@ -27,8 +27,8 @@ def backends() -> dict[str, str | None]:
 
 @functools.cache
 def _reasons() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"reference": None, "cpu": _library.load_error}
-    for backend, why_not in (("cuda", _why_not_cuda), ("triton", _why_not_triton)):
+    found: dict[str, str | None] = {"reference": None}
+    for backend, why_not in (("cpu", _why_not_cpu), ("cuda", _why_not_cuda), ("triton", _why_not_triton)):
         try:
             found[backend] = why_not()
         except Exception as error:  # a broken installation raises anything
@@ -36,10 +36,20 @@ def _reasons() -> dict[str, str | None]:
     return found
 
 
+def _is_implemented(operator: str, key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"lpips_fast::{operator}", key)
+
+
+def _why_not_cpu() -> str | None:
+    if _library.load_error is not None:
+        return _library.load_error
+    return None if _is_implemented("head_fwd_cpu", "CPU") else "the compiled library has no operators of this package"
+
+
 def _why_not_cuda() -> str | None:
     if _library.load_error is not None:
         return _library.load_error
-    if not torch._C._dispatch_has_kernel_for_dispatch_key("lpips_fast::head_fwd_cuda", "CUDA"):
+    if not _is_implemented("head_fwd_cuda", "CUDA"):
         return "the compiled library was built without nvcc"
     if not torch.cuda.is_available():
         return "no CUDA device"
@@ -54,9 +64,10 @@ def _why_not_triton() -> str | None:
             return "no GPU (on the CPU it runs only in Triton's interpreter, with TRITON_INTERPRET=1)"
         if not (shutil.which("cc") or shutil.which("gcc") or os.environ.get("CC")):
             return "triton needs a C compiler"
-    if importlib.util.find_spec("lpips_fast.kernels") is None:
+    if importlib.util.find_spec("lpips_fast.kernels") is not None:
+        importlib.import_module("lpips_fast.kernels")  # registers the operators; an empty folder registers none
+    if not _is_implemented("head_fwd_triton", "CUDA"):
         return "the kernels are not installed (a checkout has them in kernels/, an installation as lpips_fast.kernels)"
-    importlib.import_module("lpips_fast.kernels")  # registers the operators
     return None
 
 

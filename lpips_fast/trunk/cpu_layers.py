@@ -11,15 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from lpips_fast._torch_state import to_dtype
 from lpips_fast.trunk import torch_layers
 from lpips_fast.trunk.cpu_filters import PANEL, CpuTensors, winograd_pays
-from lpips_fast.trunk.program import Affine, Conv, Pool, Setting
+from lpips_fast.trunk.program import POOL_2X2, Affine, Conv, Pool, Setting
 
 CHOICES = ("auto", "winograd", "direct")  # of `LPIPS(cpu_conv=...)`
-
-_POOL_2X2 = Pool(2, 2, False)  # the pool that the operators compute, too
 
 steps = torch_layers.steps
 max_pool = torch_layers.max_pool
@@ -43,7 +43,8 @@ def first_conv_relu(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     assert isinstance(tensors, CpuTensors)
     if (conv.kernel, conv.stride, conv.padding) != (3, 1, 1):
-        return conv_relu(setting, tensors, conv, torch_layers.scaled(images, affine), keep_signs)
+        x = to_dtype(torch_layers.scaled(images, affine), setting.dtype)
+        return conv_relu(setting, tensors, conv, x, keep_signs)
     x, bias = images[0] if len(images) == 1 else torch.cat(list(images)), tensors[conv.at + 1]
     shift, scale = affine
     if shift is None or scale is None:
@@ -66,9 +67,10 @@ def conv_relu(
     assert isinstance(tensors, CpuTensors)
     bias = tensors[conv.at + 1]
     if not _by_winograd(setting, conv, x):
-        y = torch_layers.relu_of_conv(setting, conv, x, tensors.direct(conv), bias)
+        x = x.contiguous(memory_format=torch.channels_last)
+        y = F.conv2d(x, tensors.direct(conv), bias, conv.stride, conv.padding).relu_()
         return y, torch.ops.lpips_fast.pack_signs_cpu(y) if keep_signs else None, None
-    pools = conv.pool == _POOL_2X2
+    pools = conv.pool == POOL_2X2
     y, *others = torch.ops.lpips_fast.conv3x3_fwd_cpu(x, tensors.winograd(conv), bias, pools, keep_signs)
     return y, others[-1] if keep_signs else None, others[0] if pools else None
 
@@ -94,6 +96,6 @@ def conv_backward(
 
 
 def tap_backward(tap: Tensor, d_tap: Tensor, grad: Tensor | None = None, pool: Pool | None = None) -> Tensor:
-    if pool in (None, _POOL_2X2):
+    if pool in (None, POOL_2X2):
         return torch.ops.lpips_fast.relu_pool_bwd_cpu(tap, d_tap, grad)
     return torch_layers.tap_backward(tap, d_tap, grad, pool)

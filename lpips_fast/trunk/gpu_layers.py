@@ -28,9 +28,7 @@ from lpips_fast.head import backends
 from lpips_fast.head.operators import HeadInput
 from lpips_fast.trunk.convolution import allows_tf32, conv2d, conv2d_input
 from lpips_fast.trunk.operators import empty_nhwc, empty_signs
-from lpips_fast.trunk.program import Affine, Conv, Expand, Plan, Pool, Setting
-
-_POOL_2X2 = Pool(2, 2, False)
+from lpips_fast.trunk.program import POOL_2X2, Affine, Conv, Expand, Plan, Pool, Setting
 
 
 def available(device: torch.device | None = None) -> bool:
@@ -111,7 +109,7 @@ def conv_relu(
     y = _dense(conv2d(x, weight, None, conv.stride, conv.padding, setting.tf32))
     n, c, h, w = y.shape
     signs = empty_signs(y) if keep_signs else None
-    pooled = empty_nhwc(y, n, c, h // 2, w // 2, y.dtype) if conv.pool == _POOL_2X2 else None
+    pooled = empty_nhwc(y, n, c, h // 2, w // 2, y.dtype) if conv.pool == POOL_2X2 else None
     torch.ops.lpips_fast.bias_relu_triton(y, bias, signs, pooled)
     return y, signs, pooled
 

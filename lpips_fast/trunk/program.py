@@ -20,6 +20,9 @@ class Pool(NamedTuple):
     ceil_mode: bool
 
 
+POOL_2X2 = Pool(2, 2, False)  # VGG's, which operators of the CPU and of the GPU compute with a convolution
+
+
 class Conv(NamedTuple):
     """y = relu(conv2d(x)). Every convolution but a trunk's first has stride 1."""
 

@@ -38,14 +38,9 @@ def scaled(images: Sequence[Tensor], affine: Affine) -> Tensor:
 def conv_relu(
     setting: Setting, tensors: Sequence[Tensor], conv: Conv, x: Tensor, keep_signs: bool
 ) -> tuple[Tensor, Tensor | None, None]:
-    y = relu_of_conv(setting, conv, x, tensors[conv.at], tensors[conv.at + 1])
-    return y, pack_signs(y) if keep_signs else None, None
-
-
-def relu_of_conv(setting: Setting, conv: Conv, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """relu(conv(x)), of x in any type and layout."""
     x = to_dtype(x, setting.dtype).contiguous(memory_format=setting.layout)
-    return conv2d(x, weight, bias, conv.stride, conv.padding, setting.tf32).relu_()
+    y = conv2d(x, tensors[conv.at], tensors[conv.at + 1], conv.stride, conv.padding, setting.tf32).relu_()
+    return y, pack_signs(y) if keep_signs else None, None
 
 
 def max_pool(x: Tensor, pool: Pool) -> Tensor:

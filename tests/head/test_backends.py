@@ -112,6 +112,20 @@ def test_kernels_are_broken(copied):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_the_kernels_folder_is_empty(copied):
+    """Python takes it for a namespace package."""
+    (copied / "lpips_fast" / "kernels").mkdir()
+    assert "the kernels are not installed" in reasons_of(copied, isolated=True)["triton"]
+
+
+def test_library_has_no_operators(monkeypatch, anew):
+    monkeypatch.setattr(_library, "load_error", None)
+    monkeypatch.setattr(backends, "_is_implemented", lambda *_: False)
+    assert "no operators of this package" in lpips_fast.backends()["cpu"]
+    assert backends.choose("auto", torch.device("cpu")) == "reference"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_neither_kernels_nor_library_are_installed(copied):
     """As in a checkout that is not installed."""
     reasons = reasons_of(copied, isolated=True)

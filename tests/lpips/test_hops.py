@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lpips_fast import backends
@@ -14,20 +15,20 @@ pytestmark = pytest.mark.skipif(backends()["cpu"] is not None, reason=str(backen
 
 
 class Paths(TorchDispatchMode):
-    """The functions from LPIPS.forward to each operator of this package, at its first call."""
+    """The functions from LPIPS.forward to each operator of this package, and to torch's convolution, at each call."""
 
     def __init__(self):
         super().__init__()
         self.found = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "lpips_fast":
+        if func.namespace == "lpips_fast" or func is torch.ops.aten.convolution.default:
             frame, path = sys._getframe(), []
             while frame is not None:
                 if frame.f_globals.get("__name__", "").startswith("lpips_fast."):
                     path.insert(0, f"{frame.f_globals['__name__'].removeprefix('lpips_fast.')}.{frame.f_code.co_name}")
                 frame = frame.f_back
-            self.found.setdefault(func.__name__.split(".")[0], path)
+            self.found.setdefault(func.__name__.split(".")[0], []).append(path)
         return func(*args, **(kwargs or {}))
 
 
@@ -53,5 +54,23 @@ def test_few_functions_to_an_operator(make_ours, options, gradient, to_convoluti
     head = ["distance.compare.compare", "head.autograd.head"]
     if gradient and not options:
         head.append("head.autograd.forward")
-    assert paths.found["conv3x3_fwd_cpu"] == ["lpips.forward", *to_convolution, "trunk.cpu_layers.conv_relu"]
-    assert paths.found["head_fwd_cpu"] == ["lpips.forward", *to_head, *head]
+    convolution = ["lpips.forward", *to_convolution, "trunk.cpu_layers.conv_relu"]
+    assert paths.found["conv3x3_fwd_cpu"][0] == convolution
+    assert paths.found["head_fwd_cpu"] == [["lpips.forward", *to_head, *head]]
+
+
+@pytest.mark.parametrize("net", ("alex", "squeeze"))
+def test_few_functions_to_torchs_convolution(make_ours, net):
+    """The first layer's convolution has one more: it makes the batch and scales it."""
+    fused, direct, (in0, in1) = make_ours(net), make_ours(net, cpu_conv="direct"), pair(1, 32, 32)
+    to_run = ["lpips.forward", "lpips._distance", "trunk.module.forward", "trunk.execute.run"]
+    with Paths() as paths:
+        fused(in0, in1)
+    first, *others = paths.found["convolution"]
+    assert first == [*to_run, "trunk.cpu_layers.first_conv_relu", "trunk.cpu_layers.conv_relu"]
+    assert others
+    assert all(path == [*to_run, "trunk.cpu_layers.conv_relu"] for path in others)
+    with Paths() as paths:
+        direct(in0, in1)
+    convolution = [*to_run, "trunk.torch_layers.conv_relu", "trunk.convolution.conv2d"]
+    assert all(path == convolution for path in paths.found["convolution"][1:])
