@@ -266,10 +266,10 @@ def _histogram(values: Sequence[float]) -> str:
         parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{count}</text>')
     for i, count in enumerate(counts.tolist()):
         tall = count / most * height
-        told = f"{(first + i) * step:.6g} to {(first + i + 1) * step:.6g}: {count}"
+        title = f"{(first + i) * step:.6g} to {(first + i + 1) * step:.6g}: {count}"
         parts.append(
             f'<rect x="{left + i * bar:.1f}" y="{bottom - tall:.1f}" width="{bar - 1:.1f}" height="{tall:.1f}">'
-            f"<title>{told}</title></rect>"
+            f"<title>{title}</title></rect>"
         )
     for i in range(-first % every, n + 1, every):
         x = left + i * bar

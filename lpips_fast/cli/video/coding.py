@@ -184,42 +184,42 @@ def _orientation(frame: Any) -> tuple[int | None, bool]:
 
 def remarks(paths: Sequence[Path], codings: Sequence[Coding | None]) -> list[str]:
     """What a user should know about the codings of A and B. None stands for a folder or an animation."""
-    told = []
+    found: list[str] = []
     for path, coding in zip(paths, codings, strict=True):
         if coding is not None and coding.rotation is None:
-            told.append(f"{path} is not turned: its display matrix has an angle that is no multiple of 90 degrees")
+            found.append(f"{path} is not turned: its display matrix has an angle that is no multiple of 90 degrees")
         if coding is not None and coding.alpha == "dropped":
-            told.append(f"{path}: its alpha channel is ignored, for this FFmpeg has no decoder that keeps it")
+            found.append(f"{path}: its alpha channel is ignored, for this FFmpeg has no decoder that keeps it")
     (path_a, a), (path_b, b) = zip(paths, codings, strict=True)
     if a is None or b is None:
-        return told
+        return found
     other_matrices = a.matrix != b.matrix and {a.matrix_source, b.matrix_source} == {"tagged", "assumed"}
     if _wide_or_hdr(a) != _wide_or_hdr(b):
         hint = " (if one merely lacks its tags, --color-matrix reads both by one matrix)" if other_matrices else ""
-        told.append(
+        found.append(
             f"{path_a} is {_colors(a)} and {path_b} is {_colors(b)}: primaries and transfer functions are not "
             f"converted, so the distance compares other colours{hint}"
         )
     elif other_matrices:
-        told.append(
+        found.append(
             f"of {path_a} and {path_b} one is tagged with a matrix and the other is not: they are read by {a.matrix} "
             f"({a.matrix_source}) and {b.matrix} ({b.matrix_source}); --color-matrix reads both by one"
         )
     if (a.width, a.height) != (b.width, b.height):
         for path, coding in ((path_a, a), (path_b, b)):
             if coding.rotation in (90, 270):
-                told.append(f"{path} was turned by {coding.rotation} degrees, as its display matrix says")
+                found.append(f"{path} was turned by {coding.rotation} degrees, as its display matrix says")
     if a.range != b.range and {a.range_source, b.range_source} == {"tagged", "assumed"}:
-        told.append(
+        found.append(
             f"of {path_a} and {path_b} one does not say its range: they are read as {a.range} ({a.range_source}) and "
             f"{b.range} ({b.range_source})"
         )
     if a.sample_aspect_ratio != b.sample_aspect_ratio:
-        told.append(
+        found.append(
             f"{path_a} and {path_b} differ in the aspect ratio of a pixel, {a.sample_aspect_ratio} and "
             f"{b.sample_aspect_ratio}; pixels are compared as they are stored"
         )
-    return told
+    return found
 
 
 def _wide_or_hdr(coding: Coding) -> tuple[str | None, str | None]:
