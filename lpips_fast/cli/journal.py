@@ -113,9 +113,11 @@ class Journal:
                 try:
                     rows.append(read_row(found))
                 except _DAMAGE as error:
-                    raise ValueError(f"result {n}: {_text_of_error(error)}") from error
+                    raise ValueError(f"result {n}: {_text_of(error)}") from error
         except _DAMAGE as error:
-            raise UsageError(f"--resume: {path} is damaged, or no result of this command: {_text_of_error(error)}") from error
+            raise UsageError(
+                f"--resume: {path} is damaged, or no result of this command: {_text_of(error)}"
+            ) from error
         return [row for row in rows if row["lpips"] is not None]
 
     def _read_partial(self, path: Path) -> list[Any]:
@@ -191,7 +193,7 @@ def _number(value: Any) -> float | None:
 _READERS: dict[str, Callable[[Any], Any]] = {"name": _text, "lpips": _number}
 
 
-def _text_of_error(error: Exception) -> str:
+def _text_of(error: Exception) -> str:
     return str(error) if isinstance(error, ValueError | csv_module.Error) else repr(error)
 
 
