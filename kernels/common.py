@@ -1,4 +1,10 @@
-"""What the kernels of the head and of the trunk share."""
+"""What the kernels of the head and of the trunk share.
+
+Kernels take flat arguments, many though they are: Triton specializes a kernel on each argument by itself. It compiles a
+stride of 1 and a missing pointer in, and do_not_specialize names single arguments. The functions that a kernel calls
+take these arguments one by one, too. Operators have the flat arguments of their schemas, which know no tuple of tensors
+and numbers.
+"""
 
 from __future__ import annotations
 

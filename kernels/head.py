@@ -216,8 +216,8 @@ def head_maps_fwd_triton(
 
 
 def _launch_head_bwd(
-    grad: Tensor, f0: Tensor, f1: Tensor, weight: Tensor, eps: float, eps_inside_sqrt: bool, divisor: int,
-    d_f0: Tensor | None, d_f1: Tensor | None, d_w_rows: Tensor | None,
+    grad: Tensor, f0: Tensor, f1: Tensor, weight: Tensor, eps: float, eps_inside_sqrt: bool,
+    *, divisor: int, d_f0: Tensor | None, d_f1: Tensor | None, d_w_rows: Tensor | None,
 ) -> None:  # fmt: skip
     """Writes one layer's gradients to the outputs that are given; dL/dd is grad [N, 1, H, W] / divisor."""
     block_c, block_p, blocks = _blocks(f0, BWD_TILE)
@@ -247,8 +247,9 @@ def head_bwd_triton(
             grad = grads[0][:, layer, None, None, None].expand(n, 1, height, width) if mean else grads[layer]
             d_w_rows = weight.new_empty((n * _blocks(f0, BWD_TILE)[2], channels)) if need_weights else None
             _launch_head_bwd(
-                grad, f0, f1, weight, eps, eps_inside_sqrt, height * width if mean else 1,
-                d_feats0[layer] if need_feats0 else None, d_feats1[layer] if need_feats1 else None, d_w_rows,
+                grad, f0, f1, weight, eps, eps_inside_sqrt, divisor=height * width if mean else 1,
+                d_f0=d_feats0[layer] if need_feats0 else None, d_f1=d_feats1[layer] if need_feats1 else None,
+                d_w_rows=d_w_rows,
             )  # fmt: skip
             if d_w_rows is not None:
                 d_weights.append(d_w_rows.sum(dim=0))

@@ -376,7 +376,20 @@ def _header(fn: LPIPS, size: tuple[int, int], resized: bool, normalize: bool | N
     model = _spec(fn).model
     linear = fingerprint(fn.linear_weights() or [])
     trunk = fingerprint(fn.net.parameters())
-    return Header(model, fn.version, fn.lpips, size, resized, normalize, raw, None, None, None, linear, trunk)
+    return Header(
+        net=model,
+        version=fn.version,
+        lpips=fn.lpips,
+        size=size,
+        resized=resized,
+        normalize=normalize,
+        raw=raw,
+        reading=None,
+        transparent=None,
+        opaque=None,
+        linear_sha256=linear,
+        trunk_sha256=trunk,
+    )
 
 
 def _spec(fn: LPIPS) -> Net:

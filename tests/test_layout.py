@@ -4,7 +4,10 @@
 the files of the folder `tests/<folder>/<module>/`, one for each topic. `kernels/<module>.py` is tested by
 `tests/kernels/test_<module>.py`; so are scripts in `benchmarks/`, `tools/` and the root where they have tests.
 `tests/csrc/` holds tests of single files or folders of `csrc/`, by the same rule; the operators' tests are those of the
-package. What several test modules need is in `tests/support/`.
+package. What several test modules need is in `tests/support/`; the tolerances are in its `tolerances.py`.
+
+It also holds who imports what at the edges of the package: the tests, the kernels. The contracts of import-linter in
+pyproject.toml hold it within.
 """
 
 from __future__ import annotations
@@ -36,15 +39,34 @@ OF_NO_MODULE = {
 }
 
 
+# What kernels/ may import of the package: the operators that it implements, and what these say of types and layouts.
+OF_KERNELS = (
+    "lpips_fast._library",
+    "lpips_fast.head.operators",
+    "lpips_fast.kernels",
+    "lpips_fast.trunk.convolution",
+    "lpips_fast.trunk.operators",
+)
+
+# Comparisons within a tolerance, and how many arguments stand before it; and the names of the arguments that give it.
+COMPARISONS = {"approx": 1, "allclose": 2, "assert_close": 2, "isclose": 2}
+TOLERANCE_ARGUMENTS = ("rtol", "atol", "rel", "abs", "rel_tol", "abs_tol")
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def python_files(*folders: str) -> list[Path]:
+    """All Python files in folders of the root, without the link lpips_fast/kernels."""
+    found = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    return [path for path in found if not path.is_relative_to(ROOT / "lpips_fast" / "kernels")]
+
+
 def modules() -> list[Path]:
-    """The modules of the packages, without `__init__` of a folder, `__main__` and the link lpips_fast/kernels."""
-    found = [ROOT / "lpips_fast" / "__init__.py"]
-    for package in ("lpips_fast", "kernels"):
-        for path in sorted((ROOT / package).rglob("*.py")):
-            inside = path.relative_to(ROOT / package).parts
-            if path.name not in ("__init__.py", "__main__.py") and (package == "kernels" or inside[0] != "kernels"):
-                found.append(path)
-    return found
+    """The modules of the packages, without `__init__` of a folder and `__main__`."""
+    found = [path for path in python_files("lpips_fast", "kernels") if path.name not in ("__init__.py", "__main__.py")]
+    return [ROOT / "lpips_fast" / "__init__.py", *found]
 
 
 def others() -> list[Path]:
@@ -69,7 +91,7 @@ def files_of_tests() -> list[Path]:
     return sorted(TESTS.rglob("test_*.py"))
 
 
-@pytest.mark.parametrize("module", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("module", modules(), ids=relative)
 def test_a_module_has_a_test_of_its_name(module):
     folder, name = place(module)
     if str(module.relative_to(ROOT)) in TESTED_ELSEWHERE:
@@ -79,7 +101,7 @@ def test_a_module_has_a_test_of_its_name(module):
         assert is_tested_by_name(module), f"{wanted} is missing, or the reason for it in TESTED_ELSEWHERE"
 
 
-@pytest.mark.parametrize("path", files_of_tests(), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", files_of_tests(), ids=relative)
 def test_a_test_file_mirrors_a_module(path):
     places = {place(module) for module in (*modules(), *others())}
     by_topic = (path.parent.parent, path.parent.name) in places
@@ -95,18 +117,103 @@ def test_exceptions_exist(path):
     assert (ROOT / path).is_file()
 
 
-@pytest.mark.parametrize("path", files_of_tests(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_test_module_imports_another(path):
-    """Nor a conftest, whose fixtures come by name; test_conftest.py tests the conftest itself."""
-    allowed = [["support"], ["conftest"]] if path.name == "test_conftest.py" else [["support"]]
+def imports(path: Path) -> list[str]:
+    """The full names that a file imports, also those inside functions."""
+    names = []
     for node in ast.walk(ast.parse(path.read_text())):
-        names = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: a relative import"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == "tests":
-                assert parts[1:2] in allowed, f"line {node.lineno} imports {name}, which is not in tests/support"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def is_within(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+@pytest.mark.parametrize("path", python_files("tests"), ids=relative)
+def test_files_of_tests_import_only_support_from_tests(path):
+    """They import no other test module, and no conftest, whose fixtures come by name."""
+    allowed = ("tests.support", "tests.conftest") if path == TESTS / "test_conftest.py" else ("tests.support",)
+    found = [name for name in imports(path) if is_within(name, ("tests",)) or "conftest" in name.split(".")]
+    assert [name for name in found if not is_within(name, allowed)] == []
+
+
+@pytest.mark.parametrize("path", python_files("lpips_fast", "kernels", "benchmarks"), ids=relative)
+def test_no_module_imports_tests(path):
+    assert [name for name in imports(path) if is_within(name, ("tests",))] == []
+
+
+@pytest.mark.parametrize("path", python_files("kernels"), ids=relative)
+def test_kernels_import_the_operators_that_they_implement(path):
+    own = [name for name in imports(path) if is_within(name, ("lpips_fast", "kernels"))]
+    assert [name for name in own if not is_within(name, OF_KERNELS)] == []
+
+
+@pytest.mark.parametrize("path", python_files("lpips_fast"), ids=relative)
+def test_no_module_imports_the_kernels(path):
+    """head/backends.py alone loads them, by name: they need Triton."""
+    assert [name for name in imports(path) if is_within(name, ("lpips_fast.kernels", "kernels"))] == []
+    by_name = path == ROOT / "lpips_fast" / "head" / "backends.py"
+    assert ('import_module("lpips_fast.kernels")' in path.read_text()) == by_name
+
+
+def numbers(node: ast.AST) -> list[float]:
+    """The number literals in an expression, except 0 and indices."""
+    if isinstance(node, ast.Subscript):
+        return numbers(node.value)
+    if isinstance(node, ast.Constant):
+        is_number = isinstance(node.value, int | float) and not isinstance(node.value, bool)
+        return [node.value] if is_number and node.value else []
+    return [number for child in ast.iter_child_nodes(node) for number in numbers(child)]
+
+
+def literal_tolerances(source: str) -> list[str]:
+    """The comparisons whose tolerance is a number, except negated ones: two values must differ by more than it."""
+    found = []
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            return
+        if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.NotEq):
+            return
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func).split(".")[-1]
+            given = [keyword.value for keyword in node.keywords if keyword.arg in TOLERANCE_ARGUMENTS]
+            given += node.args[COMPARISONS.get(called, len(node.args)) :]
+            if called in COMPARISONS and any(map(numbers, given)):
+                found.append(f"line {node.lineno}: {ast.unparse(node)}")
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(source))
+    return found
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in python_files("tests") if path != TESTS / "support" / "tolerances.py"], ids=relative
+)
+def test_tolerances_have_names(path):
+    """Their names and reasons are in tests/support/tolerances.py."""
+    assert literal_tolerances(path.read_text()) == []
+
+
+def test_literal_tolerances_are_found():
+    found = (
+        "assert a == approx(b, rel=1e-3)",
+        "assert all(x == pytest.approx(y, abs=2 * TOLERANCE) for x, y in pairs)",
+        "torch.testing.assert_close(a, b, rtol=0, atol=1e-6)",
+        "assert_close(a, b, (0, 1e-3))",
+        "assert np.allclose(a, b, 1e-3)",
+        "assert math.isclose(a, b, rel_tol=1e-5)",
+    )
+    assert all(len(literal_tolerances(source)) == 1 for source in found)
+    others = (
+        "assert a == approx(0.5)",
+        "assert a != approx(b, rel=1e-3)",
+        "assert not all(torch.allclose(*pair, rtol=1e-4) for pair in pairs)",
+        "torch.testing.assert_close(a, b, rtol=TOLERANCE[0], atol=0)",
+    )
+    assert not any(map(literal_tolerances, others))

@@ -9,7 +9,8 @@ from lpips_fast.bench.ceilings import Ceilings, of_records
 from lpips_fast.bench.end_to_end import LIMIT, MODES
 from lpips_fast.bench.providers import PROVIDERS
 from lpips_fast.bench.records import Record, by_case, distinct
-from lpips_fast.bench.tables import NETS, case_title
+from lpips_fast.bench.tables import case_title
+from lpips_fast.trunk.nets import NETS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +58,7 @@ def _against(records: Sequence[Record], x: str, fixed: str, y: str) -> Figure | 
             _lines(axes, [r for r in group if r["mode"] == mode], x, y)
             shown = f"{value} pair{'s' * (value != 1)}" if fixed == "pairs" else f"{value} x {value}"
             what = "metric" if mode == "forward" else "training step"
-            axes.set_title(f"{NETS[net]}, {shown}: {what}")
+            axes.set_title(f"{NETS[net].title}, {shown}: {what}")
             axes.set_xlabel("pairs" if x == "pairs" else "pixels a side")
             axes.set_ylabel("ms" if y == "median_s" else "peak memory, MiB")
     lines: dict[str, Any] = {}

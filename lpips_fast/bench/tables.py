@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from lpips_fast.bench.providers import BASELINE, PROVIDERS
 from lpips_fast.bench.records import Record, by_case, distinct
-
-NETS = {"alex": "AlexNet", "vgg": "VGG16", "squeeze": "SqueezeNet 1.1"}
+from lpips_fast.trunk.nets import NETS
 
 
 def markdown(results: Mapping[str, Sequence[Record]]) -> str:
@@ -115,7 +114,7 @@ _TABLES: Mapping[str, Callable[[Sequence[Record]], Iterable[str]]] = {
 
 
 def case_title(net: str, pairs: int, size: int) -> str:
-    return f"{NETS[net]}, {pairs} pair{'s' * (pairs != 1)} of {size} x {size}"
+    return f"{NETS[net].title}, {pairs} pair{'s' * (pairs != 1)} of {size} x {size}"
 
 
 def context(records: Sequence[Record]) -> str:

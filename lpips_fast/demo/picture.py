@@ -17,9 +17,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from PIL import Image
 
-from lpips_fast.bench.tables import NETS
 from lpips_fast.demo.speed import PAIRS, SIZE, Comparison
 from lpips_fast.demo.steps import Distorted, Optimised
+from lpips_fast.trunk.nets import NETS
 
 OURS, PLAIN = "#1b7f79", "#c9c4b8"
 _WIDTH = 900  # of the small picture, in pixels
@@ -86,7 +86,7 @@ def _style(size: float) -> dict[Any, Any]:
 
 def _title(net: str, calibrated: bool) -> str:
     note = "" if calibrated else ", RANDOM trunk: the distances are uncalibrated"
-    return f"LPIPS ({NETS[net]}{note}), distance to the reference, nearest first"
+    return f"LPIPS ({NETS[net].title}{note}), distance to the reference, nearest first"
 
 
 def _distances(figure: Any, reference: np.ndarray, distorted: Sequence[Distorted]) -> Axes:
@@ -125,4 +125,4 @@ def _speed(axes: Axes, comparisons: list[Comparison]) -> None:
         axes.annotate(label, (milliseconds, row - 0.2), **after)
     axes.set_yticks(rows, [c.what.replace(", ", "\n").replace("forward + backward", "fwd + bwd") for c in comparisons])
     axes.set_xlabel(f"ms (median), {PAIRS} pair{'s' * (PAIRS > 1)} of {SIZE} x {SIZE}")
-    axes.set_title("Speed, VGG16")
+    axes.set_title(f"Speed, {NETS['vgg'].title}")

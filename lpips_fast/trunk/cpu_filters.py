@@ -58,9 +58,8 @@ def winograd_filters(weight: Tensor, turned: bool = False) -> Tensor:
     g = _filter_matrix()
     cout, cin = weight.shape[:2]
     filters = torch.zeros(POINTS, -(-cout // PANEL), cin, PANEL)
-    for panel, part in enumerate(
-        weight.split(PANEL)
-    ):  # one by one, because all at once in float64 would set the peak of memory
+    # The panels are computed one by one, because all at once in float64 would set the peak of memory.
+    for panel, part in enumerate(weight.split(PANEL)):
         u = torch.einsum("ia,ocab,jb->ijco", g, part.double(), g)
         filters[:, panel, :, : part.shape[0]] = u.flatten(0, 1)
     return filters

@@ -217,9 +217,8 @@ class FrozenTrunk(torch.autograd.Function):
         ctx.n_saved = n_batches if saves else 0
         ctx.images = images[ctx.n_saved :]
         ctx.versions = _versions(ctx.images)
-        ctx.like = [
-            (image.shape, image.dtype) for image in ctx.images
-        ]  # a caller may free the memory before the backward
+        # A caller may free the images' memory before the backward.
+        ctx.like = [(image.shape, image.dtype) for image in ctx.images]
         ctx.save_for_backward(*output, shift, scale, *images[: ctx.n_saved], *tensors)
 
     @staticmethod

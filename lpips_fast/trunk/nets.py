@@ -105,6 +105,7 @@ SqueezeOutputs = namedtuple("SqueezeOutputs", ["relu1", "relu2", "relu3", "relu4
 class Net(NamedTuple):
     """All that differs between the nets."""
 
+    title: str  # the name in tables and figures
     model: str  # the function in torchvision.models
     layers: Callable[[], list[nn.Module]]  # makes the layers up to the last tap
     init: Callable[[nn.Conv2d], None]  # draws a new convolution's values as torchvision does
@@ -118,6 +119,7 @@ class Net(NamedTuple):
 
 NETS = {
     "alex": Net(
+        title="AlexNet",
         model="alexnet",
         layers=_alexnet,
         init=_init_alexnet,
@@ -129,6 +131,7 @@ NETS = {
         url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
     ),
     "vgg": Net(
+        title="VGG16",
         model="vgg16",
         layers=_vgg16,
         init=_init_vgg16,
@@ -140,6 +143,7 @@ NETS = {
         url="https://download.pytorch.org/models/vgg16-397923af.pth",
     ),
     "squeeze": Net(
+        title="SqueezeNet 1.1",
         model="squeezenet1_1",
         layers=_squeezenet1_1,
         init=_init_squeezenet1_1,

@@ -238,9 +238,8 @@ def _parts(content: dict) -> tuple[list[_Part], dict[str, object]]:
             if not isinstance(name, str):
                 continue
             if isinstance(value, dict):
-                if (
-                    id(value) not in seen and len(within) < _DEPTH
-                ):  # several dicts may hold the same one, and a dict itself
+                # Several dicts may hold the same one, and a dict may hold itself.
+                if id(value) not in seen and len(within) < _DEPTH:
                     seen.add(id(value))
                     dicts.append(((*within, name), value))
                 continue

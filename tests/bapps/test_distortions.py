@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lpips_fast.bapps.distortions import DISTORTIONS, blurred, compressed, noisy, recoloured, shifted
+from tests.support.tolerances import NOISE_STD_TOLERANCE
 
 IMAGE = np.random.default_rng(0).integers(60, 196, (50, 61, 3), dtype=np.uint8)
 
@@ -23,7 +24,7 @@ def test_an_image_of_the_same_size(distort):
 def test_amounts():
     assert np.array_equal(shifted(IMAGE, 5)[:, 5:], IMAGE[:, :-5])
     assert np.array_equal(shifted(IMAGE, 5)[:, :5], IMAGE[:, :1].repeat(5, axis=1))
-    assert np.std(noisy(IMAGE, 20).astype(float) - IMAGE) == pytest.approx(20, rel=0.05)
+    assert np.std(noisy(IMAGE, 20).astype(float) - IMAGE) == pytest.approx(20, rel=NOISE_STD_TOLERANCE)
     assert np.array_equal(noisy(IMAGE, seed=3), noisy(IMAGE, seed=3))
     assert not np.array_equal(noisy(IMAGE, seed=3), noisy(IMAGE, seed=4))
     assert np.array_equal(recoloured(IMAGE, (7, 0, -9)), IMAGE + np.array([7, 0, -9]))

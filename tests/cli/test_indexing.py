@@ -16,7 +16,7 @@ from lpips_fast.cli.notices import Notices
 from lpips_fast.cli.settings import Reading
 from lpips_fast.search import Index
 from tests.support.image_files import save_noise
-from tests.support.tolerances import INDEX_EMBEDDING_TOLERANCE
+from tests.support.tolerances import EQUAL_IMAGES_TOLERANCE, INDEX_EMBEDDING_TOLERANCE
 
 
 def test_sizes(call, photos, trunk):
@@ -26,7 +26,7 @@ def test_sizes(call, photos, trunk):
     call("index", "photos", "-o", "photos.index", "--size", "48x40", "--workers", 0, *trunk, status=1)
     name, value = call("search", "wide.png", "photos.index", "-k", 1, *trunk).split()[-2:]
     assert name == "wide.png"
-    assert float(value) < 1e-6
+    assert float(value) < EQUAL_IMAGES_TOLERANCE
 
 
 def built(folder, settings, size=None):

@@ -131,7 +131,7 @@ def test_outcomes(settings, measure, monkeypatch):
         assert found[10] == "a.png cannot be read: no more"
         assert found[30] == "40 x 16 pixels; net 'squeeze' needs sides of at least 17"
         for number, value in expected.items():
-            assert found[number] == pytest.approx(value, rel=REORDERED_TOLERANCE, abs=1e-7)
+            assert found[number] == pytest.approx(value, rel=REORDERED_TOLERANCE)
         assert sizes == batches
         sizes.clear()
     masked = net.outcomes([(0, Pair(noise(0), noise(1), mask))])[0]

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.support.image_files import save_noise
+from tests.support.tolerances import EQUAL_IMAGES_TOLERANCE
 
 
 @pytest.fixture
@@ -126,7 +127,7 @@ def test_matrix(call, views, trunk):
     assert "transparent" not in call("matrix", "truth", *trunk)
     black = ("matrix", "truth", "rendered", "--background", "black", *trunk)
     call(*black, "--json", "black.json")
-    assert np.abs(np.diag(result(views / "black.json")["matrix"])).max() < 1e-5
+    assert np.abs(np.diag(result(views / "black.json")["matrix"])).max() < EQUAL_IMAGES_TOLERANCE
     told = call(*black, "--json", "out.json", "--resume", status=2)
     assert "background was 'white', is 'black'" in told
 
@@ -143,11 +144,11 @@ def test_index_and_search(call, views, trunk):
     query = ("search", "rendered/03.png", "-k", 1, "--json", "out.json", *trunk)
     assert "truth/00.png and 11 more: transparent" in call(*query, "truth")
     call(*query, "truth", "--background", "black")
-    assert result(views / "out.json")["results"][0]["lpips"] < 1e-5
+    assert result(views / "out.json")["results"][0]["lpips"] < EQUAL_IMAGES_TOLERANCE
     told = call("index", "truth", "-o", "truth.index", "--background", "black", *trunk)
     assert "transparent" not in told, "as all of them are"
     call(*query, "truth.index", "--background", "black")
-    assert result(views / "out.json")["results"][0]["lpips"] < 1e-5
+    assert result(views / "out.json")["results"][0]["lpips"] < EQUAL_IMAGES_TOLERANCE
     assert result(views / "out.json")["settings"]["background"] == "black"
     assert "truth.index was made with --background 'black', the search has --background 'white'" in call(
         *query, "truth.index", status=2
@@ -275,7 +276,7 @@ def test_floats_have_the_range_that_they_are_given(call, tmp_path, trunk):
     call("search", "a.tif", ".", "--range", "-1:1", "--json", "out.json", "--workers", 0, *trunk, status=1)
     found = result(tmp_path / "out.json")["results"]
     assert sorted(row["name"] for row in found) == ["a.tif", "b.pfm"], "c.png has a range"
-    assert max(row["lpips"] for row in found) < 1e-5
+    assert max(row["lpips"] for row in found) < EQUAL_IMAGES_TOLERANCE
 
 
 def test_files_that_a_range_is_not_for(call, thermal, trunk):

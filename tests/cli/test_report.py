@@ -21,6 +21,7 @@ from PIL import Image
 from lpips_fast.cli.report import Example, choose_examples, report_page
 from lpips_fast.cli.results import FilePair
 from tests.support.image_files import save_noise
+from tests.support.tolerances import BAR_WIDTH_TOLERANCE
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 DARK, LIGHT = (f"--blink-settings=preferredColorScheme={i}" for i in (0, 1))
@@ -333,7 +334,7 @@ def test_the_histograms_axis_fits(values):
     margin = step * (1.001 if max(values) - min(values) > 4 * step else 3.001)
     assert edges[0] - step * 1e-6 <= min(values) <= edges[0] + margin
     assert edges[-1] - margin <= max(values) <= edges[-1] + step * 1e-6
-    assert np.allclose(np.diff(edges), step, rtol=1e-2)
+    assert np.allclose(np.diff(edges), step, rtol=BAR_WIDTH_TOLERANCE)
     for i, count in enumerate(counts):
         inside = sum(edges[i] - 1e-6 * step <= v <= edges[i + 1] + 1e-6 * step for v in values)
         assert count <= inside, "a bar's numbers are those it is labelled with"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lpips_fast.demo import speed
+from tests.support.tolerances import JUMP_TOLERANCE, OTHERS_TOLERANCE
 
 
 def test_compare(monkeypatch):
@@ -13,6 +14,6 @@ def test_compare(monkeypatch):
     for c in comparisons:
         assert c.seconds > 0
         assert c.plain_seconds > 0
-        assert c.difference < 1e-4
+        assert c.difference < OTHERS_TOLERANCE
         assert (c.gradient_difference is None) == ("backward" not in c.what)
-        assert c.gradient_difference is None or c.gradient_difference < 0.1
+        assert c.gradient_difference is None or c.gradient_difference < JUMP_TOLERANCE

@@ -7,6 +7,7 @@ import pytest
 
 from lpips_fast.bapps.distortions import DISTORTIONS
 from lpips_fast.demo import steps
+from tests.support.tolerances import SMALL_MAP_MEAN_TOLERANCE
 
 
 def test_samples_are_there():
@@ -42,7 +43,7 @@ def test_maps_are_of_the_distances_and_nearest_first(make_ours):
     assert {d.name: d.distance for d in found} == expected
     for d in found:
         assert d.distance_map.shape == (64, 64)
-        assert d.distance_map.mean().item() == pytest.approx(d.distance, rel=0.3)
+        assert d.distance_map.mean().item() == pytest.approx(d.distance, rel=SMALL_MAP_MEAN_TOLERANCE)
         mean_square = ((sample.astype(float) / 255 - d.image / 255) ** 2).mean()
         assert 10 ** (-d.psnr / 10) == pytest.approx(mean_square)
     assert not module.spatial

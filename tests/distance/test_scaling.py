@@ -8,7 +8,7 @@ import torch
 from lpips_fast.distance.scaling import ScalingLayer, affine
 from tests.support.comparisons import assert_close
 from tests.support.images import image
-from tests.support.tolerances import VALUE_TOLERANCE
+from tests.support.tolerances import SCALING_TOLERANCE, VALUE_TOLERANCE
 
 # ImageNet's mean and standard deviation, for images in [0, 1].
 MEAN = torch.tensor((0.485, 0.456, 0.406), dtype=torch.float64).view(1, 3, 1, 1)
@@ -28,7 +28,7 @@ def test_layer_takes_images_to_the_statistics_of_imagenet():
     """lpips rounds its constants to 3 digits: (m - 0.5) / 0.5 and s / 0.5 are off by up to 5e-4."""
     x = image(2, 5, 6, seed=0, dtype=torch.float64)
     expected = ((x + 1) / 2 - MEAN) / STD
-    assert (ScalingLayer().double()(x) - expected).abs().max() < 3e-3
+    assert (ScalingLayer().double()(x) - expected).abs().max() < SCALING_TOLERANCE
 
 
 @pytest.mark.parametrize("version", ("0.0", "0.1"))

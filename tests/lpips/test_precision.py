@@ -172,9 +172,8 @@ def test_precision(make_ours, precision, grad_in_forward):
     if precision in ("float32", "tf32") and not grad_in_forward:  # TF32 exists on CUDA alone
         assert torch.equal(value, expected[0])
     assert_norms_close([value], [expected[0]], SMALL_NET_LOW_PRECISION_TOLERANCE)
-    if (
-        precision != "float16" or grad_in_forward
-    ):  # on the ordinary path, float16 gradients underflow unless the loss is scaled
+    # On the ordinary path, float16 gradients underflow unless the loss is scaled.
+    if precision != "float16" or grad_in_forward:
         assert F.cosine_similarity(grads[0].flatten(), expected[1][0].flatten(), dim=0) > 0.9
     half = in0.bfloat16()
     mixed, by_hand = (gradients(fn, x, in1, (True, True)) for x in (half, half.float()))

@@ -129,9 +129,8 @@ def test_fsdp2(module, tmp_path, dtype, tolerance):
         for p in model.parameters():
             p.data = p.data.to(dtype)
     in0, in1 = (x.to(dtype or x.dtype) for x in noise(2))
-    for i in range(
-        2
-    ):  # one image at a time, as in the processes: the order of a convolution's sums depends on its batch
+    # The images come one at a time, as in the processes: the order of a convolution's sums depends on its batch.
+    for i in range(2):
         (model(in0[i : i + 1], in1[i : i + 1]) / 2).backward()
     torch.multiprocessing.spawn(_fsdp_worker, (2, state, tmp_path, dtype), nprocs=2)
     found = torch.load(tmp_path / "grad.pt")

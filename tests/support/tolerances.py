@@ -31,6 +31,12 @@ JUMP_TOLERANCE = 0.1
 # The gradient of a function of the gradient: it has the rounding of both, and the jumps of the first.
 SECOND_GRAD_TOLERANCE = (1e-3, 1e-3)
 
+# The largest value of an image's gradient against the one that lpips 0.1.4 found: it is one value, and not a norm.
+LARGEST_GRAD_TOLERANCE = {dtype: 20 * tolerance for dtype, tolerance in GRAD_TOLERANCE.items()}
+
+# The scaling layer against ImageNet's statistics: lpips rounds them to 3 digits. Absolute.
+SCALING_TOLERANCE = 3e-3
+
 # Gradients to weights are sums over all pixels of all images; the trunk's have the jumps of the taps above them.
 LINEAR_WEIGHT_GRAD_TOLERANCE = (1e-6, 1e-4)
 TRUNK_WEIGHT_GRAD_TOLERANCE = (1e-4, 1e-3)
@@ -64,11 +70,17 @@ PAIRWISE_TOLERANCE = {torch.float64: 1e-14, torch.float32: 5e-7, torch.float16: 
 TILE_TOLERANCE = 3e-7
 NEAR_DUPLICATE_TOLERANCE = 1e-3
 
-# Distances that an index finds, by the type that it keeps embeddings in; the embeddings themselves in float16; and the
-# distance of an image to itself, absolute.
+# Distances that an index finds, by the type that it keeps embeddings in; and the embeddings themselves in float16.
 INDEX_TOLERANCE = {torch.float32: {"atol": 1e-7, "rtol": 1e-3}, torch.float16: {"atol": 1e-5, "rtol": 1e-3}}
 INDEX_EMBEDDING_TOLERANCE = {"atol": 1e-3, "rtol": 1e-3}
-INDEX_ZERO_TOLERANCE = 1e-11
+
+# What an index in float16 changes of a distance d, relative to sqrt(d): the median, which `Index.build` states, and the
+# most.
+INDEX_FLOAT16_MEDIAN_TOLERANCE = 1.5e-5
+INDEX_FLOAT16_TOLERANCE = 1e-4
+
+# The distance of equal images whose embeddings have the rounding of different batches, absolute.
+EQUAL_IMAGES_TOLERANCE = 1e-11
 
 # Scores (2AFC, JND, average precision): a few sums in float64.
 SCORE_TOLERANCE = 1e-12
@@ -88,8 +100,16 @@ FLAT_CONVOLUTION_TOLERANCE = 1e-5
 # Of the largest value: one rounding to the type of what float32 arithmetic gives.
 LAYER_TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
+# The operators of torch_layers.py in float64: the same operations in another order.
+TORCH_LAYERS_TOLERANCE = {"atol": 1e-12, "rtol": 1e-12}
+
 # The taps of a whole trunk in float32.
 TAPS_TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
+
+# The norm of the error of a tap and of the images' gradient. In float32 a ReLU or a pool within rounding of a tie may
+# decide otherwise, and the gradient jumps (see GRAD_TOLERANCE).
+TAP_NORM_TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}
+TRUNK_GRAD_TOLERANCE = {torch.float64: 1e-11, torch.float32: 0.05}
 
 # LPIPS with Winograd's convolutions: what docs/cpu.md promises of values. Distances below 1e-6, of nearly identical
 # images, show the rounding of the features, which is worth 5e-11.
@@ -153,8 +173,18 @@ BFLOAT16_GRAD_TOLERANCE = 0.5
 # A number printed, or read from a file of text.
 PRINTED_TOLERANCE = 1e-4
 
+# The distances of lpips's example images, as `pair` prints them, absolute.
+PRINTED_EXAMPLE_TOLERANCE = 2e-6
+
+# A number printed without decimals, absolute.
+PRINTED_INTEGER_TOLERANCE = 0.5
+
 # The mean of a map: the maps of the layers are enlarged before it is taken.
 MAP_MEAN_TOLERANCE = 0.05
+SMALL_MAP_MEAN_TOLERANCE = 0.3  # of 64 x 64 pixels: the deepest map has 3 x 3
+
+# The widths of a histogram's bars: their edges are read from the page, which prints a few digits.
+BAR_WIDTH_TOLERANCE = 1e-2
 
 # Frames of a lossy codec.
 LOSSY_TOLERANCE = 0.1
@@ -164,3 +194,4 @@ LOSSY_TOLERANCE = 0.1
 DROPOUT_MEAN_TOLERANCE = 0.05  # of 100 draws
 DRAWS_MEAN_TOLERANCE = 0.01  # of dropout in a calibration
 DRAWS_STD_TOLERANCE = 0.2
+NOISE_STD_TOLERANCE = 0.05  # of noise in the pixels of one small image

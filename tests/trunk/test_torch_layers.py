@@ -8,9 +8,9 @@ import torch.nn.functional as F
 
 from lpips_fast.trunk import torch_layers
 from lpips_fast.trunk.program import Conv, Pool, Setting
+from tests.support.tolerances import TORCH_LAYERS_TOLERANCE
 
 SETTING = Setting((), torch.float64, torch.contiguous_format)
-TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
 
 
 @pytest.mark.parametrize("channels", (8, 13, 64))
@@ -39,7 +39,7 @@ def test_conv_backward(kernel, stride, padding, size, addend, relu):
     expected = torch.autograd.grad((y, x) if addend else y, leaf, (d_y, more) if addend else d_y)[0]
     passes = {"none": None, "signs": torch_layers.pack_signs(x.detach()), "tap": x.detach()}[relu]
     found = torch_layers.conv_backward(SETTING, [weight, bias], conv, d_y, size=size, addend=more, passes=passes)
-    torch.testing.assert_close(found, expected, **TOLERANCE)
+    torch.testing.assert_close(found, expected, **TORCH_LAYERS_TOLERANCE)
     if stride == 1:
         again = torch_layers.conv_backward(SETTING, [weight, bias], conv, d_y, addend=more, passes=passes)
         assert torch.equal(again, found)
@@ -53,4 +53,4 @@ def test_tap_backward(pool):
     grads = [torch.randn_like(y) for y in outputs]
     (expected,) = torch.autograd.grad(outputs, leaf, grads)
     found = torch_layers.tap_backward(tap.detach(), grads[0], None if pool is None else grads[1], pool)
-    torch.testing.assert_close(found, expected, **TOLERANCE)
+    torch.testing.assert_close(found, expected, **TORCH_LAYERS_TOLERANCE)

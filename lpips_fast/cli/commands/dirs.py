@@ -94,7 +94,7 @@ def dirs(
             journal.start()
         complete = False
         try:
-            _run(results, model, fit, reading, masks, journal, notices)
+            _run(results, model, journal, notices, fit=fit, reading=reading, masks=masks)
             complete = True
         finally:
             if first:
@@ -103,7 +103,17 @@ def dirs(
         if first and not output.to_stdout(json, csv, report):
             _print(results, summary)
         if first and report is not None:
-            _write_report(report, results, model, fit, reading, masks, described, summary, unmatched)
+            _write_report(
+                report,
+                results,
+                model,
+                fit=fit,
+                reading=reading,
+                masks=masks,
+                settings=described,
+                summary=summary,
+                unmatched=unmatched,
+            )
         notices.tell()
     output.end(f"{results.pairs[i].name}: {why}" for i, why in sorted(results.errors.items()))
 
@@ -134,11 +144,12 @@ def _warn_unmatched(a: Path, b: Path, unmatched: dict[str, list[str]], strict: b
 def _run(
     results: Results,
     model: Model,
+    journal: Journal,
+    notices: Notices,
+    *,
     fit: Fit,
     reading: Reading,
     masks: Sequence[MaskSource],
-    journal: Journal,
-    notices: Notices,
 ) -> None:
     """Computes the distances that are missing, unit by unit. Rank 0 adds them to the results and the journal."""
     from lpips_fast.cli.reading import Pairs, read_ahead
@@ -175,6 +186,7 @@ def _write_report(
     path: Path,
     results: Results,
     model: Model,
+    *,
     fit: Fit,
     reading: Reading,
     masks: Sequence[MaskSource],

@@ -10,6 +10,7 @@ import torch
 from lpips_fast import im2tensor, load_image
 from lpips_fast.search import Index
 from tests.support.image_files import save_noise
+from tests.support.tolerances import EQUAL_IMAGES_TOLERANCE, INDEX_TOLERANCE
 
 
 def test_index_and_search(run, call, photos, trunk, distance):
@@ -21,7 +22,10 @@ def test_index_and_search(run, call, photos, trunk, distance):
         f"{i:02d}.png": distance(photos / "query.png", photos / "photos" / f"{i:02d}.png") for i in range(20) if i != 11
     }
     assert [row["name"] for row in found] == sorted(values, key=values.get)[:3]
-    assert [row["lpips"] for row in found] == pytest.approx([values[row["name"]] for row in found], rel=1e-3, abs=1e-6)
+    tolerance = INDEX_TOLERANCE[torch.float32]
+    assert [row["lpips"] for row in found] == pytest.approx(
+        [values[row["name"]] for row in found], rel=tolerance["rtol"], abs=tolerance["atol"]
+    )
 
     assert "19 images: photos.index" in call("index", "photos", "-o", "photos.index", *trunk, status=1)
     call("search", "query.png", "photos.index", "-k", 3, "--json", "index.json", *trunk)
@@ -46,7 +50,8 @@ def test_the_range_of_pixels_is_that_of_the_index(call, photos, trunk, distance)
     found = json.loads((photos / "found.json").read_text())["results"]
     name = found[1]["name"]
     told = call("pair", "query.png", f"photos/{name}", "--no-normalize", "--json", "pair.json", *trunk)
-    assert found[1]["lpips"] == pytest.approx(json.loads((photos / "pair.json").read_text())["lpips"], rel=1e-3), told
+    expected = json.loads((photos / "pair.json").read_text())["lpips"]
+    assert found[1]["lpips"] == pytest.approx(expected, rel=INDEX_TOLERANCE[torch.float32]["rtol"]), told
     assert "raw.index was made with --no-normalize" in call(*nearest, status=2)
     call("index", "photos", "-o", "photos.index", "--workers", 0, *trunk, status=1)
     told = call("search", "query.png", "photos.index", "--no-normalize", *trunk, status=2)
@@ -61,7 +66,7 @@ def test_an_index_from_python(call, photos, trunk, fn):
         Index.build(fn, (image + 1) / 2 if normalize else image, normalize=normalize).save(photos / "python.index")
         name, value = call(*query).split()[-2:]
         assert name == "0"  # it has no names
-        assert float(value) < 1e-6
+        assert float(value) < EQUAL_IMAGES_TOLERANCE
         assert "made without --no-normalize" in call(*query, "--no-normalize", status=2)
 
 

@@ -252,7 +252,7 @@ def compare(call, trunk, tmp_path):
 @pytest.fixture
 def apart(measure):
     """The distance of two pictures by number."""
-    return lambda i, j: pytest.approx(measure(picture(i), picture(j)), rel=PRINTED_TOLERANCE, abs=1e-6)
+    return lambda i, j: pytest.approx(measure(picture(i), picture(j)), rel=PRINTED_TOLERANCE)
 
 
 def test_dropped_frames_of_a_video(compare, apart, tmp_path):
