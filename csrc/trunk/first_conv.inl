@@ -30,7 +30,7 @@ LPIPS_FAST_INLINE void first_conv_block(const FirstConv& p, const float* const r
 #pragma GCC unroll 32
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) store_some(y + r * p.cout + v * kWidth, relu(acc[r][v]), count - v * kWidth);
+    for (int v = 0; v < V; ++v) store_partial(y + r * p.cout + v * kWidth, relu(acc[r][v]), count - v * kWidth);
 }
 
 template <int R, int V>

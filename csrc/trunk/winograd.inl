@@ -192,7 +192,7 @@ void transform_output(const Conv& p, int64_t begin, int64_t end, const float* m)
         for (int i = 0; i < kPatch; ++i) column[i] = load(m + (i * kPatch + j) * p.point_m + c);
         output_points(column, half[j]);
       }
-      const FloatVec bias = p.bias ? load_some(p.bias + c, count) : FloatVec{};
+      const FloatVec bias = p.bias ? load_partial(p.bias + c, count) : FloatVec{};
       FloatVec y[kTile][kTile];
 #pragma GCC unroll 4
       for (int i = 0; i < kTile; ++i) {
@@ -211,10 +211,10 @@ void transform_output(const Conv& p, int64_t begin, int64_t end, const float* m)
           const int64_t pixel = first + i * p.w + j;
           const int64_t offset = pixel * p.cout + c;
           FloatVec value = y[i][j];
-          if (p.addend) value += load_some(p.addend + offset, count);
-          if (p.mask) value = load_some(p.mask + offset, count) <= 0.f ? FloatVec{} : value;
+          if (p.addend) value += load_partial(p.addend + offset, count);
+          if (p.mask) value = load_partial(p.mask + offset, count) <= 0.f ? FloatVec{} : value;
           if (p.mask_signs) value = load_signs(p.mask_signs + pixel * sign_bytes, c, count) ? value : FloatVec{};
-          store_some(p.y + offset, value, count);
+          store_partial(p.y + offset, value, count);
         }
       }
       if (p.pooled) {
@@ -223,7 +223,7 @@ void transform_output(const Conv& p, int64_t begin, int64_t end, const float* m)
             const FloatVec best = maximum(maximum(y[2 * i][2 * j], y[2 * i][2 * j + 1]),
                                      maximum(y[2 * i + 1][2 * j], y[2 * i + 1][2 * j + 1]));
             const int64_t pixel = (at.n * pooled_h + at.row / 2 + i) * pooled_w + at.col / 2 + j;
-            store_some(p.pooled + pixel * p.cout + c, best, count);
+            store_partial(p.pooled + pixel * p.cout + c, best, count);
           }
         }
       }
