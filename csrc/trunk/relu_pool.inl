@@ -1,7 +1,7 @@
 // The backward of ReLU, tap and 2x2 max pool in one pass over the tap.
 
 void relu_pool_bwd(const ReluPool& p, int64_t begin, int64_t end) {
-  const int64_t pairs = (p.h + 1) / 2, pooled_h = p.h / 2, pooled_w = p.w / 2;
+  const int64_t pairs = ceil_div(p.h, 2), pooled_h = p.h / 2, pooled_w = p.w / 2;
   for (int64_t pair = begin; pair < end; ++pair) {
     const int64_t n = pair / pairs, row = pair % pairs * 2;
     for (int64_t col = 0; col < p.w; col += 2) {

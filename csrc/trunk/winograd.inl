@@ -176,7 +176,7 @@ void multiply(const Conv& p, int64_t point, int64_t tiles, int64_t begin, int64_
 }
 
 void transform_output(const Conv& p, int64_t begin, int64_t end, const float* m) {
-  const int64_t sign_bytes = (p.cout + 7) / 8;
+  const int64_t sign_bytes = ceil_div(p.cout, 8);
   const int64_t pooled_h = p.h / 2, pooled_w = p.w / 2;
   for (int64_t tile = begin; tile < end; ++tile, m += p.ld_m) {
     const TileAt at = tile_at(p, tile);
@@ -221,7 +221,7 @@ void transform_output(const Conv& p, int64_t begin, int64_t end, const float* m)
         for (int64_t i = 0; i < rows / 2; ++i) {
           for (int64_t j = 0; j < cols / 2; ++j) {
             const FloatVec best = maximum(maximum(y[2 * i][2 * j], y[2 * i][2 * j + 1]),
-                                     maximum(y[2 * i + 1][2 * j], y[2 * i + 1][2 * j + 1]));
+                                          maximum(y[2 * i + 1][2 * j], y[2 * i + 1][2 * j + 1]));
             const int64_t pixel = (at.n * pooled_h + at.row / 2 + i) * pooled_w + at.col / 2 + j;
             store_partial(p.pooled + pixel * p.cout + c, best, count);
           }

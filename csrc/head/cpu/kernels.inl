@@ -465,8 +465,8 @@ void head_bwd_kernel(const HeadLayer<S>& layer, const HeadTask& task, Norm<Acc<S
   finish_streams();
 }
 
-#define LPIPS_FAST_INSTANTIATE(S)                                                                    \
-  template double head_fwd_kernel<S>(const HeadLayer<S>&, const HeadTask&, Norm<Acc<S>>, Acc<S>*);         \
+#define LPIPS_FAST_INSTANTIATE(S)                                                                  \
+  template double head_fwd_kernel<S>(const HeadLayer<S>&, const HeadTask&, Norm<Acc<S>>, Acc<S>*); \
   template void head_bwd_kernel<S>(const HeadLayer<S>&, const HeadTask&, Norm<Acc<S>>, Acc<S>*, Acc<S>*);
 LPIPS_FAST_INSTANTIATE(float)
 LPIPS_FAST_INSTANTIATE(double)
