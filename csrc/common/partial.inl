@@ -1,5 +1,5 @@
-// Loads and stores of a vector's first `count` lanes, for every type that `load` and `store` take. A template finds only
-// the overloads that stand before it, so include this file after all of them.
+// Loads and stores of a vector's first `count` lanes, for every type that `load` and `store` take. A template finds
+// only the overloads that stand before it, so include this file after all of them.
 
 // The other lanes are 0.
 template <typename T>
