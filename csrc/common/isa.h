@@ -8,7 +8,7 @@
 
 namespace lpips_fast {
 
-// From the least to the best, so that `isa() >= Isa::avx2` says whether kernels for AVX2 can run.
+// From the least to the best: a processor that has a set has those before it, too. isa.cpp names them in this order.
 enum class Isa {
   portable,  // all processors of the architecture: vectors of 16 bytes, as in SSE2 and NEON
   avx2,      // x86-64 with AVX2, FMA and F16C

@@ -30,7 +30,7 @@ LPIPS_FAST_INLINE void first_conv_block(const FirstConv& p, const float* const r
 #pragma GCC unroll 32
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) store_some(y + r * p.cout + v * kWidth, relu(acc[r][v]), count - v * kWidth);
+    for (int v = 0; v < V; ++v) store_partial(y + r * p.cout + v * kWidth, relu(acc[r][v]), count - v * kWidth);
 }
 
 template <int R, int V>
@@ -76,7 +76,7 @@ void first_conv(const FirstConv& p, int64_t begin, int64_t end, float* buffer) {
       }
     }
     if (p.signs) {
-      const int64_t sign_bytes = (p.cout + 7) / 8;
+      const int64_t sign_bytes = ceil_div(p.cout, 8);
       for (int64_t i = line * p.w; i < (line + 1) * p.w; ++i)
         store_signs(p.y + i * p.cout, p.cout, p.signs + i * sign_bytes);
     }

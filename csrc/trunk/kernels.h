@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "common/integers.h"
 #include "common/isa.h"
 
 namespace lpips_fast::trunk {
@@ -32,11 +33,11 @@ struct Conv {
   float* y;
   const float* bias;
   bool relu;
-  float* pooled;               // 2x2 maxima of y
-  uint8_t* signs;              // bit c % 8 of byte c / 8 of a pixel: !(y_c <= 0)
-  const float* addend;         // added to y
-  const float* mask;           // y becomes 0 where this is <= 0
-  const uint8_t* mask_signs;   // y becomes 0 where a bit of these `signs` is 0
+  float* pooled;              // 2x2 maxima of y
+  uint8_t* signs;             // bit c % 8 of byte c / 8 of a pixel: !(y_c <= 0)
+  const float* addend;        // added to y
+  const float* mask;          // y becomes 0 where this is <= 0
+  const uint8_t* mask_signs;  // y becomes 0 where a bit of these `signs` is 0
 };
 
 // A direct 3x3 convolution of an image with few channels. The image has any layout and is scaled while it is read.

@@ -138,9 +138,9 @@ std::vector<Tensor> conv3x3_first(const Tensor& x, const Tensor& shift, const Te
   }
   constexpr int64_t some_rows = 8;
   const int64_t rows = p.n * p.h, each = round_up(3 * p.cin * (p.w + 2), kPanel);
-  const ScratchMemory<float> memory(torch::stable::get_num_threads() * each);
-  for_each_job(ceil_div(rows, some_rows), [&](int64_t worker, int64_t job) {
-    k.first_conv(p, job * some_rows, std::min((job + 1) * some_rows, rows), memory.data() + worker * each);
+  const ScratchMemory<float> memory(workers_for(ceil_div(rows, some_rows)) * each);
+  for_each_range(rows, some_rows, [&](int64_t worker, int64_t begin, int64_t end) {
+    k.first_conv(p, begin, end, memory.data() + worker * each);
   });
   return out;
 }
@@ -158,10 +158,8 @@ Tensor relu_pool_bwd(const Tensor& tap, const std::optional<Tensor>& d_head, con
   if (d_head) p.d_head = head.const_data_ptr<float>();
   if (d_pooled) p.d_pooled = pooled.const_data_ptr<float>();
   constexpr int64_t some_pairs = 4;
-  const int64_t pairs = p.n * ceil_div(p.h, 2);
-  for_each_job(ceil_div(pairs, some_pairs), [&](int64_t, int64_t job) {
-    k.relu_pool_bwd(p, job * some_pairs, std::min((job + 1) * some_pairs, pairs));
-  });
+  for_each_range(p.n * ceil_div(p.h, 2), some_pairs,
+                 [&](int64_t, int64_t begin, int64_t end) { k.relu_pool_bwd(p, begin, end); });
   return d_out;
 }
 

@@ -1,7 +1,7 @@
 // The backward of ReLU, tap and 2x2 max pool in one pass over the tap.
 
 void relu_pool_bwd(const ReluPool& p, int64_t begin, int64_t end) {
-  const int64_t pairs = (p.h + 1) / 2, pooled_h = p.h / 2, pooled_w = p.w / 2;
+  const int64_t pairs = ceil_div(p.h, 2), pooled_h = p.h / 2, pooled_w = p.w / 2;
   for (int64_t pair = begin; pair < end; ++pair) {
     const int64_t n = pair / pairs, row = pair % pairs * 2;
     for (int64_t col = 0; col < p.w; col += 2) {
@@ -14,10 +14,10 @@ void relu_pool_bwd(const ReluPool& p, int64_t begin, int64_t end) {
         IntVec chosen{};  // the element that the pool took: the window's first maximum, or its last NaN
         FloatVec d_window{};
         if (whole) {
-          d_window = load_some(p.d_pooled + pooled + c, count);
-          FloatVec best = load_some(p.tap + first + c, count);
+          d_window = load_partial(p.d_pooled + pooled + c, count);
+          FloatVec best = load_partial(p.tap + first + c, count);
           for (int32_t i = 1; i < 4; ++i) {
-            const FloatVec next = load_some(p.tap + first + (i / 2 * p.w + i % 2) * p.c + c, count);
+            const FloatVec next = load_partial(p.tap + first + (i / 2 * p.w + i % 2) * p.c + c, count);
             const IntVec better = (next > best) | (next != next);
             best = better ? next : best;
             chosen = better ? i - IntVec{} : chosen;
@@ -27,8 +27,8 @@ void relu_pool_bwd(const ReluPool& p, int64_t begin, int64_t end) {
           for (int32_t j = 0; j < cols; ++j) {
             const int64_t offset = first + (i * p.w + j) * p.c + c;
             FloatVec d = chosen == i * 2 + j ? d_window : FloatVec{};
-            if (p.d_head) d += load_some(p.d_head + offset, count);
-            store_some(p.d_out + offset, load_some(p.tap + offset, count) <= 0.f ? FloatVec{} : d, count);
+            if (p.d_head) d += load_partial(p.d_head + offset, count);
+            store_partial(p.d_out + offset, load_partial(p.tap + offset, count) <= 0.f ? FloatVec{} : d, count);
           }
         }
       }

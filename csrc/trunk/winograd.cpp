@@ -51,26 +51,24 @@ void run_tiles(Conv& p, int64_t tiles) {
 
   if (!shared) {
     const int64_t each = size_v + size_m + patch;
-    const ScratchMemory<float> memory(threads * each);
-    for_each_job(ceil_div(tiles, block), [&, block = block](int64_t worker, int64_t job) {
+    const ScratchMemory<float> memory(workers_for(ceil_div(tiles, block)) * each);
+    for_each_range(tiles, block, [&](int64_t worker, int64_t begin, int64_t end) {
       float* const v = memory.data() + worker * each;
       float* const m = v + size_v;
-      const int64_t begin = job * block, end = std::min(begin + block, tiles);
       k.transform_input(p, begin, end, v, m + size_m);
       for (int64_t point = 0; point < kPoints; ++point) k.multiply(p, point, end - begin, 0, panels, v, m);
       k.transform_output(p, begin, end, m);
     });
     return;
   }
-  const ScratchMemory<float> memory(size_v + size_m + threads * patch);
+  constexpr int64_t some_tiles = 4, some_panels = 8;
+  const ScratchMemory<float> memory(size_v + size_m + workers_for(ceil_div(block, some_tiles)) * patch);
   float* const v = memory.data();
   float* const m = v + size_v;
   float* const patches = m + size_m;
-  constexpr int64_t some_tiles = 4, some_panels = 8;
   for (int64_t begin = 0; begin < tiles; begin += block) {
     const int64_t count = std::min(block, tiles - begin);
-    for_each_job(ceil_div(count, some_tiles), [&](int64_t worker, int64_t job) {
-      const int64_t first = job * some_tiles, last = std::min(first + some_tiles, count);
+    for_each_range(count, some_tiles, [&](int64_t worker, int64_t first, int64_t last) {
       k.transform_input(p, begin + first, begin + last, v + first * p.ld_v, patches + worker * patch);
     });
     const int64_t groups = ceil_div(panels, some_panels);
@@ -78,8 +76,7 @@ void run_tiles(Conv& p, int64_t tiles) {
       const int64_t first = job % groups * some_panels;
       k.multiply(p, job / groups, count, first, std::min(first + some_panels, panels), v, m);
     });
-    for_each_job(ceil_div(count, some_tiles), [&](int64_t, int64_t job) {
-      const int64_t first = job * some_tiles, last = std::min(first + some_tiles, count);
+    for_each_range(count, some_tiles, [&](int64_t, int64_t first, int64_t last) {
       k.transform_output(p, begin + first, begin + last, m + first * p.ld_m);
     });
   }
@@ -130,8 +127,8 @@ void run_with_repeats(Conv& p) {
   if (p.n == 0) return;
   Repeats repeats(p, ceil_div(torch::stable::get_num_threads(), p.n));
   const auto each = [&](int64_t count, int64_t at_once, void (Repeats::*step)(int64_t)) {
-    for_each_job(ceil_div(count, at_once), [&](int64_t, int64_t job) {
-      for (int64_t i = job * at_once; i < std::min((job + 1) * at_once, count); ++i) (repeats.*step)(i);
+    for_each_range(count, at_once, [&](int64_t, int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) (repeats.*step)(i);
     });
   };
   constexpr int64_t some_rows = 16;

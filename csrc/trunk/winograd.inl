@@ -176,7 +176,7 @@ void multiply(const Conv& p, int64_t point, int64_t tiles, int64_t begin, int64_
 }
 
 void transform_output(const Conv& p, int64_t begin, int64_t end, const float* m) {
-  const int64_t sign_bytes = (p.cout + 7) / 8;
+  const int64_t sign_bytes = ceil_div(p.cout, 8);
   const int64_t pooled_h = p.h / 2, pooled_w = p.w / 2;
   for (int64_t tile = begin; tile < end; ++tile, m += p.ld_m) {
     const TileAt at = tile_at(p, tile);
@@ -192,7 +192,7 @@ void transform_output(const Conv& p, int64_t begin, int64_t end, const float* m)
         for (int i = 0; i < kPatch; ++i) column[i] = load(m + (i * kPatch + j) * p.point_m + c);
         output_points(column, half[j]);
       }
-      const FloatVec bias = p.bias ? load_some(p.bias + c, count) : FloatVec{};
+      const FloatVec bias = p.bias ? load_partial(p.bias + c, count) : FloatVec{};
       FloatVec y[kTile][kTile];
 #pragma GCC unroll 4
       for (int i = 0; i < kTile; ++i) {
@@ -211,19 +211,19 @@ void transform_output(const Conv& p, int64_t begin, int64_t end, const float* m)
           const int64_t pixel = first + i * p.w + j;
           const int64_t offset = pixel * p.cout + c;
           FloatVec value = y[i][j];
-          if (p.addend) value += load_some(p.addend + offset, count);
-          if (p.mask) value = load_some(p.mask + offset, count) <= 0.f ? FloatVec{} : value;
+          if (p.addend) value += load_partial(p.addend + offset, count);
+          if (p.mask) value = load_partial(p.mask + offset, count) <= 0.f ? FloatVec{} : value;
           if (p.mask_signs) value = load_signs(p.mask_signs + pixel * sign_bytes, c, count) ? value : FloatVec{};
-          store_some(p.y + offset, value, count);
+          store_partial(p.y + offset, value, count);
         }
       }
       if (p.pooled) {
         for (int64_t i = 0; i < rows / 2; ++i) {
           for (int64_t j = 0; j < cols / 2; ++j) {
             const FloatVec best = maximum(maximum(y[2 * i][2 * j], y[2 * i][2 * j + 1]),
-                                     maximum(y[2 * i + 1][2 * j], y[2 * i + 1][2 * j + 1]));
+                                          maximum(y[2 * i + 1][2 * j], y[2 * i + 1][2 * j + 1]));
             const int64_t pixel = (at.n * pooled_h + at.row / 2 + i) * pooled_w + at.col / 2 + j;
-            store_some(p.pooled + pixel * p.cout + c, best, count);
+            store_partial(p.pooled + pixel * p.cout + c, best, count);
           }
         }
       }

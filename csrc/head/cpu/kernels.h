@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "common/integers.h"
 #include "head/math.h"
 
 namespace lpips_fast::cpu {
@@ -52,9 +53,8 @@ struct HeadTask {
 // The length of a row of scratch for `count` values: whole cache lines, so that loops run in whole vectors. The values
 // beyond the data are 0.
 template <typename A>
-LPIPS_FAST_HD constexpr int64_t padded(int64_t count) {
-  constexpr int64_t kLine = 64 / sizeof(A);
-  return (count + kLine - 1) / kLine * kLine;
+LPIPS_FAST_HD int64_t padded(int64_t count) {
+  return round_up(count, 64 / sizeof(A));
 }
 
 // A block of planes (C rows of pixels of both images, in the accumulation type) fits a core's second-level cache. A
@@ -102,12 +102,12 @@ struct Scratch {
   }
 };
 
-#define LPIPS_FAST_DECLARE_HEAD_KERNELS(isa)                                                                \
-  namespace isa {                                                                                           \
-  template <typename S>                                                                                     \
-  double head_fwd_kernel(const HeadLayer<S>&, const HeadTask&, Norm<Acc<S>>, Acc<S>* scratch);                    \
-  template <typename S>                                                                                     \
-  void head_bwd_kernel(const HeadLayer<S>&, const HeadTask&, Norm<Acc<S>>, Acc<S>* scratch, Acc<S>* d_weights);   \
+#define LPIPS_FAST_DECLARE_HEAD_KERNELS(isa)                                                                    \
+  namespace isa {                                                                                               \
+  template <typename S>                                                                                         \
+  double head_fwd_kernel(const HeadLayer<S>&, const HeadTask&, Norm<Acc<S>>, Acc<S>* scratch);                  \
+  template <typename S>                                                                                         \
+  void head_bwd_kernel(const HeadLayer<S>&, const HeadTask&, Norm<Acc<S>>, Acc<S>* scratch, Acc<S>* d_weights); \
   }
 
 LPIPS_FAST_DECLARE_HEAD_KERNELS(portable)

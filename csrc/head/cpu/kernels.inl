@@ -21,6 +21,7 @@ namespace {
 
 #include "common/vectors.inl"
 #include "head/cpu/storage.inl"
+#include "common/partial.inl"
 
 // These replace std::fill_n and std::copy_n, which would be compiled for this instruction set under a name that all
 // sets share.
@@ -464,8 +465,8 @@ void head_bwd_kernel(const HeadLayer<S>& layer, const HeadTask& task, Norm<Acc<S
   finish_streams();
 }
 
-#define LPIPS_FAST_INSTANTIATE(S)                                                                    \
-  template double head_fwd_kernel<S>(const HeadLayer<S>&, const HeadTask&, Norm<Acc<S>>, Acc<S>*);         \
+#define LPIPS_FAST_INSTANTIATE(S)                                                                  \
+  template double head_fwd_kernel<S>(const HeadLayer<S>&, const HeadTask&, Norm<Acc<S>>, Acc<S>*); \
   template void head_bwd_kernel<S>(const HeadLayer<S>&, const HeadTask&, Norm<Acc<S>>, Acc<S>*, Acc<S>*);
 LPIPS_FAST_INSTANTIATE(float)
 LPIPS_FAST_INSTANTIATE(double)

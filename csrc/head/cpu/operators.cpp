@@ -173,7 +173,7 @@ Tensors head_bwd(const Tensors& grads, const Tensors& feats0, const Tensors& fea
     const auto kernel = kernels<S>();
     run_tasks(layers, tasks.size(), [&](int64_t i, A* scratch) {
       kernel.bwd(layers[tasks[i].layer], tasks[i], norm, scratch,
-                  need_weights ? partial.data() + offsets[i] : nullptr);
+                 need_weights ? partial.data() + offsets[i] : nullptr);
     });
     if (!need_weights) return;
 
