@@ -263,7 +263,9 @@ def test_resume(run_and_stop, call, many, trunk, sent):
         assert "interrupted" in done.stderr
         document = json.loads((many / "out.json").read_text())
         assert not document["complete"]
-        assert document["summary"]["count"] == len(document["results"]) == kept
+        assert document["summary"]["count"] == len(document["results"])
+        # The signal may come after a batch's results and before its lines in the journal.
+        assert kept <= len(document["results"]) <= kept + 2
     else:
         assert not (many / "out.json").exists()
 
