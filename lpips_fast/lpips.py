@@ -29,7 +29,6 @@ from lpips_fast.distance.compare import (
     Side,
     batch_of,
     compare,
-    head_input,
     normalize_tensor,
     parts_of_maps,
     spatial_average,
@@ -43,6 +42,7 @@ from lpips_fast.distance.ranges import RangeCheck
 from lpips_fast.distance.scaling import ScalingLayer, affine
 from lpips_fast.distance.videos import flatten_videos
 from lpips_fast.head import backends
+from lpips_fast.head.inputs import checked_input
 from lpips_fast.head.operators import Norm, accumulation_dtype
 from lpips_fast.pairwise import Images
 from lpips_fast.trunk import cpu_layers
@@ -450,7 +450,8 @@ class LPIPS(LinearLayers):
             else:
                 taps0, taps1 = taps(a) if isinstance(a, Tensor) else a, taps(b) if isinstance(b, Tensor) else b
             tap_shares = None if mask is None else shares(mask, [t.shape[2:] for t in taps0])
-            chunks.append(compare(how, head_input(how, taps0, taps1), tap_shares, size, per_layer))
+            inputs = checked_input(taps0, taps1, how.linear, how.norm)
+            chunks.append(compare(how, inputs, tap_shares, size, per_layer))
         if len(chunks) == 1:
             return chunks[0]
         values, parts = zip(*chunks, strict=True)
@@ -483,8 +484,9 @@ class LPIPS(LinearLayers):
         return images_need and not any(t.requires_grad for t in others)
 
     def _comparison(self, x0: Tensor) -> Comparison:
-        backend = backends.choose(self.backend, x0.device)
-        return Comparison(backend, self.norm, self.linear_weights(), self._dropouts(), self.spatial)
+        dropouts = self._dropouts()
+        backend = "reference" if dropouts else backends.choose(self.backend, x0.device)  # no operator drops out
+        return Comparison(backend, self.norm, self.linear_weights(), dropouts, self.spatial)
 
     def _needs_graph(self, x0: Tensor, x1: Side, weight: Tensor | None) -> bool:
         tensors = [x0, *((x1,) if isinstance(x1, Tensor) else x1), *self._trained()]

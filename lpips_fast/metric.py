@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lpips_fast._checks import check_flags, checked_count
 from lpips_fast.distance.inputs import check_pair
 from lpips_fast.distance.scaling import ScalingLayer
-from lpips_fast.functional import FEATURE_DTYPES
+from lpips_fast.head.inputs import FEATURE_DTYPES
 from lpips_fast.head.operators import Norm, accumulation_dtype
 from lpips_fast.lpips import LPIPS
 from lpips_fast.pairwise import widest_dtype

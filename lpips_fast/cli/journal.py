@@ -115,9 +115,7 @@ class Journal:
                 except _DAMAGE as error:
                     raise ValueError(f"result {n}: {_text_of(error)}") from error
         except _DAMAGE as error:
-            raise UsageError(
-                f"--resume: {path} is damaged, or no result of this command: {_text_of(error)}"
-            ) from error
+            raise UsageError(f"--resume: {path} is damaged, or no result of this command: {_text_of(error)}") from error
         return [row for row in rows if row["lpips"] is not None]
 
     def _read_partial(self, path: Path) -> list[Any]:

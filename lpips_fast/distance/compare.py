@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from lpips_fast._torch_state import to_dtype
 from lpips_fast.distance.pixel_weights import weighted_mean
 from lpips_fast.head.autograd import head, head_maps
-from lpips_fast.head.operators import HeadInput, Norm, accumulation_dtype
+from lpips_fast.head.operators import HeadInput, Norm
 from lpips_fast.head.reference import normalize_channels
 
 
@@ -39,21 +37,6 @@ class Comparison(NamedTuple):
     linear: Sequence[Tensor] | None  # the linear weights, C_l values a layer in any shape; None if all are 1
     dropouts: Sequence[nn.Module] = ()  # applied to the squared differences, one a layer; empty without dropout
     spatial: bool = False  # whether the result is a map
-
-
-def head_input(how: Comparison, taps0: Sequence[Tensor], taps1: Sequence[Tensor]) -> HeadInput:
-    """The taps of k pairs as the head takes them: one batch size, and flat weights in the head's accumulation type."""
-    acc = accumulation_dtype(taps0[0].dtype)
-    if how.linear is None:
-        weights = [torch.ones(t.shape[1], dtype=acc, device=t.device) for t in taps0]
-    else:
-        weights = [to_dtype(w.reshape(-1), acc).contiguous() for w in how.linear]
-    feats0, feats1 = list(taps0), list(taps1)
-    if feats0[0].shape[0] != feats1[0].shape[0]:
-        # `expand` would fix, in a recorded program, which of the two sides has a batch of 1.
-        pairs = [torch.broadcast_tensors(f0, f1) for f0, f1 in zip(feats0, feats1, strict=True)]
-        feats0, feats1 = [f0 for f0, _ in pairs], [f1 for _, f1 in pairs]
-    return HeadInput(feats0, feats1, weights, how.norm)
 
 
 def compare(
@@ -88,8 +71,9 @@ def _maps_with_dropout(inputs: HeadInput, dropouts: Sequence[nn.Module]) -> list
     """Each layer's map. Dropout applies to the squared differences, which the fused head never has in memory."""
     maps = []
     for f0, f1, weight, dropout in zip(inputs.feats0, inputs.feats1, inputs.weights, dropouts, strict=True):
-        difference = normalize_channels(f0, inputs.norm) - normalize_channels(f1, inputs.norm)
-        maps.append((weight.view(1, -1, 1, 1) * dropout(difference**2)).sum(dim=1, keepdim=True))
+        # A batch of 1 that stands for all is normalized once.
+        a, b = (normalize_channels(f[:1] if f.stride(0) == 0 else f, inputs.norm) for f in (f0, f1))
+        maps.append((weight.view(1, -1, 1, 1) * dropout((a - b) ** 2)).sum(dim=1, keepdim=True))
     return maps
 
 

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from lpips_fast._torch_state import with_signature
 from lpips_fast.distance.chunks import in_chunks, pairs_at_a_time
-from lpips_fast.distance.compare import Comparison, Side, batch_of, compare, head_input
+from lpips_fast.distance.compare import Comparison, Side, batch_of, compare
 from lpips_fast.distance.pixel_weights import shares
+from lpips_fast.head.inputs import checked_input
 from lpips_fast.head.operators import Norm
 from lpips_fast.trunk.execute import layers_of, run, run_backward
 from lpips_fast.trunk.module import Trunk
@@ -96,7 +97,7 @@ class _DistanceWithGradient(torch.autograd.Function):
                 taps0, taps1 = [t[:k] for t in taps], [t[k:] for t in taps]
             else:
                 taps0, taps1 = taps, run(setting, b, affine, tensors)[0] if len(b) == 1 else b
-            inputs = head_input(how, taps0, taps1)
+            inputs = checked_input(taps0, taps1, how.linear, how.norm)
             tap_shares = None if weight is None else shares(weight, [t.shape[2:] for t in taps0])
             value, _ = compare(how, inputs, tap_shares, size)
             values.append(value.flatten())

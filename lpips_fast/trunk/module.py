@@ -234,8 +234,8 @@ def _parameters_of(layer: Any) -> Sequence[Tensor]:
 
 
 def _detached(parameters: Iterable[Tensor]) -> list[Tensor]:
-    """The parameters without `requires_grad`, which somebody may have set though the trunk is frozen."""
-    return [p.detach() if p.requires_grad else p for p in parameters]
+    """The parameters without their graph: a frozen trunk gives them no gradient, whatever anybody sets later."""
+    return [p.detach() for p in parameters]
 
 
 def _converted(parameters: Iterable[Tensor], setting: Setting) -> list[Tensor]:

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from lpips_fast.distance import called
-from lpips_fast.distance.compare import Comparison, head_input
 from lpips_fast.distance.scaling import affine
 from lpips_fast.head.autograd import head_maps
+from lpips_fast.head.inputs import checked_input
 from lpips_fast.head.operators import Norm
 from tests.support.changes import (
     another_linear_layer,
@@ -313,7 +313,7 @@ def test_maps_of_stock_layers_are_the_heads(make_ours, norm, batches):
     for lins, given in ((fn.lins, None), (None, weights), (None, None)):
         found = called.maps(taps0, taps1, lins, given, norm, True)
         linear = None if lins is None and given is None else weights
-        expected = head_maps("reference", head_input(Comparison("reference", norm, linear), taps0, taps1))
+        expected = head_maps("reference", checked_input(taps0, taps1, linear, norm))
         for map_, exact in zip(found, expected, strict=True):
             assert map_.shape[:2] == (max(batches), 1)
             assert_close(map_, exact, VALUE_TOLERANCE[torch.float64])

@@ -160,3 +160,17 @@ def test_no_gradient_to_own_parameters(make_ours, grad_in_forward):
     with torch.no_grad():
         assert not fn(in0, in1).requires_grad
     assert not fn(in0.detach(), in1.detach()).requires_grad
+
+
+@pytest.mark.parametrize("cpu_conv", ("auto", "direct"))
+@pytest.mark.parametrize("grad_in_forward", (False, True))
+@pytest.mark.parametrize("net", NETS)
+def test_flags_set_after_a_call_have_no_effect(make_ours, net, cpu_conv, grad_in_forward):
+    """As a GAN's `set_requires_grad` sets them, once the trunk keeps what it made of its parameters."""
+    module, (in0, in1) = make_ours(net, cpu_conv=cpu_conv, grad_in_forward=grad_in_forward), pair(1, 32, 32)
+    module(in0, in1)
+    module(in0.clone().requires_grad_(), in1).sum().backward()
+    nn.ModuleList([module]).requires_grad_(True)
+    assert not module(in0, in1).requires_grad
+    module(in0.clone().requires_grad_(), in1).sum().backward()
+    assert all(p.grad is None for p in module.parameters())
