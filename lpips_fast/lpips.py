@@ -50,7 +50,6 @@ from lpips_fast.trunk.module import PRECISIONS, Trunk
 from lpips_fast.trunk.nets import ALIASES, NETS
 from lpips_fast.trunk.program import Conv
 from lpips_fast.trunk.stock import describe, is_as_described
-from lpips_fast.weights.formats import read_weights
 from lpips_fast.weights.published import VERSIONS, published_linear_weights, read_trunk_weights
 
 # The names that `lpips.lpips` has as well, of what LPIPS is made of; and Features.
@@ -178,6 +177,8 @@ class LPIPS(LinearLayers):
         self.net = Trunk(ALIASES[net], precision, cpu_conv, trainable=not eval_mode)
         given = None
         if model_path is not None:
+            from lpips_fast.weights.formats import read_weights  # not at the top: few need it, and it costs 4 ms
+
             check_path("model_path", model_path)
             given = read_weights(model_path, ALIASES[net])
             if lpips and given.linear is None:
