@@ -7,7 +7,6 @@ namespace lpips_fast::trunk::LPIPS_FAST_ISA {
 namespace {
 
 #include "common/vectors.inl"
-#include "common/partial.inl"
 #include "trunk/vectors.inl"
 #include "trunk/signs.inl"
 #include "trunk/winograd.inl"

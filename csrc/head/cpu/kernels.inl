@@ -21,7 +21,6 @@ namespace {
 
 #include "common/vectors.inl"
 #include "head/cpu/storage.inl"
-#include "common/partial.inl"
 
 // These replace std::fill_n and std::copy_n, which would be compiled for this instruction set under a name that all
 // sets share.

@@ -69,6 +69,20 @@ LPIPS_FAST_INLINE void finish_streams() {}
 constexpr bool kStreams = false;
 #endif
 
+template <typename S>
+LPIPS_FAST_INLINE Vec<Acc<S>> load_partial(const S* from, int64_t count) {
+  S whole[kLanes<Acc<S>>] = {};
+  for (int64_t i = 0; i < count; ++i) whole[i] = from[i];
+  return load(whole);
+}
+
+template <typename S>
+LPIPS_FAST_INLINE void store_partial(S* to, Vec<Acc<S>> v, int64_t count) {
+  S whole[kLanes<Acc<S>>];
+  store(whole, v);
+  for (int64_t i = 0; i < count; ++i) to[i] = whole[i];
+}
+
 // The sum of a vector's lanes, in a fixed order.
 template <typename V>
 LPIPS_FAST_INLINE auto sum_lanes(V v) {
