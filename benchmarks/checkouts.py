@@ -1,10 +1,12 @@
 """Two checkouts of this repository against each other: what a change costs, or brings, on the CPU.
 
-    python -m benchmarks.checkouts BEFORE AFTER [--threads 1 --rounds 15 --json checkouts.jsonl]
+    python -m benchmarks.checkouts BEFORE AFTER [--threads 1 --processes 3 --rounds 5 --json checkouts.jsonl]
     python -m benchmarks.checkouts BEFORE AFTER --case vgg:1:256 vgg:4:256 --images flat --mode step
 
-Both checkouts are built in place. Each runs in a process of its own, with the same random weights and images. The two
-take turns in random order, and the ratio after / before is taken round by round. A mode says what is timed:
+Both checkouts are built in place. Each runs in processes of its own, with the same random weights and images. The two
+take turns in random order, and the ratio after / before is taken round by round. Where the system places a process's
+memory can change its time by a third, so each case is timed in several pairs of processes, and the rounds of all count.
+A mode says what is timed:
 
     forward, step     the metric, and the loss with its gradient to the first image
     grad_in_forward   the step of an LPIPS with grad_in_forward=True
@@ -19,6 +21,7 @@ agree to 2e-5, or nothing is timed. The cosine between their gradients is shown:
 from __future__ import annotations
 
 import argparse
+import compileall
 import contextlib
 import itertools
 import json
@@ -161,14 +164,18 @@ def agreement(case, checkouts):
     return {"difference": difference, **cosine}
 
 
-def compare(case, checkouts, rounds):
-    agree = {} if case["mode"] in IMPORTS else agreement(case, checkouts)
-    for checkout in checkouts:
-        checkout.seconds(case)  # to warm up
-    order, times = [0, 1], []
-    for _ in range(rounds):
-        random.shuffle(order)
-        times.append(dict(sorted((which, checkouts[which].seconds(case)) for which in order)))
+def compare(case, started, processes, rounds):
+    """Both checkouts' times in so many rounds in each of several pairs of processes, which `started` starts."""
+    order, times, agree = [0, 1], [], {}
+    for _ in range(processes):
+        with started() as checkouts:
+            if case["mode"] not in IMPORTS:
+                agree = agreement(case, checkouts)
+            for checkout in checkouts:
+                checkout.seconds(case)  # to warm up
+            for _ in range(rounds):
+                random.shuffle(order)
+                times.append(dict(sorted((which, checkouts[which].seconds(case)) for which in order)))
     ratios = [after / before for before, after in (t.values() for t in times)]
     q20, _, _, q80 = statistics.quantiles(ratios, n=5, method="inclusive")
     return {
@@ -199,7 +206,8 @@ def main():
     parser.add_argument("--images", nargs="+", default=IMAGES, choices=IMAGES)
     parser.add_argument("--mode", nargs="+", default=("forward", "step", "construct", *IMPORTS), choices=MODES)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--processes", type=int, default=3, help="pairs of processes a case")
+    parser.add_argument("--rounds", type=int, default=5, help="in each of them")
     parser.add_argument("--json", type=Path, help="append records here, one a line")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -219,12 +227,22 @@ def main():
     torch.set_num_threads(args.threads)
     run = Run(torch.device("cpu"))
     commits = dict(zip(("before", "after"), map(commit_of, args.checkouts), strict=True))
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        checkouts = [Checkout(path.resolve(), args.threads, folder) for path in args.checkouts]
-        for checkout in checkouts:
-            stack.callback(checkout.process.kill)
+    for path in args.checkouts:  # else the first import of a fresh checkout would compile it each time
+        compileall.compile_dir(path / "lpips_fast", quiet=1)
+    with tempfile.TemporaryDirectory() as folder:
+
+        @contextlib.contextmanager
+        def started():
+            checkouts = [Checkout(path.resolve(), args.threads, folder) for path in args.checkouts]
+            try:
+                yield checkouts
+            finally:
+                for checkout in checkouts:
+                    checkout.process.kill()
+                    checkout.process.wait()
+
         for case in cases(shapes, args.images, args.mode):
-            found = compare(case, checkouts, args.rounds)
+            found = compare(case, started, args.processes, args.rounds)
             print(*case.values(), *(f"{key} {value:.4g}" for key, value in found.items()), sep="  ", flush=True)
             if args.json:
                 append(args.json, {"benchmark": "checkouts", **commits, **case, **found, **run.context})
