@@ -59,6 +59,7 @@ def draw(
         axes.set(xlabel="step of Adam on the pixels", title="LPIPS to the target, the only loss")
         axes.set(xlim=(0, steps), ylim=(0, None))
         axes.grid(alpha=0.25)
+        figure.draw_without_rendering()  # sets the colour bar's labels, whose width the layout needs
         figure.savefig(path, dpi=110)
         plt.close(figure)
 
