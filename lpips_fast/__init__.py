@@ -1,7 +1,7 @@
 """LPIPS for PyTorch at the speed of its convolutions: a drop-in for `lpips`, as a loss and as a metric.
 
-Names are imported at their first use, so that `lpips-fast --help` need not wait for torch. `LPIPS`,
-`functional` and `backends` register the operators with torch.
+Names are imported at their first use, so that `lpips-fast --help` need not wait for torch. `LPIPS`, `functional` and
+`backends` register the operators with torch.
 """
 
 from importlib import import_module

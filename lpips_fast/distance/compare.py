@@ -58,8 +58,7 @@ def compare(
 
 
 def parts_of_maps(maps: Sequence[Tensor], shares: Sequence[Tensor] | None, size: Sequence[int] | None) -> list[Tensor]:
-    """Each layer's part, from its map [k, 1, H_l, W_l]: enlarged to `size` or, without a size, its mean
-    [k, 1, 1, 1]."""
+    """Each layer's part: its map [k, 1, H_l, W_l] enlarged to `size` or, without a size, its mean [k, 1, 1, 1]."""
     if size is not None:
         return [upsample(m, size) for m in maps]
     if shares is None:
