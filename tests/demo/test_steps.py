@@ -19,15 +19,15 @@ def test_samples_are_there():
 
 
 def test_load(monkeypatch, cached_trunk, capsys):
-    monkeypatch.setattr("lpips_fast.weights.published._torchvision_file", cached_trunk)
+    monkeypatch.setattr("lpips_fast.weights.published.provide", cached_trunk)
     module, calibrated = steps.load("alex")
     assert calibrated
     assert not module.pnet_rand
 
-    def unreachable(net, progress):
+    def unreachable(net, source, progress):
         raise RuntimeError("no way to the weights")
 
-    monkeypatch.setattr("lpips_fast.weights.published._torchvision_file", unreachable)
+    monkeypatch.setattr("lpips_fast.weights.published.provide", unreachable)
     module, calibrated = steps.load("alex")
     assert not calibrated
     assert module.pnet_rand
