@@ -17,8 +17,8 @@
 //
 // Channels are adjacent in memory, so a transform works on kWidth channels at once, without shuffles. V and M are
 // [point][tile][channel]. The product for one point is a matrix product of [tiles, cin] by [cin, cout], in blocks of
-// kRows tiles by kVectors vectors of output channels that stay in registers. Sums run over input channels from first
-// to last, in parts of kDepth, whatever the blocks are. So results depend neither on the blocks nor on the threads.
+// kBlockTiles tiles by kVectors vectors of output channels that stay in registers. Sums run over input channels from
+// first to last, in parts of kPart, whatever the blocks are. So results depend neither on the blocks nor on the threads.
 //
 // A value that is not finite turns all outputs of the tiles that read it into NaN, not only the outputs near it.
 
@@ -109,33 +109,49 @@ void transform_input(const Conv& p, int64_t begin, int64_t end, float* v, float*
   }
 }
 
+// c[R][V] += a[R] b[V], of one input channel.
+template <int R, int V>
+LPIPS_FAST_INLINE void add_products(const float* a, int64_t ld_a, const float* b, int64_t panel, FloatVec c[R][V]) {
+  FloatVec col[V];
+#pragma GCC unroll 4
+  for (int v = 0; v < V; ++v) col[v] = load(b + v * kWidth / kPanel * panel + v * kWidth % kPanel);
+#pragma GCC unroll 32
+  for (int r = 0; r < R; ++r) {
+    const FloatVec row = splat(a[r * ld_a]);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) c[r][v] += row * col[v];
+  }
+}
+
+// The error of a sum grows with its length, and is most of the error of the convolution. So a sum over kPart channels
+// is made as two, over the even and the odd ones, which costs registers but no time. Then it goes to memory.
+constexpr int64_t kPart = 64;
+constexpr int64_t kBlockTiles = kRows / 2;  // with two sums each
+
 // c[R][V vectors] (+)= a[R][depth] b[depth][V vectors]. Columns of b lie in panels of 16, `panel` floats apart.
 template <int R, int V>
 LPIPS_FAST_INLINE void multiply_block(const float* a, int64_t ld_a, const float* b, int64_t panel, int64_t depth,
                                       float* c, int64_t ld_c, bool add) {
-  FloatVec acc[R][V];
+  for (int64_t begin = 0; begin < depth; begin += kPart, add = true) {
+    FloatVec even[R][V], odd[R][V];
 #pragma GCC unroll 32
-  for (int r = 0; r < R; ++r)
+    for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) acc[r][v] = FloatVec{};
-  for (int64_t k = 0; k < depth; ++k, b += kPanel) {
-    FloatVec col[V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) col[v] = load(b + v * kWidth / kPanel * panel + v * kWidth % kPanel);
-#pragma GCC unroll 32
-    for (int r = 0; r < R; ++r) {
-      const FloatVec row = splat(a[r * ld_a + k]);
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) acc[r][v] += row * col[v];
+      for (int v = 0; v < V; ++v) even[r][v] = odd[r][v] = FloatVec{};
+    const int64_t end = smaller(begin + kPart, depth);
+    for (int64_t k = begin; k < end; k += 2) {
+      add_products<R, V>(a + k, ld_a, b + k * kPanel, panel, even);
+      if (k + 1 < end) add_products<R, V>(a + k + 1, ld_a, b + (k + 1) * kPanel, panel, odd);
     }
+#pragma GCC unroll 32
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        float* const dst = c + r * ld_c + v * kWidth;
+        const FloatVec sum = even[r][v] + odd[r][v];
+        store(dst, add ? load(dst) + sum : sum);
+      }
   }
-#pragma GCC unroll 32
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      float* const dst = c + r * ld_c + v * kWidth;
-      store(dst, add ? load(dst) + acc[r][v] : acc[r][v]);
-    }
 }
 
 // As multiply_block, for `rows` <= R rows.
@@ -148,15 +164,14 @@ void multiply_rows(int64_t rows, const float* a, int64_t ld_a, const float* b, i
   multiply_block<R, V>(a, ld_a, b, panel, depth, c, ld_c, add);
 }
 
-// The rows of a panel that stay in the first-level cache while all tiles pass. The parts have sums of their own, which
-// also makes the error smaller.
+// The rows of a panel that stay in the first-level cache while all tiles pass.
 constexpr int64_t kDepth = 256;
 
 template <int V>
 LPIPS_FAST_INLINE void multiply_columns(const Conv& p, int64_t tiles, const float* v, const float* u, float* m) {
   for (int64_t k = 0; k < p.cin; k += kDepth) {
-    for (int64_t t = 0; t < tiles; t += kRows) {
-      multiply_rows<kRows, V>(smaller(kRows, tiles - t), v + t * p.ld_v + k, p.ld_v, u + k * kPanel, p.cin * kPanel,
+    for (int64_t t = 0; t < tiles; t += kBlockTiles) {
+      multiply_rows<kBlockTiles, V>(smaller(kBlockTiles, tiles - t), v + t * p.ld_v + k, p.ld_v, u + k * kPanel, p.cin * kPanel,
                               smaller(kDepth, p.cin - k), m + t * p.ld_m, p.ld_m, k > 0);
     }
   }
