@@ -139,10 +139,12 @@ LPIPS_FAST_INLINE void multiply_block(const float* a, int64_t ld_a, const float*
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) even[r][v] = odd[r][v] = FloatVec{};
     const int64_t end = smaller(begin + kPart, depth);
-    for (int64_t k = begin; k < end; k += 2) {
+    int64_t k = begin;
+    for (; k + 1 < end; k += 2) {
       add_products<R, V>(a + k, ld_a, b + k * kPanel, panel, even);
-      if (k + 1 < end) add_products<R, V>(a + k + 1, ld_a, b + (k + 1) * kPanel, panel, odd);
+      add_products<R, V>(a + k + 1, ld_a, b + (k + 1) * kPanel, panel, odd);
     }
+    if (k < end) add_products<R, V>(a + k, ld_a, b + k * kPanel, panel, even);
 #pragma GCC unroll 32
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
