@@ -164,7 +164,7 @@ def print_table(path):
     print("| | " + " | ".join(f"{net}: value | ranking | gradient" for net in nets) + " |")
     print("|---" * (3 * len(nets) + 1) + "|")
     for key, name in NAMES.items():
-        rows = [last[net, *key] for net in nets]
+        rows = [last[(net, *key)] for net in nets]
         cells = [
             f"{r['value_relative_error']['max']:.1e} | {r['ranking_kendall_tau']:.4f} | {r['gradient_cosine']:.6f}"
             for r in rows
@@ -175,7 +175,7 @@ def print_table(path):
     for net in nets:
         for key, name in NAMES.items():
             if key[1] == "float32":
-                r = last[net, *key]
+                r = last[(net, *key)]
                 errors = [r[what][q] for what in ("gradient_relative_error", "value_relative_error") for q in QUANTILES]
                 cells = [f"{error:.1e}" for error in errors]
                 print(f"| {net}, {name.split(', ')[1]} | " + " | ".join(cells) + f" | {r['expected_flips']:.2f} |")

@@ -14,6 +14,7 @@ from tests.support.tolerances import (
     CONVOLUTION_TOLERANCE,
     FIRST_CONVOLUTION_TOLERANCE,
     FLAT_CONVOLUTION_TOLERANCE,
+    MANY_CHANNELS_TOLERANCE,
     ONE_HOT_CONVOLUTION_TOLERANCE,
 )
 
@@ -98,6 +99,16 @@ def test_forward(shape):
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert_close(y, conv_ref(x, weight, bias))
     assert torch.equal(unpack(signs, shape[2]), y > 0)
+
+
+@compiled
+@pytest.mark.parametrize("channels", (256, 512))
+def test_error_does_not_grow_with_the_channels(channels):
+    """Activations have one sign, as after a ReLU. Most of the error is that of the sums over input channels."""
+    weight = torch.randn(64, channels, 3, 3) / (3 * channels**0.5)
+    x, filters = torch.randn(1, channels, 24, 24).relu(), cpu_filters.winograd_filters(weight)
+    y, *_ = ops.conv3x3_fwd_cpu(x, filters, torch.zeros(64), False, False)
+    assert_close(y, conv_ref(x, weight, torch.zeros(64)), MANY_CHANNELS_TOLERANCE)
 
 
 @compiled
