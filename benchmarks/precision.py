@@ -154,6 +154,10 @@ NAMES = {
 }
 
 
+def short(error):
+    return f"{error:.1e}".replace("e-0", "e-")
+
+
 def print_table(path):
     """Two tables of the last records: the largest errors of each precision, and gradients and values in float32."""
     last = {}
@@ -166,7 +170,7 @@ def print_table(path):
     for key, name in NAMES.items():
         rows = [last[(net, *key)] for net in nets]
         cells = [
-            f"{r['value_relative_error']['max']:.1e} | {r['ranking_kendall_tau']:.4f} | {r['gradient_cosine']:.6f}"
+            f"{short(r['value_relative_error']['max'])} | {r['ranking_kendall_tau']:.4f} | {r['gradient_cosine']:.6f}"
             for r in rows
         ]
         print(f"| {name} | " + " | ".join(cells) + " |")
@@ -177,8 +181,8 @@ def print_table(path):
             if key[1] == "float32":
                 r = last[(net, *key)]
                 errors = [r[what][q] for what in ("gradient_relative_error", "value_relative_error") for q in QUANTILES]
-                cells = [f"{error:.1e}" for error in errors]
-                print(f"| {net}, {name.split(', ')[1]} | " + " | ".join(cells) + f" | {r['expected_flips']:.2f} |")
+                cells = " | ".join(map(short, errors))
+                print(f"| {net}, {name.split(', ')[1]} | {cells} | {r['expected_flips']:.2f} |")
 
 
 def main():

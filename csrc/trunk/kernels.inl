@@ -16,6 +16,6 @@ namespace {
 }  // namespace
 
 extern constexpr Kernels kKernels = {kBlockTiles, transform_input, multiply,   transform_output,
-                                     first_conv, relu_pool_bwd,   pack_signs, mask_by_signs};
+                                     first_conv,  relu_pool_bwd,   pack_signs, mask_by_signs};
 
 }  // namespace lpips_fast::trunk::LPIPS_FAST_ISA

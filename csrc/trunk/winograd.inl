@@ -18,7 +18,8 @@
 // Channels are adjacent in memory, so a transform works on kWidth channels at once, without shuffles. V and M are
 // [point][tile][channel]. The product for one point is a matrix product of [tiles, cin] by [cin, cout], in blocks of
 // kBlockTiles tiles by kVectors vectors of output channels that stay in registers. Sums run over input channels from
-// first to last, in parts of kPart, whatever the blocks are. So results depend neither on the blocks nor on the threads.
+// first to last, in parts of kPart, whatever the blocks are. So results depend neither on the blocks nor on the
+// threads.
 //
 // A value that is not finite turns all outputs of the tiles that read it into NaN, not only the outputs near it.
 
@@ -123,10 +124,11 @@ LPIPS_FAST_INLINE void add_products(const float* a, int64_t ld_a, const float* b
   }
 }
 
-// The error of a sum grows with its length, and is most of the error of the convolution. So a sum over kPart channels
-// is made as two, over the even and the odd ones, which costs registers but no time. Then it goes to memory.
+// The rounding of a sum grows with its length, and is most of the error of the convolution (docs/cpu.md). So kPart
+// channels make two sums, over the even and the odd ones. These are added, and then added to the sums of the channels
+// before. The two sums share the registers: a block has half as many tiles as one with single sums would have.
 constexpr int64_t kPart = 64;
-constexpr int64_t kBlockTiles = kRows / 2;  // with two sums each
+constexpr int64_t kBlockTiles = kRows / 2;
 
 // c[R][V vectors] (+)= a[R][depth] b[depth][V vectors]. Columns of b lie in panels of 16, `panel` floats apart.
 template <int R, int V>
@@ -168,13 +170,14 @@ void multiply_rows(int64_t rows, const float* a, int64_t ld_a, const float* b, i
 
 // The rows of a panel that stay in the first-level cache while all tiles pass.
 constexpr int64_t kDepth = 256;
+static_assert(kDepth % kPart == 0);
 
 template <int V>
 LPIPS_FAST_INLINE void multiply_columns(const Conv& p, int64_t tiles, const float* v, const float* u, float* m) {
   for (int64_t k = 0; k < p.cin; k += kDepth) {
     for (int64_t t = 0; t < tiles; t += kBlockTiles) {
-      multiply_rows<kBlockTiles, V>(smaller(kBlockTiles, tiles - t), v + t * p.ld_v + k, p.ld_v, u + k * kPanel, p.cin * kPanel,
-                              smaller(kDepth, p.cin - k), m + t * p.ld_m, p.ld_m, k > 0);
+      multiply_rows<kBlockTiles, V>(smaller(kBlockTiles, tiles - t), v + t * p.ld_v + k, p.ld_v, u + k * kPanel,
+                                    p.cin * kPanel, smaller(kDepth, p.cin - k), m + t * p.ld_m, p.ld_m, k > 0);
     }
   }
 }
