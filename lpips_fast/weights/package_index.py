@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -117,9 +118,9 @@ def _pip() -> list[str]:
 
 
 def _reason(stderr: str) -> str:
-    """The last of what pip says is wrong, each line once."""
-    lines = dict.fromkeys(line.strip() for line in stderr.splitlines() if line.strip())
-    return "\n".join(["", *list(lines)[-8:]]) if lines else "it gives no reason"
+    """The last lines of what pip says is wrong, without repetitions that differ in a count alone."""
+    lines = {re.sub(r"\d+", "", line): line for line in map(str.strip, stderr.splitlines()) if line}
+    return "\n  ".join(["", *list(lines.values())[-8:]]) if lines else "it gives no reason"
 
 
 def _read(archive: Path, net: str) -> dict[str, Tensor]:

