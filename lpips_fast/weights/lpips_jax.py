@@ -74,9 +74,11 @@ def torch_weights(
 def _dict(content: Mapping[str, Any], name: str, names: list[str], path: str | PathLike[str]) -> Mapping[str, Any]:
     """The dict by this name, if it has exactly these names."""
     found = content.get(name)
-    if type(found) is not dict or found.keys() != set(names):
-        what = f"it has {some(map(str, found))}" if type(found) is dict else "it is missing or no dict"
-        raise ValueError(f"{path}: {name!r} must have {some(names)}; {what}")
+    if type(found) is not dict:
+        raise ValueError(f"{path}: {name!r} must be a dict of {some(names)}; it is missing or something else")
+    for what, wrong in (("lacks", set(names) - found.keys()), ("has, beside its own,", found.keys() - set(names))):
+        if wrong:
+            raise ValueError(f"{path}: {name!r} {what} {some(map(str, wrong))}")
     return found
 
 

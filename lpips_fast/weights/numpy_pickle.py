@@ -5,9 +5,9 @@ A pickle is a program for a machine with a stack and a memo. NumPy writes an arr
     a = numpy.core.multiarray._reconstruct(numpy.ndarray, (0,), b'b')     a.__setstate__((1, shape, dtype, order, data))
     dtype = numpy.dtype('f4', False, True)                                dtype.__setstate__((3, '<', ...))
 
-and from protocol 5 on `numpy.core.numeric._frombuffer(data, dtype, shape, order)`, with the axes after order 'K'. NumPy 2
-writes `numpy._core`. This reader knows these names and the instructions around them. It makes the arrays itself, as
-views of the data.
+and from protocol 5 on `numpy.core.numeric._frombuffer(data, dtype, shape, order)`; after the order 'K' follow the axes.
+NumPy 2 writes `numpy._core`. This reader knows these names and the instructions around them. It makes the arrays
+itself, as views of the data.
 
 A memo makes a tuple of tuples that holds itself 2^n times out of n instructions. So no object but a string is hashed,
 printed or compared.

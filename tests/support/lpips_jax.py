@@ -14,7 +14,7 @@ MEMBERS = {
 
 
 def checkpoint(net, trunk, linear=()):
-    """The dicts of a checkpoint, from the trunk's weights by torchvision's names and the linear weights [1, C, 1, 1]."""
+    """The dicts of a checkpoint, from a trunk's weights by torchvision's names and linear weights [1, C, 1, 1]."""
     tensors = {name.removeprefix("features."): tensor for name, tensor in trunk.items()}
     indices = sorted({int(name.partition(".")[0]) for name in tensors})
     convolutions = {
