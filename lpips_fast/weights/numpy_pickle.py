@@ -46,7 +46,7 @@ class _Name(NamedTuple):
 class _Dtype:
     """The dtype of an array: one of _KINDS; then its byte order."""
 
-    def __init__(self, kind: object) -> None:
+    def __init__(self, kind: Any) -> None:
         if _string(kind) not in _KINDS:
             raise ValueError(f"it holds an array of type {kind!r:.99}; only real numbers of up to 8 bytes are read")
         self.dtype = np.dtype(kind)
@@ -77,7 +77,7 @@ def _view(data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> np
     return array.reshape(shape, order=_string(order)) if axes is None else array.reshape(shape).transpose(axes)
 
 
-def _string(given: object) -> str:
+def _string(given: Any) -> Any:
     if not isinstance(given, str):
         raise ValueError(f"it has an object of type {type(given).__name__} where NumPy writes a string")
     return given

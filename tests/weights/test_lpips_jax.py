@@ -147,7 +147,10 @@ BAD = {
     "linear layer missing": (put("NetLinLayer_2", value=delete), ("'NetLinLayer_2'", "'Conv_0'", "missing")),
     "linear layer empty": (put("NetLinLayer_2", value={}), ("'NetLinLayer_2'", "'Conv_0'")),
     "linear layer too many": (put("NetLinLayer_5", value={}), ("'NetLinLayer_5'", "beside", "AlexNet_0")),
-    "bias of a linear layer": (put(*LINEAR[:2], "bias", value=np.zeros(1)), ("'Conv_0'", "has, beside its own, 'bias'")),
+    "bias of a linear layer": (
+        put(*LINEAR[:2], "bias", value=np.zeros(1)),
+        ("has, beside its own, 'bias'",),
+    ),
     "rank of a linear layer": (put(*LINEAR, value=lambda k: k[0]), ("NetLinLayer_2 kernel", "4 dimensions")),
     "shape of a linear layer": (put(*LINEAR, value=lambda k: k[:, :, :9]), ("'lin2.model.1.weight'", "[1, 9, 1, 1]")),
     "NaN in a linear layer": (put(*LINEAR, value=lambda k: k * np.nan), ("'lin2.model.1.weight'", "NaN")),
