@@ -79,6 +79,8 @@ def fetch(progress: bool) -> dict[str, dict[str, Tensor]]:
 
 def _download(folder: Path, progress: bool) -> Path:
     """The archive, which pip puts into the folder."""
+    if os.pathsep in str(folder):  # PYTHONPATH could not name it, and pip would find the other setuptools
+        raise OSError(f"temporary files are in {folder}: set TMPDIR to a folder without {os.pathsep!r} in its path")
     backend = folder / "backend" / "setuptools"
     backend.mkdir(parents=True)
     (backend / "__init__.py").touch()

