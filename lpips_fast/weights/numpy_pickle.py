@@ -9,8 +9,8 @@ and from protocol 5 on `numpy.core.numeric._frombuffer(data, dtype, shape, order
 NumPy 2 writes `numpy._core`. This reader knows these names and the instructions around them. It makes the arrays
 itself, as views of the data.
 
-A memo makes a tuple of tuples that holds itself 2^n times out of n instructions. So no object but a string is hashed,
-printed or compared.
+With the memo, n instructions make tuples in tuples that lead to the innermost in 2^n ways. To hash or print one would
+take forever. So keys, names and types must be strings before anything is done with them.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ def _view(data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> np
 
 
 def _string(given: Any) -> Any:
+    """What is given, if it is a string."""
     if not isinstance(given, str):
         raise ValueError(f"it has an object of type {type(given).__name__} where NumPy writes a string")
     return given
