@@ -168,6 +168,18 @@ ROUNDED_GRAD_TOLERANCE = 5e-3
 # The norm of the error of VGG's gradient under autocast: with random weights it is that sensitive to bfloat16.
 BFLOAT16_GRAD_TOLERANCE = 0.5
 
+# --- LPIPS with ImageNet's weights on the package's own images, against lpips 0.1.4 in float64 ---
+
+REAL_VALUE_TOLERANCE = {torch.float64: 1e-13, torch.float32: 4e-6}
+WHOLE_VALUE_TOLERANCE = 1e-6
+REAL_PART_TOLERANCE = {torch.float64: 1e-13, torch.float32: 1.5e-5}
+REAL_MAP_TOLERANCE = {torch.float64: 1e-13, torch.float32: 5e-6}
+REAL_GRAD_TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5}
+REAL_BLOCK_TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6}
+REAL_JUMP_TOLERANCE = {torch.float64: 1e-13, torch.float32: 0.02}
+REAL_LOW_PRECISION_TOLERANCE = {"bfloat16": (0.01, 0.025), "float16": (5e-4, 7e-3)}
+REAL_GRAD_ERROR_RATIO = {("alex", "direct"): 2, ("alex", "winograd"): 2, ("vgg", "direct"): 3, ("vgg", "winograd"): 6}
+
 # --- The command line ---
 
 # A number printed, or read from a file of text.
