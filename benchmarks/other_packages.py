@@ -419,7 +419,7 @@ def records(packages: Iterable[Package]) -> Iterator[dict[str, Any]]:
         trunks = Path(name)
         for net, state in states.items():
             torch.save(trunk(state), trunks / f"{net}.pth")
-        lpips_fast.weights.published._torchvision_file = lambda net, progress: trunks / f"{net}.pth"
+        lpips_fast.weights.published.provide = lambda net, source, progress: trunks / f"{net}.pth"
         names = {**given, "slices": slices, "LPIPS": lpips_fast.LPIPS, "compat": compat, "metric": metric}
         for package in packages:
             for call, found in zip(package.calls, ask(package, states, given), strict=True):

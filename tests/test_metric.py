@@ -52,7 +52,7 @@ def weights(trunk_states, cached_trunk, torchvision_features):
     """The trunks of both packages get these weights instead of ImageNet's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(theirs_functional, "_get_tv_model_features", torchvision_features)
-        patch.setattr("lpips_fast.weights.published._torchvision_file", cached_trunk)
+        patch.setattr("lpips_fast.weights.published.provide", cached_trunk)
         metric._kept_network.cache_clear()
         yield trunk_states
     metric._kept_network.cache_clear()

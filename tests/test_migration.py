@@ -34,7 +34,7 @@ def snippets(section, language="python"):
 @pytest.fixture(autouse=True)
 def _trunks(monkeypatch, cached_trunk):
     """The session's random trunks in place of ImageNet's."""
-    monkeypatch.setattr("lpips_fast.weights.published._torchvision_file", cached_trunk)
+    monkeypatch.setattr("lpips_fast.weights.published.provide", cached_trunk)
 
 
 def run(section, which=0, *, mixed=False, **names):

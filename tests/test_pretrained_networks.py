@@ -16,7 +16,7 @@ NETS = {"vgg16": "vgg", "alexnet": "alex", "squeezenet": "squeeze"}
 
 @pytest.mark.parametrize("name,net", NETS.items())
 def test_as_in_lpips(monkeypatch, cached_trunk, make_theirs, name, net):
-    monkeypatch.setattr(published, "_torchvision_file", cached_trunk)
+    monkeypatch.setattr(published, "provide", cached_trunk)
     ours, theirs = getattr(pretrained_networks, name)(), make_theirs(net).net
     assert list(ours.state_dict()) == list(theirs.state_dict())
     assert not any(p.requires_grad for p in ours.parameters())
@@ -30,7 +30,7 @@ def test_as_in_lpips(monkeypatch, cached_trunk, make_theirs, name, net):
 
 @pytest.mark.parametrize("name", ("alexnet", "squeezenet"))
 def test_random_and_trainable(monkeypatch, name):
-    monkeypatch.setattr(published, "_torchvision_file", lambda *_: pytest.fail("no weights are needed"))
+    monkeypatch.setattr(published, "provide", lambda *_: pytest.fail("no weights are needed"))
     ours = getattr(pretrained_networks, name)(requires_grad=True, pretrained=False)
     ours(pair(1, 35, 35)[0])[-1].sum().backward()
     assert all(p.grad is not None for p in ours.parameters())

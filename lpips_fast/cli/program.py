@@ -23,6 +23,7 @@ from lpips_fast.cli.commands import (
     search,
     train,
     video,
+    weights,
 )
 
 app = typer.Typer(
@@ -36,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (pair, dirs, matrix, map, index, search, video, bapps, train, evaluate, convert, bench, demo):
+for command in (pair, dirs, matrix, map, index, search, video, bapps, train, evaluate, weights, convert, bench, demo):
     command.register(app)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from PIL import Image
 
-from lpips_fast.demo.speed import PAIRS, SIZE, Comparison
+from lpips_fast.demo.speed import Comparison
 from lpips_fast.demo.steps import Distorted, Optimised
 from lpips_fast.trunk.nets import NETS
 
@@ -125,5 +125,5 @@ def _speed(axes: Axes, comparisons: list[Comparison]) -> None:
     for row, label, milliseconds in zip(rows, labels, times, strict=True):
         axes.annotate(label, (milliseconds, row - 0.2), **after)
     axes.set_yticks(rows, [c.what.replace(", ", "\n").replace("forward + backward", "fwd + bwd") for c in comparisons])
-    axes.set_xlabel(f"ms (median), {PAIRS} pair{'s' * (PAIRS > 1)} of {SIZE} x {SIZE}")
+    axes.set_xlabel("ms (median), a pair of 256 x 256")
     axes.set_title(f"Speed, {NETS['vgg'].title}")

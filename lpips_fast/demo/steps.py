@@ -15,7 +15,7 @@ from lpips_fast import images
 from lpips_fast.bapps.distortions import DISTORTIONS
 from lpips_fast.lpips import LPIPS
 from lpips_fast.trunk.nets import ALIASES
-from lpips_fast.weights.published import read_trunk_weights
+from lpips_fast.weights.trunk_files import provide
 
 SAMPLES = ("landscape", "marble", "spheres")
 
@@ -37,14 +37,15 @@ class Optimised(NamedTuple):
     losses: list[float]  # at the start and after each step
 
 
-def load(net: str) -> tuple[LPIPS, bool]:
-    """LPIPS and whether it is calibrated: the trunk is random if the trained weights cannot be reached."""
+def load(net: str, source: str = "auto") -> tuple[LPIPS, bool]:
+    """LPIPS and whether it is calibrated: the trunk is random if its weights cannot be had from the source."""
     try:
-        state = read_trunk_weights(ALIASES[net], None, progress=True)
+        path = provide(ALIASES[net], source)
     except RuntimeError as error:
-        print(f"\n{error}\n\nGoing on with a RANDOM trunk: the distances below are uncalibrated.")
+        print(f"\n{error}\n\nGoing on with a RANDOM trunk of {net}: its distances are uncalibrated.")
         return LPIPS(net=net, pnet_rand=True), False
-    return LPIPS(net=net, trunk_weights=state), True
+    print(f"The trunk's weights: {path}")
+    return LPIPS(net=net, trunk_weights=path), True
 
 
 def load_sample(name: str) -> np.ndarray:

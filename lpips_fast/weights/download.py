@@ -10,7 +10,7 @@ from urllib.error import HTTPError
 
 from lpips_fast._files import sha256_of
 
-_TIMEOUT = 60  # seconds without a byte
+_TIMEOUT = 20  # seconds without a byte, and for each of a host's addresses
 _CHUNK = 2**20
 _RANGE_NOT_SATISFIABLE = 416
 

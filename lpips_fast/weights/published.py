@@ -1,10 +1,9 @@
-"""The published weights, checked: the linear weights in this package, and torchvision's weights of the trunks."""
+"""The published weights, checked: the linear weights in this package, and the trunks' ImageNet weights."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -14,8 +13,8 @@ from torch import Tensor
 
 from lpips_fast._checks import some
 from lpips_fast.trunk.nets import NETS
-from lpips_fast.weights.download import download
 from lpips_fast.weights.files import check_values, checked_state_dict, read_state_dict
+from lpips_fast.weights.trunk_files import provide
 
 VERSIONS = ("0.1", "0.0")
 
@@ -90,20 +89,19 @@ def read_trunk_weights(
 
     Args:
         net: 'alex', 'vgg' or 'squeeze'.
-        given: a file or tensors by name, with torchvision's names (`features.0.weight` or `0.weight`). None takes
-            torchvision's ImageNet weights from its cache under TORCH_HOME, or downloads them there and checks their
-            hash.
+        given: a file or tensors by name, with torchvision's names (`features.0.weight` or `0.weight`). None takes the
+            ImageNet weights under TORCH_HOME, or downloads torchvision's there and checks their hash.
         progress: whether a download shows a progress bar.
 
     Raises:
         FileNotFoundError: there is no such file.
         TypeError: given is none of these.
         ValueError: the file cannot be read, or a value is NaN, infinite or no floating-point number.
-        RuntimeError: torchvision's weights are not in the cache and cannot be downloaded.
+        RuntimeError: the ImageNet weights are not there and cannot be downloaded.
     """
     source: object = "trunk_weights" if isinstance(given, Mapping) else given
     if given is None:
-        source = path = _torchvision_file(net, progress)
+        source = path = provide(net, "torchvision", progress)
         try:
             state = read_state_dict(path)
         except ValueError as error:
@@ -120,22 +118,3 @@ def read_trunk_weights(
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     check_values(source, state)
     return state
-
-
-def _torchvision_file(net: str, progress: bool) -> Path:
-    """The file in torchvision's cache, downloaded if it is not there."""
-    url = NETS[net].url
-    name = Path(url).name
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
-    try:
-        if not path.exists():
-            (sha256,) = re.findall(r"-([0-9a-f]{8,})\.", name)
-            download(url, path, sha256, progress)
-    except OSError as error:
-        raise RuntimeError(
-            f"the ImageNet weights of the {net!r} trunk are neither in {path.parent} nor can they be downloaded "
-            f"({error}). Three ways to provide them: (1) connect to the internet once, and they are downloaded on "
-            f"first use; (2) put {name} (from {url}) into $TORCH_HOME/hub/checkpoints; "
-            f"(3) pass trunk_weights= (--trunk-weights), a file or a state_dict with torchvision's names."
-        ) from error
-    return path

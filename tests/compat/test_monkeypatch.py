@@ -62,7 +62,7 @@ def test_subclasses_are_left_alone():
 def test_torchmetrics(monkeypatch, cached_trunk, net):
     torchmetrics = pytest.importorskip("torchmetrics")
     functional = torchmetrics.functional.image.learned_perceptual_image_patch_similarity
-    monkeypatch.setattr("lpips_fast.weights.published._torchvision_file", cached_trunk)
+    monkeypatch.setattr("lpips_fast.weights.published.provide", cached_trunk)
     ours = metric.LearnedPerceptualImagePatchSimilarity(net_type=net)
     in0, in1 = (x.clamp(-1, 1) for x in pair(2, 40, 40))
     with lpips_fast.patch():
@@ -81,7 +81,7 @@ def theirs_lpips(monkeypatch, cached_trunk, torchvision_features):
     """torchmetrics' module of LPIPS; one random trunk replaces ImageNet's in both packages."""
     module = pytest.importorskip("torchmetrics.functional.image.lpips")
     monkeypatch.setattr(module, "_get_tv_model_features", torchvision_features)
-    monkeypatch.setattr("lpips_fast.weights.published._torchvision_file", cached_trunk)
+    monkeypatch.setattr("lpips_fast.weights.published.provide", cached_trunk)
     return module
 
 

@@ -27,11 +27,25 @@ def test_small(monkeypatch, make_ours, tmp_path, capsys, calibrated):
 
 
 def test_whole(monkeypatch, make_ours, tmp_path, capsys):
-    monkeypatch.setattr(run, "load", lambda net: (make_ours(net), True))
-    monkeypatch.setattr(run, "compare", lambda rounds: ("cpu", [Comparison("LPIPS, forward", 0.1, 0.2, 1e-6, None)]))
+    """The speed is VGG16's; its weights come from a package index or not at all: torchvision's are 528 MB."""
+    loaded, timed = [], []
+
+    def load(net, source="auto"):
+        loaded.append((net, source))
+        return make_ours(net), net != "vgg"
+
+    def compare(module, in0, in1, rounds):
+        timed.append((module.pnet_type, in0.shape, in1.shape))
+        return "cpu", [Comparison("LPIPS, forward", 0.1, 0.2, 1e-6, None)]
+
+    monkeypatch.setattr(run, "load", load)
+    monkeypatch.setattr(run, "compare", compare)
     run.main(net="alex", steps=2, output=tmp_path / "demo.png")
+    assert loaded == [("alex", "auto"), ("vgg", "package-index")]
+    assert timed == [("vgg", (1, 3, 256, 256), (1, 3, 256, 256))]
     with Image.open(tmp_path / "demo.png") as picture:
         assert picture.size[0] > 1600
     printed = capsys.readouterr().out
     assert "in 2 steps." in printed
+    assert "VGG16 with RANDOM weights" in printed
     assert "LPIPS, forward                 100.0 ms     200.0 ms   2.0 x" in printed

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from lpips_fast.demo import speed
+from tests.support.images import pair
 from tests.support.tolerances import JUMP_TOLERANCE, OTHERS_TOLERANCE
 
 
-def test_compare(monkeypatch):
-    monkeypatch.setattr(speed, "SIZE", 32)
-    backend, comparisons = speed.compare(rounds=1)
+def test_compare(make_ours):
+    backend, comparisons = speed.compare(make_ours("vgg"), *pair(1, 32, 32), rounds=1)
     assert backend in ("cpu", "reference")
     assert len(comparisons) == 4
     for c in comparisons:

@@ -19,19 +19,23 @@ def test_samples_are_there():
 
 
 def test_load(monkeypatch, cached_trunk, capsys):
-    monkeypatch.setattr("lpips_fast.weights.published._torchvision_file", cached_trunk)
+    """It says where the weights come from, or that there are none and the trunk is random."""
+    monkeypatch.setattr(steps, "provide", cached_trunk)
     module, calibrated = steps.load("alex")
     assert calibrated
     assert not module.pnet_rand
+    assert "alex.pth" in capsys.readouterr().out
 
-    def unreachable(net, progress):
+    def unreachable(net, source):
         raise RuntimeError("no way to the weights")
 
-    monkeypatch.setattr("lpips_fast.weights.published._torchvision_file", unreachable)
+    monkeypatch.setattr(steps, "provide", unreachable)
     module, calibrated = steps.load("alex")
     assert not calibrated
     assert module.pnet_rand
-    assert "no way to the weights" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "no way to the weights" in printed
+    assert "RANDOM" in printed
 
 
 def test_maps_are_of_the_distances_and_nearest_first(make_ours):

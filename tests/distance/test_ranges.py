@@ -83,7 +83,7 @@ def test_images_of_0_to_255_in_torchmetrics_network(spatial, resize):
 
 
 def test_images_of_0_to_255_in_torchmetrics_function(monkeypatch, cached_trunk):
-    monkeypatch.setattr("lpips_fast.weights.published._torchvision_file", cached_trunk)
+    monkeypatch.setattr("lpips_fast.weights.published.provide", cached_trunk)
     metric._kept_network.cache_clear()
     x = _bytes()
     with pytest.warns(UserWarning, match="0 to 255") as found:

