@@ -49,14 +49,14 @@ def main() -> None:
 def recorded(net: str, version: str, sample: Sample, fn: nn.Module) -> dict[str, object]:
     """One pair of images compared by one module."""
     in0, in1 = (image.double() for image in sample.pair())
-    in1.requires_grad_(sample in SQUARES)
+    in0.requires_grad_(sample in SQUARES)
     value, parts = fn(in0, in1, retPerLayer=True)
     case = {"net": net, "version": version, "sample": sample.name, "value": value.item()}
     case["parts"] = [part.item() for part in parts]
-    if in1.requires_grad:
-        (gradient,) = torch.autograd.grad(value, in1)
+    if in0.requires_grad:
+        (gradient,) = torch.autograd.grad(value, in0)
         fn.spatial = True
-        case |= {"map": projected(fn(in0, in1.detach())), "gradient": projected(gradient)}
+        case |= {"map": projected(fn(in0.detach(), in1)), "gradient": projected(gradient)}
         fn.spatial = False
     return case
 

@@ -1,4 +1,4 @@
-"""Pairs of the package's own images: a square of an image, and the same square of its distorted version.
+"""Pairs of the package's own images: a square of a distorted image, and the same square of the image.
 
 The distortions are arithmetic on bytes, so a sample is the same everywhere. The squares lie away from the border that a
 shift repeats, and have hardly a flat area: there `lpips` itself decides by rounding which pixel of a pool gets the
@@ -7,6 +7,7 @@ gradient.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,11 +35,11 @@ class Sample(NamedTuple):
         return f"{self.image} {self.distortion} {self.top}:{self.left}:{self.size}"
 
     def pair(self) -> tuple[Tensor, Tensor]:
-        """The square of the image and of the distorted one, float32 [1, 3, size, size] in [-1, 1]."""
+        """The square of the distorted image and of the image, float32 [1, 3, size, size] in [-1, 1]."""
         image = lpips_fast.load_image(IMAGES / f"{self.image}.png")
         rows, columns = (slice(start, start + self.size) for start in (self.top, self.left))
         distorted = DISTORTIONS[self.distortion](image)
-        in0, in1 = (lpips_fast.im2tensor(x[rows, columns]) for x in (image, distorted))
+        in0, in1 = (lpips_fast.im2tensor(x[rows, columns]) for x in (distorted, image))
         return in0, in1
 
 
@@ -65,6 +66,12 @@ TWENTY = tuple(
     )
     for i in range(20)
 )
+
+
+def batches(samples: Sequence[Sample], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """The distorted squares and the others, [N, 3, size, size]."""
+    in0, in1 = (torch.cat(images).to(dtype) for images in zip(*(sample.pair() for sample in samples), strict=True))
+    return in0, in1
 
 
 def blocks(x: Tensor) -> Tensor:
