@@ -410,9 +410,7 @@ def compared(values: list[float], expected: torch.Tensor, ours: torch.Tensor | N
 def records(packages: Iterable[Package]) -> Iterator[dict[str, Any]]:
     import lpips_fast
     from lpips_fast import compat, metric
-    from lpips_fast.compat import (
-        piq,  # noqa: F401  our settings name them
-    )
+    from lpips_fast.compat import piq, taming  # noqa: F401  our settings name them
 
     (states, whose), given = weights(), images()
     with tempfile.TemporaryDirectory() as name:

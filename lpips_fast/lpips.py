@@ -89,8 +89,8 @@ class LPIPS(LinearLayers):
             if no graph is kept: without gradients, or with grad_in_forward.
         cpu_conv: how the CPU computes the trunk's 3x3 convolutions in float32: 'winograd' (fewer multiplications),
             'direct', or 'auto' for the faster one at each size.
-        trunk_weights: the trunk's weights, a file or a state_dict with torchvision's names. By default torchvision's
-            weights come from its cache ($TORCH_HOME) or the internet.
+        trunk_weights: the trunk's weights, a file or a state_dict with torchvision's names. By default they are
+            ImageNet's, from $TORCH_HOME or torchvision's server.
         persistent: keep the weights in the state_dict, as `lpips` does. With False the state_dict has none of them, and
             loading neither misses them nor takes any.
         check_range: warn, once, if images are plainly outside the range that they should have: values of 0 to 255;
