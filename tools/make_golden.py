@@ -4,7 +4,8 @@
 
 The images are squares of the package's own, distorted (tests/support/samples.py). For squares it records the distance,
 the parts of the layers, the map, and the gradient to the distorted image; for whole images distance and parts. Maps and
-gradients are recorded by blocks and by their norm. The first line says what made the others, a line for each pair.
+gradients are recorded in blocks, and by their norm. The file has a line for each pair, after one that says which
+versions, weights and images they are from.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The modules of other packages with a given trunk, made without a download and without initialising it."""
+"""lpips 0.1.4's modules with a given trunk, made without a download and without initialising it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def maker(trunks: Mapping[str, Mapping[str, Tensor]]) -> Callable[..., nn.Module]:
-    """A function that makes lpips 0.1.4's LPIPS: make(net, dtype, **options).
+    """A function that makes LPIPS: make(net, dtype, **options).
 
     Modules of one net and type share the trunk: a test that changes it copies the module first.
 
