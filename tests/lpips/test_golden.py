@@ -240,6 +240,25 @@ def test_low_precision(cases, make, net, precision, grad_in_forward):
     assert_recorded(found, cases(net, SQUARES), value_tolerance, block_tolerance, block_tolerance)
 
 
+@pytest.mark.parametrize("value,scaled", ((0.3566, False), (0.3493, True)))
+def test_published_of_vgg_by_torchmetrics(make, value, scaled):
+    """The examples of torchmetrics 0.7 to 0.9 and 0.10 to 0.11, of torchvision's VGG16: these are its weights.
+
+    The first example gives images in [0, 1] as they are. The seed was set before the module was made, so the images
+    come after the values that torchvision and lpips draw for a new VGG16 and its linear layers.
+    """
+    models = pytest.importorskip("torchvision").models
+    torch.manual_seed(123)
+    models.vgg16(weights=None, init_weights=False)
+    for channels in (64, 128, 256, 512, 512):
+        torch.nn.Conv2d(channels, 1, 1, bias=False)
+    in0, in1 = torch.rand(2, 10, 3, 100, 100)
+    if scaled:
+        in0, in1 = 2 * in0 - 1, 2 * in1 - 1
+    with torch.no_grad():
+        assert round(make("vgg")(in0, in1).mean().item(), 4) == value
+
+
 # --- The same live: elementwise, and against what lpips itself gives in float32 ---
 
 
