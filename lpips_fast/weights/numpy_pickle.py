@@ -100,7 +100,7 @@ def _call(function: Any, arguments: Any) -> object:
 def _name(given: str) -> _Name:
     if given not in _NAMES:
         name = given.replace(" ", ".")
-        raise ValueError(f"it holds {name:.99}; of pickles, only those of NumPy arrays in dicts are read")
+        raise ValueError(f"it holds {name:.99}; only pickles of NumPy arrays in dicts are read")
     return _Name(_NAMES[given])
 
 
@@ -167,7 +167,7 @@ def read_pickle(pickled: bytes) -> object:
             state = stack.pop()
             stack[-1].build(state)
         elif name not in ("PROTO", "FRAME", "STOP"):
-            raise ValueError(f"it has the instruction {name}; of pickles, only those of NumPy arrays in dicts are read")
+            raise ValueError(f"it has the instruction {name}; only pickles of NumPy arrays in dicts are read")
     (content,) = stack
     return _checked(content, {})
 
@@ -178,7 +178,7 @@ def _checked(content: Any, seen: dict[int, object]) -> object:
         return content.array
     if not isinstance(content, dict):
         kind = type(content).__name__
-        raise ValueError(f"it holds an object of type {kind}; of pickles, only those of NumPy arrays in dicts are read")
+        raise ValueError(f"it holds an object of type {kind}; only pickles of NumPy arrays in dicts are read")
     if id(content) not in seen:
         checked = seen[id(content)] = {}
         for key, value in content.items():
