@@ -81,7 +81,7 @@ def test_names_before_and_since_numpy_2(protocol):
         other = renamed(pickled, core, name)
         assert name in other
         assert equal(read_pickle(other)["a"], MATRIX)
-    with raises(ValueError, "numpy.lib.", "only those of NumPy arrays in dicts"):
+    with raises(ValueError, "numpy.lib.", "only pickles of NumPy arrays in dicts"):
         read_pickle(renamed(pickled, core, b"numpy.lib."))
 
 
@@ -134,7 +134,7 @@ class Trapped:
 def test_code_is_not_run(tmp_path, reader, protocol, way):
     trap, path = tmp_path / "executed", tmp_path / "evil.ckpt"
     path.write_bytes(pickle.dumps({"AlexNet_0": {"a": MATRIX, "x": Trap(str(trap), way)}}, protocol))
-    with raises(ValueError, str(path), "cannot be read", "only those of NumPy arrays in dicts"):
+    with raises(ValueError, str(path), "cannot be read", "only pickles of NumPy arrays in dicts"):
         reader(path)
     assert not trap.exists()
     pickle.loads(path.read_bytes())
@@ -186,7 +186,7 @@ OBJECTS = {
     "class": (OrderedDict(a=MATRIX), "collections.OrderedDict"),
     "list": ({"a": [MATRIX]}, "EMPTY_LIST"),
     "tuple": ({"a": (MATRIX, MATRIX)}, "type tuple"),
-    "set": ({"a": {1}}, "only those of NumPy arrays in dicts"),
+    "set": ({"a": {1}}, "only pickles of NumPy arrays in dicts"),
     "string": ({"a": "text"}, "type str"),
     "bytes": ({"a": b"1234"}, "type bytes"),
     "number": ({"a": 3}, "type int"),

