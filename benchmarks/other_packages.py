@@ -448,11 +448,15 @@ def printed(record: Mapping[str, Any]) -> str:
     return f"{low} times" if low == high else f"{low} to {high} times"
 
 
-def table_of_last_run(path: Path) -> str:
+def last_records(path: Path) -> list[dict[str, Any]]:
+    """The last record of each call."""
+    every = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return list({(record["package"], record["call"]): record for record in every}.values())
+
+
+def table_of(last: list[dict[str, Any]]) -> str:
     from lpips_fast.bench.tables import context, table
 
-    every = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    last = [record for record in every if record["run"] == every[-1]["run"]]
     rows = [
         [
             record["package"],
@@ -473,13 +477,13 @@ def main() -> None:
     named = {package.name: package for package in PACKAGES}
     parser.add_argument("packages", nargs="*", metavar="PACKAGE", default=list(named), help=", ".join(named))
     parser.add_argument("--json", type=Path, help="append records here, one a line")
-    parser.add_argument("--table", type=Path, metavar="RECORDS", help="print the table of the last run in a file")
+    parser.add_argument("--table", type=Path, metavar="RECORDS", help="print the table of the last record of each call")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if unknown := set(args.packages) - set(named):
         parser.error(f"no such package: {', '.join(sorted(unknown))}; there are {', '.join(named)}")
     if args.table:
-        print(table_of_last_run(args.table), end="")
+        print(table_of(last_records(args.table)), end="")
     elif args.measure:
         (name,) = args.packages
         measure(named[name], args.measure)

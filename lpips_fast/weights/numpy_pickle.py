@@ -5,15 +5,18 @@ A pickle is a program for a machine with a stack and a memo. NumPy writes an arr
     a = numpy.core.multiarray._reconstruct(numpy.ndarray, (0,), b'b')     a.__setstate__((1, shape, dtype, order, data))
     dtype = numpy.dtype('f4', False, True)                                dtype.__setstate__((3, '<', ...))
 
-and from protocol 5 on `numpy.core.numeric._frombuffer(data, dtype, shape, order)`; NumPy 2 writes `numpy._core`. This
-reader knows these names and the instructions around them. It makes the arrays itself, as views of the data.
+and from protocol 5 on `numpy.core.numeric._frombuffer(data, dtype, shape, order)`; after the order 'K' follow the axes.
+NumPy 2 writes `numpy._core`. This reader knows these names and the instructions around them. It makes the arrays
+itself, as views of the data.
+
+With the memo, n instructions make tuples in tuples that lead to the innermost in 2^n ways. To hash or print one would
+take forever. So keys, names and types must be strings before anything is done with them.
 """
 
 from __future__ import annotations
 
 import math
 import pickletools
-import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +32,8 @@ _CONSTANTS: dict[str, object] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": Fals
 _ARGUMENTS = frozenset(
     "BININT BININT1 BININT2 LONG1 BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8".split()
 )
+_KINDS = "f2 f4 f8 i1 i2 i4 i8 u1 u2 u4 u8 b1".split()  # a letter and the number of bytes
+_MOST_DIMENSIONS, _MOST_VALUES = 64, 2**63  # of NumPy
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
@@ -39,15 +44,15 @@ class _Name(NamedTuple):
 
 
 class _Dtype:
-    """The dtype of an array: a letter and the number of bytes, such as 'f4'; then its byte order."""
+    """The dtype of an array: one of _KINDS; then its byte order."""
 
-    def __init__(self, kind: object) -> None:
-        if not isinstance(kind, str) or not re.fullmatch(r"[fiub]\d{1,2}", kind):
-            raise ValueError(f"it holds an array of type {kind!r:.99}; only numbers are read")
+    def __init__(self, kind: Any) -> None:
+        if _string(kind) not in _KINDS:
+            raise ValueError(f"it holds an array of type {kind!r:.99}; only real numbers of up to 8 bytes are read")
         self.dtype = np.dtype(kind)
 
     def build(self, state: Any) -> None:
-        self.dtype = self.dtype.newbyteorder(state[1])
+        self.dtype = self.dtype.newbyteorder(_string(state[1]))
 
 
 class _Array:
@@ -60,14 +65,23 @@ class _Array:
         self.array = _view(data, dtype, shape, "F" if fortran else "C")
 
 
-def _view(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+def _view(data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> np.ndarray:
     """The array in these bytes, without a copy."""
-    if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError(f"it holds an array of the impossible shape {shape!r:.99}")
-    size = math.prod(shape) * dtype.dtype.itemsize
-    if len(data) != size:
-        raise ValueError(f"it holds an array of shape {list(shape)} with {len(data)} bytes, expected {size}")
-    return np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
+    if not isinstance(shape, tuple) or len(shape) > _MOST_DIMENSIONS:
+        raise ValueError(f"it holds an array without a shape of at most {_MOST_DIMENSIONS} dimensions")
+    if not all(type(n) is int and 0 <= n < _MOST_VALUES for n in shape):
+        raise ValueError("it holds an array of an impossible shape")
+    if len(data) != math.prod(shape) * dtype.dtype.itemsize:
+        raise ValueError(f"it holds an array of {dtype.dtype} and shape {list(shape)!s:.99} in {len(data)} bytes")
+    array = np.frombuffer(data, dtype.dtype)
+    return array.reshape(shape, order=_string(order)) if axes is None else array.reshape(shape).transpose(axes)
+
+
+def _string(given: Any) -> Any:
+    """What is given, if it is a string."""
+    if not isinstance(given, str):
+        raise ValueError(f"it has an object of type {type(given).__name__} where NumPy writes a string")
+    return given
 
 
 def _call(function: Any, arguments: Any) -> object:
@@ -86,7 +100,7 @@ def _call(function: Any, arguments: Any) -> object:
 def _name(given: str) -> _Name:
     if given not in _NAMES:
         name = given.replace(" ", ".")
-        raise ValueError(f"it holds {name:.99}; of pickles, only those of NumPy arrays in dicts are read")
+        raise ValueError(f"it holds {name:.99}; only pickles of NumPy arrays in dicts are read")
     return _Name(_NAMES[given])
 
 
@@ -101,7 +115,7 @@ def read_pickle(pickled: bytes) -> object:
 
     Raises:
         ValueError: the pickle holds anything else, or is damaged. A damaged one may also raise a LookupError, a
-            TypeError or an AttributeError.
+            TypeError, an AttributeError or a RecursionError.
     """
     stack: list[Any] = []
     marks: list[int] = []  # the stack's lengths at the marks
@@ -129,10 +143,10 @@ def read_pickle(pickled: bytes) -> object:
             stack.append({})
         elif name == "SETITEM":
             value, key = stack.pop(), stack.pop()
-            stack[-1].update({key: value})
+            stack[-1].update({_string(key): value})
         elif name == "SETITEMS":
             items = popped_to_mark()
-            stack[-1].update(zip(items[::2], items[1::2], strict=True))
+            stack[-1].update(zip(map(_string, items[::2]), items[1::2], strict=True))
         elif name == "MARK":
             marks.append(len(stack))
         elif name in ("BINPUT", "LONG_BINPUT"):
@@ -145,7 +159,7 @@ def read_pickle(pickled: bytes) -> object:
             stack.append(_name(argument))
         elif name == "STACK_GLOBAL":
             attribute, module = stack.pop(), stack.pop()
-            stack.append(_name(f"{module} {attribute}"))
+            stack.append(_name(f"{_string(module)} {_string(attribute)}"))
         elif name == "REDUCE":
             arguments, function = stack.pop(), stack.pop()
             stack.append(_call(function, arguments))
@@ -153,7 +167,7 @@ def read_pickle(pickled: bytes) -> object:
             state = stack.pop()
             stack[-1].build(state)
         elif name not in ("PROTO", "FRAME", "STOP"):
-            raise ValueError(f"it has the instruction {name}; of pickles, only those of NumPy arrays in dicts are read")
+            raise ValueError(f"it has the instruction {name}; only pickles of NumPy arrays in dicts are read")
     (content,) = stack
     return _checked(content, {})
 
@@ -164,11 +178,9 @@ def _checked(content: Any, seen: dict[int, object]) -> object:
         return content.array
     if not isinstance(content, dict):
         kind = type(content).__name__
-        raise ValueError(f"it holds an object of type {kind}; of pickles, only those of NumPy arrays in dicts are read")
+        raise ValueError(f"it holds an object of type {kind}; only pickles of NumPy arrays in dicts are read")
     if id(content) not in seen:
         checked = seen[id(content)] = {}
         for key, value in content.items():
-            if not isinstance(key, str):
-                raise ValueError(f"it holds a dict with a key of type {type(key).__name__}, not a string")
             checked[key] = _checked(value, seen)
     return seen[id(content)]

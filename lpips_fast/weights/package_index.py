@@ -79,6 +79,8 @@ def fetch(progress: bool) -> dict[str, dict[str, Tensor]]:
 
 def _download(folder: Path, progress: bool) -> Path:
     """The archive, which pip puts into the folder."""
+    if os.pathsep in str(folder):  # PYTHONPATH could not name it, and pip would find the other setuptools
+        raise OSError(f"temporary files are in {folder}: set TMPDIR to a folder without {os.pathsep!r} in its path")
     backend = folder / "backend" / "setuptools"
     backend.mkdir(parents=True)
     (backend / "__init__.py").touch()
@@ -93,10 +95,11 @@ def _download(folder: Path, progress: bool) -> Path:
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(backend.parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "SETUPTOOLS_USE_DISTUTILS": "stdlib",  # or else an older pip would import setuptools through distutils
+        "PIP_REQUIRE_VIRTUALENV": "0",  # nothing is installed
+        "TMPDIR": str(folder),  # removed even if pip is killed
     }
-    output = (
-        2 if progress else subprocess.DEVNULL
-    )  # pip's progress is on its stdout; this program's stdout is for results
+    # pip's progress is on its stdout; this program's stdout is for results.
+    output = 2 if progress else subprocess.DEVNULL
     done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, env=environment, errors="replace")
     if done.returncode:
         raise OSError(f"pip cannot download {_NAME} {_VERSION}: {_reason(done.stderr)}")

@@ -105,7 +105,8 @@ def read_trunk_weights(
         try:
             state = read_state_dict(path)
         except ValueError as error:
-            raise ValueError(f"{error}. Once it is deleted, it is downloaded anew") from error
+            anew = f"once it is deleted, `lpips-fast weights --net {net}` downloads the weights anew"
+            raise ValueError(f"{error}; {anew}") from error
     elif isinstance(given, Mapping):
         state = checked_state_dict(given, "trunk_weights")
     elif isinstance(given, str | PathLike):

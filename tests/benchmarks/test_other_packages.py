@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from benchmarks import other_packages
@@ -13,9 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_other_packages_are_those_of_the_script():
     """The record has each call of the script, and each of our settings gives the package's number."""
-    lines = (ROOT / "benchmarks" / "results" / "cpu-1thread" / "packages.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    last = [record for record in records if record["run"] == records[-1]["run"]]
+    last = other_packages.last_records(ROOT / "benchmarks" / "results" / "cpu-1thread" / "packages.jsonl")
+    assert len({record["commit"] for record in last}) == 1
     calls = [(list(package.requirements), call) for package in other_packages.PACKAGES for call in package.calls]
     assert [(r["requirements"], r["call"], r["ours"]) for r in last] == [(r, c.theirs, c.ours) for r, c in calls]
     assert all(

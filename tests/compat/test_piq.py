@@ -12,10 +12,19 @@ from torch import nn
 
 from lpips_fast.compat.piq import LPIPS
 from lpips_fast.weights import published
-from tests.support.comparisons import assert_close
+from tests.support.comparisons import assert_close, assert_mostly_close
+from tests.support.gradients import value_and_gradient
 from tests.support.images import image
 from tests.support.raises import raises
-from tests.support.tolerances import REORDERED_TOLERANCE, ROUNDING_TOLERANCE, SMALL_NET_LOW_PRECISION_TOLERANCE
+from tests.support.samples import SQUARES, batches
+from tests.support.tolerances import (
+    REAL_GRAD_TOLERANCE,
+    REAL_JUMP_TOLERANCE,
+    REAL_VALUE_TOLERANCE,
+    REORDERED_TOLERANCE,
+    ROUNDING_TOLERANCE,
+    SMALL_NET_LOW_PRECISION_TOLERANCE,
+)
 
 OPTIONS = (
     {},
@@ -48,6 +57,19 @@ def test_numbers_and_gradients(trunk_states, make_theirs, options):
     assert_close(value, expected, (ROUNDING_TOLERANCE, ROUNDING_TOLERANCE))  # its mean and std are float32's
     (grad,), (expected_grad,) = (torch.autograd.grad(v.sum(), x) for v in (value, expected))
     assert (grad - expected_grad).norm() < REORDERED_TOLERANCE * expected_grad.norm()
+
+
+@pytest.mark.parametrize("options", ({}, {"distance": "mae", "replace_pooling": True}), ids=str)
+def test_numbers_and_gradients_on_real_weights(real_trunk, make_theirs, options):
+    ours = LPIPS(**options, reduction="none", trunk_weights=real_trunk("vgg"))
+    theirs = make_theirs(**options, reduction="none").double()
+    theirs.load_state_dict(ours.state_dict())
+    x, y = ((images + 1) / 2 for images in batches(SQUARES))
+    expected, expected_grad = value_and_gradient(theirs, x.double(), y.double())
+    for dtype in (torch.float32, torch.float64):
+        value, grad = value_and_gradient(ours.to(dtype), x.to(dtype), y.to(dtype))
+        torch.testing.assert_close(value.double(), expected, rtol=REAL_VALUE_TOLERANCE[dtype], atol=0)
+        assert_mostly_close(grad, expected_grad, REAL_GRAD_TOLERANCE[dtype], REAL_JUMP_TOLERANCE[dtype])
 
 
 def test_changed_layers(trunk_states):

@@ -10,9 +10,17 @@ import torch
 from torch import nn
 
 from lpips_fast.compat.taming import LPIPS
-from tests.support.comparisons import assert_close
+from tests.support.comparisons import assert_close, assert_mostly_close
+from tests.support.gradients import value_and_gradient
 from tests.support.images import image
-from tests.support.tolerances import GRAD_TOLERANCE, VALUE_TOLERANCE
+from tests.support.samples import SQUARES, batches
+from tests.support.tolerances import (
+    GRAD_TOLERANCE,
+    REAL_GRAD_TOLERANCE,
+    REAL_JUMP_TOLERANCE,
+    REAL_VALUE_TOLERANCE,
+    VALUE_TOLERANCE,
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +38,15 @@ def test_numbers(ours, theirs):
     value = ours(in0, target=in1)
     assert value.shape == (2, 1, 1, 1)
     assert_close(value, theirs(in0.double(), in1.double()), VALUE_TOLERANCE[torch.float32])
+
+
+def test_numbers_and_gradients_on_real_weights(real_trunk, make_real_theirs):
+    image, target = batches(SQUARES)
+    value, grad = value_and_gradient(LPIPS(trunk_weights=real_trunk("vgg")), image, target)
+    theirs = make_real_theirs("vgg", torch.float64)
+    expected, expected_grad = value_and_gradient(theirs, image.double(), target.double())
+    torch.testing.assert_close(value.double(), expected, rtol=REAL_VALUE_TOLERANCE[torch.float32], atol=0)
+    assert_mostly_close(grad, expected_grad, REAL_GRAD_TOLERANCE[torch.float32], REAL_JUMP_TOLERANCE[torch.float32])
 
 
 @pytest.mark.parametrize("use_dropout", (True, False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 import torch
@@ -43,6 +44,20 @@ def assert_gradients_close(found: Sequence[Tensor], expected: Sequence[Tensor], 
     limit = GRAD_TOLERANCE[dtype]
     assert errors[-1] <= (limit if dtype == torch.float64 else JUMP_TOLERANCE), f"relative errors {errors}"
     assert errors[(len(errors) - 1) // 2] <= limit, f"relative errors {errors}"
+
+
+def assert_mostly_close(
+    found: Tensor, expected: Tensor, tolerance: float, jump: float, norms: Tensor | None = None
+) -> None:
+    """The norms of the errors of images' gradients: the median is at most `tolerance`, and the largest at most `jump`.
+
+    They are relative to the norms of the expected gradients, unless `norms` are given.
+    """
+    assert found.shape == expected.shape
+    norms = expected.flatten(1).norm(dim=1) if norms is None else norms
+    errors = ((found.double() - expected).flatten(1).norm(dim=1) / norms).tolist()
+    assert statistics.median(errors) <= tolerance, f"relative errors {errors}"
+    assert max(errors) <= jump, f"relative errors {errors}"
 
 
 def assert_norms_close(found: Sequence[Tensor], expected: Sequence[Tensor], rtol: float) -> None:

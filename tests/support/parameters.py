@@ -6,6 +6,7 @@ import pytest
 import torch
 
 NETS = ("alex", "vgg", "squeeze")
+REAL_NETS = ("alex", "vgg")  # whose ImageNet weights are in the package index
 BACKENDS = ("auto", "reference")
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -172,6 +172,41 @@ ROUNDED_GRAD_TOLERANCE = 5e-3
 # The norm of the error of VGG's gradient under autocast: with random weights it is that sensitive to bfloat16.
 BFLOAT16_GRAD_TOLERANCE = 0.5
 
+# --- LPIPS with ImageNet's weights on the package's own images, against lpips 0.1.4 in float64 ---
+
+# Twice what was found in float32 with any of the CPU's instruction sets, Winograd's and direct convolutions and every
+# backend of the head. In float64 1e-15 was found everywhere; another library of matrix products may round otherwise.
+# Relative: distances of squares of 64 x 64 pixels (found: 2.0e-6, AlexNet at distance 0.025), distances of whole images
+# (4.9e-7), the parts of layers (6.7e-6).
+REAL_VALUE_TOLERANCE = {torch.float64: 1e-13, torch.float32: 4e-6}
+WHOLE_VALUE_TOLERANCE = 1e-6
+REAL_PART_TOLERANCE = {torch.float64: 1e-13, torch.float32: 1.4e-5}
+
+# Of a map's largest value, and of the norm of a map (2.1e-6).
+REAL_MAP_TOLERANCE = {torch.float64: 1e-13, torch.float32: 5e-6}
+
+# The norm of the error of a gradient, whole (7.8e-6) and in blocks (6e-7), relative to the gradient's norm, for two of
+# three images. In the third a ReLU within rounding of 0 may fall the other way, and the gradient jumps: by 9e-3 at most
+# in twenty squares, where lpips in float32 jumps by as much. In whole images a jump is the rule, so none is tested.
+REAL_GRAD_TOLERANCE = {torch.float64: 1e-13, torch.float32: 1.6e-5}
+REAL_BLOCK_TOLERANCE = {torch.float64: 1e-13, torch.float32: 1.2e-6}
+REAL_JUMP_TOLERANCE = {torch.float64: 1e-13, torch.float32: 0.02}
+
+# The median error of the gradients of twenty squares, as a multiple of the error of lpips in float32. Few of these
+# gradients jump, so the median is rounding alone. Found with AVX-512, direct and by Winograd's algorithm: AlexNet 1.1
+# and 1.5, VGG16 2.5 and 4.3. There torch's convolution of channels-last activations, which `direct` takes, rounds 3.5
+# times as much as its convolution of NCHW, which lpips takes. Where torch has AVX2 alone, lpips rounds more: AlexNet
+# 1.2 and 1.7, VGG16 1.1 and 2.0.
+REAL_GRAD_ERROR_RATIO = {
+    ("alex", "direct"): 1.5,
+    ("alex", "winograd"): 2,
+    ("vgg", "direct"): 3,
+    ("vgg", "winograd"): 5,
+}
+
+# Distances, and gradients in blocks, twice what was found.
+REAL_LOW_PRECISION_TOLERANCE = {"bfloat16": (1e-2, 2.5e-2), "float16": (5e-4, 7e-3)}
+
 # --- The command line ---
 
 # A number printed, or read from a file of text.
