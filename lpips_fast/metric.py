@@ -179,8 +179,8 @@ def learned_perceptual_image_patch_similarity(
 
     Args:
         img1, img2: [N, 3, H, W].
-        net_type: the trunk, 'alex', 'vgg' or 'squeeze', with ImageNet weights from torchvision's cache ($TORCH_HOME)
-            or the internet.
+        net_type: the trunk, 'alex', 'vgg' or 'squeeze', with ImageNet's weights from $TORCH_HOME or torchvision's
+            server.
         reduction: 'mean' or 'sum' over images; 'none' or None for one value an image ([N]; for N = 1 without a
             dimension, as in torchmetrics).
         normalize: whether the images are in [0, 1] instead of [-1, 1].

@@ -33,8 +33,8 @@ class vgg16(_Pretrained):
 
     Args:
         requires_grad: whether the parameters are trained.
-        pretrained: whether the weights are torchvision's ImageNet weights, from its cache ($TORCH_HOME) or the
-            internet. If not, they are random.
+        pretrained: whether the weights are ImageNet's, from $TORCH_HOME or torchvision's server. If not, they are
+            random.
 
     Raises:
         RuntimeError: the weights are neither cached nor reachable.

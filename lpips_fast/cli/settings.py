@@ -37,8 +37,8 @@ class Settings:
     trunk_weights: Annotated[
         Path | None,
         typer.Option(
-            help="A file of the trunk's weights, with torchvision's names. Without it, torchvision's own weights are "
-            "taken from its cache under TORCH_HOME, or downloaded.",
+            help="A file of the trunk's weights, with torchvision's names. Without it, ImageNet's weights come from "
+            "$TORCH_HOME or torchvision's server. `lpips-fast weights` also takes them from a package index.",
             rich_help_panel=MODEL_PANEL,
         ),
     ] = None

@@ -44,7 +44,7 @@ def load(net: str, source: str = "auto") -> tuple[LPIPS, bool]:
     except RuntimeError as error:
         print(f"\n{error}\n\nGoing on with a RANDOM trunk of {net}: its distances are uncalibrated.")
         return LPIPS(net=net, pnet_rand=True), False
-    print(f"The trunk's weights: {path}")
+    print(f"ImageNet's weights of {net}, so distances are calibrated: {path}")
     return LPIPS(net=net, trunk_weights=path), True
 
 

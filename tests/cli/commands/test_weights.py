@@ -25,6 +25,7 @@ def asked(monkeypatch, tmp_path):
         return path
 
     monkeypatch.setattr(trunk_files, "provide", provide)
+    monkeypatch.setattr(trunk_files, "check", lambda net: None)
     return found
 
 
@@ -36,19 +37,25 @@ def test_prints_where_the_weights_are(call, asked, tmp_path):
     assert asked == [("alex", "auto"), ("alex", "auto"), ("vgg", "torchvision")]
 
 
-def test_all_that_the_source_has(call, asked):
-    said = call("weights", "--net", "all", "--from", "package-index")
-    assert "package-index has no weights of squeeze" in said
-    assert asked == [("alex", "package-index"), ("vgg", "package-index")]
-
-
-def test_what_cannot_be_had(call, asked):
-    """The others are fetched nevertheless."""
-    said = call("weights", "--net", "all", status=3)
-    assert "error: no weights of squeeze" in said
+@pytest.mark.parametrize("source,status", (("auto", 0), ("package-index", 0), ("torchvision", 3)))
+def test_all(call, asked, source, status):
+    """Without torchvision's server they are alex and vgg. What fails keeps nothing else from being fetched."""
+    said = call("weights", "--net", "all", "--from", source, status=status)
+    assert ("squeeze is left out: no weights of squeeze" in said) == (status == 0)
+    assert ("error: no weights of squeeze" in said) == (status == 3)
     assert "alex: " in said
     assert "vgg: " in said
-    assert [net for net, _ in asked] == ["alex", "vgg", "squeeze"]
+    assert asked == [(net, source) for net in ("alex", "vgg", "squeeze")]
+
+
+def test_a_damaged_file(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = tmp_path / "hub" / "checkpoints" / "lpips_fast_alexnet_features.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"half a fi")
+    said = call("weights", status=3)
+    assert f"error: {path} cannot be read" in said
+    assert "deleted" in said
 
 
 def test_squeeze_is_not_in_a_package_index(call, tmp_path, monkeypatch):
