@@ -42,7 +42,9 @@ def main(net: str = "alex", steps: int = 60, output: str | PathLike[str] = "demo
     else:
         optimised = optimise(module, samples["landscape"], steps)
         print(f"Optimised: LPIPS {optimised.losses[0]:.4f} -> {optimised.losses[-1]:.4f} in {steps} steps.")
-        vgg, trained = (module, calibrated) if module.pnet_type == "vgg" else load("vgg", "package-index")
+        vgg, trained = module, calibrated
+        if module.pnet_type != "vgg":  # the index is not asked again if it has just failed
+            vgg, trained = load("vgg", "package-index") if calibrated else (LPIPS(net="vgg", pnet_rand=True), False)
         in0, in1 = images.im2tensor(samples["spheres"]), images.im2tensor(distorted[0].image)
         backend, comparisons = compare(vgg, in0, in1, rounds=3)
         _print_comparisons(backend, comparisons, trained)

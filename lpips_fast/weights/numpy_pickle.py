@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import pickletools
+from mmap import mmap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -104,7 +105,7 @@ def _name(given: str) -> _Name:
     return _Name(_NAMES[given])
 
 
-def read_pickle(pickled: bytes) -> object:
+def read_pickle(pickled: bytes | mmap) -> object:
     """The content of a pickle: an array, or a dict of strings to arrays and dicts.
 
     Args:
@@ -128,7 +129,8 @@ def read_pickle(pickled: bytes) -> object:
         return items
 
     argument: Any
-    for opcode, argument, _ in pickletools.genops(pickled):
+    file: Any = pickled  # a map has what genops calls: read, readline, tell
+    for opcode, argument, _ in pickletools.genops(file):
         name = opcode.name
         if name in _ARGUMENTS:
             stack.append(argument)

