@@ -11,8 +11,8 @@ is measured for `lpips`, too, if it is installed.
 
 Most of a gradient's error in float32 comes from single ReLUs: an output near 0 falls on the other side, and one of
 thousands of paths of the gradient opens or closes. Many pairs have none, some have one or two, so that the median over
-a few pairs depends on chance. `expected_flips` is the mean number of such outputs of a distorted image, and does not:
-the sum over layers of the density of outputs near 0 times their mean error.
+a few pairs depends on chance. `expected_flips` is the mean number of such outputs of a distorted image: the sum over
+layers of the density of outputs near 0 times their mean error. Chance has little effect on it.
 """
 
 from __future__ import annotations
