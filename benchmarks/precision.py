@@ -159,7 +159,7 @@ def short(error):
 
 
 def print_table(path):
-    """Two tables of the last records: the largest errors of each precision, and gradients and values in float32."""
+    """Two tables of a CPU's last records: the largest errors of each precision, and gradients and values in float32."""
     last = {}
     for line in path.read_text().splitlines():
         record = json.loads(line)
@@ -167,7 +167,8 @@ def print_table(path):
     nets = [net for net in NETS if any(key[0] == net for key in last)]
     print("| | " + " | ".join(f"{net}: value | ranking | gradient" for net in nets) + " |")
     print("|---" * (3 * len(nets) + 1) + "|")
-    for key, name in NAMES.items():
+    names = {key: name for key, name in NAMES.items() if all((net, *key) in last for net in nets)}
+    for key, name in names.items():
         rows = [last[(net, *key)] for net in nets]
         cells = [
             f"{short(r['value_relative_error']['max'])} | {r['ranking_kendall_tau']:.4f} | {r['gradient_cosine']:.6f}"
@@ -177,7 +178,7 @@ def print_table(path):
     print("\n| | gradient: median | 90% | largest | value: median | 90% | largest | expected flips |")
     print("|---" * 8 + "|")
     for net in nets:
-        for key, name in NAMES.items():
+        for key, name in names.items():
             if key[1] == "float32":
                 r = last[(net, *key)]
                 errors = [r[what][q] for what in ("gradient_relative_error", "value_relative_error") for q in QUANTILES]

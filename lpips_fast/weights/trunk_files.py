@@ -13,7 +13,7 @@ import torch
 from lpips_fast._checks import check_choice
 from lpips_fast.trunk.nets import NETS
 from lpips_fast.weights.download import download
-from lpips_fast.weights.files import fingerprint, read_state_dict, save_state_dict
+from lpips_fast.weights.files import read_state_dict, save_state_dict
 
 # The smaller download first. A package index has one archive of 64 MB for both nets; torchvision's files have 244 MB
 # (AlexNet), 553 MB (VGG16) and 5 MB (SqueezeNet).
@@ -65,16 +65,16 @@ def provide(net: str, source: str = "auto", progress: bool = True) -> Path:
 
 def check(net: str) -> None:
     """Raises a RuntimeError if our own file of this trunk's weights is the one that is taken, and has other values."""
-    from lpips_fast.weights.package_index import FINGERPRINTS
+    from lpips_fast.weights.package_index import is_published
 
     path = _own_file(net)
     if find(net) != path:
         return
     try:
-        found = fingerprint(read_state_dict(path).values())
+        published = is_published(net, read_state_dict(path))
     except ValueError as error:
         raise RuntimeError(f"{error}; once it is deleted, this command downloads the weights anew") from error
-    if found != FINGERPRINTS[net]:
+    if not published:
         raise RuntimeError(f"{path} has other weights than the published ones: delete it, and run this command again")
 
 

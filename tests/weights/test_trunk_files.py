@@ -118,13 +118,23 @@ def test_what_check_finds(folder, sources, monkeypatch):
     with raises(RuntimeError, str(path), "other weights", "delete it"):
         trunk_files.check("alex")
     state = load_file(path)
-    monkeypatch.setattr(package_index, "FINGERPRINTS", {"alex": fingerprint(state.values())})
+    monkeypatch.setattr(package_index, "FINGERPRINTS", {"alex": fingerprint(state[name] for name in sorted(state))})
     trunk_files.check("alex")
     path.write_bytes(path.read_bytes()[:99999])
     with raises(RuntimeError, str(path), "cannot be read", "deleted"):
         trunk_files.check("alex")
     (folder / THEIRS["alex"]).write_bytes(b"torchvision's")
     trunk_files.check("alex")
+
+
+@pytest.mark.parametrize("net", OWN)
+def test_the_published_weights(real_trunk, monkeypatch, net):
+    """What `provide` has made is what `check` expects."""
+    path = real_trunk(net)
+    if path.name != OWN[net]:
+        pytest.skip("torchvision's own file is there")
+    monkeypatch.setenv("TORCH_HOME", str(path.parents[2]))
+    trunk_files.check(net)
 
 
 def test_weights_that_were_there_stay(folder, sources):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from typing import Annotated, Literal
 
@@ -28,8 +27,6 @@ def weights(net: Net = "alex", source: Source = "auto") -> None:
     """Fetches the ImageNet weights of the trunks and puts them where LPIPS finds them, under $TORCH_HOME."""
     from lpips_fast.weights import trunk_files
 
-    # A scheduler or a container ends programs by SIGTERM. Then pip must end, too, and its files be removed.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     failures = []
     for name, sources in trunk_files.SOURCES_OF.items():
         if net not in (name, "all"):
