@@ -14,6 +14,7 @@ from lpips_fast.demo.speed import Comparison, compare
 from lpips_fast.demo.steps import SAMPLES, distance_maps, distances, load, load_sample, optimise
 from lpips_fast.head import backends
 from lpips_fast.lpips import LPIPS
+from lpips_fast.trunk.nets import ALIASES
 
 
 def main(net: str = "alex", steps: int = 60, output: str | PathLike[str] = "demo.png", small: bool = False) -> None:
@@ -43,7 +44,7 @@ def main(net: str = "alex", steps: int = 60, output: str | PathLike[str] = "demo
         optimised = optimise(module, samples["landscape"], steps)
         print(f"Optimised: LPIPS {optimised.losses[0]:.4f} -> {optimised.losses[-1]:.4f} in {steps} steps.")
         vgg, trained = module, calibrated
-        if module.pnet_type != "vgg":  # the index is not asked again if it has just failed
+        if ALIASES[net] != "vgg":  # the index is not asked again if it has just failed
             vgg, trained = load("vgg", "package-index") if calibrated else (LPIPS(net="vgg", pnet_rand=True), False)
         in0, in1 = images.im2tensor(samples["spheres"]), images.im2tensor(distorted[0].image)
         backend, comparisons = compare(vgg, in0, in1, rounds=3)

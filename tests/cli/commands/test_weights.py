@@ -50,6 +50,14 @@ def test_all(call, asked, source, status):
     assert asked == [(net, source) for net in ("alex", "vgg", "squeeze")]
 
 
+@pytest.mark.parametrize("net", ("alex", "vgg"))
+def test_the_real_weights(call, real_trunk, monkeypatch, net):
+    """The command is content with what it has made."""
+    path = real_trunk(net)
+    monkeypatch.setenv("TORCH_HOME", str(path.parents[2]))
+    assert call("weights", "--net", net) == f"{net}: {path} (was there)"
+
+
 def test_a_damaged_file(call, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     path = tmp_path / "hub" / "checkpoints" / "lpips_fast_alexnet_features.safetensors"
