@@ -10,6 +10,7 @@ import copy
 import functools
 import os
 import random
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ import lpips_fast
 from lpips_fast.trunk.module import Trunk
 from lpips_fast.weights import trunk_files
 from lpips_fast.weights.published import read_trunk_weights
+from tests.support.emulator import Unavailable
+from tests.support.emulator import load as load_emulator
 from tests.support.parameters import NETS, REAL_NETS
 from tests.support.theirs import maker
 
@@ -72,6 +75,17 @@ def _seed():
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  for code under test that uses the global state
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def emulator(request):
+    """The head's CUDA kernels on the CPU, whose threads take an order of each test's own."""
+    try:
+        loaded = load_emulator()
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    loaded.reset(zlib.crc32(request.node.nodeid.encode()))
+    return loaded
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """A test of the head that takes `backend` and `device` runs for each backend, on every device where it works here.
 
-Triton works on a GPU or, if TRITON_INTERPRET=1 is in the environment before it is imported, in its interpreter.
+The CPU runs the kernels of all backends: those of Triton in its interpreter, if TRITON_INTERPRET=1 is in the environment
+before Triton is imported, and those of CUDA in the emulator.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from lpips_fast.head import backends
 def _combinations():
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     for backend in backends.BACKENDS:
-        there = False
+        there = backend == "cuda"
+        if there:
+            yield pytest.param(backend, "cpu", id="cuda-emulated")
         for device in devices:
             try:
                 backends.choose(backend, torch.device(device))
@@ -31,3 +34,11 @@ def _combinations():
 def pytest_generate_tests(metafunc):
     if "backend" in metafunc.fixturenames and "device" in metafunc.fixturenames:
         metafunc.parametrize(("backend", "device"), list(_combinations()))
+
+
+@pytest.fixture(autouse=True)
+def _emulated(request):
+    """Loads the emulator for the tests that need it, before they run."""
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if (parameters.get("backend"), parameters.get("device")) == ("cuda", "cpu"):
+        request.getfixturevalue("emulator")

@@ -17,6 +17,11 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 EPS = ((1e-10, False), (1e-8, True))
 
 
+def on_cpu_for_gpu(backend, device):
+    """Whether a GPU's kernels run on the CPU: Triton's in its interpreter, CUDA's in the emulator."""
+    return backend in ("triton", "cuda") and device == "cpu"
+
+
 def skip_in_interpreter(backend, device, large):
     """Triton's interpreter is slow: it runs the odd shapes in every combination, and those of the nets in a few."""
     if backend == "triton" and device == "cpu" and large:
@@ -184,8 +189,8 @@ def test_more_than_2_31_elements_apart(backend, device, layout):
 
 
 def test_more_than_2_31_elements_expanded(backend, device):
-    if backend == "reference" or (backend == "triton" and device == "cpu"):
-        pytest.skip("would need the memory, or the interpreter would take hours")
+    if backend == "reference" or on_cpu_for_gpu(backend, device):
+        pytest.skip("would need the memory, or take minutes in the emulator and hours in Triton's interpreter")
     n, c, h, w = 1100, 64, 176, 176
     assert n * c * h * w > 2**31
     gen = torch.Generator().manual_seed(0)
@@ -201,7 +206,7 @@ def test_gradcheck(backend, device):
     shapes = ((2, 3, 2, 3), (2, 5, 1, 2))
     feats = [[torch.randn(s, generator=gen, dtype=torch.float64).to(device) for s in shapes] for _ in range(2)]
     weights = [torch.rand(s[1], generator=gen, dtype=torch.float64).to(device) for s in shapes]
-    fast = backend == "triton" and device == "cpu"  # the interpreter takes minutes for the whole Jacobians
+    fast = on_cpu_for_gpu(backend, device)  # the whole Jacobians take a minute in the emulator, more in the interpreter
     leaves = [t.requires_grad_() for ts in (*feats, weights) for t in ts]
     for eps, inside in ((1e-10, False), (0.1, False), (0.1, True)):
         for maps in (False, True):
@@ -221,7 +226,8 @@ def test_opcheck(backend, device, layout, net):
     """The three operators pass torch's checks of schema, fakes (with their strides), dispatch and tracing."""
     if backend == "reference":
         pytest.skip("the reference is plain torch and has no operator")
-    skip_in_interpreter(backend, device, net != "odd")
+    if on_cpu_for_gpu(backend, device) and net != "odd":
+        pytest.skip("the odd shapes are enough on the CPU")
     feats0, feats1, weights = features(net, torch.float32, layout=layout, device=device)
     inputs = HeadInput(feats0, feats1, weights, Norm())
     operands, maps = inputs.operands(), head_maps_ref(inputs)
