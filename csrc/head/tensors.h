@@ -6,6 +6,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <type_traits>
 #include <vector>
 
 namespace lpips_fast {
@@ -30,6 +31,17 @@ void dispatch(const Tensors& feats, const Function& function) {
       return function(BFloat16{});
     default:
       STD_TORCH_CHECK(false, "lpips_fast: features must be float64, float32, float16 or bfloat16");
+  }
+}
+
+// A tensor's memory, to read if T is const and to write if not. Only what is written is copied first, where it is one of
+// torch's lazy copies.
+template <typename T>
+T* data_of(const Tensor& tensor) {
+  if constexpr (std::is_const_v<T>) {
+    return static_cast<T*>(tensor.const_data_ptr());
+  } else {
+    return static_cast<T*>(tensor.mutable_data_ptr());
   }
 }
 

@@ -40,7 +40,7 @@ Kernels<S> kernels() {
 template <typename T>
 View<T> view(const Tensor& tensor) {
   const auto sizes = tensor.sizes(), strides = tensor.strides();
-  View<T> v{static_cast<T*>(tensor.data_ptr()), strides[0], strides[1], strides[2], strides[3], sizes[3]};
+  View<T> v{data_of<T>(tensor), strides[0], strides[1], strides[2], strides[3], sizes[3]};
   if (sizes[3] == 1) v.stride_w = v.stride_h;
   if (sizes[2] <= 1 || sizes[3] == 1 || strides[2] == sizes[3] * strides[3]) v.width = sizes[2] * sizes[3];
   return v;
@@ -55,7 +55,7 @@ std::vector<HeadLayer<S>> make_layers(const Tensors& feats0, const Tensors& feat
     layer.pixels = feats0[l].size(2) * feats0[l].size(3);
     layer.feats0 = view<const S>(feats0[l]);
     layer.feats1 = view<const S>(feats1[l]);
-    layer.weights = static_cast<const Acc<S>*>(weights[l].const_data_ptr());
+    layer.weights = data_of<const Acc<S>>(weights[l]);
     layers.push_back(layer);
   }
   return layers;
@@ -102,7 +102,7 @@ Tensor head_fwd(const Tensors& feats0, const Tensors& feats1, const Tensors& wei
       partial[i] = kernel.fwd(layers[tasks[i].layer], tasks[i], norm, scratch);
     });
     for (size_t i = 0; i < tasks.size(); ++i) sums[tasks[i].n * n_layers + tasks[i].layer] += partial[i];
-    auto* to = static_cast<Acc<S>*>(out.mutable_data_ptr());
+    auto* to = data_of<Acc<S>>(out);
     for (size_t i = 0; i < sums.size(); ++i) to[i] = sums[i] / layers[i % n_layers].pixels;
   });
   return out;
@@ -117,7 +117,7 @@ Tensors head_maps_fwd(const Tensors& feats0, const Tensors& feats1, const Tensor
   dispatch<Half, BFloat16>(feats0, [&](auto storage) {
     using S = decltype(storage);
     auto layers = make_layers<S>(feats0, feats1, weights);
-    for (size_t l = 0; l < layers.size(); ++l) layers[l].map = static_cast<Acc<S>*>(maps[l].mutable_data_ptr());
+    for (size_t l = 0; l < layers.size(); ++l) layers[l].map = data_of<Acc<S>>(maps[l]);
     const auto tasks = make_tasks(layers, feats0[0].size(0));
     const Norm<Acc<S>> norm{static_cast<Acc<S>>(eps), eps_inside_sqrt};
     const auto kernel = kernels<S>();
@@ -132,7 +132,7 @@ Tensors head_maps_fwd(const Tensors& feats0, const Tensors& feats1, const Tensor
 template <typename S>
 void set_grad(HeadLayer<S>& layer, const Tensors& grads, int64_t l, bool mean) {
   if (mean) {
-    const auto* data = static_cast<const Acc<S>*>(grads[0].const_data_ptr());
+    const auto* data = data_of<const Acc<S>>(grads[0]);
     layer.grad = {data + l * grads[0].stride(1), grads[0].stride(0), 0, 0, 0, layer.pixels};
     layer.grad_scale = Acc<S>(1) / layer.pixels;
   } else {
@@ -184,7 +184,7 @@ Tensors head_bwd(const Tensors& grads, const Tensors& feats0, const Tensors& fea
       for (size_t c = 0; c < sum.size(); ++c) sum[c] += partial[offsets[i] + c];
     }
     for (int64_t l = 0; l < n_layers; ++l) {
-      std::copy(sums[l].begin(), sums[l].end(), static_cast<A*>(d_weights[l].mutable_data_ptr()));
+      std::copy(sums[l].begin(), sums[l].end(), data_of<A>(d_weights[l]));
     }
   });
   Tensors out = std::move(d_feats0);

@@ -74,8 +74,8 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
     if (layer.map == nullptr) {
       sum = block_sum(sum, shared.warp_sums);
       if (threadIdx.x == 0) layer.partials[tile] = sum;
+      __syncthreads();
     }
-    __syncthreads();
   }
 }
 
@@ -95,17 +95,14 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
 // column of D.
 template <typename T>
 __global__ void __launch_bounds__(THREADS)
-    head_mean_kernel(const __grid_constant__ Layers<T> layers, Acc<T>* out, int64_t n_images, int64_t stride_n) {
+    head_mean_kernel(const __grid_constant__ Layers<T> layers, Acc<T>* out, int64_t stride_n) {
   __shared__ Acc<T> warp_sums[WARPS];
   const Layer<T>& layer = layers.layer[blockIdx.y];
-  for (int64_t image = blockIdx.x; image < n_images; image += gridDim.x) {
-    const Acc<T>* partials = layer.partials + image * layer.tiles_per_image;
-    Acc<T> sum = 0;
-    for (int64_t i = threadIdx.x; i < layer.tiles_per_image; i += THREADS) sum += partials[i];
-    sum = block_sum(sum, warp_sums);
-    if (threadIdx.x == 0) out[image * stride_n + blockIdx.y] = sum / static_cast<Acc<T>>(layer.n_pixels);
-    __syncthreads();
-  }
+  const Acc<T>* partials = layer.partials + blockIdx.x * layer.tiles_per_image;
+  Acc<T> sum = 0;
+  for (int64_t i = threadIdx.x; i < layer.tiles_per_image; i += THREADS) sum += partials[i];
+  sum = block_sum(sum, warp_sums);
+  if (threadIdx.x == 0) out[blockIdx.x * stride_n + blockIdx.y] = sum / static_cast<Acc<T>>(layer.n_pixels);
 }
 
 // Computes d_weights from the rows of the main kernel's blocks, with 32 channels a block (x) and layers in y.
@@ -114,23 +111,20 @@ __global__ void __launch_bounds__(THREADS) head_d_weights_kernel(const __grid_co
   __shared__ Acc<T> sums[WARPS][32];
   const Layer<T>& layer = layers.layer[blockIdx.y];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  for (int first = blockIdx.x * 32; first < layer.channels; first += gridDim.x * 32) {
-    const int c = first + lane;
-    Acc<T> sum = 0;
-    if (c < layer.channels) {
+  const int c = static_cast<int>(blockIdx.x) * 32 + lane;
+  Acc<T> sum = 0;
+  if (c < layer.channels) {
 #pragma unroll 8
-      for (int block = warp; block < layer.n_blocks; block += WARPS) {
-        sum += layer.partials[static_cast<int64_t>(block) * layer.channels + c];
-      }
+    for (int block = warp; block < layer.n_blocks; block += WARPS) {
+      sum += layer.partials[static_cast<int64_t>(block) * layer.channels + c];
     }
-    sums[warp][lane] = sum;
-    __syncthreads();
-    if (warp == 0 && c < layer.channels) {
-      sum = 0;
-      for (int i = 0; i < WARPS; ++i) sum += sums[i][lane];
-      layer.d_weights[c] = sum;
-    }
-    __syncthreads();
+  }
+  sums[warp][lane] = sum;
+  __syncthreads();
+  if (warp == 0 && c < layer.channels) {
+    sum = 0;
+    for (int i = 0; i < WARPS; ++i) sum += sums[i][lane];
+    layer.d_weights[c] = sum;
   }
 }
 

@@ -77,7 +77,7 @@ View<T> view(const Tensor& tensor) {
   const auto sizes = tensor.sizes();
   const auto strides = tensor.strides();
   const auto stride = [&](int dim) { return sizes[dim] == 1 ? 0 : strides[dim]; };
-  return {static_cast<T*>(tensor.data_ptr()), stride(0), stride(1), stride(2), stride(3)};
+  return {data_of<T>(tensor), stride(0), stride(1), stride(2), stride(3)};
 }
 
 // Makes stride_w the stride from pixel to pixel, across rows. If there is none, returns false and changes nothing.
@@ -183,7 +183,7 @@ Layer<T> make_layer(const Tensor& f0, const Tensor& f1, const Tensor& weights) {
   Layer<T> layer = {};
   layer.f0 = view<const T>(f0);
   layer.f1 = view<const T>(f1);
-  layer.weights = static_cast<const Acc<T>*>(weights.const_data_ptr());
+  layer.weights = data_of<const Acc<T>>(weights);
   layer.channels = static_cast<int>(f0.size(1));
   return layer;
 }
@@ -208,7 +208,7 @@ void launch_head_fwd(
     Layers<T> layers = make_layers<T>(first, feats0.size(), [&](size_t l) {
       Layer<T> layer = make_layer<T>(feats0[l], feats1[l], weights[l]);
       plan(layer, n_images, feats0[l].size(2), feats0[l].size(3));
-      if (mean == nullptr) layer.map = static_cast<Acc<T>*>(maps[l].data_ptr());
+      if (mean == nullptr) layer.map = data_of<Acc<T>>(maps[l]);
       return layer;
     });
     const unsigned grid = assign_blocks(layers, MAX_BLOCKS);
@@ -217,7 +217,7 @@ void launch_head_fwd(
       int64_t n_tiles = 0;
       for (int l = 0; l < layers.count; ++l) n_tiles += layers.layer[l].n_tiles;
       partials = empty({n_tiles}, accumulation_type(feats0[0]), feats0[0]);
-      Acc<T>* next = static_cast<Acc<T>*>(partials.data_ptr());
+      Acc<T>* next = data_of<Acc<T>>(partials);
       for (int l = 0; l < layers.count; ++l) {
         layers.layer[l].partials = next;
         next += layers.layer[l].n_tiles;
@@ -225,11 +225,10 @@ void launch_head_fwd(
     }
     device.launch("head_fwd_kernel", grid, sizeof(Shared<T>), head_fwd_kernel<T>, layers, norm.eps, norm.inside_sqrt);
     if (mean != nullptr) {
-      Acc<T>* out = static_cast<Acc<T>*>(mean->data_ptr()) + first;
-      const dim3 outputs(static_cast<unsigned>(std::min(n_images, MAX_BLOCKS)), layers.count);
+      Acc<T>* out = data_of<Acc<T>>(*mean) + first;
+      const dim3 outputs(static_cast<unsigned>(n_images), layers.count);
       device.launch(
-          "head_mean_kernel", outputs, 0, head_mean_kernel<T>, layers, out, n_images,
-          static_cast<int64_t>(feats0.size()));
+          "head_mean_kernel", outputs, 0, head_mean_kernel<T>, layers, out, static_cast<int64_t>(feats0.size()));
     }
   }
 }
@@ -247,7 +246,7 @@ void launch_head_bwd(
       if (!d_feats0.empty()) layer.d0 = view<T>(d_feats0[l]);
       if (!d_feats1.empty()) layer.d1 = view<T>(d_feats1[l]);
       if (mean) {
-        const Acc<T>* grad = static_cast<const Acc<T>*>(grads[0].const_data_ptr());
+        const Acc<T>* grad = data_of<const Acc<T>>(grads[0]);
         layer.grad = {grad + l * grads[0].stride(1), grads[0].stride(0), 0, 0, 0};
         layer.grad_scale = 1 / static_cast<Acc<T>>(height * width);
       } else {
@@ -264,11 +263,11 @@ void launch_head_bwd(
       int64_t size = 0;
       for (int l = 0; l < layers.count; ++l) size += int64_t{layers.layer[l].n_blocks} * layers.layer[l].channels;
       partials = empty({std::max<int64_t>(size, 1)}, accumulation_type(feats0[0]), feats0[0]);
-      Acc<T>* next = static_cast<Acc<T>*>(partials.data_ptr());
+      Acc<T>* next = data_of<Acc<T>>(partials);
       for (int l = 0; l < layers.count; ++l) {
         Layer<T>& layer = layers.layer[l];
         layer.partials = next;
-        layer.d_weights = static_cast<Acc<T>*>(d_weights[first + l].data_ptr());
+        layer.d_weights = data_of<Acc<T>>(d_weights[first + l]);
         next += int64_t{layer.n_blocks} * layer.channels;
         max_channels = std::max(max_channels, layer.channels);
       }
