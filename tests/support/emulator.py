@@ -24,6 +24,8 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
+import lpips_fast.head.operators  # noqa: F401  the schemas of the operators
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "tests" / "head" / "emulator"
 CSRC = ROOT / "csrc"

@@ -100,8 +100,10 @@ uint32_t ready[MOST_THREADS / WARP];  // a bit for each lane
 int n_at_shuffle[MOST_THREADS / WARP];
 void* main_stack_pointer;
 const std::function<void()>* kernel_body;
-unsigned char* shared_begin;
-size_t shared_size;
+// Shared memory in the thread that runs: all that is thread-local in the library that has the kernels. Part of it is
+// dynamic, of which a launch uses the beginning.
+unsigned char *shared_begin, *dynamic_begin;
+size_t shared_size, dynamic_size;
 std::string error;  // of the last launch that failed
 bool failed;
 Place left_out{"", 0};
@@ -222,29 +224,25 @@ int choose_thread() {
   return -1;
 }
 
-// The thread-local memory of the library that has the kernels, in the thread that runs: their shared memory, all of it.
-struct Segment {
-  unsigned char* begin;
-  size_t size;
-};
-int find_segment(dl_phdr_info* library, size_t, void* result) {
-  const unsigned char* const wanted = dynamic_shared_memory();
+// Finds the thread-local memory of the library that has the kernels.
+int find_shared_memory(dl_phdr_info* library, size_t, void*) {
   auto* const begin = static_cast<unsigned char*>(library->dlpi_tls_data);
   for (int i = 0; begin != nullptr && i < library->dlpi_phnum; ++i) {
     const auto& header = library->dlpi_phdr[i];
-    if (header.p_type == PT_TLS && begin <= wanted && wanted < begin + header.p_memsz) {
-      *static_cast<Segment*>(result) = {begin, header.p_memsz};
+    if (header.p_type == PT_TLS && begin <= dynamic_begin && dynamic_begin < begin + header.p_memsz) {
+      shared_begin = begin;
+      shared_size = header.p_memsz;
     }
   }
   return 0;
 }
 
-void fill_with_nans(Segment memory) {  // a sanitizer would watch memset
-  asm volatile("rep stosb" : "+D"(memory.begin), "+c"(memory.size) : "a"(0xff) : "memory");
+void fill_with_nans(unsigned char* begin, size_t size) {  // a sanitizer would watch memset
+  asm volatile("rep stosb" : "+D"(begin), "+c"(size) : "a"(0xff) : "memory");
 }
 
-void run_block(Segment shared) {
-  fill_with_nans(shared);
+void run_block() {
+  fill_with_nans(shared_begin, shared_size);
   n_done = n_at_barrier = 0;
   std::fill(n_at_shuffle, n_at_shuffle + n_warps, 0);
   std::iota(warp_order, warp_order + n_warps, 0);
@@ -286,7 +284,8 @@ void fail(const char* format, ...) {
 
 bool in_shared_memory(const void* memory) {
   const auto* const byte = static_cast<const unsigned char*>(memory);
-  return byte >= shared_begin && byte < shared_begin + shared_size;
+  const bool beyond = byte >= dynamic_begin + dynamic_size && byte < dynamic_begin + MOST_SHARED_MEMORY;
+  return byte >= shared_begin && byte < shared_begin + shared_size && !beyond;
 }
 
 void yield() {
@@ -380,13 +379,12 @@ cudaError_t launch(
     return cudaErrorInvalidConfiguration;
   }
 
-  Segment shared{};
-  shared_begin = dynamic_shared_memory();
-  shared_size = config.dynamicSmemBytes;
-  dl_iterate_phdr(find_segment, &shared);
+  dynamic_begin = dynamic_shared_memory();
+  dynamic_size = config.dynamicSmemBytes;
+  dl_iterate_phdr(find_shared_memory, nullptr);
   if (__asan_poison_memory_region != nullptr) {
-    __asan_unpoison_memory_region(shared_begin, MOST_SHARED_MEMORY);
-    __asan_poison_memory_region(shared_begin + shared_size, MOST_SHARED_MEMORY - shared_size);
+    __asan_unpoison_memory_region(dynamic_begin, MOST_SHARED_MEMORY);
+    __asan_poison_memory_region(dynamic_begin + dynamic_size, MOST_SHARED_MEMORY - dynamic_size);
   }
   if (__tsan_get_current_fiber != nullptr) main_tsan = __tsan_get_current_fiber();
   gridDim = grid;
@@ -399,7 +397,7 @@ cudaError_t launch(
   for (size_t i = blocks.size(); i-- > 1;) std::swap(blocks[i], blocks[random_bits() % (i + 1)]);
   for (const uint64_t i : blocks) {
     blockIdx = uint3{static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x), 0};
-    run_block(shared);
+    run_block();
     if (failed) return cudaErrorLaunchFailure;
   }
   return cudaSuccess;
@@ -441,6 +439,6 @@ void emulator_set_shared_memory(int bytes_per_multiprocessor) {
 }
 
 // Dynamic shared memory of the last launch.
-int emulator_shared_memory_of_launch() { return static_cast<int>(emulator::shared_size); }
+int emulator_shared_memory_of_launch() { return static_cast<int>(emulator::dynamic_size); }
 
 }  // extern "C"
