@@ -1,0 +1,77 @@
+"""The head's CUDA kernels in the emulator: what only they do. tests/head/test_operators.py has what every backend does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.features import in_layout
+
+ROOT = Path(__file__).parents[4]
+CUDA = ROOT / "csrc" / "head" / "cuda"
+BARRIERS = [
+    (path.name, number)
+    for path in sorted(CUDA.glob("*.cu*"))
+    for number, line in enumerate(path.read_text().splitlines(), start=1)
+    if "__syncthreads()" in line
+]
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+# N, channels, size, layout. With 520 tiles, some blocks take two for the gradients to the weights.
+FEW_TILES = [(1, 300, (3, 4), "nchw"), (1, 24, (3, 4), "channels_last"), (1, 1500, (3, 5), "sliced")]
+MANY_TILES = [(520, 8, (1, 4), "nchw"), (520, 8, (1, 1), "channels_last"), (520, 3, (1, 1), "sliced")]
+
+
+def results(case, dtype=torch.float32):
+    """Values, maps, gradients with and without those to the weights; of many tiles, the gradients with them alone."""
+    n, channels, size, layout = case
+    gen = torch.Generator().manual_seed(0)
+    feats = [[in_layout(torch.rand(n, channels, *size, generator=gen).to(dtype), layout)] for _ in range(2)]
+    weights = [torch.rand(channels, generator=gen, dtype=torch.float64 if dtype == torch.float64 else torch.float32)]
+    operands = (*feats, weights, 1e-10, False)
+    lpips = torch.ops.lpips_fast
+    grads = [torch.ones(n, 1, dtype=weights[0].dtype)]
+    found = lpips.head_bwd_cuda(grads, *operands, True, True, True, True)
+    if case in FEW_TILES:
+        found += lpips.head_bwd_cuda(grads, *operands, True, True, True, False)
+        found += [lpips.head_fwd_cuda(*operands), *lpips.head_maps_fwd_cuda(*operands)]
+    return found
+
+
+def are_equal(found, expected):
+    return all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("case", [*FEW_TILES, *MANY_TILES], ids=str)
+def test_the_order_of_threads_changes_nothing(emulator, case):
+    for dtype in DTYPES if case in FEW_TILES else DTYPES[:1]:
+        expected = results(case, dtype)
+        for seed in range(4 if case in FEW_TILES else 1):
+            emulator.set_seed(seed)
+            assert are_equal(results(case, dtype), expected), f"{dtype}, seed {seed}"
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return {}
+
+
+@pytest.mark.parametrize("barrier", BARRIERS, ids=lambda barrier: ":".join(map(str, barrier)))
+def test_every_barrier_is_needed(emulator, expected, barrier):
+    """Without it some results change, in some order of the threads. A barrier that changes none is to be removed."""
+    for case in [*FEW_TILES, *MANY_TILES]:
+        if case not in expected:
+            emulator.leave_out_barrier("", 0)
+            expected[case] = results(case)
+        emulator.leave_out_barrier(*barrier)
+        for seed in range(5 if case in FEW_TILES else 1):
+            emulator.set_seed(seed)
+            if not are_equal(results(case), expected[case]):
+                return
+    pytest.fail("no result changes without this barrier")
+
+
+def test_there_are_barriers():
+    assert len(BARRIERS) > 5
