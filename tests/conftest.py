@@ -48,6 +48,10 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     torch.set_num_threads(_share)
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "shared_memory(bytes): of a multiprocessor that the emulator has")
+
+
 def pytest_collection_modifyitems(items):
     """Gives each process its part of the longest tests, half a minute each, at the beginning of its first share."""
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0))
@@ -79,13 +83,25 @@ def _seed():
 
 @pytest.fixture
 def emulator(request):
-    """The head's CUDA kernels on the CPU, whose threads take an order of each test's own."""
+    """The head's CUDA kernels on the CPU. Each test has an order of threads of its own.
+
+    The mark `shared_memory` says how many bytes of it each of the emulated device's multiprocessors has.
+    """
     try:
         loaded = load_emulator()
     except Unavailable as reason:
         pytest.skip(str(reason))
-    loaded.reset(zlib.crc32(request.node.nodeid.encode()))
+    mark = request.node.get_closest_marker("shared_memory")
+    loaded.reset(zlib.crc32(request.node.nodeid.encode()), *(mark.args if mark else ()))
     return loaded
+
+
+@pytest.fixture(autouse=True)
+def _emulated(request):
+    """Loads the emulator for a test with the CUDA backend for tensors on the CPU."""
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    if parameters.get("backend") == "cuda" and parameters.get("device", "cpu") == "cpu":
+        request.getfixturevalue("emulator")
 
 
 @pytest.fixture(scope="session")

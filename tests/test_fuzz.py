@@ -99,7 +99,7 @@ def assert_same(found: Tensor, expected: Tensor, tolerance: tuple[float, float],
     assert_close(found.masked_fill(odd, 0), expected.masked_fill(odd, 0), tolerance, what, unit=1.0)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", (*BACKENDS, "cuda"))
 @given(lists=any_features(), eps=st.sampled_from(((1e-10, False), (1e-8, True))))
 @SETTINGS
 def test_head(backend, lists, eps):
@@ -113,7 +113,7 @@ def test_head(backend, lists, eps):
     assert_same(value, torch.stack([e.mean(dim=(1, 2, 3)) for e in expected], dim=1), tolerance, "value")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", (*BACKENDS, "cuda"))
 @given(lists=any_features(), maps=st.booleans(), eps=st.sampled_from(((1e-10, False), (1e-8, True))))
 @SETTINGS
 def test_gradients_are_nan_only_where_the_input_is_not_finite(backend, lists, maps, eps):

@@ -19,6 +19,8 @@ def _combinations():
         there = backend == "cuda"
         if there:
             yield pytest.param(backend, "cpu", id="cuda-emulated")
+            yield pytest.param(backend, "cpu", id="cuda-emulated-100KiB", marks=pytest.mark.shared_memory(100 << 10))
+            devices = [device for device in devices if device != "cpu"]
         for device in devices:
             try:
                 backends.choose(backend, torch.device(device))
@@ -34,11 +36,3 @@ def _combinations():
 def pytest_generate_tests(metafunc):
     if "backend" in metafunc.fixturenames and "device" in metafunc.fixturenames:
         metafunc.parametrize(("backend", "device"), list(_combinations()))
-
-
-@pytest.fixture(autouse=True)
-def _emulated(request):
-    """Loads the emulator for the tests that need it, before they run."""
-    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    if (parameters.get("backend"), parameters.get("device")) == ("cuda", "cpu"):
-        request.getfixturevalue("emulator")

@@ -54,11 +54,16 @@ class Emulator:
         self._library = ctypes.CDLL(path)
         self.reset()
 
-    def reset(self, seed: int = 0) -> None:
-        """Begins a new order of threads, with all barriers and the most shared memory that a device has."""
+    def reset(self, seed: int = 0, shared_memory: int = 228 << 10) -> None:
+        """Begins a new order of threads, with all barriers.
+
+        Args:
+            shared_memory: bytes of a multiprocessor of the emulated device: 228 KiB of sm_90 and sm_100, 164 KiB of
+                sm_80, 100 KiB of sm_86, sm_89 and sm_120.
+        """
         self.set_seed(seed)
         self.leave_out_barrier("", 0)
-        self.set_shared_memory(228 << 10)
+        self._library.emulator_set_shared_memory(shared_memory)
 
     def set_seed(self, seed: int) -> None:
         """The order in which threads run, from launch to launch."""
@@ -68,10 +73,6 @@ class Emulator:
         """Takes the barrier at a line of a file of csrc/head/cuda for nothing."""
         self._file = ctypes.c_char_p(file.encode())  # the library keeps the pointer
         self._library.emulator_leave_out_barrier(self._file, line)
-
-    def set_shared_memory(self, bytes_per_multiprocessor: int) -> None:
-        """What the emulated device has: 228 KiB in sm_90 and sm_100, 164 KiB in sm_80, 100 KiB in sm_86, 89, 120."""
-        self._library.emulator_set_shared_memory(bytes_per_multiprocessor)
 
     def shared_memory_of_launch(self) -> int:
         """Bytes of dynamic shared memory that the last launch asked for."""

@@ -11,6 +11,8 @@ SHAPES = {
     "alex": [(64, 15, 15), (192, 7, 7), (384, 3, 3), (256, 3, 3), (256, 3, 3)],
     "squeeze": [(64, 31, 31), (128, 15, 15), (256, 7, 7), (384, 3, 3), (384, 3, 3), (512, 3, 3), (512, 3, 3)],
     "odd": [(3, 5, 7), (1, 1, 1), (65, 9, 2), (130, 1, 33)],
+    # More layers than a launch of the CUDA kernels takes, and more channels than its tiles have room for.
+    "wide": [(2050, 2, 3), (1032, 2, 4), (513, 3, 3), (520, 2, 2), (8, 4, 4), (16, 2, 8), (1, 3, 3), (24, 1, 5), (2, 2, 2)],
 }
 LAYOUTS = ("nchw", "channels_last", "sliced", "transposed", "expanded")
 
