@@ -61,10 +61,12 @@ class Device {
     check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), name);
   }
 
-  int attribute(cudaDeviceAttr which) const {
-    int value = 0;
-    check(cudaDeviceGetAttribute(&value, which, index_), "cudaDeviceGetAttribute");
-    return value;
+  // The shared memory of a multiprocessor.
+  int shared_bytes() const {
+    int bytes = 0;
+    check(
+        cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, index_), "cudaDeviceGetAttribute");
+    return bytes;
   }
 
  private:
@@ -90,16 +92,12 @@ template <typename T, int PACKS>
 constexpr MainKernels<T> MAIN_KERNELS = {
     PACKS, sizeof(Shared<T, PACKS>), head_fwd_kernel<T, PACKS>, head_bwd_kernel<T, PACKS>};
 
-// Those of the large tile if two of its blocks fit on a multiprocessor.
+// Those of the large tile if two of its blocks fit on a multiprocessor, where CUDA reserves 1 KiB for each block.
 template <typename T>
 MainKernels<T> main_kernels(const Device& device) {
-  constexpr int RESERVED = 1 << 10;  // of each block's shared memory, by CUDA, on the GPUs that there are
-  static_assert(BLOCKS<LARGE_TILE> * (sizeof(Shared<T, LARGE_TILE>) + RESERVED) <= 228 << 10);
-  static_assert(BLOCKS<SMALL_TILE> * (sizeof(Shared<T, SMALL_TILE>) + RESERVED) <= 100 << 10);
-  const MainKernels<T>& large = MAIN_KERNELS<T, LARGE_TILE>;
-  const int block = large.shared_bytes + device.attribute(cudaDevAttrReservedSharedMemoryPerBlock);
-  const bool fit = 2 * block <= device.attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
-  return fit ? large : MAIN_KERNELS<T, SMALL_TILE>;
+  constexpr int LARGE_BLOCK = sizeof(Shared<T, LARGE_TILE>) + 1024, SMALL_BLOCK = sizeof(Shared<T, SMALL_TILE>) + 1024;
+  static_assert(BLOCKS<LARGE_TILE> * LARGE_BLOCK <= 228 * 1024 && BLOCKS<SMALL_TILE> * SMALL_BLOCK <= 100 * 1024);
+  return 2 * LARGE_BLOCK <= device.shared_bytes() ? MAIN_KERNELS<T, LARGE_TILE> : MAIN_KERNELS<T, SMALL_TILE>;
 }
 
 // The stride of a dimension of size 1 is never used. It becomes 0, which is a multiple of every alignment.
