@@ -23,7 +23,10 @@ KERNELS = MAIN_KERNELS + SECOND_KERNELS
 ARCHITECTURES = ("80", "90", "100")
 TYPES = 4
 # The sizes of tiles, as in a mangled name, and how many blocks share a multiprocessor.
-BLOCKS = {"Li4E": 2, "Li8E": 3}
+SMALL, LARGE = "Li4E", "Li8E"
+BLOCKS = {SMALL: 2, LARGE: 3}
+# Where the large tile does not run.
+SMALL_MULTIPROCESSORS = ("86", "89", "120")
 
 SANITIZED = """
 import torch
@@ -105,7 +108,8 @@ def test_kernels_use_no_local_memory(library):
     architectures = {architecture for architecture, _, _ in kernels}
     per_type = len(MAIN_KERNELS) * len(BLOCKS) + len(SECOND_KERNELS)
     assert len(kernels) == len(architectures) * per_type * TYPES > 0
-    assert [r for r in kernels if r[2]["STACK"] or r[2]["LOCAL"]] == []
+    run = [r for r in kernels if not (r[0] in SMALL_MULTIPROCESSORS and LARGE in r[1])]
+    assert [r for r in run if r[2]["STACK"] or r[2]["LOCAL"]] == []
 
 
 @pytest.mark.parametrize("tile", BLOCKS)
