@@ -34,8 +34,7 @@ void dispatch(const Tensors& feats, const Function& function) {
   }
 }
 
-// A tensor's memory, to read if T is const and to write if not. Only what is written is copied first, where it is one of
-// torch's lazy copies.
+// A tensor's memory: to read if T is const, else to write. Before it is written, torch makes a lazy copy a real one.
 template <typename T>
 T* data_of(const Tensor& tensor) {
   if constexpr (std::is_const_v<T>) {

@@ -1,9 +1,9 @@
 // A tile of pixels whose channels are adjacent in memory (channels-last).
 //
 // `lanes` threads of a warp (4 to 32) share a pixel. Thread `lane` has DEPTH packs of the pixel's channels, packs lane,
-// lane + lanes, ..., for each of PIXELS = 8 / DEPTH pixels. So sums over channels are butterflies within a warp, and a
-// tile needs no barrier. In two-byte types a warp copies runs of 64 bytes for C = 64, of 128 for C = 128 and longer
-// runs for more channels (twice that in float). Its next copies read the rest of these cache lines.
+// lane + lanes, ..., for each of PIXELS = PACKS / DEPTH pixels. So sums over channels are butterflies within a warp,
+// and a tile needs no barrier. In two-byte types a warp copies runs of 64 bytes for C = 64, of 128 for C = 128 and
+// longer runs for more channels (twice that in float). Its next copies read the rest of these cache lines.
 #pragma once
 
 #include "head/cuda/layer.cuh"
@@ -11,20 +11,20 @@
 
 namespace lpips_fast {
 
-template <typename T, int DEPTH>
+template <typename T, int PACKS, int DEPTH>
 struct ChannelsLastTile {
   using A = Acc<T>;
   static constexpr int VEC = Pack<T>::SIZE;
   static constexpr int PIXELS = PACKS / DEPTH;
 
   const Layer<T>& layer;
-  Shared<T>& shared;
+  Shared<T, PACKS>& shared;
   const int lanes, lane, places, place;  // pixel i of this thread is start + i * places + place
   const int image;
   const int64_t start;
   const int left;  // pixels of the image from `start` on, as far as the tile goes
 
-  __device__ __forceinline__ ChannelsLastTile(const Layer<T>& layer, int64_t tile, Shared<T>& shared)
+  __device__ __forceinline__ ChannelsLastTile(const Layer<T>& layer, int64_t tile, Shared<T, PACKS>& shared)
       : layer(layer),
         shared(shared),
         lanes(layer.lanes),
@@ -211,6 +211,7 @@ struct ChannelsLastTile {
         }
       }
     }
+    static_assert(sizeof(A[WARPS][MAX_CHANNELS_LAST]) <= sizeof(shared.tile));
     A(*const warp_sums)[MAX_CHANNELS_LAST] = reinterpret_cast<A(*)[MAX_CHANNELS_LAST]>(&shared.tile);
     __syncthreads();
 #pragma unroll

@@ -13,18 +13,32 @@
 //
 // Traffic. With V = N C H W the least is 2 V elements read in the forward; in the backward 2 V read, and V written for
 // each gradient. To reach it, a tile (some pixels of both tensors with all their channels) stays in shared memory from
-// sum to sum: 256 threads with 2 x 8 packs of 16 bytes each, 64 KiB, filled by asynchronous copies that take no
-// registers. Each thread copies only what it uses itself, so that no barrier stands between copying and computing. With
-// the sums and factors of pixels a block has at most 75,808 bytes. In an A100's successors three blocks share the 228
-// KiB of a multiprocessor, with up to 80 registers a thread; in an A100 two blocks share 164 KiB.
+// sum to sum: 256 threads with 2 x PACKS packs of 16 bytes each, filled by asynchronous copies that take no registers.
+// Each thread copies only what it uses itself, so that no barrier stands between copying and computing. planar.cuh and
+// channels_last.cuh say how a block's threads are spread over pixels and channels.
 //
-// Block shape. An H200's 4.8 TB/s are 36 bytes a nanosecond for each of its 132 multiprocessors. 36 KiB in flight in
-// each of them cover a loaded latency of 1 us; while one of three blocks computes, the other two have 128 KiB in
-// flight. A tile takes 1.8 us of bandwidth, so a block may spend 5.4 us on loading and computing it. Computing takes
-// about 6 instructions an element in the forward for two-byte types (5 for float) and 10 in the backward. A tile has
-// 32 Ki elements of two bytes or 16 Ki floats: 0.9 and 0.4 us in the forward at four warp instructions a cycle. A tile
-// of C = 512 is four packs wide, 64 bytes a row, the least that uses whole bursts of memory; a smaller tile would be
-// narrower. planar.cuh and channels_last.cuh say how a block's threads are spread over pixels and channels.
+// Block shape. Loading overlaps computing only between blocks, so at least two must fit on a multiprocessor. PACKS is
+// the one parameter of the main kernels. It halves a tile where two of the large ones do not fit:
+//
+//   PACKS           tile     block with sums and factors   blocks on a multiprocessor
+//   8 (LARGE_TILE)  64 KiB   at most 75,808 bytes          3 in 228 KiB (sm_90, 100), 2 in 164 KiB (sm_80)
+//   4 (SMALL_TILE)  32 KiB   at most 43,040 bytes          2 in 100 KiB (sm_86, 89, 120)
+//
+// An H200's 4.8 TB/s are 36 bytes a nanosecond for each of its 132 multiprocessors. 36 KiB in flight in each of them
+// cover a loaded latency of 1 us; while one of three blocks computes, the other two have 128 KiB in flight. A tile
+// takes 1.8 us of bandwidth, so a block may spend 5.4 us on loading and computing it, and twice that in the backward,
+// which writes as much as it reads. The planar path's loops take 7 instructions an element in the forward, copies
+// included, and 16 (float) or 17 (two bytes) in the backward, with stores; these are counted in sm_90's code. A tile
+// has 32 Ki elements of two bytes or 16 Ki floats: 1.1 and 0.5 us in the forward, 2.6 and 1.2 us in the backward, at
+// four warp instructions a cycle and 1.7 GHz. A tile of C = 512 is four packs wide, 64 bytes a row, the least that uses
+// whole bursts of memory; a smaller tile would be narrower.
+//
+// The small tile's figures are computed; it has not run on a GPU. An RTX 3090, 4090 or 5090 has 11, 8 or 11 bytes a
+// nanosecond for each of its 82, 128 or 170 multiprocessors. 11 KiB in flight cover 1 us; while one of two blocks
+// computes, the other has 32 KiB in flight. A single block with the large tile would have none. A tile takes 2.9 us or
+// more of bandwidth, so a block may spend 5.8 us on loading and computing it. Computing takes half of a large tile's
+// time: at most 0.6 us in the forward and 1.3 us in the backward. A tile of C = 512 is two packs wide, 32 bytes a row,
+// which is a whole burst of these cards' GDDR memory. The planar path is for up to 512 channels instead of 1024.
 //
 // Sums over pixels have two stages of fixed order. The first leaves one number a tile (forward) or C numbers a block
 // (d_weights, with few blocks and a run of tiles for each). A second, small launch adds these up. There are no atomics,
@@ -49,23 +63,24 @@ __device__ __forceinline__ const Layer<T>& layer_of_block(const Layers<T>& layer
 }
 
 // Calls `function` with a tile of the type that the layer's path needs.
-template <typename T, typename Function>
-__device__ __forceinline__ void with_tile(const Layer<T>& layer, int64_t tile, Shared<T>& shared, Function function) {
+template <typename T, int PACKS, typename Function>
+__device__ __forceinline__ void with_tile(
+    const Layer<T>& layer, int64_t tile, Shared<T, PACKS>& shared, Function function) {
   if (layer.path == Path::PLANAR) {
-    function(PlanarTile<T, false>(layer, tile, shared));
+    function(PlanarTile<T, PACKS, false>(layer, tile, shared));
   } else if (layer.path == Path::STRIDED) {
-    function(PlanarTile<T, true>(layer, tile, shared));
+    function(PlanarTile<T, PACKS, true>(layer, tile, shared));
   } else if (sizeof(T) == 2 || layer.path == Path::CHANNELS_LAST_2) {
-    function(ChannelsLastTile<T, 2>(layer, tile, shared));
+    function(ChannelsLastTile<T, PACKS, 2>(layer, tile, shared));
   } else {
-    function(ChannelsLastTile<T, sizeof(T) == 2 ? 2 : 4>(layer, tile, shared));
+    function(ChannelsLastTile<T, PACKS, sizeof(T) == 2 ? 2 : 4>(layer, tile, shared));
   }
 }
 
-template <typename T>
-__global__ void __launch_bounds__(THREADS, BLOCKS)
+template <typename T, int PACKS>
+__global__ void __launch_bounds__(THREADS, BLOCKS<PACKS>)
     head_fwd_kernel(const __grid_constant__ Layers<T> layers, Acc<T> eps, bool eps_inside_sqrt) {
-  Shared<T>& shared = *reinterpret_cast<Shared<T>*>(dynamic_shared);
+  Shared<T, PACKS>& shared = *reinterpret_cast<Shared<T, PACKS>*>(dynamic_shared);
   const Layer<T>& layer = layer_of_block(layers);
   for (int i = 0; i < layer.tiles(); ++i) {
     const int64_t tile = layer.first_tile() + i;
@@ -79,10 +94,10 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
   }
 }
 
-template <typename T>
-__global__ void __launch_bounds__(THREADS, BLOCKS)
+template <typename T, int PACKS>
+__global__ void __launch_bounds__(THREADS, BLOCKS<PACKS>)
     head_bwd_kernel(const __grid_constant__ Layers<T> layers, Acc<T> eps, bool eps_inside_sqrt) {
-  Shared<T>& shared = *reinterpret_cast<Shared<T>*>(dynamic_shared);
+  Shared<T, PACKS>& shared = *reinterpret_cast<Shared<T, PACKS>*>(dynamic_shared);
   const Layer<T>& layer = layer_of_block(layers);
   for (int i = 0; i < layer.tiles(); ++i) {
     with_tile(layer, layer.first_tile() + i, shared, [&](const auto& tile) {

@@ -7,10 +7,14 @@ namespace lpips_fast {
 
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
-// The packs of 16 bytes that a thread has in shared memory, of f0 and of f1 each.
-constexpr int PACKS = 8;
-// Blocks on a multiprocessor: its 228 KiB of shared memory hold three tiles of 2 * PACKS * THREADS * 16 bytes = 64 KiB.
-constexpr int BLOCKS = 3;
+// PACKS, a parameter of the main kernels: the packs of 16 bytes that a thread has in shared memory, of f0 and of f1
+// each. kernels.cuh has the reasons for these two sizes.
+constexpr int LARGE_TILE = 8;
+constexpr int SMALL_TILE = 4;
+// Blocks on a multiprocessor, three with the large tile and two with the small one, which have 80 and 128 registers a
+// thread.
+template <int PACKS>
+constexpr int BLOCKS = PACKS == LARGE_TILE ? 3 : 2;
 constexpr int MAX_LAYERS = 8;
 // The widest pixel of the channels-last path.
 constexpr int MAX_CHANNELS_LAST = 512;
@@ -24,7 +28,7 @@ struct View {
 
 enum class Path : int { PLANAR, STRIDED, CHANNELS_LAST_2, CHANNELS_LAST_4 };
 
-template <typename T>
+template <typename T, int PACKS>
 struct Shared {
   static constexpr int SLOTS = 32 * Pack<T>::SIZE;  // the most pixels that a planar tile has
   Pack<T> tile[2][PACKS][THREADS];                  // of f0 and f1; each thread touches its own packs only

@@ -61,6 +61,14 @@ class Device {
     check(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...), name);
   }
 
+  // The shared memory of a multiprocessor.
+  int shared_bytes() const {
+    int bytes = 0;
+    check(
+        cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, index_), "cudaDeviceGetAttribute");
+    return bytes;
+  }
+
  private:
   static void check(cudaError_t error, const char* what) {
     STD_TORCH_CHECK(error == cudaSuccess, "lpips_fast: ", what, " failed: ", cudaGetErrorString(error));
@@ -70,6 +78,27 @@ class Device {
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_ = nullptr;
 };
+
+// The main kernels for one size of tiles.
+template <typename T>
+struct MainKernels {
+  int packs;  // PACKS
+  int shared_bytes;
+  void (*fwd)(Layers<T>, Acc<T> eps, bool eps_inside_sqrt);
+  void (*bwd)(Layers<T>, Acc<T> eps, bool eps_inside_sqrt);
+};
+
+template <typename T, int PACKS>
+constexpr MainKernels<T> MAIN_KERNELS = {
+    PACKS, sizeof(Shared<T, PACKS>), head_fwd_kernel<T, PACKS>, head_bwd_kernel<T, PACKS>};
+
+// Those of the large tile if two of its blocks fit on a multiprocessor, where CUDA reserves 1 KiB for each block.
+template <typename T>
+MainKernels<T> main_kernels(const Device& device) {
+  constexpr int LARGE_BLOCK = sizeof(Shared<T, LARGE_TILE>) + 1024, SMALL_BLOCK = sizeof(Shared<T, SMALL_TILE>) + 1024;
+  static_assert(BLOCKS<LARGE_TILE> * LARGE_BLOCK <= 228 * 1024 && BLOCKS<SMALL_TILE> * SMALL_BLOCK <= 100 * 1024);
+  return 2 * LARGE_BLOCK <= device.shared_bytes() ? MAIN_KERNELS<T, LARGE_TILE> : MAIN_KERNELS<T, SMALL_TILE>;
+}
 
 // The stride of a dimension of size 1 is never used. It becomes 0, which is a multiple of every alignment.
 template <typename T>
@@ -113,7 +142,7 @@ View<T> mutable_view(const View<const T>& view) {
 
 // Chooses a layer's path and its tiles. The layer's pointers and strides must be set.
 template <typename T>
-void plan(Layer<T>& layer, int64_t n_images, int64_t height, int64_t width) {
+void plan(Layer<T>& layer, int packs_per_thread, int64_t n_images, int64_t height, int64_t width) {
   constexpr int VEC = Pack<T>::SIZE;
   STD_TORCH_CHECK(n_images <= std::numeric_limits<int32_t>::max(), "lpips_fast: N = ", n_images, " is too large");
   STD_TORCH_CHECK(width < std::numeric_limits<int32_t>::max() - THREADS, "lpips_fast: W = ", width, " is too large");
@@ -143,14 +172,14 @@ void plan(Layer<T>& layer, int64_t n_images, int64_t height, int64_t width) {
     layer.path = depth == 2 ? Path::CHANNELS_LAST_2 : Path::CHANNELS_LAST_4;
     layer.lanes = 4;
     while (layer.lanes * depth < packs) layer.lanes *= 2;
-    pixels = PACKS / depth * (THREADS / layer.lanes);
+    pixels = packs_per_thread / depth * (THREADS / layer.lanes);
   } else {
-    const bool vectors = layer.linear && layer.n_pixels % VEC == 0 && channels <= THREADS / 2 * PACKS &&
+    const bool vectors = layer.linear && layer.n_pixels % VEC == 0 && channels <= THREADS / 2 * packs_per_thread &&
                          std::all_of(views.begin(), views.end(), is_planar<T>);
     layer.path = vectors ? Path::PLANAR : Path::STRIDED;
     layer.lanes = 32;
     const auto too_wide = [&] {
-      return channels > THREADS / layer.lanes * PACKS || layer.n_pixels <= layer.lanes / 2 * VEC;
+      return channels > THREADS / layer.lanes * packs_per_thread || layer.n_pixels <= layer.lanes / 2 * VEC;
     };
     while (layer.lanes > 2 && too_wide()) layer.lanes /= 2;
     pixels = layer.lanes * VEC;
@@ -203,11 +232,12 @@ void launch_head_fwd(
     const Tensors& feats0, const Tensors& feats1, const Tensors& weights, Norm<Acc<T>> norm, const Tensor* mean,
     const Tensors& maps) {
   const Device device(feats0[0]);
+  const MainKernels<T> kernels = main_kernels<T>(device);
   const int64_t n_images = feats0[0].size(0);
   for (size_t first = 0; first < feats0.size(); first += MAX_LAYERS) {
     Layers<T> layers = make_layers<T>(first, feats0.size(), [&](size_t l) {
       Layer<T> layer = make_layer<T>(feats0[l], feats1[l], weights[l]);
-      plan(layer, n_images, feats0[l].size(2), feats0[l].size(3));
+      plan(layer, kernels.packs, n_images, feats0[l].size(2), feats0[l].size(3));
       if (mean == nullptr) layer.map = data_of<Acc<T>>(maps[l]);
       return layer;
     });
@@ -223,7 +253,7 @@ void launch_head_fwd(
         next += layers.layer[l].n_tiles;
       }
     }
-    device.launch("head_fwd_kernel", grid, sizeof(Shared<T>), head_fwd_kernel<T>, layers, norm.eps, norm.inside_sqrt);
+    device.launch("head_fwd_kernel", grid, kernels.shared_bytes, kernels.fwd, layers, norm.eps, norm.inside_sqrt);
     if (mean != nullptr) {
       Acc<T>* out = data_of<Acc<T>>(*mean) + first;
       const dim3 outputs(static_cast<unsigned>(n_images), layers.count);
@@ -239,6 +269,7 @@ void launch_head_bwd(
     const Tensors& grads, const Tensors& feats0, const Tensors& feats1, const Tensors& weights,
     Norm<Acc<T>> norm, bool mean, const Tensors& d_feats0, const Tensors& d_feats1, const Tensors& d_weights) {
   const Device device(feats0[0]);
+  const MainKernels<T> kernels = main_kernels<T>(device);
   for (size_t first = 0; first < feats0.size(); first += MAX_LAYERS) {
     Layers<T> layers = make_layers<T>(first, feats0.size(), [&](size_t l) {
       Layer<T> layer = make_layer<T>(feats0[l], feats1[l], weights[l]);
@@ -253,7 +284,7 @@ void launch_head_bwd(
         layer.grad = view<const Acc<T>>(grads[l]);
         layer.grad_scale = 1;
       }
-      plan(layer, feats0[l].size(0), height, width);
+      plan(layer, kernels.packs, feats0[l].size(0), height, width);
       return layer;
     });
     const unsigned grid = assign_blocks(layers, d_weights.empty() ? MAX_BLOCKS : MAX_ROWS);
@@ -272,7 +303,7 @@ void launch_head_bwd(
         max_channels = std::max(max_channels, layer.channels);
       }
     }
-    device.launch("head_bwd_kernel", grid, sizeof(Shared<T>), head_bwd_kernel<T>, layers, norm.eps, norm.inside_sqrt);
+    device.launch("head_bwd_kernel", grid, kernels.shared_bytes, kernels.bwd, layers, norm.eps, norm.inside_sqrt);
     if (!d_weights.empty()) {
       const dim3 outputs(static_cast<unsigned>(ceil_div(max_channels, 32)), layers.count);
       device.launch("head_d_weights_kernel", outputs, 0, head_d_weights_kernel<T>, layers);

@@ -87,8 +87,8 @@ __device__ __forceinline__ void copy_async(Pack<T>& shared, const T* ptr, bool v
   __pipeline_memcpy_async(&shared, ptr, 16, valid ? 0 : 16);
 }
 
-// CUDA's function that waits does not tell the compiler that memory changes: the compiler might move reads of the copies
-// up before it. (Earlier reads stay above a copy, which does tell.)
+// CUDA's function that waits does not tell the compiler that memory changes: the compiler might move reads of the
+// copies up before it. (Earlier reads stay above a copy, which does tell.)
 __device__ __forceinline__ void wait_for_copies() {
   __pipeline_commit();
   __pipeline_wait_prior(0);

@@ -1,9 +1,10 @@
 // A tile of pixels whose channels lie in planes (NCHW), or of any other strides.
 //
 // A block's 256 threads are `lanes` along a row of pixels times `groups` = 256 / lanes along the channels. A thread has
-// one pack, VEC = 16 / sizeof(T) pixels, of each of the channels group, group + groups, ..., at most 8 channels of each
-// tensor. So a tile is lanes * VEC pixels of 8 * groups channels, and its rows are 16 * lanes adjacent bytes: 512 bytes
-// for C <= 64, and 256, 128 and 64 for C = 128, 256 and 512. lanes <= 32, so that each warp has all the tile's pixels.
+// one pack, VEC = 16 / sizeof(T) pixels, of each of the channels group, group + groups, ..., at most PACKS channels of
+// each tensor. So a tile is lanes * VEC pixels of PACKS * groups channels, and its rows are 16 * lanes adjacent bytes:
+// in the large tile 512 bytes for C <= 64, and 256, 128 and 64 for C = 128, 256 and 512; in the small tile half as
+// many, but 512 for C <= 32. lanes <= 32, so that each warp has all the tile's pixels.
 //
 // If strides or alignment rule out accesses of 16 bytes (STRIDED), threads access single elements. The pixels of a pack
 // are then `lanes` apart instead of adjacent, so that the accesses of a warp still fall on adjacent pixels. Everything
@@ -16,7 +17,7 @@
 
 namespace lpips_fast {
 
-template <typename T, bool STRIDED>
+template <typename T, int PACKS, bool STRIDED>
 struct PlanarTile {
   using A = Acc<T>;
   static constexpr int VEC = Pack<T>::SIZE;
@@ -28,13 +29,13 @@ struct PlanarTile {
   static constexpr int PART_WORDS = PART * sizeof(T) / 4;
 
   const Layer<T>& layer;
-  Shared<T>& shared;
+  Shared<T, PACKS>& shared;
   const int lanes, lane, groups, group, chunks;
   const int image;
   const int64_t start;
   const int left;  // pixels of the image from `start` on, as far as the tile goes
 
-  __device__ __forceinline__ PlanarTile(const Layer<T>& layer, int64_t tile, Shared<T>& shared)
+  __device__ __forceinline__ PlanarTile(const Layer<T>& layer, int64_t tile, Shared<T, PACKS>& shared)
       : layer(layer),
         shared(shared),
         lanes(layer.lanes),
