@@ -32,12 +32,13 @@ from lpips_fast.trunk.program import POOL_2X2, Affine, Conv, Expand, Plan, Pool,
 
 
 def available(device: torch.device | None = None) -> bool:
-    """Whether Triton's kernels can run on the device. On NVIDIA's GPUs they need matrix units of Ampere or newer."""
-    if backends.backends()["triton"] is not None:
-        return False
-    if device is None or torch.version.hip is not None or not torch.cuda.is_available():  # no device to ask
-        return True
-    return backends.is_from_ampere_on(device)
+    """Whether Triton's kernels can run on the device, by default on the current GPU.
+
+    On NVIDIA's GPUs the first layer needs the matrix units of Ampere or newer. Without them Triton computes its
+    products by single numbers, and the kernel spills registers by the thousand.
+    """
+    device = backends.indexed(device or torch.device("cuda"))
+    return backends.why_not("triton", device) is None and backends.too_old(device, backends.AMPERE) is None
 
 
 def cudnn_applies_relu(dtype: torch.dtype, tf32: bool | None) -> bool:
