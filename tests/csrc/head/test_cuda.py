@@ -16,9 +16,9 @@ import torch
 import lpips_fast  # noqa: F401  defines the operators and loads the library
 
 ROOT = Path(__file__).parents[3]
-OPERATORS = ("head_fwd_cuda", "head_maps_fwd_cuda", "head_bwd_cuda")
+OPERATORS = ("head_fwd_cuda", "head_maps_fwd_cuda", "head_bwd_cuda", "cuda_error")
 KERNELS = ("head_fwd_kernel", "head_bwd_kernel", "head_mean_kernel", "head_d_weights_kernel")
-ARCHITECTURES = ("80", "90", "100")
+ARCHITECTURES = ("80", "90", "100", "120")
 TYPES = 4
 
 SANITIZED = """
