@@ -19,11 +19,14 @@ from lpips_fast.head.operators import COMPILED_BACKENDS
 BACKENDS = ("reference", *COMPILED_BACKENDS)
 _BEST_FIRST = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # what 'auto' may choose, by the type of device
 
-# NVIDIA's compute capabilities. The CUDA kernels need asynchronous copies to shared memory, and the trunk's Triton
-# kernels matrix units that Triton can use. The head's Triton kernels need neither. Triton names Ampere as its oldest
-# GPU, too, but still compiles them for Volta (tests/kernels/test_aot.py), the oldest that torch.compile uses Triton on.
-AMPERE = (8, 0)
-VOLTA = (7, 0)
+# NVIDIA's compute capabilities. The CUDA kernels need Ampere's asynchronous copies to shared memory, and the trunk's
+# Triton kernels matrix units that Triton uses. The head's Triton kernels need neither: they compile for Volta without
+# spills in all types (tests/kernels/test_aot.py). Triton names Ampere as its oldest GPU, but torch.compile uses it from
+# Volta on.
+Capability = tuple[int, int]
+AMPERE: Capability = (8, 0)
+VOLTA: Capability = (7, 0)
+_NEEDED = {"cuda": AMPERE, "triton": VOLTA}
 
 
 def backends(device: torch.device | str | int | None = None) -> dict[str, str | None]:
@@ -40,12 +43,16 @@ def backends(device: torch.device | str | int | None = None) -> dict[str, str | 
     return {name: why_not(name, torch.device("cpu") if name == "cpu" else judged) for name in BACKENDS}
 
 
-def why_not(backend: str, device: torch.device) -> str | None:
-    """The reason why `backend` cannot be used for tensors on `device`, or None if it can."""
-    return _why_not(backend, indexed(device))
+def why_not(backend: str, device: torch.device, capability: Capability | None = None) -> str | None:
+    """The reason why `backend` cannot be used for tensors on `device`, or None if it can.
+
+    Args:
+        capability: the compute capability that a GPU of NVIDIA's must have, if it is not the one that the head needs.
+    """
+    return _why_not(backend, _indexed(device), capability or _NEEDED.get(backend))
 
 
-def indexed(device: torch.device) -> torch.device:
+def _indexed(device: torch.device) -> torch.device:
     """The device with its index: 'cuda' without one is the current GPU. It stays as it is if CUDA does not start."""
     if device.type == "cuda" and device.index is None:
         try:
@@ -56,13 +63,15 @@ def indexed(device: torch.device) -> torch.device:
 
 
 @functools.cache
-def _why_not(backend: str, device: torch.device) -> str | None:
+def _why_not(backend: str, device: torch.device, capability: Capability | None) -> str | None:
     if backend == "reference":
         return None
     if device.type not in _BEST_FIRST:
         return f"there are no kernels for {device.type}"
     try:
-        return {"cpu": _why_not_cpu, "cuda": _why_not_cuda, "triton": _why_not_triton}[backend](device)
+        if capability is None:
+            return _why_not_cpu(device)
+        return {"cuda": _why_not_cuda, "triton": _why_not_triton}[backend](device, capability)
     except Exception as error:  # a broken installation raises anything
         return f"{type(error).__name__}: {error}"
 
@@ -79,7 +88,7 @@ def _why_not_cpu(device: torch.device) -> str | None:
     return None if device.type == "cpu" else "it runs on the CPU"
 
 
-def _why_not_cuda(device: torch.device) -> str | None:
+def _why_not_cuda(device: torch.device, capability: Capability) -> str | None:
     if device.type == "cpu" and _is_implemented("head_fwd_cuda", "CPU"):
         return None  # the tests' emulator has registered them
     if _library.load_error is not None:
@@ -88,17 +97,17 @@ def _why_not_cuda(device: torch.device) -> str | None:
         return "the compiled library was built without nvcc"
     if torch.version.hip is not None:
         return "the CUDA kernels are for NVIDIA's GPUs, and this torch is for AMD's"
-    return _why_no_gpu(device) or too_old(device, AMPERE) or _why_not_library(device)
+    return _why_no_gpu(device) or _too_old(device, capability) or _why_not_library(device)
 
 
-def _why_not_triton(device: torch.device) -> str | None:
+def _why_not_triton(device: torch.device, capability: Capability) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     interpreting = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
     if not interpreting:
         if (reason := _why_no_gpu(device)) is not None:
             return f"{reason} (on the CPU it runs only in Triton's interpreter, with TRITON_INTERPRET=1)"
-        if (reason := too_old(device, VOLTA)) is not None:
+        if (reason := _too_old(device, capability)) is not None:
             return reason
         if not (shutil.which("cc") or shutil.which("gcc") or os.environ.get("CC")):
             return "triton needs a C compiler"
@@ -117,14 +126,9 @@ def _why_no_gpu(device: torch.device) -> str | None:
     return None if device.type == "cuda" else "it runs on a GPU"
 
 
-@functools.cache
-def too_old(gpu: torch.device, capability: tuple[int, int]) -> str | None:
-    """Why a GPU of NVIDIA's does not have a compute capability; None if it does.
-
-    It is None without a GPU, too, as in Triton's interpreter, and for AMD's, whose numbers mean something else.
-    """
-    if torch.version.hip is not None or not torch.cuda.is_available():
-        return None
+def _too_old(gpu: torch.device, capability: Capability) -> str | None:
+    if torch.version.hip is not None:
+        return None  # the numbers of AMD's GPUs mean something else
     properties = torch.cuda.get_device_properties(gpu)
     if (properties.major, properties.minor) >= capability:
         return None
@@ -156,15 +160,15 @@ def choose(backend: str, device: torch.device) -> str:
         RuntimeError: `backend` cannot be used for tensors on `device`.
     """
     check_name(backend)
-    return _choose(backend, indexed(device))
+    return _choose(backend, _indexed(device))
 
 
 @functools.cache
 def _choose(backend: str, device: torch.device) -> str:
     if backend == "auto":
         wanted = _BEST_FIRST.get(device.type, ())
-        return next((name for name in wanted if _why_not(name, device) is None), "reference")
-    if (reason := _why_not(backend, device)) is not None:
+        return next((name for name in wanted if why_not(name, device) is None), "reference")
+    if (reason := why_not(backend, device)) is not None:
         raise RuntimeError(f"backend {backend!r} cannot be used for tensors on {device}: {reason}")
     return backend
 

@@ -34,11 +34,10 @@ from lpips_fast.trunk.program import POOL_2X2, Affine, Conv, Expand, Plan, Pool,
 def available(device: torch.device | None = None) -> bool:
     """Whether Triton's kernels can run on the device, by default on the current GPU.
 
-    On NVIDIA's GPUs the first layer needs the matrix units of Ampere or newer. Without them Triton computes its
-    products by single numbers, and the kernel spills registers by the thousand.
+    On NVIDIA's GPUs the first layer's kernel needs matrix units that Triton can use, those of Ampere or newer. Without
+    them it multiplies single numbers, and spills registers.
     """
-    device = backends.indexed(device or torch.device("cuda"))
-    return backends.why_not("triton", device) is None and backends.too_old(device, backends.AMPERE) is None
+    return backends.why_not("triton", device or torch.device("cuda"), backends.AMPERE) is None
 
 
 def cudnn_applies_relu(dtype: torch.dtype, tf32: bool | None) -> bool:

@@ -10,7 +10,12 @@ constexpr int WARPS = THREADS / 32;
 // The packs of 16 bytes that a thread has in shared memory, of f0 and of f1 each.
 constexpr int PACKS = 8;
 // Blocks on a multiprocessor: its 228 KiB of shared memory hold three tiles of 2 * PACKS * THREADS * 16 bytes = 64 KiB.
+// RTX 50's 100 KiB hold one, which need not make do with a third of the registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr int BLOCKS = 1;
+#else
 constexpr int BLOCKS = 3;
+#endif
 constexpr int MAX_LAYERS = 8;
 // The widest pixel of the channels-last path.
 constexpr int MAX_CHANNELS_LAST = 512;

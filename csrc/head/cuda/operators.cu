@@ -326,15 +326,13 @@ Tensors head_bwd_cuda(
 }
 
 // Why no kernel of this library can run on a device, in the words of the CUDA runtime that is linked into the library,
-// or ''. It loads one kernel and prepares its launch, as Device::launch does, and launches nothing.
-std::string cuda_error(int64_t device) {
-  const torch::stable::accelerator::DeviceGuard guard(static_cast<int32_t>(device));
-  cudaError_t error = cudaSetDevice(static_cast<int>(device));
-  if (error == cudaSuccess) {
-    error = cudaFuncSetAttribute(
-        head_fwd_kernel<float>, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared<float>));
-  }
-  cudaGetLastError();  // forgets it
+// or ''. It loads a kernel for the device, and launches none.
+std::string cuda_error(int64_t index) {
+  const torch::stable::accelerator::DeviceGuard guard(static_cast<int32_t>(index));
+  cudaFuncAttributes attributes;
+  cudaError_t error = cudaSetDevice(static_cast<int>(index));
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, head_mean_kernel<float>);
+  cudaGetLastError();  // or the next launch would report it
   return error == cudaSuccess ? "" : cudaGetErrorString(error);
 }
 
