@@ -6,7 +6,8 @@ environment variables change the build:
 
     LPIPS_FAST_NO_BUILD=1    build nothing; an editable installation uses the library that is in lpips_fast/, if any
     LPIPS_FAST_NO_CUDA=1     leave out CUDA even if there is nvcc
-    LPIPS_FAST_CUDA_ARCHS    architectures, '80;90' or '80;90;100+PTX'; default: 80, 90 and 100, the last with PTX
+    LPIPS_FAST_CUDA_ARCHS    architectures; default: '80;90;100+PTX;120', without those that nvcc does not know. 80 also
+                             serves 8.6 and 8.9 (RTX 30 and 40), 120 is RTX 50; other GPUs' drivers compile the PTX
     LPIPS_FAST_SANITIZE=1    add the sanitizers that tools/sanitize.py uses: the first error ends the process
     CUDA_HOME                the CUDA toolkit, if `nvcc` on the path does not lead to it
 
@@ -58,7 +59,9 @@ def cuda_arch_flags(toolkit: Path) -> list[str]:
     else:
         listed = subprocess.run([toolkit / "bin" / "nvcc", "--list-gpu-code"], capture_output=True, text=True).stdout
         archs = [arch for arch in ("80", "90", "100") if f"sm_{arch}" in listed.split()]
-        archs[-1] += "+PTX"
+        archs[-1] += "+PTX"  # not of 120, which 10.3 and 11.0 could not use
+        if "sm_120" in listed.split():
+            archs.append("120")
     flags = []
     for arch in archs:
         number = arch.removesuffix("+PTX")

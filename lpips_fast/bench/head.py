@@ -67,7 +67,7 @@ def providers(device: torch.device, compile: bool) -> dict[str, Head]:
             continue  # Triton's interpreter is for tests
         try:
             backends.choose(backend, device)
-        except (ValueError, RuntimeError):
+        except RuntimeError:
             continue
         found[backend] = functools.partial(_head_of, backend)
     if compile:

@@ -13,6 +13,9 @@ Contract of an implementation:
     strides. It returns d_feats0 (L tensors, if need_feats0), then d_feats1 (likewise), then d_weights (likewise).
     d_feats have the type of their feature and the layout of `grad_like`; d_weights have the type and shape of weights.
   * N = 0 and H_l W_l = 0 are legal. As in torch, a sum over nothing is 0 and a mean over nothing is NaN.
+
+`lpips_fast::cuda_error` says why the compiled CUDA kernels cannot run on the GPU of an index, or '' if they can. It
+launches nothing and waits for nothing. backends.py calls it, by its dispatch key: it takes no tensor.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import torch
 from torch import Tensor
 
 from lpips_fast import _flops
-from lpips_fast._library import define
+from lpips_fast._library import define, library
 
 COMPILED_BACKENDS = ("cpu", "cuda", "triton")
 
@@ -115,3 +118,5 @@ for _backend in COMPILED_BACKENDS:
     for _name, _operator in _OPERATORS.items():
         define(f"{_name}_{_backend}", _operator.schema, _operator.fake)
         _flops.register({f"{_name}_{_backend}": _operator.flops})
+
+library.define("cuda_error(int device) -> str")

@@ -32,12 +32,12 @@ from lpips_fast.trunk.program import POOL_2X2, Affine, Conv, Expand, Plan, Pool,
 
 
 def available(device: torch.device | None = None) -> bool:
-    """Whether Triton's kernels can run on the device. On NVIDIA's GPUs they need matrix units of Ampere or newer."""
-    if backends.backends()["triton"] is not None:
-        return False
-    if device is None or torch.version.hip is not None or not torch.cuda.is_available():  # no device to ask
-        return True
-    return backends.is_from_ampere_on(device)
+    """Whether Triton's kernels can run on the device, by default on the current GPU.
+
+    On NVIDIA's GPUs the first layer's kernel needs matrix units that Triton can use, those of Ampere or newer. Without
+    them it multiplies single numbers, and spills registers.
+    """
+    return backends.why_not("triton", device or torch.device("cuda"), backends.AMPERE) is None
 
 
 def cudnn_applies_relu(dtype: torch.dtype, tf32: bool | None) -> bool:

@@ -13,7 +13,8 @@ import pytest
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
-TARGETS = ("cuda 80 32", "cuda 90 32", "cuda 100 32", "hip gfx942 64")
+HEAD_ONLY = ("cuda 70 32", "cuda 75 32")
+TARGETS = (*HEAD_ONLY, "cuda 80 32", "cuda 90 32", "cuda 100 32", "hip gfx942 64")
 
 
 def compile_for(target, folder, *tile):
@@ -30,11 +31,11 @@ def compile_for(target, folder, *tile):
 def test_no_spills_and_no_fused_differences(target, tmp_path):
     """No kernel spills, and none that subtracts normalised features contracts the difference with a product."""
     records = compile_for(target, tmp_path)
-    assert len(records) == len({record["variant"] for record in records}) > 40
+    assert len(records) == len({record["variant"] for record in records}) > (20 if target in HEAD_ONLY else 40)
     assert all(record["registers"] > 0 for record in records)
     assert [record for record in records if record["spills"]] == []
     subtracting = [r for r in records if r["variant"].split()[0] in ("fwd", "maps", "bwd", "head_tap_bwd")]
-    assert len(subtracting) > 25
+    assert len(subtracting) == len(records) if target in HEAD_ONLY else len(subtracting) > 25
     assert [record for record in subtracting if record["fused"]] == []
 
 

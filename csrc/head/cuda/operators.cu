@@ -1,5 +1,5 @@
-// The operators of the `cuda` backend: head_fwd_cuda, head_maps_fwd_cuda, head_bwd_cuda. lpips_fast/head/operators.py
-// states their contract. This file cuts the layers into tiles and blocks and launches the kernels.
+// The operators of the `cuda` backend: head_fwd_cuda, head_maps_fwd_cuda, head_bwd_cuda and cuda_error.
+// lpips_fast/head/operators.py states their contract. This file cuts the layers into tiles and blocks and launches the kernels.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <string>
 #include <vector>
 
 #include "common/integers.h"
@@ -354,10 +355,22 @@ Tensors head_bwd_cuda(
   return all;
 }
 
+// Why no kernel of this library can run on a device, in the words of the CUDA runtime that is linked into the library,
+// or ''. It loads a kernel for the device, and launches none.
+std::string cuda_error(int64_t index) {
+  const torch::stable::accelerator::DeviceGuard guard(static_cast<int32_t>(index));
+  cudaFuncAttributes attributes;
+  cudaError_t error = cudaSetDevice(static_cast<int>(index));
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, head_mean_kernel<float>);
+  cudaGetLastError();  // or the next launch would report it
+  return error == cudaSuccess ? "" : cudaGetErrorString(error);
+}
+
 STABLE_TORCH_LIBRARY_IMPL(lpips_fast, CUDA, m) {
   m.impl("head_fwd_cuda", TORCH_BOX(&head_fwd_cuda));
   m.impl("head_maps_fwd_cuda", TORCH_BOX(&head_maps_fwd_cuda));
   m.impl("head_bwd_cuda", TORCH_BOX(&head_bwd_cuda));
+  m.impl("cuda_error", TORCH_BOX(&cuda_error));
 }
 
 }  // namespace

@@ -16,11 +16,11 @@ import torch
 import lpips_fast  # noqa: F401  defines the operators and loads the library
 
 ROOT = Path(__file__).parents[3]
-OPERATORS = ("head_fwd_cuda", "head_maps_fwd_cuda", "head_bwd_cuda")
+OPERATORS = ("head_fwd_cuda", "head_maps_fwd_cuda", "head_bwd_cuda", "cuda_error")
 MAIN_KERNELS = ("head_fwd_kernel", "head_bwd_kernel")
 SECOND_KERNELS = ("head_mean_kernel", "head_d_weights_kernel")
 KERNELS = MAIN_KERNELS + SECOND_KERNELS
-ARCHITECTURES = ("80", "90", "100")
+ARCHITECTURES = ("80", "90", "100", "120")
 TYPES = 4
 # The sizes of tiles, as in a mangled name, and how many blocks share a multiprocessor.
 SMALL, LARGE = "Li4E", "Li8E"
