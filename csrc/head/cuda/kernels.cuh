@@ -82,16 +82,12 @@ __global__ void __launch_bounds__(THREADS, BLOCKS<PACKS>)
     head_fwd_kernel(const __grid_constant__ Layers<T> layers, Acc<T> eps, bool eps_inside_sqrt) {
   Shared<T, PACKS>& shared = *reinterpret_cast<Shared<T, PACKS>*>(dynamic_shared);
   const Layer<T>& layer = layer_of_block(layers);
-  for (int i = 0; i < layer.tiles(); ++i) {
-    const int64_t tile = layer.first_tile() + i;
-    Acc<T> sum = 0;
-    with_tile(layer, tile, shared, [&](const auto& part) { sum = part.forward({eps, eps_inside_sqrt}); });
-    if (layer.map == nullptr) {
-      sum = block_sum(sum, shared.warp_sums);
-      if (threadIdx.x == 0) layer.partials[tile] = sum;
-      __syncthreads();
-    }
-  }
+  const int64_t tile = layer.first_tile();
+  Acc<T> sum = 0;
+  with_tile(layer, tile, shared, [&](const auto& part) { sum = part.forward({eps, eps_inside_sqrt}); });
+  if (layer.map != nullptr) return;
+  sum = block_sum(sum, shared.warp_sums);
+  if (threadIdx.x == 0) layer.partials[tile] = sum;
 }
 
 template <typename T, int PACKS>

@@ -1,5 +1,5 @@
-// The operators of the `cuda` backend: head_fwd_cuda, head_maps_fwd_cuda, head_bwd_cuda and cuda_error.
-// lpips_fast/head/operators.py states their contract. This file cuts the layers into tiles and blocks and launches the kernels.
+// The operators of the `cuda` backend: head_fwd_cuda, head_maps_fwd_cuda, head_bwd_cuda and cuda_error. Their contract is
+// in lpips_fast/head/operators.py. This file cuts the layers into tiles and blocks and launches the kernels.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -189,23 +189,28 @@ void plan(Layer<T>& layer, int packs_per_thread, int64_t n_images, int64_t heigh
   layer.n_tiles = n_images * layer.tiles_per_image;
 }
 
+// With gradients to the weights, a layer has at most so many blocks, for each writes a row of C sums. They are enough
+// for two waves of a large GPU. All else has a block for each tile.
+constexpr int64_t MAX_ROWS = 512;
+constexpr int64_t BLOCK_A_TILE = std::numeric_limits<int64_t>::max();
+
 // Cuts the layers' tiles into at most `max_blocks` blocks a layer, and returns the size of the grid.
 template <typename T>
 unsigned assign_blocks(Layers<T>& layers, int64_t max_blocks) {
-  int first_block = 0;
+  int64_t n_blocks = 0;
   for (int l = 0; l < layers.count; ++l) {
     Layer<T>& layer = layers.layer[l];
-    layer.tiles_per_block = std::max<int64_t>(1, ceil_div(layer.n_tiles, max_blocks));
-    layer.n_blocks = static_cast<int>(ceil_div(layer.n_tiles, layer.tiles_per_block));
-    layer.first_block = first_block;
-    first_block += layer.n_blocks;
+    layer.tiles_per_block = layer.n_tiles <= max_blocks ? 1 : ceil_div(layer.n_tiles, max_blocks);
+    layer.first_block = static_cast<int>(n_blocks);
+    const int64_t blocks = ceil_div(layer.n_tiles, layer.tiles_per_block);
+    n_blocks += blocks;
+    STD_TORCH_CHECK(
+        n_blocks <= std::numeric_limits<int32_t>::max(), "lpips_fast: N * H * W is too large: the layers have ",
+        n_blocks, " tiles");
+    layer.n_blocks = static_cast<int>(blocks);
   }
-  return first_block;
+  return static_cast<unsigned>(n_blocks);
 }
-
-constexpr int64_t MAX_BLOCKS = int64_t{1} << 27;
-// For d_weights each block writes a row of C sums. 512 blocks are enough for two waves of a large GPU.
-constexpr int64_t MAX_ROWS = 512;
 
 template <typename T>
 Layer<T> make_layer(const Tensor& f0, const Tensor& f1, const Tensor& weights) {
@@ -242,7 +247,7 @@ void launch_head_fwd(
       if (mean == nullptr) layer.map = data_of<Acc<T>>(maps[l]);
       return layer;
     });
-    const unsigned grid = assign_blocks(layers, MAX_BLOCKS);
+    const unsigned grid = assign_blocks(layers, BLOCK_A_TILE);
     Tensor partials;
     if (mean != nullptr) {
       int64_t n_tiles = 0;
@@ -288,7 +293,7 @@ void launch_head_bwd(
       plan(layer, kernels.packs, feats0[l].size(0), height, width);
       return layer;
     });
-    const unsigned grid = assign_blocks(layers, d_weights.empty() ? MAX_BLOCKS : MAX_ROWS);
+    const unsigned grid = assign_blocks(layers, d_weights.empty() ? BLOCK_A_TILE : MAX_ROWS);
     Tensor partials;
     int max_channels = 0;
     if (!d_weights.empty()) {
