@@ -1,6 +1,7 @@
 """Which backends of the head can be used on which device, why the others cannot, and the choice between them.
 
-The answers are found once for each device of a process, and kept. A process that is forked inherits them.
+The answers are found once for each device of a process, and kept; finding them launches nothing on a GPU. A process
+that is forked inherits them.
 """
 
 from __future__ import annotations
@@ -49,12 +50,14 @@ def why_not(backend: str, device: torch.device, capability: Capability | None = 
     Args:
         capability: the compute capability that a GPU of NVIDIA's must have, if it is not the one that the head needs.
     """
+    if backend == "cuda" and device.type == "cpu" and _is_implemented("head_fwd_cuda", "CPU"):
+        return None  # the tests' emulator has registered them, maybe after an earlier question
     return _why_not(backend, _indexed(device), capability or _NEEDED.get(backend))
 
 
 def _indexed(device: torch.device) -> torch.device:
     """The device with its index: 'cuda' without one is the current GPU. It stays as it is if CUDA does not start."""
-    if device.type == "cuda" and device.index is None:
+    if device.index is None and device.type == "cuda":
         try:
             return torch.device("cuda", torch.cuda.current_device())
         except Exception:  # no GPU, or a broken installation, which raises anything
@@ -89,8 +92,6 @@ def _why_not_cpu(device: torch.device) -> str | None:
 
 
 def _why_not_cuda(device: torch.device, capability: Capability) -> str | None:
-    if device.type == "cpu" and _is_implemented("head_fwd_cuda", "CPU"):
-        return None  # the tests' emulator has registered them
     if _library.load_error is not None:
         return _library.load_error
     if not _is_implemented("head_fwd_cuda", "CUDA"):

@@ -1,5 +1,6 @@
-// The operators of the `cuda` backend: head_fwd_cuda, head_maps_fwd_cuda, head_bwd_cuda and cuda_error. Their contract is
-// in lpips_fast/head/operators.py. This file cuts the layers into tiles and blocks and launches the kernels.
+// The operators of the `cuda` backend: head_fwd_cuda, head_maps_fwd_cuda, head_bwd_cuda and cuda_error.
+// lpips_fast/head/operators.py states their contract. This file cuts the layers into tiles and blocks and launches the
+// kernels.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -364,9 +365,12 @@ Tensors head_bwd_cuda(
 // or ''. It loads a kernel for the device, and launches none.
 std::string cuda_error(int64_t index) {
   const torch::stable::accelerator::DeviceGuard guard(static_cast<int32_t>(index));
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  cudaThreadExchangeStreamCaptureMode(&mode);  // a capture forbids loading in its own mode
   cudaFuncAttributes attributes;
   cudaError_t error = cudaSetDevice(static_cast<int>(index));
   if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, head_mean_kernel<float>);
+  cudaThreadExchangeStreamCaptureMode(&mode);
   cudaGetLastError();  // or the next launch would report it
   return error == cudaSuccess ? "" : cudaGetErrorString(error);
 }

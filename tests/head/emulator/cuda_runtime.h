@@ -144,6 +144,7 @@ V max(V x, V y) {
 extern "C" {
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetLastError();
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 const char* cudaGetErrorString(cudaError_t error);
 }
