@@ -13,7 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
-HEAD_ONLY = ("cuda 70 32", "cuda 75 32")
+HEAD_ONLY = ("cuda 70 32",)
 TARGETS = (*HEAD_ONLY, "cuda 80 32", "cuda 90 32", "cuda 100 32", "hip gfx942 64")
 
 
