@@ -8,7 +8,9 @@
 # make bench   the head's benchmarks, each after its correctness check
 # make gpu     on a machine with an NVIDIA GPU: build, tests on the device, benchmarks, records; without network, with the
 #              torch that is there. ARGS="--output FOLDER" puts the results elsewhere (python tools/gpu.py --help)
-# make sanitize  the CPU library's tests under AddressSanitizer and UndefinedBehaviorSanitizer
+# make sanitize  the tests of the CPU library and of the CUDA kernels, in their emulator, under AddressSanitizer,
+#              UndefinedBehaviorSanitizer and ThreadSanitizer; and the lines of the kernels that the tests execute.
+#              ARGS="thread" does one of these (python tools/sanitize.py)
 # make clean   removes what was built, but for the virtual environment
 #
 # Each but gpu first sets up what it needs (some 5 GB with torch's default CUDA build): in the active virtual environment, or

@@ -8,7 +8,8 @@ environment variables change the build:
     LPIPS_FAST_NO_CUDA=1     leave out CUDA even if there is nvcc
     LPIPS_FAST_CUDA_ARCHS    architectures; default: '80;90;100+PTX;120', without those that nvcc does not know. 80 also
                              serves 8.6 and 8.9 (RTX 30 and 40), 120 is RTX 50; other GPUs' drivers compile the PTX
-    LPIPS_FAST_SANITIZE=1    add the sanitizers that tools/sanitize.py uses: the first error ends the process
+    LPIPS_FAST_SANITIZE=1    add AddressSanitizer and UndefinedBehaviorSanitizer, as tools/sanitize.py does: the first
+                             error ends the process
     CUDA_HOME                the CUDA toolkit, if `nvcc` on the path does not lead to it
 
 This one takes effect when the library runs (csrc/common/isa.h):

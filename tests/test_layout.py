@@ -28,6 +28,7 @@ TESTED_ELSEWHERE = {
 # Tests of no single module, and of what instead.
 OF_NO_MODULE = {
     "tests/test_design.py": "docs/design.md and CONTRIBUTING.md",
+    "tests/head/test_emulator.py": "tests/head/emulator/, which runs the CUDA kernels on the CPU",
     "tests/kernels/test_aot.py": "all Triton kernels, compiled ahead of time for GPUs",
     "tests/test_conftest.py": "tests/conftest.py: the suite with a GPU, in several processes, with packages missing",
     "tests/test_examples.py": "examples/",

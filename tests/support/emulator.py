@@ -92,27 +92,29 @@ def load() -> Emulator:
 
 def build(kernels: Path, *folders: Path) -> Path:
     """The library of a file with kernels, and of the scheduler; `folders` are more places for its headers."""
-    compiler, headers = _tools()
-    sanitizer = os.environ.get("LPIPS_FAST_SANITIZE", "")
-    include = [*map(str, folders), str(SOURCES)]
-    system = [*_torch_folders(), str(headers), str(SOURCES / "fallback")]
-    includes = [word for flag, names in (("-I", include), ("-isystem", system)) for name in names for word in (flag, name)]
+    compiler, cuda = _tools()
+    torch_folder = Path(torch.__file__).parent
+    headers = [f"-I{folder}" for folder in (*folders, SOURCES)]
+    headers += [f"-isystem{folder}" for folder in (torch_folder / "include", cuda, SOURCES / "fallback")]
+    sanitizer = SANITIZERS[os.environ.get("LPIPS_FAST_SANITIZE", "")]
     fma = ["-mfma"] if "AVX" in torch.backends.cpu.get_cpu_capability() else []
-    compile_scheduler = [compiler, *FLAGS, "-O2", *includes, "-c", str(SOURCES / "scheduler.cpp")]
-    compile_kernels = [compiler, *FLAGS, *KERNEL_FLAGS, *fma, *SANITIZERS[sanitizer], *includes, "-c", str(kernels)]
-    # Functions that stand for torch's and CUDA's are this library's own to itself.
-    link = [compiler, "-shared", "-Wl,-Bsymbolic", *SANITIZERS[sanitizer]]
-    name = _hash([compile_scheduler, compile_kernels, link, _version(compiler), torch.__version__], [SOURCES, *folders])
-    folder = FOLDER / name
+    compilations = [
+        [compiler, *FLAGS, *headers, "-O2", "-c", str(SOURCES / "scheduler.cpp")],
+        [compiler, *FLAGS, *headers, *KERNEL_FLAGS, *fma, *sanitizer, "-c", str(kernels)],
+    ]
+    # -Bsymbolic: the functions here that stand for torch's are this library's own.
+    link = [compiler, "-shared", "-Wl,-Bsymbolic", *sanitizer, f"-L{torch_folder / 'lib'}"]
+    version = _run([compiler, "--version"]) + torch.__version__
+    folder = FOLDER / _hash([*compilations, link, version], [SOURCES, *folders])
     library = folder / f"{kernels.stem}.so"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
         if not library.exists():
-            objects = [folder / "scheduler.o", folder / f"{kernels.stem}.o"]
-            for command, path in zip((compile_scheduler, compile_kernels), objects):
-                _run([*command, "-o", str(path)])
-            made = library.with_suffix(".new")
-            _run([*link, *map(str, objects), *_torch_libraries(), "-o", str(made)])
+            objects = [str(folder / "scheduler.o"), str(folder / f"{kernels.stem}.o")]
+            for command, path in zip(compilations, objects):
+                _run([*command, "-o", path])
+            made = folder / "new.so"
+            _run([*link, *objects, "-ltorch", "-ltorch_cpu", "-o", str(made)])
             made.rename(library)
     return library
 
@@ -132,18 +134,6 @@ def _tools() -> tuple[str, Path]:
         if all((folder / name).exists() for name in ("driver_types.h", "vector_functions.h", "cuda_bf16.h")):
             return compiler, folder
     raise Unavailable("the emulator needs CUDA's headers, of Triton or of the toolkit")
-
-
-def _torch_folders() -> list[str]:
-    return [str(Path(torch.__file__).parent / "include")]
-
-
-def _torch_libraries() -> list[str]:
-    return [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch", "-ltorch_cpu"]
-
-
-def _version(compiler: str) -> str:
-    return _run([compiler, "--version"])
 
 
 def _hash(words: list, folders: list[Path]) -> str:

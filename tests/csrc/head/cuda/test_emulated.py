@@ -1,4 +1,4 @@
-"""The head's CUDA kernels in the emulator: what only they do. tests/head/test_operators.py has what every backend does."""
+"""What only the head's CUDA kernels do, in the emulator. tests/head/test_operators.py has what every backend does."""
 
 from __future__ import annotations
 
