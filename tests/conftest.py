@@ -85,7 +85,8 @@ def _seed():
 def emulator(request):
     """The head's CUDA kernels on the CPU. Each test has an order of threads of its own.
 
-    The mark `shared_memory` says how many bytes of it each of the emulated device's multiprocessors has.
+    The mark `shared_memory` says how many bytes of it each of the emulated device's multiprocessors has. Memory that
+    torch allocates begins as NaNs, as it does with deterministic algorithms: what a kernel does not write is seen.
     """
     try:
         loaded = load_emulator()
@@ -93,7 +94,9 @@ def emulator(request):
         pytest.skip(str(reason))
     mark = request.node.get_closest_marker("shared_memory")
     loaded.reset(zlib.crc32(request.node.nodeid.encode()), *(mark.args if mark else ()))
-    return loaded
+    torch.use_deterministic_algorithms(True)
+    yield loaded
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(autouse=True)

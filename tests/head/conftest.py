@@ -1,7 +1,7 @@
 """A test of the head that takes `backend` and `device` runs for each backend, on every device where it works here.
 
-The CPU runs the kernels of all backends: Triton's in its interpreter, if TRITON_INTERPRET=1 is in the environment before
-it is imported, and CUDA's in the emulator, as on two devices with unlike multiprocessors.
+The CPU runs the kernels of all backends: Triton's in its interpreter, if TRITON_INTERPRET=1 was set before Triton was
+imported, and CUDA's in the emulator, as on two devices with unlike multiprocessors.
 """
 
 from __future__ import annotations
