@@ -143,7 +143,10 @@ void switch_to_main() {
   constexpr unsigned NO_SYNC = 1;
   if (__tsan_switch_to_fiber != nullptr) __tsan_switch_to_fiber(main_tsan, NO_SYNC);
   void* fake = nullptr;
-  if (__sanitizer_start_switch_fiber != nullptr) __sanitizer_start_switch_fiber(&fake, main_stack, main_stack_size);
+  if (__sanitizer_start_switch_fiber != nullptr) {
+    const bool last = fibers[current].state == State::DONE;  // without a place to keep it, what it has is freed
+    __sanitizer_start_switch_fiber(last ? nullptr : &fake, main_stack, main_stack_size);
+  }
   emulator_switch(&fibers[current].stack_pointer, main_stack_pointer);
   if (__sanitizer_finish_switch_fiber != nullptr) {
     __sanitizer_finish_switch_fiber(fake, &main_stack, &main_stack_size);
