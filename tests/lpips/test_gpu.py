@@ -47,6 +47,10 @@ GPU_TILES = {
 }
 
 
+# Its trunk is not frozen, so that it shares no gradient with the GPU's layers.
+OPTIONS_OF_EXACT = {"backend": "reference", "eval_mode": False, "pnet_tune": True}
+
+
 def conv_relu_cudnn(x, weight, bias, stride, padding):
     """The stand-in for `gpu_layers._conv_relu_cudnn`. cuDNN makes 0 of NaN for some shapes, this one for all."""
     y = F.conv2d(x, weight, bias, stride, padding)
@@ -84,12 +88,10 @@ def make_gpu(make_ours):
 
 @pytest.fixture
 def make_exact(make_ours):
-    """Makes LPIPS in float64 on the CPU, by torch's layers."""
+    """Makes LPIPS in float64 on the CPU, which autograd differentiates layer by layer."""
 
     def make(net, **options):
-        fn = make_ours(net, backend="reference", **options).double()
-        assert fn.net.setting(torch.device(DEVICE)).layers == "torch"
-        return fn
+        return make_ours(net, **OPTIONS_OF_EXACT, **options).double().eval()
 
     return make
 
@@ -182,7 +184,7 @@ def test_several_programs_an_image(monkeypatch, make_gpu, make_exact, net):
 def test_imagenets_weights(real_trunk, net):
     weights = real_trunk(net)
     fn = LPIPS(net=net, trunk_weights=weights, backend="triton").to(DEVICE)
-    exact = LPIPS(net=net, trunk_weights=weights, backend="reference").double()
+    exact = LPIPS(net=net, trunk_weights=weights, **OPTIONS_OF_EXACT).double().eval()
     assert_as_exact(fn, exact, *pair(1, *SIZE[net]))
 
 
@@ -231,9 +233,9 @@ CALLS = {
     "two taps": ({}, (1, 1), "both", two_taps),
     "layouts": ({}, (1, 1), "both", layouts),
     "reused": ({}, (1, 1), "first", reused),
-    "one for all": ({"chunk_size": 1}, (2, 1), "first", None),
+    "one for all": ({"chunk_size": 2}, (3, 1), "first", None),
     "all for one": ({"chunk_size": 1}, (2, 1), "second", None),
-    "chunks": ({"chunk_size": 2}, (3, 3), "both", None),
+    "chunks": ({"chunk_size": 1}, (2, 2), "both", None),
 }
 NOT_IN_FORWARD = ("maps", "parts of layers")
 
@@ -272,7 +274,7 @@ def test_pairwise(make_gpu, make_exact):
 
 
 def test_linear_weights_get_gradients(make_gpu, make_exact):
-    fn, exact = (make("alex", eval_mode=False).eval() for make in (make_gpu, make_exact))
+    fn, exact = make_gpu("alex", eval_mode=False).eval(), make_exact("alex")
     in0, in1 = pair(2, *SIZE["alex"])
     found, expected = (
         torch.autograd.grad(module(*images).sum(), [layer.model[-1].weight for layer in module.linear_layers()])
@@ -324,12 +326,13 @@ def test_low_precision(monkeypatch, make_ours, make_gpu, make_exact, net, precis
         assert error <= LOW_PRECISION_GRAD_ERROR_RATIO[dtype] * torchs_error
 
 
-def test_autocast(make_gpu):
-    """It computes what that precision does."""
+@pytest.mark.parametrize("precision,same", (("inherit", "float16"), ("tf32", "tf32")))
+def test_autocast(make_gpu, precision, same):
+    """Only 'inherit' takes its type."""
     images = to_device(*pair(1, *SIZE["alex"]))
     with torch.autocast(DEVICE, dtype=torch.float16):
-        found = gradients(make_gpu("alex"), *images)
-    expected = gradients(make_gpu("alex", precision="float16"), *images)
+        found = gradients(make_gpu("alex", precision=precision), *images, NEEDS["first"])
+    expected = gradients(make_gpu("alex", precision=same), *images, NEEDS["first"])
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
