@@ -45,9 +45,7 @@ GPU_TILES = {
     "HEAD_TAP_TILE_BYTES": 4096,
     "FIRST_TILE": 128,
 }
-
-
-# Its trunk is not frozen, so that it shares no gradient with the GPU's layers.
+# The oracle's trunk is not frozen: autograd differentiates it, so that it shares no gradient with the GPU's layers.
 OPTIONS_OF_EXACT = {"backend": "reference", "eval_mode": False, "pnet_tune": True}
 
 
@@ -59,6 +57,7 @@ def conv_relu_cudnn(x, weight, bias, stride, padding):
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch):
+    """Makes CPU tensors go the GPU's way: each function that asks for the device is told of a GPU."""
     if DEVICE == "cuda":
         yield
         return
@@ -171,6 +170,7 @@ def test_value_and_gradient(make_gpu, make_exact, net, needs, grad_in_forward):
 
 @pytest.mark.parametrize("net", NETS)
 def test_several_programs_an_image(monkeypatch, make_gpu, make_exact, net):
+    """In tiles of a GPU's size; the interpreter's own hold a whole image of this size."""
     kernels = importlib.import_module("lpips_fast.kernels.trunk")
     for name, tile in GPU_TILES.items():
         monkeypatch.setattr(kernels, name, tile)
