@@ -63,8 +63,8 @@ SWEEP += [f"vgg:8:{size}" for size in (64, 128, 256, 512, 1024)]
 ON_DEVICE = "cuda-cuda or triton-cuda"  # selects the head's tests of a backend on the GPU
 SANITIZER = "tests/csrc/head/test_cuda.py::test_sanitizer"
 MODES = [f"tests/{name}.py" for name in ("kernels/test_trunk", "trunk/test_convolution", "test_metric")]
-MODES += [f"tests/lpips/test_{name}.py" for name in ("backward", "compile", "devices", "export", "func", "precision")]
-MODES += [f"tests/lpips/test_{name}.py" for name in ("processes", "torch_modes")]
+MODES += [f"tests/lpips/test_{name}.py" for name in ("backward", "compile", "devices", "export", "func", "gpu")]
+MODES += [f"tests/lpips/test_{name}.py" for name in ("precision", "processes", "torch_modes")]
 TAIL = 2500  # characters of a failing step's log that are printed, so that all of the output can be read
 
 

@@ -32,7 +32,7 @@ def conv2d_input(
 ) -> Tensor:
     """dL/dx of `conv2d` from grad = dL/dy, for x of the size [N, C, H, W]."""
     follows_flags = _follows_flags(tf32, grad.device)
-    if follows_flags and grad.device.type != "cuda":
+    if follows_flags and not _is_cuda(grad.device):
         return grad_of_conv2d.conv2d_input(size, weight, grad, stride, padding)
     # This is a transposed convolution. torch's function for gradients takes a tensor of x's size, although it does not
     # need the values, and on a GPU it writes one, too. The output is padded to the size of x, because the last windows
@@ -60,7 +60,11 @@ def tf32_for_all(tf32: bool | None, device: torch.device) -> contextlib.Abstract
 
 def _follows_flags(tf32: bool | None, device: torch.device) -> bool:
     # A recorded program follows the flags of the process that runs it.
-    return tf32 is None or device.type != "cuda" or is_recorded()
+    return tf32 is None or not _is_cuda(device) or is_recorded()
+
+
+def _is_cuda(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def _convolution(
