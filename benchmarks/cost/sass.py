@@ -1,0 +1,268 @@
+"""Reads machine code of NVIDIA GPUs (SASS): functions, the ways through them, loops, and what they take.
+
+`nvdisasm` prints the code of a cubin, and `cuobjdump` the registers and memory of its functions. Both come with the
+CUDA toolkit and with Triton.
+
+How many instructions a thread executes follows from the graph of basic blocks: the number on the longest way through
+it, on which a loop counts as its longest iteration times its trips. The caller knows the trips. So where the code
+branches, the longer branch counts. Two kinds of blocks count never: those with a call, for what nvcc calls as a
+function is the slow way of a division or a root (subnormal or huge numbers), and those behind a BRA.DIV, the way of
+warps whose threads diverge.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import networkx as nx
+
+_FUNCTION = re.compile(r"\.text\.(\S+):")
+_LABEL = re.compile(r"(\.L_\w+):")
+_INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]+\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][A-Z0-9_.]*)\s*(.*?)\s*;")
+_TARGET = re.compile(r"`\((\.L_\w+)\)")
+_CONDITION = re.compile(r"!?U?P\d")  # as the first operand of a branch
+_WIDTH = re.compile(r"\.(64|128)\b")
+_SHARED = re.compile(r"LDS|STS|ATOMS|LD\b|ST\b|ATOM\b")  # generic accesses, too, may be to shared memory
+
+
+class Instruction(NamedTuple):
+    predicate: str | None
+    opcode: str
+    operands: str
+
+    @property
+    def kind(self) -> str:
+        return self.opcode.partition(".")[0]
+
+    @property
+    def bytes(self) -> int:
+        """What a load or store of one thread moves."""
+        width = _WIDTH.search(self.opcode)
+        return int(width[1]) // 8 if width else 4
+
+    @property
+    def jumps(self) -> bool:
+        """Whether it goes to a label. sm_80 has calls of a label, which never return, for some conditional jumps."""
+        return self.kind in ("BRA", "CALL") and self.opcode != "BRA.DIV" and "`(.L_" in self.operands
+
+    @property
+    def calls(self) -> bool:
+        return self.kind == "CALL" and not self.jumps
+
+    @property
+    def never(self) -> bool:
+        """Whether it has no effect: ptxas fills in such instructions."""
+        return self.predicate == "!PT"
+
+
+class Loop(NamedTuple):
+    header: int
+    blocks: frozenset[int]
+    inner: tuple[Loop, ...]
+
+    @property
+    def own(self) -> frozenset[int]:
+        """The blocks that lie in no loop within this one."""
+        return self.blocks.difference(*(loop.blocks for loop in self.inner))
+
+
+class Function:
+    """The code of one function, as a graph of basic blocks.
+
+    Args:
+        name: its mangled name.
+        instructions: its code.
+        labels: by label, the index of the instruction behind it.
+    """
+
+    def __init__(self, name: str, instructions: list[Instruction], labels: Mapping[str, int]) -> None:
+        self.name = name
+        self.instructions = instructions
+        ends = {i + 1 for i, x in enumerate(instructions) if x.jumps or x.kind in ("BRA", "EXIT", "RET")}
+        starts = sorted({0, *labels.values(), *ends} - {len(instructions)})
+        self.blocks = [instructions[a:b] for a, b in zip(starts, [*starts[1:], len(instructions)])]
+        index = {start: k for k, start in enumerate(starts)}
+        self.graph = nx.DiGraph()
+        self.graph.add_nodes_from(range(len(self.blocks)))
+        for k, block in enumerate(self.blocks):
+            last = block[-1]
+            if last.kind in ("BRX", "JMX", "JMP"):
+                raise ValueError(f"{name}: {last.opcode} jumps to where this reader cannot follow")
+            if last.jumps:
+                self.graph.add_edge(k, index[labels[_TARGET.search(last.operands)[1]]])
+            always = last.predicate is None and not _CONDITION.match(last.operands)
+            leaves = always and (last.jumps or last.kind in ("EXIT", "RET"))
+            if not leaves and k + 1 < len(self.blocks):
+                self.graph.add_edge(k, k + 1)
+
+    @functools.cached_property
+    def usual(self) -> nx.DiGraph:
+        """The graph of the blocks that numbers of usual size reach."""
+        called = [k for k, block in enumerate(self.blocks) if any(x.calls for x in block)]
+        graph = self.graph.copy()
+        graph.remove_nodes_from(called)
+        return graph.subgraph({0} | nx.descendants(graph, 0)).copy()
+
+    def of(self, blocks: Iterable[int]) -> Iterator[Instruction]:
+        """The instructions of some blocks."""
+        return (x for k in sorted(blocks) for x in self.blocks[k])
+
+    @functools.cache  # noqa: B019  functions live as long as the process
+    def loops(self, blocks: frozenset[int], entry: int = 0) -> tuple[Loop, ...]:
+        """The outermost loops among blocks that are entered at `entry`; a loop back to `entry` is none of them."""
+        graph = self._entered(blocks, entry)
+        found = []
+        for component in nx.strongly_connected_components(graph):
+            if any(graph.has_edge(a, b) for a in component for b in component):
+                header = min(k for k in component if any(p not in component for p in graph.predecessors(k)))
+                found.append(Loop(header, frozenset(component), self.loops(frozenset(component), header)))
+        return tuple(sorted(found))
+
+    def longest(self, blocks: frozenset[int], entry: int, trips: Callable[[Loop], float]) -> float:
+        """The most instructions that a thread executes from `entry` until it leaves the blocks or is back there."""
+        graph = self._entered(blocks, entry)
+        loop_of = {k: loop for loop in self.loops(blocks, entry) for k in loop.blocks}
+        whole = nx.condensation(graph)
+        longest: dict[int, float] = {}
+        for part in reversed(list(nx.topological_sort(whole))):
+            members = whole.nodes[part]["members"]
+            loop = loop_of.get(next(iter(members)))
+            if loop is None:
+                own: float = sum(len(self.blocks[k]) for k in members)
+            else:
+                own = trips(loop) * self.longest(loop.blocks, loop.header, trips)
+            longest[part] = own + max((longest[k] for k in whole.successors(part)), default=0)
+        return longest[whole.graph["mapping"][entry]]
+
+    def _entered(self, blocks: Iterable[int], entry: int) -> nx.DiGraph:
+        graph = self.usual.subgraph(blocks).copy()
+        graph.remove_edges_from(list(graph.in_edges(entry)))
+        return graph.subgraph({entry} | nx.descendants(graph, entry)).copy()
+
+
+def functions(text: str) -> list[Function]:
+    """The functions in what `nvdisasm -c` prints."""
+    found: dict[str, tuple[list[Instruction], dict[str, int]]] = {}
+    instructions, labels = [], {}
+    for line in text.splitlines():
+        if match := _INSTRUCTION.match(line):
+            instructions.append(Instruction(*match.groups()))
+        elif match := _LABEL.match(line):
+            labels[match[1]] = len(instructions)
+        elif match := _FUNCTION.match(line):
+            instructions, labels = found[match[1]] = [], {}
+    return [Function(name, *code) for name, code in found.items() if code[0]]
+
+
+def accesses_before_wait(function: Function) -> list[str]:
+    """Accesses to shared memory that a thread can reach between an asynchronous copy and the wait for it.
+
+    Such a copy (LDGSTS) is complete when the thread has committed it (LDGDEPBAR) and then waited (DEPBAR). A way out of
+    the function without a wait counts as an access, too.
+    """
+    wrong: dict[str, None] = {}
+    seen: set[tuple[int, str]] = set()
+    left = [(k, "none") for k in range(len(function.blocks))]
+    while left:
+        k, state = left.pop()
+        for x in function.blocks[k]:
+            if x.never:
+                continue
+            if x.kind == "LDGSTS":
+                state = "copying"
+            elif x.kind == "LDGDEPBAR" and state == "copying":
+                state = "committed"
+            elif x.kind == "DEPBAR" and state == "committed":
+                state = "none"
+            elif state != "none" and (_SHARED.match(x.opcode) or x.kind in ("EXIT", "RET")):
+                wrong[f"{x.opcode} {x.operands}"] = None
+        for successor in function.graph.successors(k):
+            if state != "none" and (successor, state) not in seen:
+                seen.add((successor, state))
+                left.append((successor, state))
+    return list(wrong)
+
+
+RESERVED = 1024  # bytes of shared memory that a block takes for the system; from sm_90 on reports count them
+
+
+class Resources(NamedTuple):
+    """What a function takes: registers of a thread; bytes of its stack frame, spilled registers among them, and of its
+    local memory; bytes of a block's static shared memory."""
+
+    registers: int
+    stack: int
+    local: int
+    shared: int
+
+
+def resources(report: str) -> Iterator[tuple[str, str, Resources]]:
+    """The architecture and mangled name of each function in what `cuobjdump --dump-resource-usage` prints."""
+    architecture = function = ""
+    for line in report.splitlines():
+        if found := re.match(r"\s*arch = sm_(\w+)", line):
+            architecture = found[1]
+        elif found := re.match(r"\s*Function (\S+):", line):
+            function = found[1]
+        elif "REG:" in line:
+            figures = {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", line)}
+            of_block = figures["SHARED"] - (RESERVED if int(re.match(r"\d+", architecture)[0]) >= 90 else 0)
+            yield architecture, function, Resources(figures["REG"], figures["STACK"], figures["LOCAL"], of_block)
+
+
+def tool(name: str) -> str:
+    """The path of `cuobjdump` or `nvdisasm`: the toolkit's, or the one that comes with Triton.
+
+    Raises:
+        FileNotFoundError: neither is there.
+    """
+    found = shutil.which(name)
+    triton = importlib.util.find_spec("triton")
+    if found is None and triton is not None and triton.origin is not None:
+        bundled = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / name
+        found = str(bundled) if bundled.exists() else None
+    if found is None:
+        raise FileNotFoundError(f"no {name}, neither the CUDA toolkit's nor Triton's")
+    return found
+
+
+def output(name: str, *arguments: str | Path, cwd: Path | None = None) -> str:
+    """What a tool prints."""
+    return subprocess.run([tool(name), *arguments], cwd=cwd, check=True, capture_output=True, text=True).stdout
+
+
+def report(file: Path) -> str:
+    """What functions of a cubin or library take, for `resources`."""
+    return output("cuobjdump", "--dump-resource-usage", file)
+
+
+def disassembled(cubin: Path) -> list[Function]:
+    return functions(output("nvdisasm", "-c", cubin))
+
+
+class Code(NamedTuple):
+    """One cubin of a library."""
+
+    architecture: str  # '90'
+    compiler: str  # '13.0.88'
+    functions: list[Function]
+
+
+def of_library(library: Path) -> list[Code]:
+    """The code for GPUs that was compiled into a library."""
+    with tempfile.TemporaryDirectory() as folder:
+        output("cuobjdump", "--extract-elf", "all", library.resolve(), cwd=Path(folder))
+        found = []
+        for path in sorted(Path(folder).iterdir()):  # NAME.sm_90.cubin
+            compiler = re.search(rb"release [\d.]+, V([\d.]+)", path.read_bytes())
+            version = compiler[1].decode() if compiler else "unknown"
+            found.append(Code(path.suffixes[-2].removeprefix(".sm_"), version, disassembled(path)))
+    return found
