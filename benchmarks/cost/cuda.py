@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import networkx as nx
@@ -225,27 +224,28 @@ def ways(function: Function, instance: Instance, mode: str) -> list[Way]:
     return [Way(function, instance, tiles, wait, mode) for wait in waits]
 
 
-def records(library: Path) -> list[dict[str, Any]]:
-    """A record of each instance of the head's kernels that a library has, for each architecture.
+def records(code: Iterable[sass.Code], report: str) -> list[dict[str, Any]]:
+    """A record of each instance of the head's kernels in the code of a library, whose report says what they take.
 
     `executed` is by `lanes`, and for a full tile, of which a thread has `elements`. `passes` are the instructions for
     an element in each pass of the planar path over the packs. `shared` has the bytes of a block, static and dynamic.
     """
-    takes = {(arch, name): x for arch, name, x in sass.resources(sass.report(library))}
+    takes = {(architecture, name): x for architecture, name, x in sass.resources(report)}
     found = []
-    for code in sass.of_library(library):
-        for function in code.functions:
+    for cubin in code:
+        for function in cubin.functions:
             instance = Instance.of(function.name)
             if instance is None:
                 continue
-            resources = takes[code.architecture, function.name]
+            resources = takes[cubin.architecture, function.name]
+            static = resources.shared - (sass.RESERVED if int(cubin.architecture.rstrip("af")) >= 90 else 0)
             record = {
-                "target": f"cuda {code.architecture}",
-                "compiler": f"nvcc {code.compiler}",
+                "target": f"cuda {cubin.architecture}",
+                "compiler": f"nvcc {cubin.compiler}",
                 **instance._asdict(),
                 "registers": resources.registers,
                 "spills": resources.stack + resources.local,
-                "shared": resources.shared + instance.shared,
+                "shared": static + instance.shared,
                 "instructions": len(function.instructions),
                 "elements": instance.elements,
                 "ways": {},
@@ -255,7 +255,7 @@ def records(library: Path) -> list[dict[str, Any]]:
                     executed = {str(lanes): way.executed(lanes) for lanes in LANES}
                     record["ways"][f"{mode}, {way.path}"] = {"executed": executed, "passes": way.passes()}
             found.append(record)
-    return sorted(found, key=lambda x: (int(x["target"].split()[1]), x["kernel"], x["dtype"], x["packs"]))
+    return sorted(found, key=lambda x: (len(x["target"]), x["target"], x["kernel"], x["dtype"], x["packs"]))
 
 
 class Plan(NamedTuple):

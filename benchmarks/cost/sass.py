@@ -30,6 +30,7 @@ _INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]+\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][A-Z0-
 _TARGET = re.compile(r"`\((\.L_\w+)\)")
 _CONDITION = re.compile(r"!?U?P\d")  # as the first operand of a branch
 _WIDTH = re.compile(r"\.(64|128)\b")
+RESERVED = 1024  # bytes of shared memory that a block takes for the system
 _SHARED = re.compile(r"LDS|STS|ATOMS|LD\b|ST\b|ATOM\b")  # generic accesses, too, may be to shared memory
 
 
@@ -81,11 +82,17 @@ class Function:
         name: its mangled name.
         instructions: its code.
         labels: by label, the index of the instruction behind it.
+
+    Raises:
+        ValueError: the code jumps to an address that it computes.
     """
 
     def __init__(self, name: str, instructions: list[Instruction], labels: Mapping[str, int]) -> None:
         self.name = name
         self.instructions = instructions
+        unknown = [x.opcode for x in instructions if x.kind in ("BRX", "BRXU", "JMX", "JMXU", "JMP")]
+        if unknown:
+            raise ValueError(f"{name}: {unknown[0]} jumps to where this reader cannot follow")
         ends = {i + 1 for i, x in enumerate(instructions) if x.jumps or x.kind in ("BRA", "EXIT", "RET")}
         starts = sorted({0, *labels.values(), *ends} - {len(instructions)})
         self.blocks = [instructions[a:b] for a, b in zip(starts, [*starts[1:], len(instructions)])]
@@ -94,8 +101,6 @@ class Function:
         self.graph.add_nodes_from(range(len(self.blocks)))
         for k, block in enumerate(self.blocks):
             last = block[-1]
-            if last.kind in ("BRX", "JMX", "JMP"):
-                raise ValueError(f"{name}: {last.opcode} jumps to where this reader cannot follow")
             if last.jumps:
                 self.graph.add_edge(k, index[labels[_TARGET.search(last.operands)[1]]])
             always = last.predicate is None and not _CONDITION.match(last.operands)
@@ -191,12 +196,9 @@ def accesses_before_wait(function: Function) -> list[str]:
     return list(wrong)
 
 
-RESERVED = 1024  # bytes of shared memory that a block takes for the system; from sm_90 on reports count them
-
-
 class Resources(NamedTuple):
     """What a function takes: registers of a thread; bytes of its stack frame, spilled registers among them, and of its
-    local memory; bytes of a block's static shared memory."""
+    local memory; bytes of a block's static shared memory, from sm_90 on with RESERVED."""
 
     registers: int
     stack: int
@@ -213,9 +215,8 @@ def resources(report: str) -> Iterator[tuple[str, str, Resources]]:
         elif found := re.match(r"\s*Function (\S+):", line):
             function = found[1]
         elif "REG:" in line:
-            figures = {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", line)}
-            of_block = figures["SHARED"] - (RESERVED if int(re.match(r"\d+", architecture)[0]) >= 90 else 0)
-            yield architecture, function, Resources(figures["REG"], figures["STACK"], figures["LOCAL"], of_block)
+            figures = dict(re.findall(r"(\w+):(\d+)", line))
+            yield architecture, function, Resources(*(int(figures[k]) for k in ("REG", "STACK", "LOCAL", "SHARED")))
 
 
 def tool(name: str) -> str:

@@ -45,9 +45,7 @@ def of_cuda(device: Device, case: Case, mode: str, dtype: str, layout: str) -> l
     """The head's layers, which one launch covers."""
     found = records.read("cuda")
     kernel, asked, passes = MODES[mode]
-    code = next(
-        x for x in found if (x["target"], x["kernel"], x["dtype"]) == (target(device, found), kernel, dtype)
-    )
+    code = next(x for x in found if (x["target"], x["kernel"], x["dtype"]) == (target(device, found), kernel, dtype))
     resident = device.resident(code["registers"], code["shared"], cuda.THREADS)
     layers = []
     for c, h, w in trunk_layers(case.net, case.size)[1]:
@@ -91,7 +89,7 @@ def _programs(device: Device, name: str, code: Record, n_bytes: float, programs:
 
 def code_of_cuda() -> str:
     """What nvcc made of the head's main kernels."""
-    found = [x for x in records.read("cuda") if x["kernel"] in cuda.MODES]
+    found = [x for x in records.read("cuda") if x["kernel"] in cuda.MODES and x["dtype"] in TYPES]
     rows = []
     for x in found:
         asked = cuda.MODES[x["kernel"]][0]
@@ -100,7 +98,18 @@ def code_of_cuda() -> str:
         passes = " + ".join(f"{n:.1f}" for n in ways[cuda.PLANAR]["passes"])
         figures = [str(x[key]) for key in ("registers", "spills", "shared", "instructions")]
         rows.append([x["kernel"], x["dtype"], x["target"].replace("cuda ", "sm_"), *figures, passes, *of_tile])
-    head = ["kernel", "type", "code", "registers", "spills", "shared", "instructions", "passes", "NCHW", "channels-last"]
+    head = [
+        "kernel",
+        "type",
+        "code",
+        "registers",
+        "spills",
+        "shared",
+        "instructions",
+        "passes",
+        "NCHW",
+        "channels-last",
+    ]
     return f"**The head's CUDA kernels, compiled by {found[0]['compiler']}**\n\n{table(head, rows)}"
 
 
@@ -119,7 +128,8 @@ def code_of_triton(device: Device) -> str:
         rows.append([_variant(x["variant"]), *figures, str(launch.resident), f"{of_byte:.1f}", f"{reached:.0%}"])
     head = ["kernel", "registers", "spills", "shared", "instructions", "executed"]
     head += ["programs at a time", "instructions a byte", "share of the bandwidth, at most"]
-    title = f"**Triton's kernels, compiled by {recorded[0]['compiler']} for {target(device, recorded)}, on the {device.name}**"
+    compiler = f"{recorded[0]['compiler']} for {target(device, recorded)}"
+    title = f"**Triton's kernels, compiled by {compiler}, on the {device.name}, computed**"
     return f"{title}\n\n{table(head, rows)}"
 
 
