@@ -120,37 +120,38 @@ class Function:
         """The instructions of some blocks."""
         return (x for k in sorted(blocks) for x in self.blocks[k])
 
-    @functools.cache  # noqa: B019  functions live as long as the process
+    @functools.cache  # noqa: B019  it goes with the process
     def loops(self, blocks: frozenset[int], entry: int = 0) -> tuple[Loop, ...]:
         """The outermost loops among blocks that are entered at `entry`; a loop back to `entry` is none of them."""
-        graph = self._entered(blocks, entry)
-        found = []
-        for component in nx.strongly_connected_components(graph):
-            if any(graph.has_edge(a, b) for a in component for b in component):
-                header = min(k for k in component if any(p not in component for p in graph.predecessors(k)))
-                found.append(Loop(header, frozenset(component), self.loops(frozenset(component), header)))
-        return tuple(sorted(found))
+        return tuple(sorted(part for part, _ in self._parts(blocks, entry).values() if isinstance(part, Loop)))
 
     def longest(self, blocks: frozenset[int], entry: int, trips: Callable[[Loop], float]) -> float:
         """The most instructions that a thread executes from `entry` until it leaves the blocks or is back there."""
-        graph = self._entered(blocks, entry)
-        loop_of = {k: loop for loop in self.loops(blocks, entry) for k in loop.blocks}
-        whole = nx.condensation(graph)
         longest: dict[int, float] = {}
-        for part in reversed(list(nx.topological_sort(whole))):
-            members = whole.nodes[part]["members"]
-            loop = loop_of.get(next(iter(members)))
-            if loop is None:
-                own: float = sum(len(self.blocks[k]) for k in members)
+        for k, (part, successors) in self._parts(blocks, entry).items():
+            if isinstance(part, Loop):
+                own = trips(part) * self.longest(part.blocks, part.header, trips)
             else:
-                own = trips(loop) * self.longest(loop.blocks, loop.header, trips)
-            longest[part] = own + max((longest[k] for k in whole.successors(part)), default=0)
-        return longest[whole.graph["mapping"][entry]]
+                own = len(self.blocks[part])
+            longest[k] = own + max((longest[successor] for successor in successors), default=0)
+        return longest[k]
 
-    def _entered(self, blocks: Iterable[int], entry: int) -> nx.DiGraph:
+    @functools.cache  # noqa: B019
+    def _parts(self, blocks: frozenset[int], entry: int) -> dict[int, tuple[int | Loop, list[int]]]:
+        """The blocks and loops that are reached from `entry`, each behind its successors; that of `entry` is last."""
         graph = self.usual.subgraph(blocks).copy()
         graph.remove_edges_from(list(graph.in_edges(entry)))
-        return graph.subgraph({entry} | nx.descendants(graph, entry)).copy()
+        graph = graph.subgraph({entry} | nx.descendants(graph, entry))
+        whole = nx.condensation(graph)
+        parts: dict[int, tuple[int | Loop, list[int]]] = {}
+        for k in reversed(list(nx.topological_sort(whole))):
+            members = frozenset(whole.nodes[k]["members"])
+            part: int | Loop = min(members)
+            if len(members) > 1 or graph.has_edge(part, part):
+                header = min(x for x in members if any(p not in members for p in graph.predecessors(x)))
+                part = Loop(header, members, self.loops(members, header))
+            parts[k] = part, list(whole.successors(k))
+        return parts
 
 
 def functions(text: str) -> list[Function]:
