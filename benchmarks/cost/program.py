@@ -56,7 +56,7 @@ def of_triton() -> list[Record]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     found = []
     for target in TARGETS:
-        command = [sys.executable, "-m", "benchmarks.cost.triton", *target.split()]
+        command = [sys.executable, "-m", "benchmarks.cost.triton", *target.split(), "--executed"]
         run = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
         found += [json.loads(line) for line in run.stdout.splitlines()]
     return found

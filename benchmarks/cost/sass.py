@@ -16,6 +16,7 @@ import functools
 import importlib.util
 import re
 import shutil
+import struct
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,6 +31,7 @@ _INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]+\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][A-Z0-
 _TARGET = re.compile(r"`\((\.L_\w+)\)")
 _CONDITION = re.compile(r"!?U?P\d")  # as the first operand of a branch
 _WIDTH = re.compile(r"\.(64|128)\b")
+SHF_EXECINSTR = 4  # of ELF
 RESERVED = 1024  # bytes of shared memory that a block takes for the system
 _SHARED = re.compile(r"LDS|STS|ATOMS|LD\b|ST\b|ATOM\b")  # generic accesses, too, may be to shared memory
 
@@ -239,6 +241,14 @@ def tool(name: str) -> str:
 def output(name: str, *arguments: str | Path, cwd: Path | None = None) -> str:
     """What a tool prints."""
     return subprocess.run([tool(name), *arguments], cwd=cwd, check=True, capture_output=True, text=True).stdout
+
+
+def instructions(cubin: bytes) -> int:
+    """How many instructions a cubin has, by the size of its sections with code: one takes 16 bytes."""
+    (table,) = struct.unpack_from("<Q", cubin, 40)
+    size, count = struct.unpack_from("<HH", cubin, 58)
+    sections = [struct.unpack_from("<8xQ16xQ", cubin, table + i * size) for i in range(count)]
+    return sum(n_bytes for flags, n_bytes in sections if flags & SHF_EXECINSTR) // 16
 
 
 def report(file: Path) -> str:

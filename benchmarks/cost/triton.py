@@ -1,23 +1,26 @@
 """Compiles the Triton kernels for one GPU target ahead of time, with no GPU, and prints what they cost.
 
-    python -m benchmarks.cost.triton cuda 90 32            the arguments of triton's GPUTarget
-    python -m benchmarks.cost.triton cuda 90 32 262144     only one backward kernel, with 262144 as its BWD_TILE
+    python -m benchmarks.cost.triton cuda 90 32                 the arguments of triton's GPUTarget
+    python -m benchmarks.cost.triton cuda 90 32 --executed      with the instructions that a thread executes
+    python -m benchmarks.cost.triton cuda 90 32 --tile 262144   only one backward kernel, with this as its BWD_TILE
 
 Each line is a JSON record. It names the variant, the target and the compiler, and has the registers, the spills to
-memory, the fused multiply-adds, the bytes of shared memory, the warps of a program, the programs of the launch, the
-bytes that the launch moves if each tensor is read or written once, and the instructions: of the code, and on the
-longest way of a thread through it (NVIDIA only; sass.py). The variants are the ones that the operators launch on the
-tensors below: recorders replace the kernels, and turn the arguments of a launch into a signature as Triton's
-just-in-time compiler does. The process must not have TRITON_INTERPRET set.
+memory, the fused multiply-adds, the instructions of the code, the bytes of shared memory, the warps of a program, the
+programs of the launch, and the bytes that the launch moves if each tensor is read or written once. `executed` counts
+the instructions on the longest way through the code (sass.py; NVIDIA only); it takes as long as compiling.
+
+The variants are the ones that the operators launch on the tensors below: recorders replace the kernels, and turn the
+arguments of a launch into a signature as Triton's just-in-time compiler does. The process must not have
+TRITON_INTERPRET set.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import math
 import re
-import sys
 import tempfile
 from pathlib import Path
 
@@ -177,12 +180,25 @@ def trunk_launches(kind, channels, size, pool, dtype, backend):
     return recorded(trunk, "_head_tap_bwd_kernel", lambda: trunk.head_tap_bwd_triton(*arguments))
 
 
-def nvidia_cost(compiled, pool):
+def nvidia_cost(compiled):
     """From the machine code, whose stack frame holds the spilled registers; the PTX has the fused multiply-adds."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(compiled.asm["cubin"])
         ((_, _, resources),) = sass.resources(sass.report(path))
+    return {
+        "registers": resources.registers,
+        "spills": resources.stack + resources.local,
+        "fused": len(re.findall(r"\bfma\.", compiled.asm["ptx"])),
+        "instructions": sass.instructions(compiled.asm["cubin"]),
+    }
+
+
+def executed(compiled, pool):
+    """The instructions that a thread executes. `pool` is a pool's kernel and stride."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(compiled.asm["cubin"])
         (function,) = sass.disassembled(path)
     kernel, stride = pool
 
@@ -190,16 +206,10 @@ def nvidia_cost(compiled, pool):
         """Only a pool with overlapping windows has loops: over the windows of a pixel, and over each one's pixels."""
         return math.ceil(kernel / stride) ** 2 if loop.inner else kernel**2
 
-    return {
-        "registers": resources.registers,
-        "spills": resources.stack + resources.local,
-        "fused": len(re.findall(r"\bfma\.", compiled.asm["ptx"])),
-        "instructions": len(function.instructions),
-        "executed": round(function.longest(frozenset(function.usual), 0, trips)),
-    }
+    return round(function.longest(frozenset(function.usual), 0, trips))
 
 
-def amd_cost(compiled, pool):
+def amd_cost(compiled):
     """From the assembler's metadata. Spills of scalar registers do not count: they go into lanes of vector registers.
 
     Divisions and roots consist of fused multiply-adds there, so the number of these says nothing and is given as 0.
@@ -208,27 +218,36 @@ def amd_cost(compiled, pool):
     fields = ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count")
     registers, *spills = (int(re.search(rf"\.{name}:\s*(\d+)", code)[1]) for name in fields)
     instructions = len(re.findall(r"^\s+(?:[vs]|ds|global|buffer|flat|scratch)_\w+", code, re.MULTILINE))
-    return {"registers": registers, "spills": sum(spills), "fused": 0, "instructions": instructions, "executed": None}
+    return {"registers": registers, "spills": sum(spills), "fused": 0, "instructions": instructions}
 
 
-def main(backend, arch, warp_size, tile=None):
-    target = GPUTarget(backend, int(arch) if backend == "cuda" else arch, int(warp_size))
-    if backend == "hip":
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("backend", choices=("cuda", "hip"))
+    parser.add_argument("arch")
+    parser.add_argument("warp_size", type=int)
+    parser.add_argument("--executed", action="store_true")
+    parser.add_argument("--tile", type=int)
+    args = parser.parse_args()
+    target = GPUTarget(args.backend, int(args.arch) if args.backend == "cuda" else args.arch, args.warp_size)
+    if args.backend == "hip":
         torch.version.hip = "any"  # the launchers look at it
     cases = CASES + TRUNK_CASES
-    if tile is not None:
-        head.BWD_TILE = int(tile)
+    if args.tile is not None:
+        head.BWD_TILE = args.tile
         cases = [(BACKWARD, 512, 32, torch.channels_last, torch.float32)]
     for case in cases:
-        launches = trunk_launches(*case, backend) if isinstance(case[3], tuple) else head_launches(*case)
-        pool = case[3] if isinstance(case[3], tuple) else NO_POOL
+        of_trunk = isinstance(case[3], tuple)
+        launches = trunk_launches(*case, args.backend) if of_trunk else head_launches(*case)
         for source, options, launch in launches:
             compiled = triton.compile(source, target=target, options=options)
-            cost = nvidia_cost(compiled, pool) if backend == "cuda" else amd_cost(compiled, pool)
-            name = {"variant": " ".join(map(str, case)), "target": f"{backend} {arch}", "compiler": COMPILER}
+            name = {"variant": " ".join(map(str, case)), "target": f"{args.backend} {args.arch}", "compiler": COMPILER}
+            cost = nvidia_cost(compiled) if args.backend == "cuda" else amd_cost(compiled)
+            if args.executed and args.backend == "cuda":
+                cost["executed"] = executed(compiled, case[3] if of_trunk else NO_POOL)
             of_program = {"shared": compiled.metadata.shared, "warps": compiled.metadata.num_warps}
             print(json.dumps({**name, **cost, **of_program, **launch}), flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -19,11 +19,11 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
-def compile_for(target, folder, *tile):
+def compile_for(target, folder, *options):
     """The records of benchmarks/cost/triton.py. It runs in a process of its own: this one may have the interpreter."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(folder)
-    command = [sys.executable, "-m", "benchmarks.cost.triton", *target.split(), *tile]
+    command = [sys.executable, "-m", "benchmarks.cost.triton", *target.split(), *options]
     run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     return [json.loads(line) for line in run.stdout.splitlines()]
@@ -44,5 +44,5 @@ def test_no_spills_no_fused_differences_and_no_more_than_recorded(target, tmp_pa
 
 @pytest.mark.parametrize("target", ("cuda 90 32", "hip gfx942 64"))
 def test_spills_of_a_tile_too_large_are_seen(target, tmp_path):
-    (record,) = compile_for(target, tmp_path, "131072")
+    (record,) = compile_for(target, tmp_path, "--tile", "131072")
     assert record["spills"] > 0
