@@ -15,6 +15,7 @@ Of the ways that are left, the longest counts (sass.py).
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -86,6 +87,7 @@ class Way:
         self.function, self.instance, self.entry, self.wait, self.mode = function, instance, tiles.header, wait, mode
         self.ends = {k for k in function.usual.predecessors(tiles.header) if k in tiles.blocks}
         self.blocks = self._on_the_way(tiles.blocks)
+        self._graph = self._entered(self.blocks)  # before anything is left out
         self._find_loops()
         if any(self._count(loop.blocks, "LDGSTS") for loop in self.parents):
             self.path = PLANAR
@@ -107,8 +109,7 @@ class Way:
 
     def _on_the_way(self, blocks: Iterable[int]) -> frozenset[int]:
         """Those blocks that lie on a way from the loop's entry through the wait to its end."""
-        graph = self.function.usual.subgraph(blocks).copy()
-        graph.remove_edges_from(list(graph.in_edges(self.entry)))
+        graph = self._entered(blocks)
         before, behind = nx.ancestors(graph, self.wait), nx.descendants(graph, self.wait)
         found = frozenset({self.wait} | before | behind)
         if self.entry not in before or not self.ends & behind:
@@ -118,44 +119,68 @@ class Way:
         leading = self.ends.union(*(nx.ancestors(graph, k) for k in self.ends & found))
         return found & reached & leading
 
+    def _entered(self, blocks: Iterable[int]) -> nx.DiGraph:
+        graph = self.function.usual.subgraph(blocks).copy()
+        graph.remove_edges_from(list(graph.in_edges(self.entry)))
+        return graph
+
     def _find_loops(self) -> None:
         """The loops on the way, in order; each with the one around it, or None."""
         self.parents = dict(_parents(self.function.loops(self.blocks, self.entry)))
 
     def _left_out(self) -> set[int]:
         """Blocks that do not run for a full tile in this mode."""
-        out: set[int] = set()
         top = [loop for loop, parent in self.parents.items() if parent is None]
         stores = [loop for loop in self.parents if self._count(loop.own, "STG", PACK)]
+        out: set[int] = set()
         if self.path == PLANAR:
             out.update(filter(self._is_remainder, self.blocks.difference(*(loop.blocks for loop in top))))
             if self.mode == "mean":
-                _, _, of_map = (loop for loop in top if self._count(loop.blocks, "SHFL"))
-                out |= of_map.blocks
+                _, _, of_map = (loop for loop in top if self._values(loop))
+                out |= self._branch(of_map.header)
             if self.mode == "first gradient":
-                writes, stored = (
-                    [k for loop in self.parents for k in sorted(loop.own) if self._moved({k}, "STS")],
-                    [loop for loop in top if loop in stores],
-                )
-                over_channels = [x for x in top if self._read(x.own) and self._count(x.blocks, "SHFL")]
-                if len(stored) != 2:
-                    raise ValueError(f"{self.instance}: not two gradients are written, one after the other")
-                out = out.union(writes[1:], stored[1].blocks, *(loop.blocks for loop in over_channels))
-            return out
-        if self.mode == "mean":  # a map takes a butterfly of one value at each pixel
-            return out.union(*(loop.blocks for loop in self.parents if self._values(loop) == 1))
-        # Of the instances of write_gradients one runs: the first for both images, the second for the first image alone.
-        if len(stores) not in (1, 3):
-            raise ValueError(f"{self.instance}: {len(stores)} instances of write_gradients")
-        chosen = stores[min(len(stores) - 1, MODES[BACKWARD][::-1].index(self.mode))]
-        out = out.union(*(loop.blocks for loop in stores if loop is not chosen))
-        if self.mode == "first gradient":
-            graph = self.function.usual.subgraph(self.blocks - {self.entry})
-            behind = set(nx.descendants(graph, chosen.header)) - chosen.blocks
-            for loop in top:
-                if loop.header in behind and not chosen.blocks <= loop.blocks and self._of_pixels(loop):
-                    out |= loop.blocks
+                if len(stores) != 2:
+                    raise ValueError(f"{self.instance}: not two gradients are stored, one after the other")
+                out |= self._branch(stores[1].header, stores[0].header)
+                for loop in self.parents:
+                    written = [k for k in sorted(loop.own) if self._moved({k}, "STS")]
+                    out.update(written[1:])  # the second image's gradient takes a branch of its own, or predicates
+                    if self._read(loop.own) and self._count(loop.blocks, "SHFL"):  # sums for the weights' gradients
+                        out |= self._branch(loop.header, stores[0].header)
+        elif self.mode == "mean":
+            for loop in self.parents:
+                if self._values(loop) == 1:  # a map takes a butterfly of one value at each pixel
+                    out |= self._branch(loop.header)
+        else:
+            # Of the instances of write_gradients one runs: the first for both images, the second for the first image.
+            if len(stores) not in (1, 3):
+                raise ValueError(f"{self.instance}: {len(stores)} instances of write_gradients")
+            chosen = stores[1 if self.mode == "first gradient" and len(stores) == 3 else 0]
+            for loop in stores:
+                if loop is not chosen:
+                    out |= self._branch(loop.header, chosen.header)
+            if self.mode == "first gradient":  # sums for the weights' gradients follow, in a branch without stores
+                (over_pixels,) = (loop for loop in top if chosen.blocks <= loop.blocks)
+                for k in nx.descendants(self._graph, chosen.header) - out - over_pixels.blocks:
+                    branch = self._branch(k, chosen.header) if self._count({k}, "MUFU.RSQ") else frozenset()
+                    if not self._count(branch, "STG", PACK):
+                        out |= branch
         return out
+
+    def _branch(self, block: int, passed: int | None = None) -> frozenset[int]:
+        """The blocks of the largest branch with `block` that threads which go through `passed`, or the wait, can omit.
+
+        Raises:
+            ValueError: all of them go through the block.
+        """
+        passed = self.wait if passed is None else passed
+        before, behind = _dominators(self._graph, self.entry), _dominators(self._graph, passed)
+        always = before[passed] | frozenset.intersection(*(behind[k] for k in self.ends if k in behind))
+        omitted = before[block] - always
+        if not omitted:
+            raise ValueError(f"{self.instance}, {self.mode}: no branch leads by block {block}")
+        first = min(omitted, key=lambda k: len(before[k]))
+        return frozenset(k for k, of_block in before.items() if first in of_block)
 
     def _trips(self, loop: Loop, lanes: int) -> float:
         packs = self.instance.packs
@@ -166,7 +191,9 @@ class Way:
             return packs / (copies / 2)  # the copy of a pack is two, one of them of zeros
         if self.path == PLANAR:
             if read:
-                return packs / stores if stores else 2 * packs * PACK / read
+                return packs / stores if stores else 2 * packs * self._width(loop) / read
+            if any(self._read(inner.own) for inner in loop.inner):
+                return PACK / self._width(loop)  # over the parts of packs
             return math.log2(lanes if parent else 32 / lanes) if self._values(loop) else 1
         depth = 2 if self.path == CHANNELS_LAST_2 else 4
         if roots:
@@ -178,11 +205,12 @@ class Way:
             return math.log2(32 / lanes if alone else lanes)
         return 1
 
+    def _width(self, loop: Loop) -> int:
+        """Bytes of the widest access to packs in a loop: a pack, or a part of it."""
+        return max(x.bytes for x in self.function.of(loop.blocks) if x.kind == "LDS")
+
     def _is_over_packs(self, loop: Loop) -> bool:
         return bool(self._read(loop.own)) and not self._count(loop.own, "MUFU.RSQ")
-
-    def _of_pixels(self, loop: Loop) -> bool:
-        return bool(self._read(loop.blocks) or self._count(loop.blocks, "MUFU.RSQ"))
 
     def _is_remainder(self, block: int) -> bool:
         """Whether a block outside all loops copies or stores packs, or reads the same packs of both tensors."""
@@ -209,6 +237,17 @@ class Way:
         size = PACK // 2 if ITEMSIZE[self.instance.dtype] == 2 else PACK
         found = (x for x in self.function.of(blocks) if x.kind == opcode and not x.never)
         return sum(x.bytes for x in found if x.bytes >= size)
+
+
+@functools.cache
+def _dominators(graph: nx.DiGraph, entry: int) -> dict[int, frozenset[int]]:
+    """By block, itself and those that each way from the entry to it goes through."""
+    found = {entry: frozenset({entry})}
+    parents = nx.immediate_dominators(graph, entry)
+    tree = nx.DiGraph((parents[block], block) for block in parents if block != entry)
+    for parent, block in nx.bfs_edges(tree, entry):
+        found[block] = found[parent] | {block}
+    return found
 
 
 def _parents(loops: Iterable[Loop], parent: Loop | None = None) -> Iterator[tuple[Loop, Loop | None]]:

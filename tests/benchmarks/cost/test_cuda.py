@@ -123,7 +123,7 @@ def test_fewer_packs_take_fewer_trips():
 
 
 def test_code_of_another_form_is_an_error():
-    with pytest.raises(ValueError, match="not two gradients are written"):
+    with pytest.raises(ValueError, match="not two gradients are stored"):
         way(PLANAR, Instance("head_bwd_kernel", "float32"), "first gradient")
 
 
