@@ -1,9 +1,9 @@
 """What the head's CUDA kernels cost, read from the compiled library.
 
 csrc/head/cuda/ says what a kernel does with a tile. In the machine code of a main kernel the loop over a block's tiles
-holds a way for each path of `with_tile`. The ways that copy asynchronously are found by their wait: `planar` copies in
-a loop, the channels-last paths do not. (The strided path does not copy so, and is not counted.) A loop's trips follow
-from what it touches:
+holds a way for each path of `with_tile`. The ways that copy asynchronously are found by their wait; the one with
+barriers is `planar`. (The strided path does not copy so, and is not counted.) A loop's trips follow from what it
+touches:
 
 - over a thread's packs: from the bytes that an iteration reads, copies or stores. A full tile has PACKS packs of each
   tensor for a thread, so nothing remains of unrolled loops;
@@ -29,7 +29,7 @@ from benchmarks.cost.sass import Function, Loop
 THREADS, WARPS, PACKS, PACK = 256, 8, 8, 16  # of csrc/head/cuda/layer.cuh; PACK is in bytes
 MAX_CHANNELS_LAST = 512
 PLANAR, CHANNELS_LAST_2, CHANNELS_LAST_4 = "planar", "channels-last, 2 packs", "channels-last, 4 packs"
-LANES = (4, 8, 16, 32)
+LANES = (2, 4, 8, 16, 32)
 FORWARD, BACKWARD = "head_fwd_kernel", "head_bwd_kernel"
 # What a kernel is asked for: the mean; the first image's gradient, as a training step needs; all gradients.
 MODES = {FORWARD: ("mean",), BACKWARD: ("first gradient", "all gradients")}
@@ -89,7 +89,7 @@ class Way:
         self.blocks = self._on_the_way(tiles.blocks)
         self._graph = self._entered(self.blocks)  # before anything is left out
         self._find_loops()
-        if any(self._count(loop.blocks, "LDGSTS") for loop in self.parents):
+        if self._count(self._always(wait), "BAR") > 1:
             self.path = PLANAR
         else:
             self.path = CHANNELS_LAST_4 if any(map(self._is_over_packs, self.parents)) else CHANNELS_LAST_2
@@ -173,14 +173,17 @@ class Way:
         Raises:
             ValueError: all of them go through the block.
         """
-        passed = self.wait if passed is None else passed
-        before, behind = _dominators(self._graph, self.entry), _dominators(self._graph, passed)
-        always = before[passed] | frozenset.intersection(*(behind[k] for k in self.ends if k in behind))
-        omitted = before[block] - always
+        before = _dominators(self._graph, self.entry)
+        omitted = before[block] - self._always(self.wait if passed is None else passed)
         if not omitted:
             raise ValueError(f"{self.instance}, {self.mode}: no branch leads by block {block}")
         first = min(omitted, key=lambda k: len(before[k]))
         return frozenset(k for k, of_block in before.items() if first in of_block)
+
+    def _always(self, passed: int) -> frozenset[int]:
+        """The blocks that all threads go through which go through one of them."""
+        before, behind = _dominators(self._graph, self.entry), _dominators(self._graph, passed)
+        return before[passed] | frozenset.intersection(*(behind[k] for k in self.ends if k in behind))
 
     def _trips(self, loop: Loop, lanes: int) -> float:
         packs = self.instance.packs
@@ -215,7 +218,8 @@ class Way:
     def _is_remainder(self, block: int) -> bool:
         """Whether a block outside all loops copies or stores packs, or reads the same packs of both tensors."""
         always = [x for x in self.function.blocks[block] if x.predicate is None and x.bytes == PACK]
-        if self._count({block}, "LDGSTS") or any(x.kind == "STG" for x in always):
+        in_loops = any(self._count(loop.blocks, "LDGSTS") for loop in self.parents)
+        if (in_loops and self._count({block}, "LDGSTS")) or any(x.kind == "STG" for x in always):
             return True
         reads = (x.operands for x in always if x.kind == "LDS")
         offsets = {int(found[1] or "0", 16) for x in reads if (found := re.search(r"\[\w+(?:\+(0x\w+))?\]", x))}

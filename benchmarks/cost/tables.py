@@ -41,12 +41,22 @@ def target(device: Device, found: Iterable[Record]) -> str:
     return f"cuda {max(x for x in targets if x <= device.capability)}"
 
 
+def chosen(device: Device, code: Iterable[Record]) -> tuple[Record, int]:
+    """The code with the largest tile of which two blocks fit on a multiprocessor, or else with the smallest tile; and
+    how many blocks fit."""
+    for x in sorted(code, key=lambda x: -x["packs"]):
+        resident = device.resident(x["registers"], x["shared"], cuda.THREADS)
+        if resident > 1:
+            break
+    return x, resident
+
+
 def of_cuda(device: Device, case: Case, mode: str, dtype: str, layout: str) -> list[Launch]:
     """The head's layers, which one launch covers."""
     found = records.read("cuda")
     kernel, asked, passes = MODES[mode]
-    code = next(x for x in found if (x["target"], x["kernel"], x["dtype"]) == (target(device, found), kernel, dtype))
-    resident = device.resident(code["registers"], code["shared"], cuda.THREADS)
+    names = target(device, found), kernel, dtype
+    code, resident = chosen(device, [x for x in found if (x["target"], x["kernel"], x["dtype"]) == names])
     layers = []
     for c, h, w in trunk_layers(case.net, case.size)[1]:
         plan = cuda.plan(case.pairs, c, h * w, layout, dtype, code["packs"])
@@ -96,7 +106,7 @@ def code_of_cuda() -> str:
         ways = {path: x["ways"].get(f"{asked}, {path}") for path in (cuda.PLANAR, cuda.CHANNELS_LAST_2)}
         of_tile = [f"{way['executed']['16'] / x['elements']:.1f}" for way in ways.values()]
         passes = " + ".join(f"{n:.1f}" for n in ways[cuda.PLANAR]["passes"])
-        figures = [str(x[key]) for key in ("registers", "spills", "shared", "instructions")]
+        figures = [str(x[key]) for key in ("packs", "registers", "spills", "shared", "instructions")]
         rows.append([x["kernel"], x["dtype"], x["target"].replace("cuda ", "sm_"), *figures, passes, *of_tile])
     head = [
         "kernel",

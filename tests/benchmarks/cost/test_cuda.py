@@ -75,7 +75,7 @@ SUMS = """
     SHFL.BFLY PT, R0, R1, R3, 0x1f
     @P0 BRA `(.L_x_{0})
     .L_x_{0}1:
-    NOP
+    BAR.SYNC.DEFER_BLOCKING 0x0
 """
 PLANAR = f"""
     S2R R0, SR_TID.X

@@ -53,6 +53,14 @@ def test_code_for_a_device(device, code):
     )
 
 
+def test_the_tile_of_a_device():
+    """The largest of which two blocks fit, or else the smallest."""
+    large, small = ({"packs": packs, "registers": 80, "shared": packs << 13} for packs in (8, 4))
+    assert tables.chosen(DEVICES["A100"], [small, large]) == (large, 2)
+    assert tables.chosen(DEVICES["RTX 4090"], [small, large]) == (small, 2)
+    assert tables.chosen(DEVICES["RTX 4090"], [large]) == (large, 1)
+
+
 def test_triton_has_a_row_for_each_kernel():
     found = rows(tables.code_of_triton(DEVICES["A100"]))
     assert len(found) == sum(x["target"] == "cuda 80" for x in records.read("triton")) > 40
