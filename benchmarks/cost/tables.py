@@ -108,18 +108,8 @@ def code_of_cuda() -> str:
         passes = " + ".join(f"{n:.1f}" for n in ways[cuda.PLANAR]["passes"])
         figures = [str(x[key]) for key in ("packs", "registers", "spills", "shared", "instructions")]
         rows.append([x["kernel"], x["dtype"], x["target"].replace("cuda ", "sm_"), *figures, passes, *of_tile])
-    head = [
-        "kernel",
-        "type",
-        "code",
-        "registers",
-        "spills",
-        "shared",
-        "instructions",
-        "passes",
-        "NCHW",
-        "channels-last",
-    ]
+    head = ["kernel", "type", "code", "packs", "registers", "spills", "shared", "instructions"]
+    head += ["passes", "NCHW", "channels-last"]
     return f"**The head's CUDA kernels, compiled by {found[0]['compiler']}**\n\n{table(head, rows)}"
 
 

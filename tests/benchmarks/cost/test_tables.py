@@ -55,7 +55,7 @@ def test_code_for_a_device(device, code):
 
 def test_the_tile_of_a_device():
     """The largest of which two blocks fit, or else the smallest."""
-    large, small = ({"packs": packs, "registers": 80, "shared": packs << 13} for packs in (8, 4))
+    large, small = ({"packs": n, "registers": 80, "shared": shared} for n, shared in ((8, 75808), (4, 43040)))
     assert tables.chosen(DEVICES["A100"], [small, large]) == (large, 2)
     assert tables.chosen(DEVICES["RTX 4090"], [small, large]) == (small, 2)
     assert tables.chosen(DEVICES["RTX 4090"], [large]) == (large, 1)
