@@ -27,8 +27,9 @@ SHARED_UNIT = 128  # bytes
 class Device(NamedTuple):
     """Figures of one GPU.
 
-    Bandwidth, clock (boost) and multiprocessors are the data sheets'. Memory and limits are those of the compute
-    capability in the CUDA programming guide.
+    Bandwidth, boost clock and multiprocessors are those of NVIDIA's data sheets and architecture white papers. Where
+    these name no clock (H100, H200, B200), it is the rate of float32 by two operations in each of 128 lanes of each
+    multiprocessor. Memory and limits are those of the compute capability in the CUDA programming guide.
     """
 
     name: str
@@ -65,7 +66,7 @@ DEVICES = {
     for device in (
         Device("H200", 90, 4.8e12, 1.98e9, 132, 228, 2048, 32),
         Device("H100", 90, 3.35e12, 1.98e9, 132, 228, 2048, 32),  # SXM
-        Device("B200", 100, 8.0e12, 1.965e9, 148, 228, 2048, 32),
+        Device("B200", 100, 8.0e12, 1.98e9, 148, 228, 2048, 32),
         Device("A100", 80, 2.039e12, 1.41e9, 108, 164, 2048, 32),  # SXM, 80 GB
         Device("RTX 3090", 86, 0.936e12, 1.695e9, 82, 100, 1536, 16),
         Device("RTX 4090", 89, 1.008e12, 2.52e9, 128, 100, 1536, 24),

@@ -31,9 +31,9 @@ _INSTRUCTION = re.compile(r"\s+/\*[0-9a-f]+\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][A-Z0-
 _TARGET = re.compile(r"`\((\.L_\w+)\)")
 _CONDITION = re.compile(r"!?U?P\d")  # as the first operand of a branch
 _WIDTH = re.compile(r"\.(64|128)\b")
+_SHARED = re.compile(r"LDS|STS|ATOMS|LD\b|ST\b|ATOM\b")  # generic accesses, too, may be to shared memory
 SHF_EXECINSTR = 4  # of ELF
 RESERVED = 1024  # bytes of shared memory that a block takes for the system
-_SHARED = re.compile(r"LDS|STS|ATOMS|LD\b|ST\b|ATOM\b")  # generic accesses, too, may be to shared memory
 
 
 class Instruction(NamedTuple):
@@ -173,8 +173,8 @@ def functions(text: str) -> list[Function]:
 def accesses_before_wait(function: Function) -> list[str]:
     """Accesses to shared memory that a thread can reach between an asynchronous copy and the wait for it.
 
-    Such a copy (LDGSTS) is complete when the thread has committed it (LDGDEPBAR) and then waited (DEPBAR). A way out of
-    the function without a wait counts as an access, too.
+    Such a copy (LDGSTS) is complete when the thread has committed it (LDGDEPBAR) and then waited for all that it has
+    committed (DEPBAR.LE SB0, 0x0). A way out of the function without a wait counts as an access, too.
     """
     wrong: dict[str, None] = {}
     seen: set[tuple[int, str]] = set()
@@ -188,7 +188,7 @@ def accesses_before_wait(function: Function) -> list[str]:
                 state = "copying"
             elif x.kind == "LDGDEPBAR" and state == "copying":
                 state = "committed"
-            elif x.kind == "DEPBAR" and state == "committed":
+            elif x.kind == "DEPBAR" and state == "committed" and x.operands == "SB0, 0x0":
                 state = "none"
             elif state != "none" and (_SHARED.match(x.opcode) or x.kind in ("EXIT", "RET")):
                 wrong[f"{x.opcode} {x.operands}"] = None

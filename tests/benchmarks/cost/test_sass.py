@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 
 from benchmarks.cost import sass
@@ -130,6 +132,21 @@ def test_a_copy_without_its_wait_is_seen(left_out):
     text = "LDGSTS.E.128 [R0], [R2.64]\nLDGDEPBAR\nDEPBAR.LE SB0, 0x0\n@P0 LDS R4, [R0]\nEXIT"
     assert sass.accesses_before_wait(function(text)) == []
     assert sass.accesses_before_wait(function(text.replace(left_out, ""))) == ["LDS R4, [R0]", "EXIT "]
+
+
+FLAGS_AND_SIZES = ((3, 4096), (6, 128), (0x100006, 64))
+
+
+def test_a_wait_for_some_copies_is_none():
+    text = COPY.format(between="NOP", committed="NOP").replace("SB0, 0x0", "SB0, 0x1")
+    assert sass.accesses_before_wait(function(text)) == ["LDS.128 R4, [R0]", "EXIT "]
+
+
+def test_instructions_are_counted_by_the_size_of_the_code():
+    """In an ELF file whose table of sections has one of data and two of code."""
+    header = bytes(40) + struct.pack("<Q", 64) + bytes(10) + struct.pack("<HHH", 64, 3, 0)
+    sections = [bytes(8) + struct.pack("<QQQQ", flags, 0, 0, size) + bytes(24) for flags, size in FLAGS_AND_SIZES]
+    assert sass.instructions(header + b"".join(sections)) == (128 + 64) // 16
 
 
 def test_resources():
