@@ -6,6 +6,8 @@
 # make smoke   these, and their use in clean environments, with the newest torch and the oldest (5 GB to download for each);
 #              ARGS="2.13.0 2.12.1" tries others
 # make bench   the head's benchmarks, each after its correctness check
+# make cost    what the compiled GPU kernels take, beside what is recorded; needs no GPU. ARGS=--record records anew,
+#              ARGS="--table head" prints tables (python -m benchmarks.cost --help)
 # make gpu     on a machine with an NVIDIA GPU: build, tests on the device, benchmarks, records; without network, with the
 #              torch that is there. ARGS="--output FOLDER" puts the results elsewhere (python tools/gpu.py --help)
 # make sanitize  the tests of the CPU library and of the CUDA kernels, in their emulator, under AddressSanitizer,
@@ -23,7 +25,7 @@ TORCH := torch torchvision ninja $(if $(filter Linux,$(shell uname -s)),triton)
 NATIVE := setup.py pyproject.toml $(shell find csrc -type f)
 SETUP := $(VENV)/.lpips_fast-setup
 
-.PHONY: demo test lint docs wheel smoke bench sanitize gpu setup clean
+.PHONY: demo test lint docs wheel smoke bench cost sanitize gpu setup clean
 
 demo: setup
 	$(BIN)/python -m lpips_fast.demo
@@ -48,6 +50,9 @@ smoke: wheel
 
 bench: setup
 	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+cost: setup
+	$(BIN)/python -m benchmarks.cost $(ARGS)
 
 sanitize: setup
 	$(BIN)/python tools/sanitize.py $(ARGS)

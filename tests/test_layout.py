@@ -72,7 +72,7 @@ def modules() -> list[Path]:
 
 def others() -> list[Path]:
     """Scripts, and files and folders of csrc, which may have a test of their name."""
-    scripts = [*ROOT.glob("*.py"), *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "tools").glob("*.py")]
+    scripts = [*ROOT.glob("*.py"), *(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "tools").glob("*.py")]
     return [*scripts, *(ROOT / "csrc").rglob("*")]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import re
 import shutil
@@ -14,19 +15,14 @@ import pytest
 import torch
 
 import lpips_fast  # noqa: F401  defines the operators and loads the library
+from benchmarks.cost import cuda, records, sass
 
 ROOT = Path(__file__).parents[3]
 OPERATORS = ("head_fwd_cuda", "head_maps_fwd_cuda", "head_bwd_cuda", "cuda_error")
-MAIN_KERNELS = ("head_fwd_kernel", "head_bwd_kernel")
-SECOND_KERNELS = ("head_mean_kernel", "head_d_weights_kernel")
-KERNELS = MAIN_KERNELS + SECOND_KERNELS
+KERNELS = ("head_fwd_kernel", "head_bwd_kernel", "head_mean_kernel", "head_d_weights_kernel")
 ARCHITECTURES = ("80", "90", "100", "120")
-TYPES = 4
-# The sizes of tiles, as in a mangled name, and how many blocks share a multiprocessor.
-SMALL, LARGE = "Li4E", "Li8E"
-BLOCKS = {SMALL: 2, LARGE: 3}
-# Where the large tile does not run.
-SMALL_MULTIPROCESSORS = ("86", "89", "120")
+BLOCKS = {4: 2, 8: 3}  # that share a multiprocessor, by the packs that a thread has in a tile
+SMALL_MULTIPROCESSORS = ("86", "89", "120")  # where the tile of 8 packs does not run
 
 SANITIZED = """
 import torch
@@ -41,16 +37,6 @@ for layout in ("nchw", "channels_last", "sliced"):
             torch.autograd.grad(sum(m.sum() for m in lpips_head_maps(*lists, backend="cuda")), leaves)
 torch.cuda.synchronize()
 """
-
-
-def cuobjdump():
-    """The toolkit's, or the one that comes with Triton; None where there is neither."""
-    found = shutil.which("cuobjdump")
-    triton = importlib.util.find_spec("triton")
-    if found is None and triton is not None:
-        bundled = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-        found = str(bundled) if bundled.exists() else None
-    return found
 
 
 def has_nvcc():
@@ -72,22 +58,30 @@ def library():
 
 
 def dump(library, *options):
-    tool = cuobjdump()
-    if tool is None:
-        pytest.skip("no cuobjdump, neither the toolkit's nor Triton's")
-    return subprocess.run([tool, *options, library], capture_output=True, text=True, check=True).stdout
+    try:
+        return sass.output("cuobjdump", *options, library)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
 
 
-def resources(report):
-    """(architecture, function, its figures) of each function in what `cuobjdump --dump-resource-usage` prints."""
-    architecture = None
-    for line in report.splitlines():
-        if found := re.match(r"\s*arch = sm_(\w+)", line):
-            architecture = found[1]
-        elif found := re.match(r"\s*Function (\S+):", line):
-            function = found[1]
-        elif "REG:" in line:
-            yield architecture, function, {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", line)}
+@pytest.fixture(scope="module")
+def code(library):
+    try:
+        return sass.of_library(Path(library))
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def costs(code, library):
+    return cuda.records(code, sass.report(library))
+
+
+def kernels(library):
+    """The head's kernels: (architecture, instance, what it takes)."""
+    report = dump(library, "--dump-resource-usage")
+    found = [(arch, cuda.Instance.of(name), takes) for arch, name, takes in sass.resources(report)]
+    return [kernel for kernel in found if kernel[1] is not None]
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -103,27 +97,58 @@ def test_code_for_each_architecture(library):
 
 
 def test_kernels_use_no_local_memory(library):
-    """No spilled register, no stack frame: `STACK` holds both."""
-    kernels = [r for r in resources(dump(library, "--dump-resource-usage")) if any(k in r[1] for k in KERNELS)]
-    architectures = {architecture for architecture, _, _ in kernels}
-    per_type = len(MAIN_KERNELS) * len(BLOCKS) + len(SECOND_KERNELS)
-    assert len(kernels) == len(architectures) * per_type * TYPES > 0
-    run = [r for r in kernels if not (r[0] in SMALL_MULTIPROCESSORS and LARGE in r[1])]
-    assert [r for r in run if r[2]["STACK"] or r[2]["LOCAL"]] == []
+    """No spilled register, no stack frame."""
+    found = kernels(library)
+    architectures = {architecture for architecture, _, _ in found}
+    wanted = {
+        (architecture, kernel, dtype, packs)
+        for architecture, kernel, dtype in itertools.product(architectures, KERNELS, cuda.ITEMSIZE)
+        for packs in (BLOCKS if kernel in cuda.MODES else [cuda.PACKS])
+    }
+    assert found
+    assert {(architecture, x.kernel, x.dtype, x.packs) for architecture, x, _ in found} == wanted
+    run = [kernel for kernel in found if not (kernel[0] in SMALL_MULTIPROCESSORS and kernel[1].packs == 8)]
+    assert [kernel for kernel in run if kernel[2].stack or kernel[2].local] == []
 
 
-@pytest.mark.parametrize("tile", BLOCKS)
-def test_main_kernels_leave_room_for_other_blocks(library, tile):
+@pytest.mark.parametrize("packs", BLOCKS)
+def test_main_kernels_leave_room_for_other_blocks(library, packs):
     """Blocks of 256 threads share 65,536 registers, which are given out by eights."""
-    report = dump(library, "--dump-resource-usage")
-    kernels = [r for r in resources(report) if any(k in r[1] for k in MAIN_KERNELS) and tile in r[1]]
-    assert kernels
-    assert [r for r in kernels if r[2]["REG"] > 65536 // (256 * BLOCKS[tile]) // 8 * 8] == []
+    found = [kernel for kernel in kernels(library) if kernel[1].kernel in cuda.MODES and kernel[1].packs == packs]
+    assert found
+    assert [kernel for kernel in found if kernel[2].registers > 65536 // (256 * BLOCKS[packs]) // 8 * 8] == []
 
 
-def test_a_spill_would_be_seen():
-    report = "arch = sm_90\n Function f:\n  REG:80 STACK:16 SHARED:0 LOCAL:0 CONSTANT[0]:1 TEXTURE:0\n"
-    assert list(resources(report)) == [("90", "f", {"REG": 80, "STACK": 16, "LOCAL": 0})]
+def test_no_shared_access_stands_between_a_copy_and_its_wait(code):
+    """The language does not promise it: the calls that commit and wait are no barriers for the compiler."""
+    copying = set()
+    for cubin in code:
+        for function in cubin.functions:
+            assert sass.accesses_before_wait(function) == [], function.name
+            if any(x.kind == "LDGSTS" for x in function.instructions):
+                copying.add((cubin.architecture, *cuda.Instance.of(function.name)[:2]))
+    assert copying == set(itertools.product((cubin.architecture for cubin in code), cuda.MODES, cuda.ITEMSIZE))
+
+
+def test_kernels_take_no_more_than_recorded(costs):
+    recorded = records.read("cuda")
+    targets = {record["target"] for record in recorded}
+    assert targets >= {f"cuda {architecture}" for architecture in ARCHITECTURES}
+    if os.environ.get("LPIPS_FAST_CUDA_ARCHS"):
+        costs = [record for record in costs if record["target"] in targets]
+        if not costs:
+            pytest.skip(f"LPIPS_FAST_CUDA_ARCHS asks for none of the recorded {', '.join(sorted(targets))}")
+    assert records.worse(costs, recorded) == []
+
+
+def test_each_path_is_counted(costs):
+    """The channels-last path of four packs is for types of four and eight bytes."""
+    for record in costs:
+        paths = {cuda.PLANAR, cuda.CHANNELS_LAST_2}
+        if cuda.ITEMSIZE[record["dtype"]] > 2:
+            paths.add(cuda.CHANNELS_LAST_4)
+        modes = cuda.MODES.get(record["kernel"], ())
+        assert set(record["ways"]) == {f"{mode}, {path}" for mode in modes for path in paths}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -1,19 +1,26 @@
 """Compiles the Triton kernels for one GPU target ahead of time, with no GPU, and prints what they cost.
 
-    python aot.py cuda 90 32            the arguments of triton's GPUTarget
-    python aot.py cuda 90 32 262144     only one backward kernel, with 262144 as its BWD_TILE
+    python -m benchmarks.cost.triton cuda 90 32                 the arguments of triton's GPUTarget
+    python -m benchmarks.cost.triton cuda 90 32 --executed      with the instructions that a thread executes
+    python -m benchmarks.cost.triton cuda 90 32 --tile 262144   only one backward kernel, with this as its BWD_TILE
 
-Each line is a JSON record: the variant, and its registers, spills to memory and fused multiply-adds. The variants are
-the ones that the operators launch on the tensors below: recorders replace the kernels, and turn the arguments of a
-launch into a signature as Triton's just-in-time compiler does. The process must not have TRITON_INTERPRET set.
+Each line is a JSON record. It names the variant, the target and the compiler, and has the registers, the spills to
+memory, the fused multiply-adds, the instructions of the code, the bytes of shared memory, the warps of a program, the
+programs of the launch, and the bytes that the launch moves if each tensor is read or written once. `executed` counts
+the instructions on the longest way through the code (sass.py; NVIDIA only); it takes as long as compiling.
+
+The variants are the ones that the operators launch on the tensors below: recorders replace the kernels, and turn the
+arguments of a launch into a signature as Triton's just-in-time compiler does. The process must not have
+TRITON_INTERPRET set.
 """
 
 from __future__ import annotations
 
+import argparse
+import functools
 import json
+import math
 import re
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -22,10 +29,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks.cost import sass
 from lpips_fast.kernels import head, trunk
 
+COMPILER = f"triton {triton.__version__}"
 ALIGNMENT = 16  # of pointers from the caching allocator; Triton also knows which integers it divides
 NAMES = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.uint8: "u8"}
+
+IN_PLACE = ("_bias_relu_kernel", "_mask_by_signs_kernel")  # they read and write their first tensor
 
 # Calls of the head: the operator, and the features' channels, size, layout and type.
 FORWARD, MAPS, BACKWARD = "fwd", "maps", "bwd"
@@ -79,9 +90,9 @@ class Recorder:
         self.launches = []
 
     def __getitem__(self, grid):
-        return self.record
+        return functools.partial(self.record, grid)
 
-    def record(self, *args, **kwargs):
+    def record(self, grid, *args, **kwargs):
         params = self.kernel.params
         values = dict(zip((p.name for p in params), args))
         options = {k: v for k, v in kwargs.items() if k not in {p.name for p in params}}
@@ -101,7 +112,16 @@ class Recorder:
                 divisible = divisible and value % ALIGNMENT == 0
             if divisible:
                 attributes[(index,)] = [["tt.divisibility", ALIGNMENT]]
-        self.launches.append((ASTSource(self.kernel, signature, constexprs, attributes), options))
+        moved = sum(touched(value) for value in values.values() if isinstance(value, torch.Tensor))
+        if self.kernel.__name__ in IN_PLACE:
+            moved += touched(args[0])
+        source = ASTSource(self.kernel, signature, constexprs, attributes)
+        self.launches.append((source, options, {"programs": math.prod(grid), "bytes": moved}))
+
+
+def touched(x):
+    """Bytes of a tensor in memory: an expanded dimension counts once."""
+    return x.element_size() * math.prod(n for n, stride in zip(x.shape, x.stride()) if stride)
 
 
 def recorded(module, kernel_name, call):
@@ -165,11 +185,28 @@ def nvidia_cost(compiled):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(compiled.asm["cubin"])
-        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)]
-        report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    registers, stack, local = (int(re.search(rf"\b{name}:(\d+)", report)[1]) for name in ("REG", "STACK", "LOCAL"))
-    fused = len(re.findall(r"\bfma\.", compiled.asm["ptx"]))
-    return {"registers": registers, "spills": stack + local, "fused": fused}
+        ((_, _, resources),) = sass.resources(sass.report(path))
+    return {
+        "registers": resources.registers,
+        "spills": resources.stack + resources.local,
+        "fused": len(re.findall(r"\bfma\.", compiled.asm["ptx"])),
+        "instructions": sass.instructions(compiled.asm["cubin"]),
+    }
+
+
+def executed(compiled, pool):
+    """The instructions that a thread executes. `pool` is a pool's kernel and stride."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(compiled.asm["cubin"])
+        (function,) = sass.disassembled(path)
+    kernel, stride = pool
+
+    def trips(loop):
+        """Only a pool with overlapping windows has loops: over the windows of a pixel, and over each one's pixels."""
+        return math.ceil(kernel / stride) ** 2 if loop.inner else kernel**2
+
+    return round(function.longest(frozenset(function.usual), 0, trips))
 
 
 def amd_cost(compiled):
@@ -177,27 +214,41 @@ def amd_cost(compiled):
 
     Divisions and roots consist of fused multiply-adds there, so the number of these says nothing and is given as 0.
     """
+    code = compiled.asm["amdgcn"]
     fields = ("vgpr_count", "private_segment_fixed_size", "vgpr_spill_count")
-    registers, *spills = (int(re.search(rf"\.{name}:\s*(\d+)", compiled.asm["amdgcn"])[1]) for name in fields)
-    return {"registers": registers, "spills": sum(spills), "fused": 0}
+    registers, *spills = (int(re.search(rf"\.{name}:\s*(\d+)", code)[1]) for name in fields)
+    instructions = len(re.findall(r"^\s+(?:[vs]|ds|global|buffer|flat|scratch)_\w+", code, re.MULTILINE))
+    return {"registers": registers, "spills": sum(spills), "fused": 0, "instructions": instructions}
 
 
-def main(backend, arch, warp_size, tile=None):
-    target = GPUTarget(backend, int(arch) if backend == "cuda" else arch, int(warp_size))
-    if backend == "hip":
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("backend", choices=("cuda", "hip"))
+    parser.add_argument("arch")
+    parser.add_argument("warp_size", type=int)
+    parser.add_argument("--executed", action="store_true")
+    parser.add_argument("--tile", type=int)
+    args = parser.parse_args()
+    target = GPUTarget(args.backend, int(args.arch) if args.backend == "cuda" else args.arch, args.warp_size)
+    if args.backend == "hip":
         torch.version.hip = "any"  # the launchers look at it
-    before_ampere = backend == "cuda" and int(arch) < 80  # there the trunk uses torch's operators
+    before_ampere = args.backend == "cuda" and int(args.arch) < 80  # there the trunk uses torch's operators
     cases = CASES if before_ampere else CASES + TRUNK_CASES
-    if tile is not None:
-        head.BWD_TILE = int(tile)
+    if args.tile is not None:
+        head.BWD_TILE = args.tile
         cases = [(BACKWARD, 512, 32, torch.channels_last, torch.float32)]
     for case in cases:
-        launches = trunk_launches(*case, backend) if isinstance(case[3], tuple) else head_launches(*case)
-        for source, options in launches:
+        of_trunk = isinstance(case[3], tuple)
+        launches = trunk_launches(*case, args.backend) if of_trunk else head_launches(*case)
+        for source, options, launch in launches:
             compiled = triton.compile(source, target=target, options=options)
-            cost = nvidia_cost(compiled) if backend == "cuda" else amd_cost(compiled)
-            print(json.dumps({"variant": " ".join(map(str, case)), **cost}), flush=True)
+            name = {"variant": " ".join(map(str, case)), "target": f"{args.backend} {args.arch}", "compiler": COMPILER}
+            cost = nvidia_cost(compiled) if args.backend == "cuda" else amd_cost(compiled)
+            if args.executed and args.backend == "cuda":
+                cost["executed"] = executed(compiled, case[3] if of_trunk else NO_POOL)
+            of_program = {"shared": compiled.metadata.shared, "warps": compiled.metadata.num_warps}
+            print(json.dumps({**name, **cost, **of_program, **launch}), flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

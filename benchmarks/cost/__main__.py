@@ -1,0 +1,5 @@
+import sys
+
+from benchmarks.cost.program import main
+
+sys.exit(main())
