@@ -1,9 +1,9 @@
 """What the head's CUDA kernels cost, read from the compiled library.
 
-csrc/head/cuda/ says what a kernel does with a tile. In the machine code of a main kernel the loop over a block's tiles
-holds a way for each path of `with_tile`. The ways that copy asynchronously are found by their wait; the one with
-barriers is `planar`. (The strided path does not copy so, and is not counted.) A loop's trips follow from what it
-touches:
+csrc/head/cuda/ says what a kernel does with a tile. In the machine code of a main kernel there is a way for each path
+of `with_tile`: in the backward within the loop over a block's tiles, in the forward through the whole function. The
+ways that copy asynchronously are found by their wait; the one with barriers is `planar`. (The strided path does not
+copy so, and is not counted.) A loop's trips follow from what it touches:
 
 - over a thread's packs: from the bytes that an iteration reads, copies or stores. A full tile has PACKS packs of each
   tensor for a thread, so nothing remains of unrolled loops;
@@ -73,20 +73,21 @@ class Instance(NamedTuple):
 
 
 class Way:
-    """The way of one path and mode through the loop over tiles.
+    """The way of one path and mode through the code for a tile.
 
     Args:
-        tiles: the loop over tiles.
+        tile: the code for a tile: the loop over tiles or, with a tile a block, the function.
         wait: the block with the path's wait for its copies.
 
     Raises:
         ValueError: the code has another form than this reader knows.
     """
 
-    def __init__(self, function: Function, instance: Instance, tiles: Loop, wait: int, mode: str) -> None:
-        self.function, self.instance, self.entry, self.wait, self.mode = function, instance, tiles.header, wait, mode
-        self.ends = {k for k in function.usual.predecessors(tiles.header) if k in tiles.blocks}
-        self.blocks = self._on_the_way(tiles.blocks)
+    def __init__(self, function: Function, instance: Instance, tile: Loop, wait: int, mode: str) -> None:
+        self.function, self.instance, self.entry, self.wait, self.mode = function, instance, tile.header, wait, mode
+        back = {k for k in function.usual.predecessors(tile.header) if k in tile.blocks}
+        self.ends = back or {k for k in tile.blocks if function.usual.out_degree(k) == 0}
+        self.blocks = self._on_the_way(tile.blocks)
         self._graph = self._entered(self.blocks)  # before anything is left out
         self._find_loops()
         if self._count(self._always(wait), "BAR") > 1:
@@ -191,7 +192,8 @@ class Way:
         stores, read = self._count(loop.own, "STG", PACK), self._read(loop.own)
         parent = self.parents.get(loop)
         if copies:
-            return packs / (copies / 2)  # the copy of a pack is two, one of them of zeros
+            unrolled = max(self._count(other.own, "LDGSTS") for other in self.parents)
+            return packs / (copies / 2) if copies == unrolled else 0  # the copy of a pack is two, one of them of zeros
         if self.path == PLANAR:
             if read:
                 return packs / stores if stores else 2 * packs * self._width(loop) / read
@@ -263,8 +265,10 @@ def _parents(loops: Iterable[Loop], parent: Loop | None = None) -> Iterator[tupl
 def ways(function: Function, instance: Instance, mode: str) -> list[Way]:
     """The ways of the paths with asynchronous copies through a main kernel."""
     waits = [k for k in sorted(function.usual) if any(x.kind == "LDGDEPBAR" for x in function.blocks[k])]
-    (tiles,) = (loop for loop in function.loops(frozenset(function.usual)) if loop.blocks.issuperset(waits))
-    return [Way(function, instance, tiles, wait, mode) for wait in waits]
+    whole = frozenset(function.usual)
+    loops = function.loops(whole)
+    (tile,) = [loop for loop in loops if loop.blocks.issuperset(waits)] or [Loop(0, whole, loops)]
+    return [Way(function, instance, tile, wait, mode) for wait in waits]
 
 
 def records(code: Iterable[sass.Code], report: str) -> list[dict[str, Any]]:

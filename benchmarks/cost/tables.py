@@ -98,8 +98,15 @@ def _programs(device: Device, name: str, code: Record, n_bytes: float, programs:
 
 
 def code_of_cuda() -> str:
-    """What nvcc made of the head's main kernels."""
-    found = [x for x in records.read("cuda") if x["kernel"] in cuda.MODES and x["dtype"] in TYPES]
+    """What nvcc made of the head's main kernels, with the tiles that some GPU of devices.py takes."""
+    code = [x for x in records.read("cuda") if x["kernel"] in cuda.MODES and x["dtype"] in TYPES]
+
+    def is_taken(x: Record) -> bool:
+        sizes = [y for y in code if all(x[name] == y[name] for name in ("target", "kernel", "dtype"))]
+        devices = (device for device in DEVICES.values() if target(device, code) == x["target"])
+        return any(chosen(device, sizes)[0] is x for device in devices)
+
+    found = list(filter(is_taken, code))
     rows = []
     for x in found:
         asked = cuda.MODES[x["kernel"]][0]

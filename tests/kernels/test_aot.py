@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 HEAD_ONLY = ("cuda 70 32",)  # the oldest GPU on which the head runs, without a record
 
+
 def compile_for(target, folder, *options):
     """The records of benchmarks/cost/triton.py. It runs in a process of its own: this one may have the interpreter."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}

@@ -27,10 +27,10 @@ struct ChannelsLastTile {
   __device__ __forceinline__ ChannelsLastTile(const Layer<T>& layer, int64_t tile, Shared<T, PACKS>& shared)
       : layer(layer),
         shared(shared),
-        lanes(layer.lanes),
-        lane(threadIdx.x % lanes),
-        places(THREADS / lanes),
-        place(threadIdx.x / lanes),
+        lanes(1 << layer.lanes_log2),
+        lane(threadIdx.x & (lanes - 1)),
+        places(THREADS >> layer.lanes_log2),
+        place(threadIdx.x >> layer.lanes_log2),
         image(static_cast<int>(tile / layer.tiles_per_image)),
         start((tile - image * layer.tiles_per_image) * (PIXELS * places)),
         left(static_cast<int>(min(layer.n_pixels - start, static_cast<int64_t>(PIXELS * places)))) {}

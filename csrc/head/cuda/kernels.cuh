@@ -26,19 +26,19 @@
 //
 // An H200's 4.8 TB/s are 36 bytes a nanosecond for each of its 132 multiprocessors. 36 KiB in flight in each of them
 // cover a loaded latency of 1 us; while one of three blocks computes, the other two have 128 KiB in flight. A tile
-// takes 1.8 us of bandwidth, so a block may spend 5.4 us on loading and computing it, and twice that in the backward,
-// which writes as much as it reads. The planar path's loops take 7 instructions an element in the forward, copies
-// included, and 16 (float) or 17 (two bytes) in the backward, with stores; these are counted in sm_90's code. A tile
-// has 32 Ki elements of two bytes or 16 Ki floats: 1.1 and 0.5 us in the forward, 2.6 and 1.2 us in the backward, at
-// four warp instructions a cycle and 1.7 GHz. A tile of C = 512 is four packs wide, 64 bytes a row, the least that uses
+// takes 1.8 us of bandwidth in the forward, and 2.7 us in the backward, which writes half as much as it reads for one
+// image's gradient. In sm_90's code a thread executes 15 instructions an element in the forward (12 for two-byte types)
+// and 25 (22) in the backward, counted by `make cost` for the planar path. A tile has 16 Ki floats or 32 Ki elements of
+// two bytes: at four warp instructions a cycle and 1.98 GHz they issue in 1.0 (1.5) us and 1.6 (2.8) us. So in two-byte
+// types instructions count as much as bytes. A tile of C = 512 is four packs wide, 64 bytes a row, the least that uses
 // whole bursts of memory; a smaller tile would be narrower.
 //
 // The small tile's figures are computed; it has not run on a GPU. An RTX 3090, 4090 or 5090 has 11, 8 or 11 bytes a
 // nanosecond for each of its 82, 128 or 170 multiprocessors. 11 KiB in flight cover 1 us; while one of two blocks
 // computes, the other has 32 KiB in flight. A single block with the large tile would have none. A tile takes 2.9 us or
-// more of bandwidth, so a block may spend 5.8 us on loading and computing it. Computing takes half of a large tile's
-// time: at most 0.6 us in the forward and 1.3 us in the backward. A tile of C = 512 is two packs wide, 32 bytes a row,
-// which is a whole burst of these cards' GDDR memory. The planar path is for up to 512 channels instead of 1024.
+// more of bandwidth in the forward, and issues its instructions in 0.8 us (1.3 us for two-byte types) on the slowest of
+// the three. A tile of C = 512 is two packs wide, 32 bytes a row, which is a whole burst of these cards' GDDR memory.
+// The planar path is for up to 512 channels instead of 1024.
 //
 // Sums over pixels have two stages of fixed order. The first leaves one number a tile (forward) or C numbers a block
 // (d_weights, with few blocks and a run of tiles for each). A second, small launch adds these up. There are no atomics,

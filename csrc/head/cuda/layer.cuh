@@ -5,7 +5,8 @@
 
 namespace lpips_fast {
 
-constexpr int THREADS = 256;
+constexpr int THREADS_LOG2 = 8;
+constexpr int THREADS = 1 << THREADS_LOG2;
 constexpr int WARPS = THREADS / 32;
 // PACKS, a parameter of the main kernels: the packs of 16 bytes that a thread has in shared memory, of f0 and of f1
 // each. kernels.cuh has the reasons for these two sizes.
@@ -58,7 +59,9 @@ struct Layer {
   int first_block;  // in the grid
   int channels;
   int width;   // W, if the layer is not linear
-  int lanes;   // planar: threads along a row of pixels; channels-last: threads along the channels of a pixel
+  // The logarithm of `lanes`, a power of two: planar: threads along a row of pixels; channels-last: threads along the
+  // channels of a pixel. With it a thread divides by shifts; a division takes 20 instructions.
+  int lanes_log2;
   bool linear;
   Path path;
 

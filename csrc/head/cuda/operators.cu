@@ -172,19 +172,20 @@ void plan(Layer<T>& layer, int packs_per_thread, int64_t n_images, int64_t heigh
       aligned(layer.weights) && std::all_of(views.begin(), views.end(), is_channels_last<T>)) {
     const int depth = packs <= 64 ? 2 : 4;
     layer.path = depth == 2 ? Path::CHANNELS_LAST_2 : Path::CHANNELS_LAST_4;
-    layer.lanes = 4;
-    while (layer.lanes * depth < packs) layer.lanes *= 2;
-    pixels = packs_per_thread / depth * (THREADS / layer.lanes);
+    layer.lanes_log2 = 2;
+    while (depth << layer.lanes_log2 < packs) ++layer.lanes_log2;
+    pixels = packs_per_thread / depth * (THREADS >> layer.lanes_log2);
   } else {
     const bool vectors = layer.linear && layer.n_pixels % VEC == 0 && channels <= THREADS / 2 * packs_per_thread &&
                          std::all_of(views.begin(), views.end(), is_planar<T>);
     layer.path = vectors ? Path::PLANAR : Path::STRIDED;
-    layer.lanes = 32;
+    layer.lanes_log2 = 5;
     const auto too_wide = [&] {
-      return channels > THREADS / layer.lanes * packs_per_thread || layer.n_pixels <= layer.lanes / 2 * VEC;
+      const int lanes = 1 << layer.lanes_log2;
+      return channels > THREADS / lanes * packs_per_thread || layer.n_pixels <= lanes / 2 * VEC;
     };
-    while (layer.lanes > 2 && too_wide()) layer.lanes /= 2;
-    pixels = layer.lanes * VEC;
+    while (layer.lanes_log2 > 1 && too_wide()) --layer.lanes_log2;
+    pixels = VEC << layer.lanes_log2;
   }
   layer.tiles_per_image = ceil_div(layer.n_pixels, pixels);
   layer.n_tiles = n_images * layer.tiles_per_image;

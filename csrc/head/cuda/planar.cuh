@@ -30,7 +30,7 @@ struct PlanarTile {
 
   const Layer<T>& layer;
   Shared<T, PACKS>& shared;
-  const int lanes, lane, groups, group, chunks;
+  const int lanes, lane, groups_log2, groups, group, chunks;
   const int image;
   const int64_t start;
   const int left;  // pixels of the image from `start` on, as far as the tile goes
@@ -38,10 +38,11 @@ struct PlanarTile {
   __device__ __forceinline__ PlanarTile(const Layer<T>& layer, int64_t tile, Shared<T, PACKS>& shared)
       : layer(layer),
         shared(shared),
-        lanes(layer.lanes),
-        lane(threadIdx.x % lanes),
-        groups(THREADS / lanes),
-        group(threadIdx.x / lanes),
+        lanes(1 << layer.lanes_log2),
+        lane(threadIdx.x & (lanes - 1)),
+        groups_log2(THREADS_LOG2 - layer.lanes_log2),
+        groups(1 << groups_log2),
+        group(threadIdx.x >> layer.lanes_log2),
         chunks(STRIDED ? max(1, (layer.channels + PACKS * groups - 1) / (PACKS * groups)) : 1),
         image(static_cast<int>(tile / layer.tiles_per_image)),
         start((tile - image * layer.tiles_per_image) * (lanes * VEC)),
@@ -82,7 +83,7 @@ struct PlanarTile {
 
   // The number of this thread's packs in a chunk. It is the same for all threads of a group.
   __device__ __forceinline__ int packs(int chunk) const {
-    return min(PACKS, (layer.channels - channel(chunk, 0) + groups - 1) / groups);
+    return min(PACKS, (layer.channels - channel(chunk, 0) + groups - 1) >> groups_log2);
   }
 
   // Without asynchronous copies, the loads of LOADS packs are in flight at a time. LOADS is 1 for chunks that are read
