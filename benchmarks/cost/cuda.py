@@ -98,8 +98,20 @@ class Way:
         self._find_loops()
 
     def executed(self, lanes: int) -> int:
-        """The instructions that a thread executes for a full tile."""
+        """The instructions that a thread executes for a full tile.
+
+        Raises:
+            ValueError: the way does not copy each of the thread's packs once.
+        """
+        if self.copies() != 4 * self.instance.packs:
+            raise ValueError(f"{self.instance}, {self.mode}, {self.path}: {self.copies()} copies on the way")
         return round(self.function.longest(self.blocks, self.entry, lambda loop: self._trips(loop, lanes)))
+
+    def copies(self) -> float:
+        """The asynchronous copies that a thread starts for a full tile: two for each pack, one of them of zeros."""
+        straight = self.blocks.difference(*(loop.blocks for loop in self.parents))
+        in_loops = sum(self._trips(loop, 1) * self._count(loop.own, "LDGSTS") for loop in self.parents)
+        return self._count(straight, "LDGSTS") + in_loops
 
     def passes(self) -> list[float]:
         """The instructions for an element of a tensor in each loop over packs that reads them, in order."""
@@ -154,12 +166,15 @@ class Way:
                     out |= self._branch(loop.header)
         else:
             # Of the instances of write_gradients one runs: the first for both images, the second for the first image.
+            # From sm_100 on there is the first alone. It branches around the stores of a gradient that nobody needs.
             if len(stores) not in (1, 3):
                 raise ValueError(f"{self.instance}: {len(stores)} instances of write_gradients")
             chosen = stores[1 if self.mode == "first gradient" and len(stores) == 3 else 0]
             for loop in stores:
                 if loop is not chosen:
                     out |= self._branch(loop.header, chosen.header)
+            if self.mode == "first gradient" and len(stores) == 1:
+                out.update([k for k in sorted(chosen.own) if self._count({k}, "STG", PACK)][1::2])
             if self.mode == "first gradient":  # sums for the weights' gradients follow, in a branch without stores
                 (over_pixels,) = (loop for loop in top if chosen.blocks <= loop.blocks)
                 for k in nx.descendants(self._graph, chosen.header) - out - over_pixels.blocks:
@@ -192,8 +207,8 @@ class Way:
         stores, read = self._count(loop.own, "STG", PACK), self._read(loop.own)
         parent = self.parents.get(loop)
         if copies:
-            unrolled = max(self._count(other.own, "LDGSTS") for other in self.parents)
-            return packs / (copies / 2) if copies == unrolled else 0  # the copy of a pack is two, one of them of zeros
+            is_remainder = self.path == PLANAR and copies < self._unrolled
+            return 0 if is_remainder else packs / (copies / 2)
         if self.path == PLANAR:
             if read:
                 return packs / stores if stores else 2 * packs * self._width(loop) / read
@@ -210,6 +225,11 @@ class Way:
             return math.log2(32 / lanes if alone else lanes)
         return 1
 
+    @property
+    def _unrolled(self) -> int:
+        """The copies in the unrolled loop over packs of the planar path. The copy of a pack is two, one of zeros."""
+        return 2 * min(4, self.instance.packs)
+
     def _width(self, loop: Loop) -> int:
         """Bytes of the widest access to packs in a loop: a pack, or a part of it."""
         return max(x.bytes for x in self.function.of(loop.blocks) if x.kind == "LDS")
@@ -220,8 +240,7 @@ class Way:
     def _is_remainder(self, block: int) -> bool:
         """Whether a block outside all loops copies or stores packs, or reads the same packs of both tensors."""
         always = [x for x in self.function.blocks[block] if x.predicate is None and x.bytes == PACK]
-        in_loops = any(self._count(loop.blocks, "LDGSTS") for loop in self.parents)
-        if (in_loops and self._count({block}, "LDGSTS")) or any(x.kind == "STG" for x in always):
+        if 0 < self._count({block}, "LDGSTS") < self._unrolled or any(x.kind == "STG" for x in always):
             return True
         reads = (x.operands for x in always if x.kind == "LDS")
         offsets = {int(found[1] or "0", 16) for x in reads if (found := re.search(r"\[\w+(?:\+(0x\w+))?\]", x))}

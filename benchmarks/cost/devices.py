@@ -6,8 +6,9 @@ as a full one. So
 
     seconds = max(bytes / bandwidth, warp instructions / (4 clock multiprocessors)) (whole waves / waves)
 
-Latencies, caches, conflicts of memory banks, the launch, and pipes narrower than the issue (float64; float32 on an
-A100; integers) are not in this model. It gives a lower bound: how far a measured time is above it is in docs/gpu.md.
+The time for the bytes is a lower bound. The time for the instructions is an estimate: each warp counts as if it took a
+thread's longest way (sass.py). Latencies, caches, conflicts of memory banks, the launch, and pipes narrower than the
+issue (float64; float32 on an A100; integers) are not in this model. docs/gpu.md has it beside measured times.
 """
 
 from __future__ import annotations

@@ -30,6 +30,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
+import lpips_fast.head.operators  # noqa: F401  loads the library
 from benchmarks.cost import cuda, records, sass, tables
 from benchmarks.cost.devices import DEVICES
 from benchmarks.cost.records import Record
@@ -42,11 +45,10 @@ TARGETS = ("cuda 80 32", "cuda 90 32", "cuda 100 32", "hip gfx942 64")
 def of_cuda() -> list[Record]:
     """Raises FileNotFoundError if there is no library with CUDA kernels, or no tool to read it."""
     spec = importlib.util.find_spec("lpips_fast._C")
-    library = Path(spec.origin) if spec is not None and spec.origin is not None else None
-    found = cuda.records(sass.of_library(library), sass.report(library)) if library is not None else []
-    if not found:
+    if spec is None or not torch._C._dispatch_has_kernel_for_dispatch_key("lpips_fast::head_fwd_cuda", "CUDA"):
         raise FileNotFoundError("the library of lpips_fast was not built with CUDA")
-    return found
+    library = Path(str(spec.origin))
+    return cuda.records(sass.of_library(library), sass.report(library))
 
 
 def of_triton() -> list[Record]:

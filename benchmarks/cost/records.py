@@ -48,6 +48,8 @@ def worse(found: Sequence[Record], recorded: Sequence[Record]) -> list[str]:
             messages.append(f"{name}: not recorded")
             continue
         slack = 0.0 if record["compiler"] == old[name]["compiler"] else SLACK
+        gone = set(old[name].get("ways", ())) - set(record.get("ways", ()))
+        messages += [f"{name}: {way} is recorded, but no longer counted" for way in sorted(gone)]
         allowed = dict(_figures(old[name]))
         for figure, value in _figures(record):
             most = allowed.get(figure)

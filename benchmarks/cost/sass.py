@@ -186,9 +186,9 @@ def accesses_before_wait(function: Function) -> list[str]:
                 continue
             if x.kind == "LDGSTS":
                 state = "copying"
-            elif x.kind == "LDGDEPBAR" and state == "copying":
+            elif x.kind == "LDGDEPBAR" and state == "copying" and x.predicate is None:
                 state = "committed"
-            elif x.kind == "DEPBAR" and state == "committed" and x.operands == "SB0, 0x0":
+            elif x.kind == "DEPBAR" and state == "committed" and x.predicate is None and x.operands == "SB0, 0x0":
                 state = "none"
             elif state != "none" and (_SHARED.match(x.opcode) or x.kind in ("EXIT", "RET")):
                 wrong[f"{x.opcode} {x.operands}"] = None

@@ -63,8 +63,8 @@ def providers(device: torch.device, compile: bool) -> dict[str, Head]:
     """The backends on the device, the reference first; with `compile`, also the reference under torch.compile."""
     found: dict[str, Head] = {}
     for backend in backends.BACKENDS:
-        if backend == "triton" and device.type == "cpu":
-            continue  # Triton's interpreter is for tests
+        if backend in ("cuda", "triton") and device.type == "cpu":
+            continue  # the tests' emulator and Triton's interpreter
         try:
             backends.choose(backend, device)
         except RuntimeError:

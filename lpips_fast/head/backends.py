@@ -39,8 +39,14 @@ def backends(device: torch.device | str | int | None = None) -> dict[str, str | 
     Args:
         device: the GPU for which 'cuda' and 'triton' are judged; the current one unless given. On "cpu" these two run
             only under the tests' emulator and Triton's interpreter. 'cpu' is always judged for the CPU.
+
+    Raises:
+        ValueError: `device` is no device.
     """
-    judged = torch.device("cuda" if device is None else device)
+    try:
+        judged = torch.device("cuda" if device is None else device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be a torch.device, its name or the index of a GPU, got {device!r}") from error
     return {name: why_not(name, torch.device("cpu") if name == "cpu" else judged) for name in BACKENDS}
 
 
@@ -75,8 +81,8 @@ def _why_not(backend: str, device: torch.device, capability: Capability | None) 
         if capability is None:
             return _why_not_cpu(device)
         return {"cuda": _why_not_cuda, "triton": _why_not_triton}[backend](device, capability)
-    except Exception as error:  # a broken installation raises anything
-        return f"{type(error).__name__}: {error}"
+    except Exception as error:  # a broken installation raises anything; torch adds lines of advice
+        return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def _is_implemented(operator: str, key: str) -> bool:
@@ -142,6 +148,8 @@ def _why_not_library(gpu: torch.device) -> str | None:
 
     The operator takes no tensor, so it is called for a dispatch key. Modes and transformations of torch do not see it.
     """
+    if not _is_implemented("cuda_error", "CUDA"):
+        return "the compiled library is of an older version of this package: build it anew"
     operator, key = torch.ops.lpips_fast.cuda_error.default, torch._C.DispatchKey.CUDA
     error = operator.redispatch(torch._C.DispatchKeySet(key), gpu.index)
     return f"the compiled library cannot use the GPU: {error}" if error else None

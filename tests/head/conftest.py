@@ -9,28 +9,22 @@ from __future__ import annotations
 import pytest
 import torch
 
-import lpips_fast
 from lpips_fast.head import backends
 
 
 def _combinations():
-    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    yield pytest.param("cuda", "cpu", id="cuda-emulated")
+    yield pytest.param("cuda", "cpu", id="cuda-emulated-100KiB", marks=pytest.mark.shared_memory(100 << 10))
+    devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
     for backend in backends.BACKENDS:
-        there = backend == "cuda"
-        if there:
-            yield pytest.param(backend, "cpu", id="cuda-emulated")
-            yield pytest.param(backend, "cpu", id="cuda-emulated-100KiB", marks=pytest.mark.shared_memory(100 << 10))
-            devices = [device for device in devices if device != "cpu"]
-        for device in devices:
-            try:
-                backends.choose(backend, torch.device(device))
-            except (ValueError, RuntimeError):
-                continue
-            there = True
+        # The emulator may be loaded already. It must not run without its fixture.
+        reasons = {d.type: backends.why_not(backend, d) for d in devices if (backend, d.type) != ("cuda", "cpu")}
+        works = [device for device, reason in reasons.items() if reason is None]
+        for device in works:
             yield pytest.param(backend, device, id=f"{backend}-{device}")
-        if not there:
-            reason = lpips_fast.backends()[backend]
-            yield pytest.param(backend, "cpu", id=backend, marks=pytest.mark.skip(reason=f"{backend}: {reason}"))
+        if not works and backend != "cuda":
+            why = pytest.mark.skip(reason=f"{backend}: {reasons}")
+            yield pytest.param(backend, "cpu", id=backend, marks=why)
 
 
 def pytest_generate_tests(metafunc):

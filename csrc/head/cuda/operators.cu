@@ -373,6 +373,7 @@ std::string cuda_error(int64_t index) {
   if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, head_mean_kernel<float>);
   cudaThreadExchangeStreamCaptureMode(&mode);
   cudaGetLastError();  // or the next launch would report it
+  if (error == cudaErrorMemoryAllocation) return "";  // a full GPU may have room later; a launch reports it
   return error == cudaSuccess ? "" : cudaGetErrorString(error);
 }
 

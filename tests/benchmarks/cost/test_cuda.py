@@ -53,8 +53,24 @@ def test_the_strided_path_is_not_counted(case):
         cuda.plan(*case)
 
 
-# A planar path: copies and two passes over eight packs, of which an iteration takes two, and what remains of them; a
-# butterfly behind each pass; the second sums what a map needs in a third.
+# A planar path: copies of each tensor's packs, four an iteration, and of what remains; two passes over eight packs, of
+# which an iteration takes two, and what remains of them; a butterfly behind each pass; the second sums what a map needs
+# in a third.
+COPY = """
+    @P0 LDGSTS.E.BYPASS.128 [R2], [R4.64], !PT
+    @!P0 LDGSTS.E.BYPASS.128 [R2], [R4.64]
+"""
+COPIES = f"""
+    .L_x_{{0}}:
+    {COPY * 4}
+    @P1 BRA `(.L_x_{{0}})
+    @P1 BRA `(.L_x_{{0}}1)
+    .L_x_{{0}}0:
+    {COPY}
+    @P1 BRA `(.L_x_{{0}}0)
+    .L_x_{{0}}1:
+    NOP
+"""
 PACKS = """
     .L_x_{0}:
     LDS.128 R4, [R2]
@@ -81,10 +97,8 @@ PLANAR = f"""
     S2R R0, SR_TID.X
     .L_x_1:
     NOP
-    .L_x_2:
-    @P0 LDGSTS.E.BYPASS.128 [R2], [R4.64], !PT
-    @!P0 LDGSTS.E.BYPASS.128 [R2], [R4.64]
-    @P1 BRA `(.L_x_2)
+    {COPIES.format(2)}
+    {COPIES.format(8)}
     LDGDEPBAR
     DEPBAR.LE SB0, 0x0
     {PACKS.format(3, "FADD R0, R0, R4")}
@@ -110,16 +124,28 @@ def test_a_planar_way():
     found = way(PLANAR, Instance("head_fwd_kernel", "float32"), "mean")
     assert found.path == "planar"
     assert found.passes() == [0.38, 0.38]  # six instructions for four packs of four floats
-    # In order: the start; copies of 8 packs; the wait; a pass and what is behind it, without what remains; two
-    # butterflies, with branch and end; the second pass; no third butterfly, for there is no map; the end.
+    # In order: the start; copies of 8 packs of each tensor, without what remains; the wait; a pass and what is behind
+    # it, without what remains; two butterflies, with branch and end; the second pass; no third butterfly, for there is
+    # no map; the end.
     for lanes, steps in ((32, 0), (4, 3)):
-        assert found.executed(lanes) == 1 + 8 * 3 + 2 + 2 * (4 * 6 + 2) + 2 * (2 + 2 * steps) + 2 + 1
+        assert found.executed(lanes) == 1 + 2 * (2 * 9 + 2) + 2 + 2 * (4 * 6 + 2) + 2 * (2 + 2 * steps) + 2 + 1
 
 
 def test_fewer_packs_take_fewer_trips():
     text = PLANAR.replace("+0x8000", "+0x4000").replace("+0x9000", "+0x5000")
     found = way(text, Instance("head_fwd_kernel", "float32", 4), "mean")
-    assert found.executed(32) == 1 + 4 * 3 + 2 + 2 * (2 * 6 + 2) + 2 * 2 + 2 + 1
+    assert found.executed(32) == 1 + 2 * (9 + 2) + 2 + 2 * (2 * 6 + 2) + 2 * 2 + 2 + 1
+    for number in (2, 8):  # as ptxas makes it where one iteration is all
+        text = text.replace(f"@P1 BRA `(.L_x_{number})\n", "")
+    straight = way(text, Instance("head_fwd_kernel", "float32", 4), "mean")
+    assert straight.copies() == 4 * 4
+    assert straight.executed(32) == found.executed(32) - 2
+
+
+def test_packs_that_are_not_copied_once_are_an_error():
+    found = way(PLANAR.replace(COPY * 4, COPY * 3), Instance("head_fwd_kernel", "float32"), "mean")
+    with pytest.raises(ValueError, match="copies on the way"):
+        found.executed(32)
 
 
 def test_code_of_another_form_is_an_error():

@@ -29,7 +29,7 @@ def test_bytes_are_those_of_the_benchmark():
 
 
 def test_no_measured_time_is_below_the_computed():
-    """The model gives a lower bound."""
+    """The model adds nothing for latency."""
     found = rows(tables.head(DEVICES["H200"], CASE, MEASURED))
     assert len(found) == 12
     assert all(float(row[-1]) >= 1 for row in found)

@@ -78,7 +78,7 @@ constexpr size_t MOST_PARAMETER_BYTES = 4096;
 constexpr int SHARED_WITHOUT_ASKING = 48 << 10;
 constexpr size_t STACK = 256 << 10;
 
-enum class State { READY, AT_BARRIER, AT_SHUFFLE, DONE };
+enum class State { DONE, READY, AT_BARRIER, AT_SHUFFLE };
 
 struct Fiber {
   void* stack_pointer;
@@ -90,6 +90,7 @@ struct Fiber {
   int offset;
   std::vector<Copy> copies;
   size_t committed;  // of the copies
+  void* fake_stack;  // AddressSanitizer's, kept from block to block
   void* tsan;
 };
 
@@ -142,14 +143,13 @@ void release(char& address) {
 void switch_to_main() {
   constexpr unsigned NO_SYNC = 1;
   if (__tsan_switch_to_fiber != nullptr) __tsan_switch_to_fiber(main_tsan, NO_SYNC);
-  void* fake = nullptr;
+  Fiber& fiber = fibers[current];
   if (__sanitizer_start_switch_fiber != nullptr) {
-    const bool last = fibers[current].state == State::DONE;  // without a place to keep it, what it has is freed
-    __sanitizer_start_switch_fiber(last ? nullptr : &fake, main_stack, main_stack_size);
+    __sanitizer_start_switch_fiber(&fiber.fake_stack, main_stack, main_stack_size);
   }
-  emulator_switch(&fibers[current].stack_pointer, main_stack_pointer);
+  emulator_switch(&fiber.stack_pointer, main_stack_pointer);
   if (__sanitizer_finish_switch_fiber != nullptr) {
-    __sanitizer_finish_switch_fiber(fake, &main_stack, &main_stack_size);
+    __sanitizer_finish_switch_fiber(fiber.fake_stack, &main_stack, &main_stack_size);
   }
 }
 
@@ -180,7 +180,7 @@ void wake(int thread) {
 
 extern "C" void emulator_thread() {
   if (__sanitizer_finish_switch_fiber != nullptr) {
-    __sanitizer_finish_switch_fiber(nullptr, &main_stack, &main_stack_size);
+    __sanitizer_finish_switch_fiber(fibers[current].fake_stack, &main_stack, &main_stack_size);
   }
   acquire(block_begins);
   (*kernel_body)();
@@ -200,8 +200,9 @@ void begin_thread(int thread) {
     fiber.stack = static_cast<char*>(memory);
     if (__tsan_create_fiber != nullptr) fiber.tsan = __tsan_create_fiber(0);
   }
-  // A thread that did not return has left the marks of its frames.
-  if (__asan_unpoison_memory_region != nullptr) __asan_unpoison_memory_region(fiber.stack, STACK);
+  if (__asan_unpoison_memory_region != nullptr && fiber.state != State::DONE) {
+    __asan_unpoison_memory_region(fiber.stack, STACK);  // a thread that did not end has left the marks of its frames
+  }
   void** top = reinterpret_cast<void**>(fiber.stack + STACK) - 2;
   *--top = nullptr;  // the return address of emulator_thread; with it the stack is as after a call
   *--top = reinterpret_cast<void*>(&emulator_thread);
