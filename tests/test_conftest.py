@@ -12,7 +12,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lpips_fast.head import backends
 from tests import conftest
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # A sitecustomize.py that hides lpips and piq from a process.
 WITHOUT = """
@@ -40,7 +43,7 @@ def test_what_compares_with_a_missing_package_is_skipped(tmp_path):
     ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *tests],
-        cwd=Path(__file__).resolve().parents[1],
+        cwd=ROOT,
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
@@ -59,7 +62,7 @@ def test_what_needs_real_weights_is_skipped_where_they_cannot_be_had(tmp_path):
     ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *tests],
-        cwd=Path(__file__).resolve().parents[1],
+        cwd=ROOT,
         env={**os.environ, "TORCH_HOME": str(tmp_path), "PIP_NO_INDEX": "1"},
         capture_output=True,
         text=True,
@@ -100,3 +103,11 @@ def test_one_process_keeps_its_order(monkeypatch):
     found = list(items)
     conftest.pytest_collection_modifyitems(found)
     assert found == items
+
+
+def test_every_backend_that_works_takes_part_in_the_heads_tests():
+    command = [sys.executable, "-m", "pytest", "tests/head/test_autograd.py", "--collect-only", "-q"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    works = [name for name in backends.BACKENDS if backends.why_not(name, torch.device("cpu")) is None]
+    for name in {*works, "cuda"}:
+        assert f"[{'cuda-emulated' if name == 'cuda' else f'{name}-cpu'}-" in listed, name
