@@ -84,6 +84,33 @@ def test_two_layouts(backend, device, layouts):
     check_against_oracle(backend, feats0, feats1, weights)
 
 
+# Views that miss what whole vectors need by one thing, and sizes at which a short way ends: N, C, H and W; elements
+# before the first; elements between the images.
+VIEWS = {
+    "one column": ((2, 8, 5, 1), 0, 0),
+    "one image of one channel": ((1, 1, 3, 5), 0, 0),
+    "misaligned": ((2, 16, 4, 4), 1, 0),
+    "images misaligned": ((2, 16, 4, 4), 0, 1),
+    "many tiles an image": ((1, 2, 190, 190), 0, 0),
+}
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("layout", ("nchw", "channels_last"))
+@pytest.mark.parametrize("view", VIEWS)
+def test_views(backend, device, view, layout, dtype):
+    (n, c, h, w), before, between = VIEWS[view]
+    strides = (h * w, w, 1) if layout == "nchw" else (1, w * c, c)
+    gen = torch.Generator().manual_seed(0)
+    feats = []
+    for _ in range(2):
+        memory = torch.randn(before + n * (c * h * w + between), generator=gen).to(dtype).to(device)
+        feats.append([memory.as_strided((n, c, h, w), (c * h * w + between, *strides), before)])
+    weights = [torch.rand(c + 1, generator=gen)[1:].to(device)]
+    moves = c > 1  # the normalised value of one channel is its sign, whose gradient is rounding
+    check_against_oracle(backend, *feats, weights, needs=(moves, moves, True))
+
+
 @pytest.mark.parametrize("needs", [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)])
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 @pytest.mark.parametrize("net,layout", (("odd", "nchw"), ("wide", "channels_last"), ("vgg", "channels_last")))
@@ -187,18 +214,18 @@ def test_nan_in_nan_out(backend, device, layout, bad):
         assert g[[0, 2]].isfinite().all()
 
 
-@pytest.mark.parametrize("layout", ("nchw", "channels_last"))
+@pytest.mark.parametrize("layout", ("nchw", "channels_last", "planes"))
 def test_more_than_2_31_elements_apart(backend, device, layout):
-    """The second image starts beyond 2^31 elements; the memory of the gap is reserved and never touched."""
+    """The second image, or the ninth plane, is 2^31 elements away; memory between is reserved and never touched."""
     if device != "cpu":
         pytest.skip("a GPU does not reserve memory lazily; see the expanded view below")
-    c, h, w, gap = 8, 5, 4, 2**31 + 64
-    storage = torch.empty(gap + c * h * w, dtype=torch.float16)
-    strides = (gap, h * w, w, 1) if layout == "nchw" else (gap, 1, w * c, c)
-    far = storage.as_strided((2, c, h, w), strides)
+    n, c, h, w, gap = (1, 9, 2, 4, 2**31 // 8) if layout == "planes" else (2, 8, 5, 4, 2**31 + 64)
+    strides = {"nchw": (gap, h * w, w, 1), "channels_last": (gap, 1, w * c, c), "planes": (0, gap, w, 1)}[layout]
+    storage = torch.empty(2**31 + 64 + c * h * w, dtype=torch.float16)
+    far = storage.as_strided((n, c, h, w), strides)
     gen = torch.Generator().manual_seed(0)
-    far.copy_(torch.rand(2, c, h, w, generator=gen))
-    near = torch.rand(2, c, h, w, generator=gen).half()
+    far.copy_(torch.rand(n, c, h, w, generator=gen))
+    near = torch.rand(n, c, h, w, generator=gen).half()
     check_against_oracle(backend, [far], [near], [torch.rand(c, generator=gen)])
 
 

@@ -74,9 +74,9 @@ class Emulator:
         self._file = ctypes.c_char_p(file.encode())  # the library keeps the pointer
         self._library.emulator_leave_out_barrier(self._file, line)
 
-    def shared_memory_of_launch(self) -> int:
-        """Bytes of dynamic shared memory that the last launch asked for."""
-        return self._library.emulator_shared_memory_of_launch()
+    def shared_memory_of_main_kernel(self) -> int:
+        """Bytes of dynamic shared memory of a block in the last launch that asked for any."""
+        return self._library.emulator_shared_memory_of_main_kernel()
 
 
 @functools.cache

@@ -105,6 +105,7 @@ const std::function<void()>* kernel_body;
 // dynamic, of which a launch uses the beginning.
 unsigned char *shared_begin, *dynamic_begin;
 size_t shared_size, dynamic_size;
+size_t last_dynamic_size;  // that was not 0
 std::string error;  // of the last launch that failed
 bool failed;
 Place left_out{"", 0};
@@ -385,6 +386,7 @@ cudaError_t launch(
 
   dynamic_begin = dynamic_shared_memory();
   dynamic_size = config.dynamicSmemBytes;
+  if (dynamic_size > 0) last_dynamic_size = dynamic_size;
   dl_iterate_phdr(find_shared_memory, nullptr);
   if (__asan_poison_memory_region != nullptr) {
     __asan_unpoison_memory_region(dynamic_begin, MOST_SHARED_MEMORY);
@@ -443,7 +445,6 @@ void emulator_set_shared_memory(int bytes_per_multiprocessor) {
   emulator::shared_per_multiprocessor = bytes_per_multiprocessor;
 }
 
-// Dynamic shared memory of the last launch.
-int emulator_shared_memory_of_launch() { return static_cast<int>(emulator::dynamic_size); }
+int emulator_shared_memory_of_main_kernel() { return static_cast<int>(emulator::last_dynamic_size); }
 
 }  // extern "C"

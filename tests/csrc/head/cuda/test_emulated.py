@@ -53,6 +53,22 @@ def test_the_order_of_threads_changes_nothing(emulator, case):
             assert are_equal(results(case, dtype), expected), f"{dtype}, seed {seed}"
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_two_blocks_fit_in_each_multiprocessor(emulator, dtype):
+    """With the larger tile where two of its blocks fit; CUDA reserves 1 KiB for each block."""
+    case, reserved, blocks = FEW_TILES[0], 1 << 10, {}
+    for kibibytes in (100, 164, 228):
+        emulator.reset(shared_memory=kibibytes << 10)
+        results(case, dtype)
+        blocks[kibibytes] = emulator.shared_memory_of_main_kernel()
+        assert 2 * (blocks[kibibytes] + reserved) <= kibibytes << 10
+    assert blocks[164] == blocks[228] > blocks[100]
+    for bytes_of_two, larger in ((2 * (blocks[228] + reserved), True), (2 * (blocks[228] + reserved) - 1, False)):
+        emulator.reset(shared_memory=bytes_of_two)
+        results(case, dtype)
+        assert (emulator.shared_memory_of_main_kernel() == blocks[228]) == larger
+
+
 @pytest.fixture(scope="module")
 def expected():
     return {}
