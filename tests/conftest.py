@@ -49,7 +49,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "shared_memory(bytes): of a multiprocessor that the emulator has")
+    config.addinivalue_line("markers", "shared_memory(bytes): the shared memory of an emulated multiprocessor")
 
 
 def pytest_collection_modifyitems(items):
@@ -85,8 +85,8 @@ def _seed():
 def emulator(request):
     """The head's CUDA kernels on the CPU. Each test has an order of threads of its own.
 
-    The mark `shared_memory` says how many bytes of it each of the emulated device's multiprocessors has. Memory that
-    torch allocates begins as NaNs, as it does with deterministic algorithms: what a kernel does not write is seen.
+    The mark `shared_memory` gives the bytes of an emulated multiprocessor. With deterministic algorithms torch fills
+    the memory that it allocates with NaNs: a test sees what a kernel does not write.
     """
     try:
         loaded = load_emulator()

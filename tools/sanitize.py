@@ -28,7 +28,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAD = ("tests/head/test_operators.py", "tests/csrc/head/cuda/test_emulated.py")
+HEAD = ("tests/head/test_operators.py", "tests/head/test_backends.py", "tests/csrc/head/cuda/test_emulated.py")
 TESTS = (
     *HEAD,
     "tests/head/test_emulator.py",
@@ -50,6 +50,8 @@ def main() -> int:
     steps = {"address": address, "thread": thread, "coverage": coverage}
     name, *arguments = sys.argv[1:] or [""]
     if name not in steps:
+        if name and not name.startswith(("-", "tests")):
+            sys.exit(f"the first argument is {', '.join(steps)}, a test or an option of pytest, not {name!r}")
         arguments = sys.argv[1:]
     for step in [steps[name]] if name in steps else steps.values():
         with tempfile.TemporaryDirectory(prefix="lpips_fast-sanitize-") as folder:
@@ -122,7 +124,9 @@ def executions(files: Iterable[dict], folder: Path) -> dict[tuple[str, int], int
 
 
 def pytest(folder: Path, options: dict[str, str], *arguments: str, quiet: bool = False) -> int:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
+    # A report goes to the process's own stderr, and the process ends with it: pytest must not hold it back.
+    options_of_pytest = ["-q", "-x", "-p", "no:cacheprovider", "--capture=sys"]
+    command = [sys.executable, "-m", "pytest", *options_of_pytest, *arguments]
     output = subprocess.DEVNULL if quiet else None
     environment = {**os.environ, **options}
     return subprocess.run(command, cwd=folder, env=environment, stdout=output, stderr=output).returncode

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lpips_fast.head.operators import HeadInput, Norm
 from lpips_fast.head.reference import head_maps_ref, head_ref
 from lpips_fast.trunk import gpu_layers
-from lpips_fast.trunk.execute import FrozenTrunk, run, run_backward
+from lpips_fast.trunk.execute import FrozenTrunk, run
 from lpips_fast.trunk.gpu_layers import HeadGradient
 from lpips_fast.trunk.module import Trunk
 from lpips_fast.trunk.program import Pool
@@ -259,32 +259,6 @@ def test_trunk(net):
         torch.testing.assert_close(tap.double(), e, rtol=rtol, atol=atol * e.abs().max().item())
     (d_found,) = torch.autograd.grad(found, images[1], [nhwc(d.float()) for d in d_taps])
     assert F.cosine_similarity(d_found.double().flatten(), d_expected[1].flatten(), dim=0) > 0.9999
-
-
-@pytest.mark.parametrize("net", NETS)
-def test_trunk_and_head_backward_in_one(net):
-    """The backward that also computes the head's gradients, against the one that is given them."""
-    torch.manual_seed(0)
-    trunk = Trunk(net).to(DEVICE).requires_grad_(False)
-    images = [torch.rand(2, 3, 36, 33, device=DEVICE) * 2 - 1 for _ in range(2)]
-    _, triton = settings(trunk, torch.float32)
-    tensors = trunk.tensors(triton, gradient=True)
-    taps, signs = run(triton, images, (None, None), tensors, keep=True)
-    weights = [torch.rand(t.shape[1], device=DEVICE) for t in taps]
-    pairs = [t.split(2) for t in taps]
-    grads = [torch.rand(2, 1, 1, 1, device=DEVICE).expand(2, 1, *t.shape[2:]) for t in taps]
-    merged = [
-        HeadGradient(g, f0.shape[2] * f0.shape[3], f0, f1, w, 1e-10, True)
-        for g, (f0, f1), w in zip(grads, pairs, weights, strict=True)
-    ]
-    leaves = [t.detach().requires_grad_() for t in taps]
-    halves = [t.split(2) for t in leaves]
-    value = head_ref(HeadInput([h[0] for h in halves], [h[1] for h in halves], weights, Norm()))
-    d_taps = torch.autograd.grad(value, leaves, torch.stack([g[:, 0, 0, 0] for g in grads], dim=1))
-    size = images[0].shape[1:]
-    found = run_backward(triton, size, (None, None), tensors, taps, signs, merged)
-    expected = run_backward(triton, size, (None, None), tensors, taps, signs, d_taps)
-    torch.testing.assert_close(found, expected, rtol=0, atol=TAPS_TOLERANCE["atol"] * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("net", ("alex", "vgg"))

@@ -131,9 +131,10 @@ COUNTS = {"alex": (4, 2, 0, 0, 5), "vgg": (11, 3, 1, 7, 5), "squeeze": (16, 3, 0
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_operators(make_gpu, net):
-    """What docs/gpu.md says of the metric, a step and a step with grad_in_forward."""
-    fn, (in0, in1) = make_gpu(net), to_device(*pair(1, *SIZE[net]))
+def test_operators(make_gpu, make_exact, net):
+    """What docs/gpu.md says of the metric, a step and a step with grad_in_forward; and that they give one value."""
+    fn, images = make_gpu(net), pair(1, *SIZE[net])
+    exact, (in0, in1) = make_exact(net)(*exactly(*images)), to_device(*images)
     convolutions, pools, bias_relus, signs, taps = COUNTS[net]
 
     def operators(*images):
@@ -141,6 +142,7 @@ def test_operators(make_gpu, net):
             value = fn(*images)
             if value.requires_grad:
                 value.sum().backward()
+        assert_close(value, exact, VALUE_TOLERANCE[torch.float32])
         return operators.calls
 
     def expected(runs, **others):

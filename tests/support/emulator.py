@@ -31,11 +31,12 @@ SOURCES = ROOT / "tests" / "head" / "emulator"
 CSRC = ROOT / "csrc"
 FOLDER = ROOT / "build" / "emulator"
 
-# Sums may be fused with products, as nvcc does. Shared memory changes its type, as CUDA allows.
 FLAGS = ("-std=c++20", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-Wno-attributes", "-Wno-maybe-uninitialized")
+# The compiler may fuse products and sums, as nvcc does. Shared memory changes its type, as CUDA allows.
 KERNEL_FLAGS = ("-O1", "-ffp-contract=fast", "-fno-strict-aliasing", "-DTORCH_TARGET_VERSION=0x020b000000000000")
 SANITIZERS = {
     "": (),
+    "0": (),
     "1": ("-g", "-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"),
     "thread": ("-g", "-fsanitize=thread"),
     "coverage": ("-O0", "--coverage"),
@@ -55,7 +56,7 @@ class Emulator:
         self.reset()
 
     def reset(self, seed: int = 0, shared_memory: int = 228 << 10) -> None:
-        """Begins a new order of threads, with all barriers.
+        """Sets the order of threads, and brings back a barrier that was left out.
 
         Args:
             shared_memory: bytes of a multiprocessor of the emulated device: 228 KiB of sm_90 and sm_100, 164 KiB of
@@ -70,7 +71,7 @@ class Emulator:
         self._library.emulator_set_seed(ctypes.c_uint64(seed))
 
     def leave_out_barrier(self, file: str, line: int) -> None:
-        """Takes the barrier at a line of a file of csrc/head/cuda for nothing."""
+        """Ignores the barrier at a line of a file of csrc/head/cuda."""
         self._file = ctypes.c_char_p(file.encode())  # the library keeps the pointer
         self._library.emulator_leave_out_barrier(self._file, line)
 
@@ -79,15 +80,25 @@ class Emulator:
         return self._library.emulator_shared_memory_of_main_kernel()
 
 
-@functools.cache
 def load() -> Emulator:
-    """Builds the emulator, unless it is there, and loads it.
+    """Builds the emulator, unless it is there, and loads it, once for the process.
 
     Raises:
         Unavailable: the machine lacks what it takes to build it.
         RuntimeError: the compiler refuses the source.
     """
-    return Emulator(build(SOURCES / "operators.cpp", CSRC))
+    found = _loaded()
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+@functools.cache
+def _loaded() -> Emulator | Exception:
+    try:
+        return Emulator(build(SOURCES / "operators.cpp", CSRC))
+    except (Unavailable, RuntimeError) as error:
+        return error
 
 
 def build(kernels: Path, *folders: Path) -> Path:

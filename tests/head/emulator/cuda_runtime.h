@@ -23,7 +23,7 @@
 #define __shared__ thread_local  // a block runs in one thread of the operating system, whose memory is its shared memory
 #define __launch_bounds__(...)
 #define __grid_constant__
-#define __forceinline__ inline  // always inlined, a sanitizer's code takes minutes to compile
+#define __forceinline__ inline  // forced inlining makes a sanitizer's build take minutes
 
 extern uint3 threadIdx, blockIdx;
 extern dim3 gridDim;
@@ -54,7 +54,7 @@ void commit_copies();
 std::vector<Copy> take_copies(size_t prior);  // which the running thread waits for
 bool in_shared_memory(const void* memory);
 
-// Dynamic shared memory of the calling thread; operators.cpp, which has the kernels, defines it.
+// Dynamic shared memory of the calling thread. The file with the kernels defines it.
 constexpr size_t MOST_SHARED_MEMORY = 227 << 10;  // of a block, in the devices with the most
 unsigned char* dynamic_shared_memory();
 

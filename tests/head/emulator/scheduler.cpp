@@ -1,10 +1,10 @@
 // Runs kernels on the CPU, a block at a time. The block's threads are fibers, with stacks of their own in one thread of
-// the operating system. They take turns at barriers, shuffles and some reads of global memory, in an order drawn from a
+// the operating system. They take turns at barriers, shuffles, asynchronous copies and __ldg, in an order drawn from a
 // seed. A block's shared memory begins as NaNs.
 //
-// What a GPU would not report is an error here: a barrier or shuffle that some threads do not reach, an asynchronous
-// copy without a wait, a launch with parameters or shared memory that no device takes. The error ends the launch, which
-// returns it as CUDA would.
+// These are errors: a barrier or shuffle that some threads do not reach, an asynchronous copy without a wait, and a
+// launch with parameters or shared memory that the oldest of the devices does not take. An error ends the launch, which
+// returns it as CUDA would. A GPU would not report the first two.
 //
 // AddressSanitizer and ThreadSanitizer are told about the fibers. To ThreadSanitizer, a barrier alone orders what two
 // fibers do, so that it reports each pair of accesses that needs a barrier and has none.
@@ -74,7 +74,7 @@ namespace {
 
 constexpr int WARP = 32;
 constexpr int MOST_THREADS = 1024;
-constexpr size_t MOST_PARAMETER_BYTES = 4096;
+constexpr size_t MOST_PARAMETER_BYTES = 4096;  // for the oldest CUDA and devices; newer ones take 32,764
 constexpr int SHARED_WITHOUT_ASKING = 48 << 10;
 constexpr size_t STACK = 256 << 10;
 
@@ -263,7 +263,7 @@ void run_block() {
     if (thread >= 0) {
       switch_to(thread);
     } else {
-      // Barriers and shuffles see by themselves which of them can never end, except in different warps.
+      // A barrier and a shuffle report what they can see. They cannot see that the rest of the threads wait elsewhere.
       failed = true;
       error = "deadlock: some threads wait at a barrier, others at a shuffle";
     }
@@ -438,7 +438,7 @@ const char* cudaGetErrorString(cudaError_t error) {
 
 void emulator_set_seed(uint64_t seed) { emulator::random_state = seed; }
 
-// `file` is the end of a path, and must outlive its use. Line 0 leaves out nothing.
+// `file` is a part of the path, and must outlive its use. Line 0 leaves out nothing.
 void emulator_leave_out_barrier(const char* file, int line) { emulator::left_out = {file, line}; }
 
 void emulator_set_shared_memory(int bytes_per_multiprocessor) {
