@@ -84,30 +84,37 @@ def test_two_layouts(backend, device, layouts):
     check_against_oracle(backend, feats0, feats1, weights)
 
 
-# Views that miss what whole vectors need by one thing, and sizes at which a short way ends: N, C, H and W; elements
-# before the first; elements between the images.
+# Views that miss by one thing what accesses of whole vectors need, and sizes at which a short way ends: elements before
+# the first; N, C, H and W; strides.
 VIEWS = {
-    "one column": ((2, 8, 5, 1), 0, 0),
-    "one image of one channel": ((1, 1, 3, 5), 0, 0),
-    "misaligned": ((2, 16, 4, 4), 1, 0),
-    "images misaligned": ((2, 16, 4, 4), 0, 1),
-    "many tiles an image": ((1, 2, 190, 190), 0, 0),
+    "offset": (1, (2, 16, 4, 8), (512, 32, 8, 1)),
+    "image stride": (0, (2, 16, 4, 8), (513, 32, 8, 1)),
+    "plane stride": (0, (2, 16, 4, 8), (528, 33, 8, 1)),
+    "rows": (0, (2, 16, 4, 8), (1024, 64, 16, 1)),
+    "pixels": (0, (2, 16, 3, 5), (256, 16, 5, 1)),
+    "one column": (0, (2, 8, 5, 1), (40, 5, 1, 1)),
+    "one channel": (0, (1, 1, 3, 5), (15, 15, 5, 1)),
+    "many tiles": (0, (1, 2, 190, 190), (72200, 36100, 190, 1)),
+    "channels-last, offset": (1, (2, 16, 4, 8), (512, 1, 128, 16)),
+    "channels-last, image stride": (0, (2, 16, 4, 8), (513, 1, 128, 16)),
+    "channels-last, pixel stride": (0, (2, 16, 4, 8), (1024, 1, 136, 17)),
+    "channels-last, rows": (0, (2, 16, 4, 8), (1024, 1, 136, 16)),
+    "channels-last, channels": (0, (2, 13, 4, 8), (512, 1, 128, 16)),
+    "channels-last, weights": (0, (2, 16, 4, 8), (512, 1, 128, 16)),
 }
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-@pytest.mark.parametrize("layout", ("nchw", "channels_last"))
 @pytest.mark.parametrize("view", VIEWS)
-def test_views(backend, device, view, layout, dtype):
-    (n, c, h, w), before, between = VIEWS[view]
-    strides = (h * w, w, 1) if layout == "nchw" else (1, w * c, c)
+def test_views(backend, device, view, dtype):
+    offset, shape, strides = VIEWS[view]
     gen = torch.Generator().manual_seed(0)
-    feats = []
-    for _ in range(2):
-        memory = torch.randn(before + n * (c * h * w + between), generator=gen).to(dtype).to(device)
-        feats.append([memory.as_strided((n, c, h, w), (c * h * w + between, *strides), before)])
-    weights = [torch.rand(c + 1, generator=gen)[1:].to(device)]
-    moves = c > 1  # the normalised value of one channel is its sign, whose gradient is rounding
+    size = offset + 1 + sum((n - 1) * stride for n, stride in zip(shape, strides))
+    memory = [torch.full((size,), torch.nan, dtype=dtype, device=device) for _ in range(2)]
+    feats = [[m.as_strided(shape, strides, offset).copy_(torch.randn(shape, generator=gen))] for m in memory]
+    first = view.endswith("weights")
+    weights = [torch.rand(shape[1] + first, generator=gen)[first:].to(device)]
+    moves = shape[1] > 1  # the normalised value of one channel is its sign, whose gradient is rounding
     check_against_oracle(backend, *feats, weights, needs=(moves, moves, True))
 
 

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.features import in_layout
+from lpips_fast.head.operators import HeadInput, Norm
+from lpips_fast.head.reference import head_bwd_ref
+from tests.support.comparisons import assert_all_close
+from tests.support.features import in_layout, to_float64
+from tests.support.tolerances import HEAD_GRAD_TOLERANCE
 
 ROOT = Path(__file__).parents[4]
 CUDA = ROOT / "csrc" / "head" / "cuda"
@@ -19,20 +23,24 @@ BARRIERS = [
 ]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
-# N, channels, size, layout. With 520 tiles, some blocks take two for the gradients to the weights.
+# N, channels, size, layout. With 521 tiles, all blocks but the last take two for the gradients to the weights.
 FEW_TILES = [(1, 300, (3, 4), "nchw"), (1, 200, (9, 9), "channels_last"), (1, 1500, (3, 5), "sliced")]
-MANY_TILES = [(520, 8, (1, 4), "nchw"), (520, 8, (1, 1), "channels_last"), (520, 3, (1, 1), "sliced")]
+MANY_TILES = [(521, 8, (1, 4), "nchw"), (521, 8, (1, 1), "channels_last"), (521, 3, (1, 1), "sliced")]
 
 
-def results(case, dtype=torch.float32):
-    """Values, maps, gradients with and without those to the weights; of many tiles, the gradients with them alone."""
+def inputs(case, dtype=torch.float32):
     n, channels, size, layout = case
     gen = torch.Generator().manual_seed(0)
     feats = [[in_layout(torch.rand(n, channels, *size, generator=gen).to(dtype), layout)] for _ in range(2)]
     weights = [torch.rand(channels, generator=gen, dtype=torch.float64 if dtype == torch.float64 else torch.float32)]
-    operands = (*feats, weights, 1e-10, False)
+    return HeadInput(*feats, weights, Norm())
+
+
+def results(case, dtype=torch.float32):
+    """Values, maps, gradients with and without those to the weights; of many tiles, the gradients with them alone."""
+    operands = inputs(case, dtype).operands()
     lpips = torch.ops.lpips_fast
-    grads = [torch.ones(n, 1, dtype=weights[0].dtype)]
+    grads = [torch.ones(case[0], 1, dtype=operands[2][0].dtype)]
     found = lpips.head_bwd_cuda(grads, *operands, True, True, True, True)
     if case in FEW_TILES:
         found += lpips.head_bwd_cuda(grads, *operands, True, True, True, False)
@@ -51,6 +59,17 @@ def test_the_order_of_threads_changes_nothing(emulator, case):
         for seed in range(4 if case in FEW_TILES else 1):
             emulator.set_seed(seed)
             assert are_equal(results(case, dtype), expected), f"{dtype}, seed {seed}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", MANY_TILES, ids=str)
+def test_blocks_with_several_tiles(emulator, case, dtype):
+    feats0, feats1, weights, norm = inputs(case, dtype)
+    exact = HeadInput(*map(to_float64, (feats0, feats1, weights)), norm)
+    grads = [torch.ones(case[0], 1, dtype=torch.float64)]
+    expected = head_bwd_ref(exact, grads, mean=True, need0=True, need1=True, need_weights=True)
+    for found, e in zip(results(case, dtype), expected, strict=True):
+        assert_all_close([found], [e], HEAD_GRAD_TOLERANCE, "gradient")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
