@@ -166,7 +166,8 @@ class Way:
                     out |= self._branch(loop.header)
         else:
             # Of the instances of write_gradients one runs: the first for both images, the second for the first image.
-            # From sm_100 on there is the first alone. It branches around the stores of a gradient that nobody needs.
+            # From sm_100 on, and for the small tile, there is the first alone. It branches around the stores of a
+            # gradient that nobody needs.
             if len(stores) not in (1, 3):
                 raise ValueError(f"{self.instance}: {len(stores)} instances of write_gradients")
             chosen = stores[1 if self.mode == "first gradient" and len(stores) == 3 else 0]

@@ -1,4 +1,4 @@
-"""GPUs as their makers describe them, and the least time that a kernel takes on one.
+"""GPUs as their makers describe them, and a model of the time that a kernel takes on one.
 
 A kernel cannot be faster than memory delivers its bytes, nor than the multiprocessors issue its instructions: each
 issues four warp instructions a cycle. Blocks run in waves of as many as fit at a time, and the last wave takes as long
@@ -56,7 +56,7 @@ class Device(NamedTuple):
         return warp_instructions / (ISSUED * self.clock * self.multiprocessors)
 
     def seconds(self, n_bytes: float, warp_instructions: float, blocks: int, resident: int) -> float:
-        """The least time of a launch of `blocks` blocks."""
+        """The time of a launch of `blocks` blocks."""
         waves = blocks / (resident * self.multiprocessors)
         longest = max(self.memory_seconds(n_bytes), self.issue_seconds(warp_instructions))
         return longest * math.ceil(waves) / waves if blocks else 0.0

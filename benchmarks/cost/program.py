@@ -1,8 +1,8 @@
-"""What the compiled GPU kernels cost: registers, memory, instructions, and the least time on a GPU. No GPU is needed.
+"""What the compiled GPU kernels cost: registers, memory, instructions, and a GPU's time for them. No GPU is needed.
 
     python -m benchmarks.cost [--only cuda triton] [--record]
-    python -m benchmarks.cost --table code layers head devices triton [--device H200] [--case vgg:32:256]
-                              [--measured head.jsonl]
+    python -m benchmarks.cost --table code layers head devices triton [--device H200] [--bandwidth 4.8e12]
+                              [--clock 1.98e9] [--case vgg:32:256] [--measured head.jsonl]
 
 The first form reads the head's CUDA kernels from the built library, compiles the Triton kernels for four targets (some
 minutes), and compares both with the records in benchmarks/results/compiled/. Where a kernel takes more it says so, and
@@ -14,8 +14,8 @@ The second form prints tables from the records:
               tile (NCHW), and in all, with the start of a tile and the sums between passes
     triton    what Triton made of its kernels, and the share of a GPU's bandwidth that their instructions allow
     layers    the head's CUDA kernels by layer: bytes, and the times for them and for the instructions
-    head      the head as a whole: the least time by the model of devices.py, and measured times if there are any
-    devices   the same for the GPUs of devices.py: the least time, and the time for the instructions in parts of the
+    head      the head as a whole: the time by the model of devices.py, and measured times if there are any
+    devices   the same for the GPUs of devices.py: the time, and the time for the instructions in parts of the
               time for the bytes
 """
 
@@ -39,6 +39,7 @@ from benchmarks.cost.records import Record
 from benchmarks.kernels import parsed
 from lpips_fast.bench.cases import Case
 
+FIGURES = {"bandwidth": "bytes a second", "clock": "hertz"}  # of a device that may be given
 TARGETS = ("cuda 80 32", "cuda 90 32", "cuda 100 32", "hip gfx942 64")
 
 
@@ -75,11 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--record", action="store_true", help="write the records anew")
     parser.add_argument("--table", nargs="+", choices=("code", "triton", "layers", "head", "devices"))
     parser.add_argument("--device", choices=tuple(DEVICES), default="H200")
+    for name, meaning in FIGURES.items():
+        parser.add_argument(f"--{name}", type=float, help=f"{meaning}, in place of the device's own")
     parser.add_argument("--case", type=parsed, default=Case("vgg", 32, 256), help="NET:PAIRS:SIZE")
     parser.add_argument("--measured", type=Path, help="with --table head: records of lpips-fast bench head")
     args = parser.parse_args(arguments)
     if args.table:
-        device = DEVICES[args.device]
+        given = {name: getattr(args, name) for name in FIGURES if getattr(args, name) is not None}
+        device = DEVICES[args.device]._replace(**given)
         texts = {
             "code": tables.code_of_cuda,
             "triton": lambda: tables.code_of_triton(device),

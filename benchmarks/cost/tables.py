@@ -1,4 +1,4 @@
-"""Tables of what compiled kernels cost, and of the least time that follows from it on a GPU.
+"""Tables of what compiled kernels cost, and of the time that follows from it on a GPU.
 
 All of it is computed, except for times that are called measured.
 """

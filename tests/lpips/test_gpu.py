@@ -363,7 +363,7 @@ def test_an_image_with_a_nan_has_a_nan_distance(make_gpu, net, precision):
 
 
 def test_gradient_of_the_gradient(make_gpu, make_exact):
-    """By torch's layers, from the tensors of the GPU's. So is a batch of gradients."""
+    """torch's layers compute it, and a batch of gradients, from the tensors of the GPU's layers."""
     in0, in1 = pair(2, *SIZE["alex"])
     found, expected = [], []
     for module, images, results in (

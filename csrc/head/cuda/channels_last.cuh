@@ -134,13 +134,20 @@ struct ChannelsLastTile {
   __device__ __forceinline__ void backward(Norm<A> norm, bool first) const {
     load_tile();
     const bool need0 = layer.d0.data != nullptr, need1 = layer.d1.data != nullptr;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000  // three instances would spill registers here
-    if (need0 || need1) write_gradients<true, true>(norm);
+    // One instance computes both gradients where three would spill registers, and for the small tile, whose GPUs wait
+    // for memory whatever is computed.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+    constexpr bool ONE_INSTANCE = true;
 #else
-    if (need0 && need1) write_gradients<true, true>(norm);
-    if (need0 && !need1) write_gradients<true, false>(norm);
-    if (!need0 && need1) write_gradients<false, true>(norm);
+    constexpr bool ONE_INSTANCE = PACKS == SMALL_TILE;
 #endif
+    if constexpr (ONE_INSTANCE) {
+      if (need0 || need1) write_gradients<true, true>(norm);
+    } else {
+      if (need0 && need1) write_gradients<true, true>(norm);
+      if (need0 && !need1) write_gradients<true, false>(norm);
+      if (!need0 && need1) write_gradients<false, true>(norm);
+    }
     if (layer.partials != nullptr) add_weight_sums(norm, first);
   }
 
@@ -149,7 +156,7 @@ struct ChannelsLastTile {
     return layer.grad.data[image * layer.grad.stride_n + pixel(i) * layer.grad.stride_w] * layer.grad_scale;
   }
 
-  // Writes the gradients that are needed, and computes no others.
+  // Computes these gradients, and writes those of them that are needed.
   template <bool NEED0, bool NEED1>
   __device__ __forceinline__ void write_gradients(Norm<A> norm) const {
 #pragma unroll 1

@@ -60,7 +60,7 @@ struct Layer {
   int channels;
   int width;   // W, if the layer is not linear
   // The logarithm of `lanes`, a power of two: planar: threads along a row of pixels; channels-last: threads along the
-  // channels of a pixel. With it a thread divides by shifts; a division takes 20 instructions.
+  // channels of a pixel. With it a thread divides by shifts.
   int lanes_log2;
   bool linear;
   Path path;

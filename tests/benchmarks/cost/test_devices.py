@@ -1,4 +1,4 @@
-"""What fits on a multiprocessor, and the model of the least time."""
+"""What fits on a multiprocessor, and the model of time."""
 
 from __future__ import annotations
 

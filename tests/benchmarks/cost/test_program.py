@@ -44,3 +44,10 @@ def test_what_cannot_be_read_is_said(capsys, monkeypatch):
     assert program.main(["--record"]) == 1
     assert "triton: triton is not installed" in capsys.readouterr().out
     assert records.read("cuda") == RECORDS
+
+
+def test_figures_of_a_device_may_be_given(monkeypatch):
+    asked = []
+    monkeypatch.setattr(program.tables, "layers", lambda device, case: asked.append(device) or "")
+    assert program.main(["--table", "layers", "--device", "A100", "--bandwidth", "2e12"]) == 0
+    assert asked == [program.DEVICES["A100"]._replace(bandwidth=2e12)]
