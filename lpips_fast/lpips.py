@@ -79,8 +79,9 @@ class LPIPS(LinearLayers):
         backend: the backend of the head: 'auto', 'reference', 'cpu', 'cuda' or 'triton'; `lpips_fast.backends()` lists
             them.
         precision: the precision of the trunk: 'inherit' (as in `lpips`: autocast's type or else the parameters', and
-            TF32 if torch's flags allow it), 'float32' (without TF32), 'tf32', 'bfloat16' or 'float16'. The head always
-            accumulates in float32 (float64 for float64).
+            TF32 if torch's flags allow it), 'float32' (without TF32), 'tf32', 'bfloat16' or 'float16'. A CPU without
+            instructions for these two computes in float32 and rounds the features. The head always accumulates in
+            float32 (float64 for float64).
         grad_in_forward: compute the gradient to the images in the forward and keep nothing else, so that memory does
             not grow with the activations. It is an error for maps and for double backward. Calls with retPerLayer or
             with trainable weights ignore it.
@@ -368,7 +369,7 @@ class LPIPS(LinearLayers):
             yield from (value for value in module.__dict__.values() if isinstance(value, Tensor))
 
     def _feature_dtype(self, x: Tensor) -> torch.dtype:
-        return self.net.setting(x.device).dtype if isinstance(self.net, Trunk) else torch.float32
+        return self.net.setting(x.device).tap_dtype if isinstance(self.net, Trunk) else torch.float32
 
     def is_stock(self) -> bool:
         """Whether trunk, scaling and linear layers are as the constructor made them, so that none has to be called."""

@@ -85,7 +85,7 @@ class _DistanceWithGradient(torch.autograd.Function):
         if len(x1) == 1 and x1[0].shape[0] == 1 and not job.need1:  # one image for all goes through the trunk once
             x1, _ = run(setting, x1, affine, tensors)
         _, _, *size = x0.shape
-        unit = 2.0 ** ((size[0] * size[1]).bit_length() - 1) if setting.dtype == torch.float16 else 1.0
+        unit = 2.0 ** ((size[0] * size[1]).bit_length() - 1) if setting.tap_dtype == torch.float16 else 1.0
         d_x0, d_x1 = _empty_gradient(x0), _empty_gradient(x1[0] if job.need1 else x0[:0])
         values = []
         for a, b, weight, d_a, d_b in in_chunks(

@@ -10,6 +10,8 @@ A trunk that is not frozen goes through `run` alone, by torch's layers, which au
 Both take a trunk as a `Setting` and its tensors, weight, bias, weight, bias, ..., in the setting's type and layout, as
 `Trunk.tensors` returns them. `affine` is the shift and scale of images x: the first convolution takes
 (x - shift) / scale, or x where both are None.
+
+If the taps have a type of their own (`Setting.taps_as`), both convert at their ends. So what is kept has that type.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from lpips_fast._torch_state import (
     is_batched,
     is_differentiated,
     keeps_graph,
+    to_dtype,
     with_signature,
     without_autocast,
 )
@@ -120,6 +123,10 @@ def run(
 
     `images` are one batch [N, 3, H, W], or two, which go through as one, the second after the first.
     """
+    if setting.taps_as is not None:
+        computed, affine = _as_computed(setting, affine)
+        computed_taps, their_signs = run(computed, images, affine, tensors, keep)
+        return [tap.to(setting.taps_as) for tap in computed_taps], their_signs
     layers = _LAYERS[setting.layers]
     taps: list[Tensor] = []
     signs: list[Tensor] = []
@@ -159,6 +166,10 @@ def run_backward(
 
     `d_taps` are dL/dtaps: tensors, or the items of `Layers.head_gradients`. `size` is (channels, height, width).
     """
+    if setting.taps_as is not None:
+        computed, affine = _as_computed(setting, affine)
+        taps, d_taps = [t.to(computed.dtype) for t in taps], [d.to(computed.dtype) for d in d_taps]
+        return run_backward(computed, size, affine, tensors, taps, signs, d_taps)
     layers = _LAYERS[setting.layers]
     plan, taps, signs, d_taps = layers.steps(setting.plan), list(taps), list(signs), list(d_taps)
     _, height, width = size
@@ -182,6 +193,14 @@ def run_backward(
                 grad = layers.conv_backward(setting, tensors, step, grad, passes=signs.pop())
         scale = affine[1]
         return grad if scale is None else grad / scale
+
+
+def _as_computed(setting: Setting, affine: Affine) -> tuple[Setting, Affine]:
+    """The setting whose taps have the type that is computed in, and shift and scale in that type."""
+    shift, scale = affine
+    if shift is not None and scale is not None:
+        affine = to_dtype(shift, setting.dtype), to_dtype(scale, setting.dtype)
+    return setting._replace(taps_as=None), affine
 
 
 class FrozenTrunk(torch.autograd.Function):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lpips_fast._checks import some
-from lpips_fast._torch_state import is_autocast_enabled, plain_torch_only, to_dtype
-from lpips_fast.trunk import cpu_layers, gpu_layers
+from lpips_fast._torch_state import is_autocast_enabled, is_recorded, plain_torch_only, to_dtype
+from lpips_fast.trunk import cpu_layers, gpu_layers, processor
 from lpips_fast.trunk.cpu_filters import CpuTensors
 from lpips_fast.trunk.execute import FrozenTrunk, run
 from lpips_fast.trunk.nets import NETS, Net
@@ -141,25 +141,30 @@ class Trunk(nn.Module):
         return not self.trainable or not any(p.requires_grad for p in self._parameters_in_order())
 
     def setting(self, device: torch.device, n_taps: int | None = None) -> Setting:
-        """How to compute the first taps of images on `device`, in the type of `precision`."""
+        """How to compute the first taps of images on `device`, with taps of the type of `precision`."""
         own = next(p.dtype for layer in self._layers() for p in _parameters_of(layer))
         dtype, tf32 = PRECISIONS[self.precision]
         if dtype is None:
             dtype = torch.get_autocast_dtype(device.type) if is_autocast_enabled(device) else own
+        taps_as = None
+        # A recorded program may run on another processor.
+        if device.type == "cpu" and not processor.computes_in(dtype) and not is_recorded():
+            dtype, taps_as = torch.float32, dtype
         plan = self.plan if n_taps is None or n_taps == self.N_slices else _until_tap(self.plan, n_taps)
         # Channels-last is faster, except for float64 on the CPU and for CUDA's convolutions in full float32.
         contiguous = dtype == torch.float64 or (device.type == "cuda" and tf32 is False)
         layout = torch.contiguous_format if contiguous else torch.channels_last
         if plain_torch_only():
-            return Setting(plan, dtype, torch.contiguous_format, tf32)  # vmap supports no other layout
-        setting = Setting(plan, dtype, layout, tf32, self.is_frozen())
+            return Setting(plan, dtype, torch.contiguous_format, tf32, taps_as=taps_as)  # vmap supports no other layout
+        setting = Setting(plan, dtype, layout, tf32, self.is_frozen(), taps_as=taps_as)
         if not setting.frozen:
             return setting
         if device.type == "cuda":
             if layout == torch.channels_last and gpu_layers.available(device):
                 return setting._replace(layers="gpu", cudnn_relu=gpu_layers.cudnn_applies_relu(dtype, tf32))
-        elif device.type == "cpu" and dtype == torch.float32 == own and not torch.compiler.is_compiling():
-            if self.cpu_conv != "direct" and cpu_layers.available():
+        elif device.type == "cpu" and dtype == torch.float32 and not torch.compiler.is_compiling():
+            scales_in_float32 = own == torch.float32 or taps_as is not None
+            if scales_in_float32 and self.cpu_conv != "direct" and cpu_layers.available():
                 return setting._replace(layers="cpu", always_winograd=self.cpu_conv == "winograd")
         return setting
 
@@ -174,7 +179,7 @@ class Trunk(nn.Module):
 
         def make() -> list[Tensor]:
             if setting.layers == "cpu":
-                return CpuTensors(_detached(parameters))
+                return CpuTensors(to_dtype(p, setting.dtype) for p in _detached(parameters))
             if gradient_filters:
                 tensors = self.tensors(setting, gradient=False)
                 return tensors + _in_layout(gpu_layers.gradient_filters(tensors), setting.layout)

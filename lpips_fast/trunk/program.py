@@ -63,7 +63,12 @@ class Setting(NamedTuple):
     layers: Literal["torch", "cpu", "gpu"] = "torch"  # torch_layers.py, cpu_layers.py or gpu_layers.py
     always_winograd: bool = False  # cpu: whether Winograd's algorithm is used even where it is slower
     cudnn_relu: bool = False  # gpu: whether cuDNN's convolution adds the bias and applies the ReLU
+    taps_as: torch.dtype | None = None  # the taps' type, if the processor does not compute in it; None: dtype
 
     @property
     def n_taps(self) -> int:
         return sum(step.tap for step in self.plan)
+
+    @property
+    def tap_dtype(self) -> torch.dtype:
+        return self.taps_as or self.dtype

@@ -15,6 +15,7 @@ import lpips_fast.trunk.execute
 from tests.support.comparisons import assert_close, assert_norms_close
 from tests.support.gradients import gradients
 from tests.support.images import noise, pair
+from tests.support.instructions import set_instructions
 from tests.support.parameters import BACKENDS
 from tests.support.tolerances import REORDERED_TOLERANCE, SECOND_GRAD_TOLERANCE
 
@@ -172,6 +173,20 @@ def test_bytes_kept(make_ours, make_theirs, needs):
     assert kept_bytes(fn, in0, in1) <= 0.45 * theirs
     image = in0.numel() * 4
     assert kept_bytes(make(grad_in_forward=True), in0, in1) <= 1.1 * image * sum(needs)
+
+
+@pytest.mark.parametrize("grad_in_forward", (False, True))
+@pytest.mark.parametrize("precision", ("bfloat16", "float16"))
+def test_bytes_kept_in_low_precision(make_ours, monkeypatch, precision, grad_in_forward):
+    """The same on a processor without instructions, whose taps are made in float32."""
+    in0, in1 = (x.requires_grad_() for x in noise(2, size=64))
+    kept = []
+    for present in (True, False):
+        set_instructions(monkeypatch, present)
+        fn = make_ours("squeeze", precision=precision, grad_in_forward=grad_in_forward)
+        fn(in0, in1)  # converts the weights
+        kept.append(kept_bytes(fn, in0, in1))
+    assert kept[0] == kept[1] > 0
 
 
 def test_no_large_integers_are_kept(make_ours):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch._dynamo.testing
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 
 from tests.support.comparisons import assert_close, assert_norms_close, assert_value_and_gradient_close
 from tests.support.gradients import value_and_gradient
 from tests.support.images import noise, pair
+from tests.support.instructions import LOW_TYPES, set_instructions
 from tests.support.parameters import BACKENDS, CUDA, NETS
 from tests.support.tolerances import (
     COMPILED_GRAD_TOLERANCE,
@@ -72,9 +75,17 @@ def test_compiled_in_one_graph(make_ours, net, backend, options):
     assert_close(grad, expected_grad.double(), COMPILED_GRAD_TOLERANCE)
 
 
-@pytest.mark.parametrize("options", ({}, {"grad_in_forward": True}, {"precision": "bfloat16"}), ids=str)
-def test_compiled_with_images_of_two_types(make_ours, options):
+# On a processor without instructions for bfloat16, eager mode takes torch's layers, too, only with cpu_conv='direct'.
+@pytest.mark.parametrize("options,instructions", (
+    ({}, True),
+    ({"grad_in_forward": True}, True),
+    ({"precision": "bfloat16"}, True),
+    ({"precision": "bfloat16", "cpu_conv": "direct"}, False),
+    ({"precision": "bfloat16", "cpu_conv": "direct", "grad_in_forward": True}, False),
+), ids=str)  # fmt: skip
+def test_compiled_with_images_of_two_types(make_ours, monkeypatch, options, instructions):
     """Also an image without a batch dimension."""
+    set_instructions(monkeypatch, instructions)
     module = make_ours("squeeze", **options)
     in0, in1 = pair(1, 35, 35)
     for types in ((torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)):
@@ -90,6 +101,25 @@ def test_compiled_with_images_of_two_types(make_ours, options):
     torch._dynamo.reset()
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     assert_close(compiled(in0[0], in1), module(in0, in1).double(), VALUE_TOLERANCE[torch.float32])
+
+
+@pytest.mark.parametrize("dtype", LOW_TYPES, ids=str)
+def test_compiled_graphs_without_instructions(make_ours, monkeypatch, dtype):
+    """No convolution of the forward and of the backward graph has a low type."""
+    set_instructions(monkeypatch, False)
+    fn = make_ours("squeeze", precision=str(dtype).removeprefix("torch."))
+    types = []
+
+    def compiler(graph, _):
+        nodes = [node for node in graph.graph.nodes if "convolution" in str(node.target)]
+        types.append({node.args[0].meta["val"].dtype for node in nodes})
+        return make_boxed_func(graph)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(fn, fullgraph=True, backend=aot_autograd(fw_compiler=compiler))
+    value, grad = value_and_gradient(compiled, *pair(1, 35, 35))
+    assert value.dtype == grad.dtype == torch.float32
+    assert types == [{torch.float32}] * 2
 
 
 def test_compiled_where_a_parent_sets_the_flags(make_ours):

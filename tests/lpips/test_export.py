@@ -17,6 +17,7 @@ import lpips_fast
 from tests.support.comparisons import assert_close, assert_value_and_gradient_close
 from tests.support.gradients import value_and_gradient
 from tests.support.images import MIN_SIZE, pair
+from tests.support.instructions import set_instructions
 from tests.support.parameters import CUDA, NETS
 from tests.support.tolerances import VALUE_TOLERANCE
 
@@ -51,6 +52,13 @@ class TestExport:
             channels_last = [x.to(memory_format=torch.channels_last) for x in images]
             for given in (images, channels_last):
                 assert_close(program.module()(*given), value64(fn, *images), VALUE_TOLERANCE[torch.float32])
+
+    def test_records_the_type_of_precision(self, make_ours, monkeypatch):
+        """This processor lacks instructions for it, but the program may run on another one."""
+        set_instructions(monkeypatch, False)
+        program = torch.export.export(make_ours("squeeze", precision="bfloat16"), pair(1, 40, 48))
+        convolutions = [node for node in operators(program) if "conv2d" in str(node.target)]
+        assert {node.meta["val"].dtype for node in convolutions} == {torch.bfloat16}
 
     @pytest.mark.parametrize(
         "options",

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from tests.support.comparisons import assert_close, assert_norms_close
 from tests.support.gradients import gradients, parts_and_gradients
 from tests.support.images import SIZE, noise, pair
+from tests.support.instructions import LOW_TYPES, ConvolutionTypes, set_instructions
 from tests.support.parameters import NETS
 from tests.support.tolerances import (
     BFLOAT16_GRAD_TOLERANCE,
@@ -25,14 +26,21 @@ from tests.support.tolerances import (
 )
 
 
-@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+@pytest.fixture(params=(True, False), ids=("instructions", "no instructions"))
+def instructions(request, monkeypatch):
+    """A processor with instructions for bfloat16 and float16, where torch may emulate them, and one without."""
+    set_instructions(monkeypatch, request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", LOW_TYPES, ids=str)
 @pytest.mark.parametrize("net", NETS)
-def test_low_precision(ours, oracle, net, dtype):
+def test_low_precision(ours, oracle, instructions, net, dtype):
     """Features have the images' type, and its rounding shows. The head computes in float32."""
     module, in0, in1 = ours(net, dtype), *pair(2, *SIZE[net], dtype=dtype)
     value, _, grads = parts_and_gradients(module, in0, in1)
     assert value.dtype == torch.float32
-    feats0, feats1 = ([f.double() for f in module.net(module.scaling_layer(x))] for x in (in0, in1))
+    feats0, feats1 = ([f.double() for f in module.features(x).taps] for x in (in0, in1))
     weights = [weight.double() for weight in module.linear_weights()]
     assert_close(value, exact_head(feats0, feats1, weights), VALUE_TOLERANCE[torch.float32])
     expected, _, expected_grads = parts_and_gradients(oracle(net), in0.double(), in1.double())
@@ -102,8 +110,8 @@ def test_images_of_two_types_are_promoted_as_by_lpips(ours, make_theirs):
         assert_close(ours("alex")(*images), expected.double(), VALUE_TOLERANCE[torch.float32])
 
 
-@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
-def test_wider_images_than_the_module(make_ours, oracle, dtype):
+@pytest.mark.parametrize("dtype", LOW_TYPES, ids=str)
+def test_wider_images_than_the_module(make_ours, oracle, instructions, dtype):
     """Parameters are in half precision, as sharding makes them, and images or buffers in float32."""
     in0, in1 = pair(2, *SIZE["alex"])
     expected = oracle("alex")(in0.double(), in1.double())
@@ -121,7 +129,7 @@ def test_wider_images_than_the_module(make_ours, oracle, dtype):
 @pytest.mark.parametrize("types", ((torch.float32, torch.float32), *MIXED), ids=str)
 @pytest.mark.parametrize("grad_in_forward", (False, True))
 @pytest.mark.parametrize("net", NETS)
-def test_autocast(ours, oracle, net, grad_in_forward, types):
+def test_autocast(ours, oracle, instructions, net, grad_in_forward, types):
     """With the types of a decoder's output under autocast and of its target."""
     in0, in1 = (x.to(dtype).requires_grad_() for x, dtype in zip(pair(2, *SIZE[net]), types))
     fn = ours(net, grad_in_forward=grad_in_forward)
@@ -140,7 +148,7 @@ def test_autocast(ours, oracle, net, grad_in_forward, types):
 
 
 @pytest.mark.parametrize("grad_in_forward", (False, True))
-def test_autocast_and_grad_scaler(make_ours, grad_in_forward):
+def test_autocast_and_grad_scaler(make_ours, instructions, grad_in_forward):
     in0, in1 = noise(2)
     expected = gradients(make_ours("vgg"), in0, in1, (True, False))
     fn = make_ours("vgg", grad_in_forward=grad_in_forward)
@@ -163,7 +171,7 @@ def test_autocast_and_grad_scaler(make_ours, grad_in_forward):
 
 @pytest.mark.parametrize("precision", ("float32", "tf32", "bfloat16", "float16"))
 @pytest.mark.parametrize("grad_in_forward", (False, True))
-def test_precision(make_ours, precision, grad_in_forward):
+def test_precision(make_ours, instructions, precision, grad_in_forward):
     in0, in1 = noise(2)
     expected = gradients(make_ours("alex"), in0, in1, (True, False))
     fn = make_ours("alex", precision=precision, grad_in_forward=grad_in_forward)
@@ -195,3 +203,68 @@ def test_moved_to_another_type_and_back(make_ours):
     expected = module(in0, in1)
     assert module.double()(in0.double(), in1.double()).dtype == torch.float64
     assert torch.equal(module.float()(in0, in1), expected)
+
+
+# How LPIPS comes to a low type: options, the type of the module, autocast.
+WAYS = {
+    "precision": ({"precision": "bfloat16"}, torch.float32, False),
+    "precision float16": ({"precision": "float16"}, torch.float32, False),
+    "gradient in forward": ({"precision": "bfloat16", "grad_in_forward": True}, torch.float32, False),
+    "direct": ({"precision": "bfloat16", "cpu_conv": "direct"}, torch.float32, False),
+    "module": ({}, torch.bfloat16, False),
+    "module float16": ({}, torch.float16, False),
+    "autocast": ({}, torch.float32, True),
+    "trained": ({"eval_mode": False, "pnet_tune": True, "use_dropout": False}, torch.float32, True),
+    "trained module": ({"eval_mode": False, "pnet_tune": True, "use_dropout": False}, torch.bfloat16, False),
+}
+
+
+@pytest.mark.parametrize("net", ("alex", "squeeze"))
+@pytest.mark.parametrize("way", WAYS)
+def test_types_of_convolutions(make_ours, instructions, way, net):
+    """Without instructions all are float32's, forwards and back, and the results have the same types."""
+    options, dtype, autocast = WAYS[way]
+    fn = make_ours(net, **options).to(dtype)
+    low = torch.float16 if "float16" in way else torch.bfloat16
+    images = [x.to(dtype).requires_grad_() for x in pair(3, 64, 64)]
+    wanted = images + [p for p in fn.parameters() if p.requires_grad]
+    with ConvolutionTypes() as seen:
+        with torch.autocast("cpu", low, enabled=autocast):
+            taps, value = fn.features(images[0]).taps, fn(*images)
+            against_features = fn(images[1], fn.features(images[0].detach()))
+        grads = torch.autograd.grad(value.sum(), wanted, retain_graph=True)
+    assert seen.types == {low if instructions else torch.float32}
+    assert {tap.dtype for tap in taps} == {low}
+    assert value.dtype == torch.float32
+    assert_norms_close([against_features], [value], LOW_PRECISION_TOLERANCE[low])
+    for grad, tensor in zip(grads, wanted):
+        assert grad.dtype == tensor.dtype
+        assert grad.isfinite().all()
+    exact = make_ours(net, **{**options, "precision": "float32"})
+    exact_images = [x.detach().float().requires_grad_() for x in images]
+    exact_value = exact(*exact_images)
+    assert_norms_close([value], [exact_value], SMALL_NET_LOW_PRECISION_TOLERANCE)
+    exact_grads = torch.autograd.grad(exact_value.sum(), exact_images)
+    for grad, exact_grad in zip(grads, exact_grads):
+        assert F.cosine_similarity(grad.double().flatten(), exact_grad.double().flatten(), dim=0) > 0.9
+
+
+@pytest.mark.parametrize("dtype", LOW_TYPES, ids=str)
+def test_transformed_without_instructions(make_ours, monkeypatch, dtype):
+    """vmap, a double backward, and a batch of gradients compute in float32, too."""
+    set_instructions(monkeypatch, False)
+    fn, exact = make_ours("squeeze", precision=str(dtype).removeprefix("torch.")), make_ours("squeeze")
+    in0, in1 = pair(2, 40, 40)
+    in0.requires_grad_()
+    with ConvolutionTypes() as seen:
+        mapped = torch.func.vmap(fn)(in0[:, None], in1[:, None])
+        assert_norms_close([mapped[:, 0]], [fn(in0, in1)], ROUNDED_INPUT_TOLERANCE)
+        found, expected = (torch.autograd.grad(f(in0, in1).sum() * 1e3, in0, create_graph=True)[0] for f in (fn, exact))
+        assert F.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.9
+        (second,) = torch.autograd.grad(found.square().sum(), in0)
+        assert second.isfinite().all()
+        factors = torch.eye(2).view(2, 2, 1, 1, 1) * 1e3
+        (batched,) = torch.autograd.grad(fn(in0, in1), in0, factors, is_grads_batched=True)
+        (at_once,) = torch.autograd.grad(fn(in0, in1).sum() * 1e3, in0)
+        assert_norms_close([batched.sum(0)], [at_once], ROUNDED_INPUT_TOLERANCE)
+    assert seen.types == {torch.float32}

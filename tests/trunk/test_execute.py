@@ -10,13 +10,12 @@ from lpips_fast.trunk import cpu_layers
 from lpips_fast.trunk.execute import run, run_backward
 from lpips_fast.trunk.module import Trunk
 from lpips_fast.trunk.nets import NETS
+from tests.support.instructions import LOW_TYPES
 from tests.support.tolerances import TAP_NORM_TOLERANCE, TRUNK_GRAD_TOLERANCE
 
+compiled = pytest.mark.skipif(not cpu_layers.available(), reason="not compiled")
 # Layers and their type.
-KINDS = (
-    ("torch", torch.float64),
-    pytest.param("cpu", torch.float32, marks=pytest.mark.skipif(not cpu_layers.available(), reason="not compiled")),
-)
+KINDS = (("torch", torch.float64), pytest.param("cpu", torch.float32, marks=compiled))
 
 
 def by_modules(trunk, x, n_taps):
@@ -63,6 +62,31 @@ def test_taps_and_gradient_of_the_modules(net, scaled, kind, dtype):
         without, none = run(setting, images, affine, tensors)
         assert none == []
         assert all(torch.equal(a, b) for a, b in zip(without, taps, strict=True))
+
+
+@pytest.mark.parametrize("tap_dtype", LOW_TYPES, ids=str)
+@pytest.mark.parametrize("kind", ("torch", pytest.param("cpu", marks=compiled)))
+@pytest.mark.parametrize("scaled", (True, False))
+def test_taps_of_another_type(scaled, kind, tap_dtype):
+    """They are rounded after the forward, and the backward computes with what was rounded."""
+    trunk = Trunk("squeeze", "float32", cpu_conv="direct" if kind == "torch" else "winograd", trainable=False)
+    x = torch.rand(2, 3, 37, 40)
+    affine = (torch.rand(1, 3, 1, 1), torch.rand(1, 3, 1, 1) + 0.5) if scaled else (None, None)
+    low_affine = tuple(t if t is None else t.to(tap_dtype) for t in affine)
+    affine = tuple(t if t is None else t.float() for t in low_affine)
+    setting = trunk.setting(x.device)
+    assert setting.layers == kind
+    tensors = trunk.tensors(setting, gradient=True)
+    expected, expected_signs = run(setting, [x], affine, tensors, keep=True)
+    setting_low = setting._replace(taps_as=tap_dtype)
+    taps, signs = run(setting_low, [x], low_affine, tensors, keep=True)
+    assert all(torch.equal(tap, e.to(tap_dtype)) for tap, e in zip(taps, expected, strict=True))
+    assert all(torch.equal(s, e) for s, e in zip(signs, expected_signs, strict=True))
+    d_taps = [torch.randn_like(tap) for tap in taps]
+    found = run_backward(setting_low, x.shape[1:], low_affine, tensors, taps, signs, d_taps)
+    wide, d_wide = [tap.float() for tap in taps], [d.float() for d in d_taps]
+    assert found.dtype == torch.float32
+    assert torch.equal(found, run_backward(setting, x.shape[1:], affine, tensors, wide, signs, d_wide))
 
 
 @pytest.mark.parametrize("net", NETS)

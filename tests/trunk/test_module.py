@@ -8,6 +8,7 @@ import torch
 from lpips_fast.trunk import cpu_layers
 from lpips_fast.trunk.cpu_filters import CpuTensors
 from lpips_fast.trunk.module import Trunk
+from tests.support.instructions import LOW_TYPES, set_instructions
 
 CPU = torch.device("cpu")
 compiled = pytest.mark.skipif(not cpu_layers.available(), reason="the compiled library is not there")
@@ -36,10 +37,31 @@ def test_weights_that_do_not_fit(change, message):
     ({}, torch.float64, "torch"),
     ({"trainable": True}, torch.float32, "torch"),
 ))  # fmt: skip
-def test_layers(options, dtype, layers):
+def test_layers(monkeypatch, options, dtype, layers):
+    set_instructions(monkeypatch, True)
     setting = Trunk("alex", **{"trainable": False, **options}).to(dtype).setting(CPU)
     assert setting.layers == layers
     assert setting.always_winograd == (options.get("cpu_conv") == "winograd")
+
+
+@pytest.mark.parametrize("dtype", LOW_TYPES, ids=str)
+@pytest.mark.parametrize("options,frozen", (
+    ({}, True),
+    ({"cpu_conv": "direct"}, True),
+    ({"trainable": True}, False),
+))  # fmt: skip
+def test_low_precision_without_instructions(monkeypatch, options, frozen, dtype):
+    """The trunk is float32's, and its taps have the low type: that of precision, autocast or the parameters."""
+    set_instructions(monkeypatch, False)
+    options = {"trainable": False, **options}
+    expected = Trunk("alex", "float32", **options).setting(CPU)._replace(taps_as=dtype, tf32=None)
+    assert expected.frozen == frozen
+    assert expected.tap_dtype == dtype
+    assert Trunk("alex", str(dtype).removeprefix("torch."), **options).setting(CPU) == expected
+    assert Trunk("alex", **options).to(dtype).setting(CPU) == expected
+    with torch.autocast("cpu", dtype):
+        assert Trunk("alex", **options).setting(CPU) == expected
+        assert Trunk("alex", "float32", **options).setting(CPU).taps_as is None
 
 
 @compiled
