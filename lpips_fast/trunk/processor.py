@@ -1,10 +1,11 @@
 """In which floating types this processor computes, by what it says of itself.
 
-Where a processor lacks instructions for bfloat16 or float16, torch emulates them: its convolutions take several times
-as long as in float32, or hundreds of times. `Trunk.setting` then computes in float32 and makes taps of the low type.
+Where a processor lacks instructions for bfloat16 or float16, torch emulates them: its convolutions take many times as
+long as in float32. `Trunk.setting` then computes in float32 and makes taps of the low type.
 
-Instructions that only convert (F16C, AVX-NE-CONVERT) do not count. The instruction set that LPIPS_FAST_CPU_ISA names
-(csrc/common/isa.h) counts as the processor's, so that a processor with the instructions can do as one without them.
+torch.ops.mkldnn._is_mkldnn_bf16_supported is no answer: it is true for every AVX-512, where oneDNN emulates, too.
+Instructions that only convert (F16C, AVX-NE-CONVERT) do not count. With LPIPS_FAST_CPU_ISA (csrc/common/isa.h) a
+processor that has the instructions can do as one without them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-# By type, any of these in torch.cpu.get_capabilities: on x86, and on ARM the name without a dash.
+# The names of torch.cpu.get_capabilities, of which one is enough; the last of each is ARM's.
 _INSTRUCTIONS = {
     torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16"),
     torch.float16: ("avx512_fp16", "amx_fp16", "fp16_arith"),

@@ -211,6 +211,7 @@ WAYS = {
     "precision float16": ({"precision": "float16"}, torch.float32, False),
     "gradient in forward": ({"precision": "bfloat16", "grad_in_forward": True}, torch.float32, False),
     "direct": ({"precision": "bfloat16", "cpu_conv": "direct"}, torch.float32, False),
+    "chunks": ({"precision": "bfloat16", "chunk_size": 2}, torch.float32, False),
     "module": ({}, torch.bfloat16, False),
     "module float16": ({}, torch.float16, False),
     "autocast": ({}, torch.float32, True),
