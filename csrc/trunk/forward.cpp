@@ -118,6 +118,7 @@ std::vector<Tensor> trunk_fwd(std::vector<Tensor> batches, std::optional<Tensor>
     p.bias = bias.const_data_ptr<float>();
     if (l.algorithm == Algorithm::phases) {
       p.cin *= l.stride * l.stride, p.kernel = kPhasesReach, p.padding = 0;
+      p.phases = l.stride, p.unused_phases = kPhasesReach * l.stride - l.kernel;
       p.in_h = l.h + kPhasesReach - 1, p.in_w = l.w + kPhasesReach - 1;
     }
     p.filters = checked_filters(filters[2 * i], l.algorithm, p.cin, l.cout, l.kernel, l.stride);
@@ -130,8 +131,8 @@ std::vector<Tensor> trunk_fwd(std::vector<Tensor> batches, std::optional<Tensor>
     }
   }
   const bool from_pixels = layers[0].algorithm == Algorithm::direct || layers[0].algorithm == Algorithm::winograd;
-  STD_TORCH_CHECK(!from_pixels || images.batches.size() == 1, "a program that begins with a layer of channels-last ",
-                  "activations takes one batch");
+  STD_TORCH_CHECK(!from_pixels || (images.batches.size() == 1 && !scale),
+                  "a program that begins with a direct or winograd convolution takes one batch, without shift and scale");
   const Tensor pixels = from_pixels ? dense_nhwc(images.batches[0]) : Tensor();
 
   const auto run = [&](Team& team, Workspace& space) {
