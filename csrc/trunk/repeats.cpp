@@ -17,26 +17,29 @@ uint64_t mixed(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-// A sum over pairs of channels. Each term mixes the bits of the pair with its place.
-uint64_t hash_of(const float* x, int64_t channels) {
+// A sum over pairs of channels. Each term mixes the bits of the pair with its place. channel(c) is the channel that is
+// taken as number c.
+template <typename Channel>
+uint64_t hash_of(const float* x, int64_t channels, const Channel& channel) {
   uint64_t hash = 0, place = kOdd;
-  int64_t c = 0;
-  for (; c + 2 <= channels; c += 2, place += kOdd) {
+  for (int64_t c = 0; c < channels; c += 2, place += kOdd) {
+    uint32_t pair[2] = {};
+    std::memcpy(pair, x + channel(c), sizeof pair[0]);
+    if (c + 1 < channels) std::memcpy(pair + 1, x + channel(c + 1), sizeof pair[1]);
     uint64_t bits;
-    std::memcpy(&bits, x + c, sizeof bits);
-    hash += mixed(bits + place);
-  }
-  if (c < channels) {
-    uint32_t bits;
-    std::memcpy(&bits, x + c, sizeof bits);
+    std::memcpy(&bits, pair, sizeof bits);
     hash += mixed(bits + place);
   }
   return hash;
 }
 
-uint32_t key_of(const float* x, int64_t channels) {
-  const uint64_t hash = channels >= kKeyChannels ? hash_of(x, kKeyChannels) : hash_of(x, channels);
-  return static_cast<uint32_t>(hash >> 32);
+uint64_t hash_of(const float* x, int64_t channels) {
+  return hash_of(x, channels, [](int64_t c) { return c; });
+}
+
+uint64_t hash_of(const float* x, const std::vector<int32_t>& channels, int64_t most) {
+  const int64_t count = std::min<int64_t>(channels.size(), most);
+  return hash_of(x, count, [&](int64_t c) { return channels[c]; });
 }
 
 // The bits of the largest absolute value. Bits are in the order of the values, and NaN is above all.
@@ -137,10 +140,12 @@ class Table {
 
 }  // namespace
 
-Repeats::Repeats(const Conv& p, int64_t parts_of_image)
+Repeats::Repeats(const Conv& p, const Tiles& t, int64_t patch, int64_t parts_of_image)
     : p_(p),
-      height_(p.h + 2),
-      width_(p.w + 2),
+      t_(t),
+      patch_(patch),
+      height_(p.in_h + 2 * p.padding),
+      width_(p.in_w + 2 * p.padding),
       parts_of_image_(parts_of_image),
       zeros_(p.cin),
       keys_(new uint32_t[p.n * height_ * width_]),
@@ -148,42 +153,64 @@ Repeats::Repeats(const Conv& p, int64_t parts_of_image)
       images_(p.n),
       found_(new uint8_t[parts()]()) {
   for (Image& image : images_) image.is_candidate.resize(p.h * p.w);
+  if (p.unused_phases == 0) return;
+  const int64_t used = p.phases - p.unused_phases;
+  for (int64_t place = 0; place < 4; ++place) {
+    for (int64_t c = 0; c < p.cin; ++c) {
+      const int64_t row = c / p.phases % p.phases, col = c % p.phases;
+      if ((place & 1 && row >= used) || (place & 2 && col >= used)) continue;
+      counting_[place].push_back(c);
+    }
+  }
+}
+
+int64_t Repeats::place(int64_t row, int64_t col) const {
+  return p_.unused_phases == 0 ? 0 : (row + 1 == p_.kernel) + 2 * (col + 1 == p_.kernel);
+}
+
+bool Repeats::same(const float* a, const float* b, int64_t place) const {
+  if (place == 0) return std::memcmp(a, b, p_.cin * sizeof(float)) == 0;
+  return std::all_of(counting_[place].begin(), counting_[place].end(),
+                     [&](int32_t c) { return std::memcmp(a + c, b + c, sizeof(float)) == 0; });
 }
 
 // A pixel of a padded image.
 const float* Repeats::pixel(int64_t n, int64_t row, int64_t col) const {
-  if (row < 1 || row > p_.h || col < 1 || col > p_.w) return zeros_.data();
-  return p_.x + n * p_.x_strides.stride_n + (row - 1) * p_.x_strides.stride_h + (col - 1) * p_.x_strides.stride_w;
+  row -= p_.padding, col -= p_.padding;
+  if (row < 0 || row >= p_.in_h || col < 0 || col >= p_.in_w) return zeros_.data();
+  return p_.x + n * p_.x_strides.stride_n + row * p_.x_strides.stride_h + col * p_.x_strides.stride_w;
 }
 
 void Repeats::make_keys(int64_t padded_row) {
   const int64_t n = padded_row / height_, row = padded_row % height_;
   uint32_t* keys = keys_.get() + padded_row * width_;
-  const uint32_t padding = key_of(zeros_.data(), p_.cin);
-  if (row == 0 || row == p_.h + 1) {
-    std::fill(keys, keys + width_, padding);
-    return;
-  }
-  keys[0] = keys[width_ - 1] = padding;
-  const float* x = pixel(n, row, 1);
-  for (int64_t col = 1; col <= p_.w; ++col, x += p_.x_strides.stride_w) {
+  const auto key_of = [this](const float* x) {  // of channels that count in every pixel of the kernel
+    const uint64_t hash = p_.unused_phases == 0 ? hash_of(x, std::min(p_.cin, kKeyChannels))
+                                                : hash_of(x, counting_[3], kKeyChannels);
+    return static_cast<uint32_t>(hash >> 32);
+  };
+  const uint32_t padding = key_of(zeros_.data());
+  std::fill(keys, keys + width_, padding);
+  if (row < p_.padding || row >= p_.in_h + p_.padding) return;
+  const float* x = pixel(n, row, p_.padding);
+  for (int64_t col = p_.padding; col < p_.in_w + p_.padding; ++col, x += p_.x_strides.stride_w) {
 #if defined(__GNUC__)
     __builtin_prefetch(x + kAhead * p_.x_strides.stride_w);
 #endif
-    keys[col] = key_of(x, p_.cin);
+    keys[col] = key_of(x);
   }
 }
 
 void Repeats::combine_keys(int64_t row) {
-  const uint32_t* above = keys_.get() + (row / p_.h * height_ + row % p_.h) * width_;
-  const uint32_t* here = above + width_;
-  const uint32_t* below = here + width_;
   uint32_t* combined = combined_.get() + row * p_.w;
-  for (int64_t col = 0; col < p_.w; ++col) {
-    const auto of_three = [col](const uint32_t* k) {
-      return k[col] * 0x85ebca6bu + k[col + 1] * 0xc2b2ae35u + k[col + 2] * 0x27d4eb2fu;
-    };
-    combined[col] = of_three(above) * 0x165667b1u + of_three(here) * 0x9e3779b1u + of_three(below) * 0xcc9e2d51u;
+  std::fill(combined, combined + p_.w, 0);
+  uint32_t place = 1;  // odd, and another one for each pixel of the kernel
+  for (int64_t i = 0; i < p_.kernel; ++i) {
+    const uint32_t* keys = keys_.get() + (row / p_.h * height_ + row % p_.h + i) * width_;
+    for (int64_t j = 0; j < p_.kernel; ++j, ++keys) {
+      place *= 0x9e3779b1u;
+      for (int64_t col = 0; col < p_.w; ++col) combined[col] += keys[col] * place;
+    }
   }
 }
 
@@ -223,7 +250,7 @@ bool Repeats::any_candidates() {
     const uint8_t* found = found_.get() + n * parts_of_image_;
     if (!std::any_of(found, found + parts_of_image_, [](uint8_t f) { return f; })) continue;
     images_[n].pixels.reset(new Pixel[height_ * width_]);
-    images_[n].largest.resize(p_.tiles_h * p_.tiles_w);
+    images_[n].largest.resize(t_.tiles_h * t_.tiles_w);
     images_[n].origins.resize(p_.h * p_.w);
     any = true;
   }
@@ -241,19 +268,22 @@ void Repeats::hash_pixels(int64_t padded_row) {
   const int64_t n = padded_row / height_, row = padded_row % height_;
   const Image& image = images_[n];
   if (!has_candidates(n)) return;
-  // Tiles overlap by two rows and two columns of their inputs.
-  const int64_t first = std::max<int64_t>(row - kPatch + kTile, 0) / kTile;
-  const int64_t last = std::min(row / kTile, p_.tiles_h - 1);
+  // The inputs of neighbouring tiles overlap.
+  const int64_t first = std::max<int64_t>(row - patch_ + kTile, 0) / kTile;
+  const int64_t last = std::min(row / kTile, t_.tiles_h - 1);
   int64_t done = 0;  // the first column that has no hash yet
-  for (int64_t tile_col = 0; tile_col < p_.tiles_w; ++tile_col) {
+  for (int64_t tile_col = 0; tile_col < t_.tiles_w; ++tile_col) {
     bool needed = false;
     for (int64_t tile_row = first; tile_row <= last; ++tile_row)
       needed |= tile_has_candidates(image, tile_row, tile_col);
     if (!needed) continue;
-    const int64_t end = std::min(tile_col * kTile + kPatch, width_);
+    const int64_t end = std::min(tile_col * kTile + patch_, width_);
     for (int64_t col = std::max(done, tile_col * kTile); col < end; ++col) {
       const float* const x = pixel(n, row, col);
-      image.pixels[row * width_ + col] = {hash_of(x, p_.cin), largest_of(x, p_.cin)};
+      Pixel& at = image.pixels[row * width_ + col];
+      at = {{hash_of(x, p_.cin)}, largest_of(x, p_.cin)};
+      for (int64_t place = 1; place < 4 && p_.unused_phases > 0; ++place)
+        at.hash[place] = hash_of(x, counting_[place], p_.cin);
     }
     done = end;
   }
@@ -261,44 +291,36 @@ void Repeats::hash_pixels(int64_t padded_row) {
 
 uint64_t Repeats::hash_of_inputs(const Image& image, int64_t i) const {
   const Pixel* at = image.pixels.get() + i / p_.w * width_ + i % p_.w;
-  uint64_t hash = 0, place = kOdd;
-  for (int64_t row = 0; row < 3; ++row)
-    for (int64_t col = 0; col < 3; ++col, place += kOdd) hash += mixed(at[row * width_ + col].hash + place);
+  uint64_t hash = 0, salt = kOdd;
+  for (int64_t row = 0; row < p_.kernel; ++row)
+    for (int64_t col = 0; col < p_.kernel; ++col, salt += kOdd)
+      hash += mixed(at[row * width_ + col].hash[place(row, col)] + salt);
   return hash;
 }
 
 void Repeats::measure_tiles(int64_t row_of_tiles) {
-  const int64_t n = row_of_tiles / p_.tiles_h, tile_row = row_of_tiles % p_.tiles_h;
+  const int64_t n = row_of_tiles / t_.tiles_h, tile_row = row_of_tiles % t_.tiles_h;
   Image& image = images_[n];
   if (!has_candidates(n)) return;
-  for (int64_t tile_col = 0; tile_col < p_.tiles_w; ++tile_col) {
+  for (int64_t tile_col = 0; tile_col < t_.tiles_w; ++tile_col) {
     if (!tile_has_candidates(image, tile_row, tile_col)) continue;
     int32_t largest = 0;
-    for (int64_t row = tile_row * kTile; row < std::min(tile_row * kTile + kPatch, height_); ++row)
-      for (int64_t col = tile_col * kTile; col < std::min(tile_col * kTile + kPatch, width_); ++col)
+    for (int64_t row = tile_row * kTile; row < std::min(tile_row * kTile + patch_, height_); ++row)
+      for (int64_t col = tile_col * kTile; col < std::min(tile_col * kTile + patch_, width_); ++col)
         largest = std::max(largest, image.pixels[row * width_ + col].largest);
-    image.largest[tile_row * p_.tiles_w + tile_col] = largest;
+    image.largest[tile_row * t_.tiles_w + tile_col] = largest;
   }
 }
 
 int32_t Repeats::largest_in_tile(const Image& image, int64_t i) const {
-  return image.largest[i / p_.w / kTile * p_.tiles_w + i % p_.w / kTile];
+  return image.largest[i / p_.w / kTile * t_.tiles_w + i % p_.w / kTile];
 }
 
 bool Repeats::same_inputs(int64_t n, int64_t i, int64_t j) const {
   const int64_t row_i = i / p_.w, col_i = i % p_.w, row_j = j / p_.w, col_j = j % p_.w;
-  // Within the image, three pixels of a row lie one after the other.
-  const auto inside = [](int64_t at, int64_t size) { return at > 0 && at + 1 < size; };
-  const bool whole_rows = p_.x_strides.stride_w == p_.cin && inside(row_i, p_.h) && inside(row_j, p_.h) &&
-                          inside(col_i, p_.w) && inside(col_j, p_.w);
-  const int64_t pixels = whole_rows ? 3 : 1;
-  for (int64_t row = 0; row < 3; ++row) {
-    for (int64_t col = 0; col < 3; col += pixels) {
-      const float* const a = pixel(n, row_i + row, col_i + col);
-      const float* const b = pixel(n, row_j + row, col_j + col);
-      if (std::memcmp(a, b, pixels * p_.cin * sizeof(float)) != 0) return false;
-    }
-  }
+  for (int64_t row = 0; row < p_.kernel; ++row)
+    for (int64_t col = 0; col < p_.kernel; ++col)
+      if (!same(pixel(n, row_i + row, col_i + col), pixel(n, row_j + row, col_j + col), place(row, col))) return false;
   return true;
 }
 
@@ -327,10 +349,10 @@ void Repeats::find_origins(int64_t part) {
 
 std::vector<int64_t> Repeats::tiles() const {
   std::vector<int64_t> needed;
-  const int64_t per_image = p_.tiles_h * p_.tiles_w;
+  const int64_t per_image = t_.tiles_h * t_.tiles_w;
   for (int64_t tile = 0; tile < p_.n * per_image; ++tile) {
     const int64_t n = tile / per_image;
-    const int64_t row = tile % per_image / p_.tiles_w * kTile, col = tile % p_.tiles_w * kTile;
+    const int64_t row = tile % per_image / t_.tiles_w * kTile, col = tile % t_.tiles_w * kTile;
     bool own = !has_candidates(n);
     for (int64_t r = row; !own && r < std::min(row + kTile, p_.h); ++r)
       for (int64_t c = col; !own && c < std::min(col + kTile, p_.w); ++c)

@@ -9,8 +9,11 @@
 // The search for equal inputs covers the whole image: after a pool, neighbours come from outputs that may lie far
 // apart. Rounding grows with the largest input of a tile, so the origin is in the tile where that input is smallest.
 //
-// Most images have no equal inputs. So the search first makes a key of each pixel from its first channels, which are
-// one cache line. It goes on with candidates only: outputs whose 3x3 keys another output has, too.
+// If the input is an image cut into phases, some channels of the last row and column of the kernel have no weights.
+// They do not count.
+//
+// Most images have no equal inputs. So the search first makes a key of each pixel from some channels, which are in one
+// cache line. It goes on with candidates only: outputs for whose inputs another output has the same keys.
 #pragma once
 
 #include <cstdint>
@@ -26,15 +29,15 @@ namespace lpips_fast::trunk {
 class Repeats {
  public:
   // Each image is searched in `parts_of_image` parts. A key decides an output's part, so equal keys meet in one part.
-  Repeats(const Conv& p, int64_t parts_of_image);
+  Repeats(const Conv& p, const Tiles& t, int64_t patch, int64_t parts_of_image);
 
   int64_t padded_rows() const { return p_.n * height_; }  // of all images
   int64_t rows() const { return p_.n * p_.h; }
-  int64_t rows_of_tiles() const { return p_.n * p_.tiles_h; }
+  int64_t rows_of_tiles() const { return p_.n * t_.tiles_h; }
   int64_t parts() const { return p_.n * parts_of_image_; }
 
   void make_keys(int64_t padded_row);  // of pixels
-  void combine_keys(int64_t row);      // of the 3x3 pixels of each output
+  void combine_keys(int64_t row);      // of the pixels that each output reads
   void find_candidates(int64_t part);
   bool any_candidates();  // if there are none, there are no copies: skip the other steps
   void hash_pixels(int64_t padded_row);
@@ -49,8 +52,8 @@ class Repeats {
 
  private:
   struct Pixel {
-    uint64_t hash;    // of all channels
-    int32_t largest;  // the bits of the largest absolute value
+    uint64_t hash[4];  // of the channels that count, by `place`
+    int32_t largest;   // the bits of the largest absolute value
   };
   struct Image {
     std::vector<uint8_t> is_candidate;  // [h w]
@@ -60,6 +63,10 @@ class Repeats {
   };
 
   const float* pixel(int64_t n, int64_t row, int64_t col) const;
+  // Where a pixel of the kernel is: 1 in the last row, 2 in the last column, 3 in both; 0 elsewhere, and if all channels
+  // count everywhere.
+  int64_t place(int64_t row, int64_t col) const;
+  bool same(const float* a, const float* b, int64_t place) const;
   bool tile_has_candidates(const Image& image, int64_t tile_row, int64_t tile_col) const;
   uint64_t hash_of_inputs(const Image& image, int64_t i) const;
   int32_t largest_in_tile(const Image& image, int64_t i) const;
@@ -68,9 +75,12 @@ class Repeats {
   void for_each_of_part(int64_t part, const F& f) const;
 
   const Conv& p_;
+  const Tiles& t_;
+  const int64_t patch_;            // inputs of a tile in each direction
   const int64_t height_, width_;  // of a padded image
   const int64_t parts_of_image_;
   std::vector<float> zeros_;              // a pixel of the padding
+  std::vector<int32_t> counting_[4];      // the channels that count, by `place`
   std::unique_ptr<uint32_t[]> keys_;      // [n height width], of pixels
   std::unique_ptr<uint32_t[]> combined_;  // [n h w], of outputs
   std::vector<Image> images_;
