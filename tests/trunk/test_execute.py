@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lpips_fast.trunk import cpu_layers
+from lpips_fast.trunk import cpu_trunk
 from lpips_fast.trunk.execute import run, run_backward
 from lpips_fast.trunk.module import Trunk
 from lpips_fast.trunk.nets import NETS
@@ -15,7 +15,7 @@ from tests.support.tolerances import TAP_NORM_TOLERANCE, TRUNK_GRAD_TOLERANCE
 # Layers and their type.
 KINDS = (
     ("torch", torch.float64),
-    pytest.param("cpu", torch.float32, marks=pytest.mark.skipif(not cpu_layers.available(), reason="not compiled")),
+    pytest.param("cpu", torch.float32, marks=pytest.mark.skipif(not cpu_trunk.available(), reason="not compiled")),
 )
 
 

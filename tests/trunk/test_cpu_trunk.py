@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 
 import lpips_fast
-from lpips_fast.trunk import cpu_filters, cpu_layers
+from lpips_fast.trunk import cpu_filters, cpu_trunk
 from tests.support.tolerances import OTHERS_TOLERANCE, WINOGRAD_NEAR_TOLERANCE, WINOGRAD_VALUE_TOLERANCE
 
-pytestmark = pytest.mark.skipif(not cpu_layers.available(), reason="the compiled library is not there")
+pytestmark = pytest.mark.skipif(not cpu_trunk.available(), reason="the compiled library is not there")
 
 
 def value_and_gradient(fn, in0, in1):
