@@ -47,4 +47,23 @@ class ScratchMemory {
   std::unique_ptr<void, Free> memory_;
 };
 
+// Scratch memory that the layers of an operator use one after the other. It grows, and its values are then lost.
+class Scratch {
+ public:
+  float* data() const { return memory_ ? memory_->data() : nullptr; }
+
+  float* floats(int64_t count) {
+    if (count > count_) {
+      memory_.reset();
+      memory_ = std::make_unique<ScratchMemory<float>>(count);
+      count_ = count;
+    }
+    return data();
+  }
+
+ private:
+  std::unique_ptr<ScratchMemory<float>> memory_;
+  int64_t count_ = 0;
+};
+
 }  // namespace lpips_fast

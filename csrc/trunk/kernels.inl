@@ -9,13 +9,31 @@ namespace {
 #include "common/vectors.inl"
 #include "trunk/vectors.inl"
 #include "trunk/signs.inl"
+#include "trunk/output.inl"
+#include "trunk/product.inl"
 #include "trunk/winograd.inl"
+#include "trunk/direct.inl"
+#include "trunk/phases.inl"
 #include "trunk/first_conv.inl"
-#include "trunk/relu_pool.inl"
+#include "trunk/pool.inl"
+#include "trunk/image_gradient.inl"
 
 }  // namespace
 
-extern constexpr Kernels kKernels = {kBlockTiles, transform_input, multiply,   transform_output,
-                                     first_conv,  relu_pool_bwd,   pack_signs, mask_by_signs};
+extern constexpr Kernels kKernels = {
+    kBlockTiles,
+    kRows,
+    {6, transform_input<6>, transform_output<6>},
+    {8, transform_input<8>, transform_output<8>},
+    multiply,
+    gather,
+    direct,
+    first_conv,
+    max_pool,
+    tap_backward,
+    image_gradient,
+    phases,
+    phases_gradient,
+};
 
 }  // namespace lpips_fast::trunk::LPIPS_FAST_ISA

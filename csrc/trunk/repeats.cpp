@@ -137,10 +137,12 @@ class Table {
 
 }  // namespace
 
-Repeats::Repeats(const Conv& p, int64_t parts_of_image)
+Repeats::Repeats(const Conv& p, const Tiles& t, int64_t patch, int64_t parts_of_image)
     : p_(p),
-      height_(p.h + 2),
-      width_(p.w + 2),
+      t_(t),
+      patch_(patch),
+      height_(p.in_h + 2 * p.padding),
+      width_(p.in_w + 2 * p.padding),
       parts_of_image_(parts_of_image),
       zeros_(p.cin),
       keys_(new uint32_t[p.n * height_ * width_]),
@@ -152,21 +154,19 @@ Repeats::Repeats(const Conv& p, int64_t parts_of_image)
 
 // A pixel of a padded image.
 const float* Repeats::pixel(int64_t n, int64_t row, int64_t col) const {
-  if (row < 1 || row > p_.h || col < 1 || col > p_.w) return zeros_.data();
-  return p_.x + n * p_.x_strides.stride_n + (row - 1) * p_.x_strides.stride_h + (col - 1) * p_.x_strides.stride_w;
+  row -= p_.padding, col -= p_.padding;
+  if (row < 0 || row >= p_.in_h || col < 0 || col >= p_.in_w) return zeros_.data();
+  return p_.x + n * p_.x_strides.stride_n + row * p_.x_strides.stride_h + col * p_.x_strides.stride_w;
 }
 
 void Repeats::make_keys(int64_t padded_row) {
   const int64_t n = padded_row / height_, row = padded_row % height_;
   uint32_t* keys = keys_.get() + padded_row * width_;
   const uint32_t padding = key_of(zeros_.data(), p_.cin);
-  if (row == 0 || row == p_.h + 1) {
-    std::fill(keys, keys + width_, padding);
-    return;
-  }
-  keys[0] = keys[width_ - 1] = padding;
-  const float* x = pixel(n, row, 1);
-  for (int64_t col = 1; col <= p_.w; ++col, x += p_.x_strides.stride_w) {
+  std::fill(keys, keys + width_, padding);
+  if (row < p_.padding || row >= p_.in_h + p_.padding) return;
+  const float* x = pixel(n, row, p_.padding);
+  for (int64_t col = p_.padding; col < p_.in_w + p_.padding; ++col, x += p_.x_strides.stride_w) {
 #if defined(__GNUC__)
     __builtin_prefetch(x + kAhead * p_.x_strides.stride_w);
 #endif
@@ -175,15 +175,15 @@ void Repeats::make_keys(int64_t padded_row) {
 }
 
 void Repeats::combine_keys(int64_t row) {
-  const uint32_t* above = keys_.get() + (row / p_.h * height_ + row % p_.h) * width_;
-  const uint32_t* here = above + width_;
-  const uint32_t* below = here + width_;
   uint32_t* combined = combined_.get() + row * p_.w;
-  for (int64_t col = 0; col < p_.w; ++col) {
-    const auto of_three = [col](const uint32_t* k) {
-      return k[col] * 0x85ebca6bu + k[col + 1] * 0xc2b2ae35u + k[col + 2] * 0x27d4eb2fu;
-    };
-    combined[col] = of_three(above) * 0x165667b1u + of_three(here) * 0x9e3779b1u + of_three(below) * 0xcc9e2d51u;
+  std::fill(combined, combined + p_.w, 0);
+  uint32_t place = 1;  // odd, and another one for each pixel of the kernel
+  for (int64_t i = 0; i < p_.kernel; ++i) {
+    const uint32_t* keys = keys_.get() + (row / p_.h * height_ + row % p_.h + i) * width_;
+    for (int64_t j = 0; j < p_.kernel; ++j, ++keys) {
+      place *= 0x9e3779b1u;
+      for (int64_t col = 0; col < p_.w; ++col) combined[col] += keys[col] * place;
+    }
   }
 }
 
@@ -223,7 +223,7 @@ bool Repeats::any_candidates() {
     const uint8_t* found = found_.get() + n * parts_of_image_;
     if (!std::any_of(found, found + parts_of_image_, [](uint8_t f) { return f; })) continue;
     images_[n].pixels.reset(new Pixel[height_ * width_]);
-    images_[n].largest.resize(p_.tiles_h * p_.tiles_w);
+    images_[n].largest.resize(t_.tiles_h * t_.tiles_w);
     images_[n].origins.resize(p_.h * p_.w);
     any = true;
   }
@@ -241,16 +241,16 @@ void Repeats::hash_pixels(int64_t padded_row) {
   const int64_t n = padded_row / height_, row = padded_row % height_;
   const Image& image = images_[n];
   if (!has_candidates(n)) return;
-  // Tiles overlap by two rows and two columns of their inputs.
-  const int64_t first = std::max<int64_t>(row - kPatch + kTile, 0) / kTile;
-  const int64_t last = std::min(row / kTile, p_.tiles_h - 1);
+  // The inputs of neighbouring tiles overlap.
+  const int64_t first = std::max<int64_t>(row - patch_ + kTile, 0) / kTile;
+  const int64_t last = std::min(row / kTile, t_.tiles_h - 1);
   int64_t done = 0;  // the first column that has no hash yet
-  for (int64_t tile_col = 0; tile_col < p_.tiles_w; ++tile_col) {
+  for (int64_t tile_col = 0; tile_col < t_.tiles_w; ++tile_col) {
     bool needed = false;
     for (int64_t tile_row = first; tile_row <= last; ++tile_row)
       needed |= tile_has_candidates(image, tile_row, tile_col);
     if (!needed) continue;
-    const int64_t end = std::min(tile_col * kTile + kPatch, width_);
+    const int64_t end = std::min(tile_col * kTile + patch_, width_);
     for (int64_t col = std::max(done, tile_col * kTile); col < end; ++col) {
       const float* const x = pixel(n, row, col);
       image.pixels[row * width_ + col] = {hash_of(x, p_.cin), largest_of(x, p_.cin)};
@@ -262,38 +262,38 @@ void Repeats::hash_pixels(int64_t padded_row) {
 uint64_t Repeats::hash_of_inputs(const Image& image, int64_t i) const {
   const Pixel* at = image.pixels.get() + i / p_.w * width_ + i % p_.w;
   uint64_t hash = 0, place = kOdd;
-  for (int64_t row = 0; row < 3; ++row)
-    for (int64_t col = 0; col < 3; ++col, place += kOdd) hash += mixed(at[row * width_ + col].hash + place);
+  for (int64_t row = 0; row < p_.kernel; ++row)
+    for (int64_t col = 0; col < p_.kernel; ++col, place += kOdd) hash += mixed(at[row * width_ + col].hash + place);
   return hash;
 }
 
 void Repeats::measure_tiles(int64_t row_of_tiles) {
-  const int64_t n = row_of_tiles / p_.tiles_h, tile_row = row_of_tiles % p_.tiles_h;
+  const int64_t n = row_of_tiles / t_.tiles_h, tile_row = row_of_tiles % t_.tiles_h;
   Image& image = images_[n];
   if (!has_candidates(n)) return;
-  for (int64_t tile_col = 0; tile_col < p_.tiles_w; ++tile_col) {
+  for (int64_t tile_col = 0; tile_col < t_.tiles_w; ++tile_col) {
     if (!tile_has_candidates(image, tile_row, tile_col)) continue;
     int32_t largest = 0;
-    for (int64_t row = tile_row * kTile; row < std::min(tile_row * kTile + kPatch, height_); ++row)
-      for (int64_t col = tile_col * kTile; col < std::min(tile_col * kTile + kPatch, width_); ++col)
+    for (int64_t row = tile_row * kTile; row < std::min(tile_row * kTile + patch_, height_); ++row)
+      for (int64_t col = tile_col * kTile; col < std::min(tile_col * kTile + patch_, width_); ++col)
         largest = std::max(largest, image.pixels[row * width_ + col].largest);
-    image.largest[tile_row * p_.tiles_w + tile_col] = largest;
+    image.largest[tile_row * t_.tiles_w + tile_col] = largest;
   }
 }
 
 int32_t Repeats::largest_in_tile(const Image& image, int64_t i) const {
-  return image.largest[i / p_.w / kTile * p_.tiles_w + i % p_.w / kTile];
+  return image.largest[i / p_.w / kTile * t_.tiles_w + i % p_.w / kTile];
 }
 
 bool Repeats::same_inputs(int64_t n, int64_t i, int64_t j) const {
   const int64_t row_i = i / p_.w, col_i = i % p_.w, row_j = j / p_.w, col_j = j % p_.w;
-  // Within the image, three pixels of a row lie one after the other.
-  const auto inside = [](int64_t at, int64_t size) { return at > 0 && at + 1 < size; };
-  const bool whole_rows = p_.x_strides.stride_w == p_.cin && inside(row_i, p_.h) && inside(row_j, p_.h) &&
-                          inside(col_i, p_.w) && inside(col_j, p_.w);
-  const int64_t pixels = whole_rows ? 3 : 1;
-  for (int64_t row = 0; row < 3; ++row) {
-    for (int64_t col = 0; col < 3; col += pixels) {
+  // Within the image, the pixels of a row that an output reads lie one after the other.
+  const auto inside = [this](int64_t at, int64_t size) { return at >= p_.padding && at + p_.kernel - p_.padding <= size; };
+  const bool whole_rows = p_.x_strides.stride_w == p_.cin && inside(row_i, p_.in_h) && inside(row_j, p_.in_h) &&
+                          inside(col_i, p_.in_w) && inside(col_j, p_.in_w);
+  const int64_t pixels = whole_rows ? p_.kernel : 1;
+  for (int64_t row = 0; row < p_.kernel; ++row) {
+    for (int64_t col = 0; col < p_.kernel; col += pixels) {
       const float* const a = pixel(n, row_i + row, col_i + col);
       const float* const b = pixel(n, row_j + row, col_j + col);
       if (std::memcmp(a, b, pixels * p_.cin * sizeof(float)) != 0) return false;
@@ -327,10 +327,10 @@ void Repeats::find_origins(int64_t part) {
 
 std::vector<int64_t> Repeats::tiles() const {
   std::vector<int64_t> needed;
-  const int64_t per_image = p_.tiles_h * p_.tiles_w;
+  const int64_t per_image = t_.tiles_h * t_.tiles_w;
   for (int64_t tile = 0; tile < p_.n * per_image; ++tile) {
     const int64_t n = tile / per_image;
-    const int64_t row = tile % per_image / p_.tiles_w * kTile, col = tile % p_.tiles_w * kTile;
+    const int64_t row = tile % per_image / t_.tiles_w * kTile, col = tile % t_.tiles_w * kTile;
     bool own = !has_candidates(n);
     for (int64_t r = row; !own && r < std::min(row + kTile, p_.h); ++r)
       for (int64_t c = col; !own && c < std::min(col + kTile, p_.w); ++c)

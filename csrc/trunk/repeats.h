@@ -10,7 +10,7 @@
 // apart. Rounding grows with the largest input of a tile, so the origin is in the tile where that input is smallest.
 //
 // Most images have no equal inputs. So the search first makes a key of each pixel from its first channels, which are
-// one cache line. It goes on with candidates only: outputs whose 3x3 keys another output has, too.
+// one cache line. It goes on with candidates only: outputs for whose inputs another output has the same keys.
 #pragma once
 
 #include <cstdint>
@@ -26,15 +26,15 @@ namespace lpips_fast::trunk {
 class Repeats {
  public:
   // Each image is searched in `parts_of_image` parts. A key decides an output's part, so equal keys meet in one part.
-  Repeats(const Conv& p, int64_t parts_of_image);
+  Repeats(const Conv& p, const Tiles& t, int64_t patch, int64_t parts_of_image);
 
   int64_t padded_rows() const { return p_.n * height_; }  // of all images
   int64_t rows() const { return p_.n * p_.h; }
-  int64_t rows_of_tiles() const { return p_.n * p_.tiles_h; }
+  int64_t rows_of_tiles() const { return p_.n * t_.tiles_h; }
   int64_t parts() const { return p_.n * parts_of_image_; }
 
   void make_keys(int64_t padded_row);  // of pixels
-  void combine_keys(int64_t row);      // of the 3x3 pixels of each output
+  void combine_keys(int64_t row);      // of the pixels that each output reads
   void find_candidates(int64_t part);
   bool any_candidates();  // if there are none, there are no copies: skip the other steps
   void hash_pixels(int64_t padded_row);
@@ -68,6 +68,8 @@ class Repeats {
   void for_each_of_part(int64_t part, const F& f) const;
 
   const Conv& p_;
+  const Tiles& t_;
+  const int64_t patch_;            // inputs of a tile in each direction
   const int64_t height_, width_;  // of a padded image
   const int64_t parts_of_image_;
   std::vector<float> zeros_;              // a pixel of the padding

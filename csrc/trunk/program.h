@@ -1,0 +1,94 @@
+// A trunk's convolutions as data. lpips_fast/trunk/operators.py says what the integers of a program are.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "common/integers.h"
+#include "trunk/kernels.h"
+
+namespace lpips_fast::trunk {
+
+enum class Algorithm : int64_t { first, direct, winograd, phases, columns };
+
+struct Layer {
+  Algorithm algorithm, gradient;
+  int64_t cin, cout, kernel, stride, padding;
+  bool joined;  // with the next layer: both take one input, and their outputs are concatenated
+  bool tap;
+  int64_t pool_kernel, pool_stride;  // a kernel of 0: no pool
+  bool pool_ceil;
+
+  // Derived from the image's size: of the input; of the convolution's output; of the pool's output.
+  int64_t in_h, in_w, h, w, pooled_h, pooled_w;
+  // Of y, with the channels of both layers if they are joined, and the first of this layer.
+  int64_t channels, first_channel;
+
+  int64_t flops(int64_t n) const { return 2 * n * h * w * cin * cout * kernel * kernel; }
+};
+
+// The size of a side after windows of `kernel` pixels, by torch's rule for pools.
+inline int64_t pooled_side(int64_t side, int64_t kernel, int64_t stride, bool ceil_mode) {
+  const int64_t beyond = side - kernel;
+  int64_t count = (ceil_mode ? ceil_div(beyond, stride) : beyond / stride) + 1;
+  if (ceil_mode && (count - 1) * stride >= side) --count;  // the last window must begin inside
+  return count;
+}
+
+inline std::vector<Layer> layers_of(const std::vector<int64_t>& program, int64_t h, int64_t w) {
+  constexpr int64_t kFields = 12;
+  STD_TORCH_CHECK(!program.empty() && program.size() % kFields == 0, "program must have ", kFields,
+                  " integers for each convolution, got ", program.size());
+  std::vector<Layer> layers(program.size() / kFields);
+  int64_t channels = program[2];
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const int64_t* const f = program.data() + i * kFields;
+    Layer& l = layers[i];
+    l = {static_cast<Algorithm>(f[0]), static_cast<Algorithm>(f[1]), f[2], f[3], f[4], f[5], f[6], f[7] != 0,
+         f[8] != 0, f[9], f[10], f[11] != 0};
+    const bool first = l.algorithm == Algorithm::first || l.algorithm == Algorithm::phases;
+    STD_TORCH_CHECK(f[0] >= 0 && f[0] <= 3 && f[1] >= 1 && f[1] <= 4 && (!first || i == 0) &&
+                        (i == 0 || l.gradient == Algorithm::direct || l.gradient == Algorithm::winograd),
+                    "program: convolution ", i, " has an algorithm that it cannot have");
+    const bool second = i > 0 && layers[i - 1].joined;
+    STD_TORCH_CHECK(l.cin > 0 && l.cout > 0 && l.kernel > 0 && l.stride > 0 && l.padding >= 0 && l.padding < l.kernel &&
+                        (first || l.stride == 1) && l.pool_kernel >= 0 && (l.pool_kernel == 0 || l.pool_stride > 0) &&
+                        (l.pool_kernel == 0 || l.tap) &&
+                        (!l.joined || (i > 0 && !second && !l.tap && !layers[i - 1].tap && i + 1 < layers.size())),
+                    "program: convolution ", i, " is none that this operator has");
+    STD_TORCH_CHECK(l.cin == channels, "program: convolution ", i, " must take ", channels, " channels, not ", l.cin);
+    l.in_h = h, l.in_w = w;
+    l.h = (h + 2 * l.padding - l.kernel) / l.stride + 1, l.w = (w + 2 * l.padding - l.kernel) / l.stride + 1;
+    STD_TORCH_CHECK(h + 2 * l.padding >= l.kernel && w + 2 * l.padding >= l.kernel, "the image is too small: ",
+                    "convolution ", i, " gets ", h, " x ", w, " pixels");
+    l.channels = l.cout, l.first_channel = 0;
+    if (second) {
+      Layer& before = layers[i - 1];
+      STD_TORCH_CHECK(before.cout % 8 == 0 && before.h == l.h && before.w == l.w,
+                      "program: joined convolutions must have outputs of one size, the first of 8 k channels");
+      l.first_channel = before.cout, l.channels += before.cout, before.channels = l.channels;
+    }
+    if (l.joined) continue;
+    channels = l.channels, h = l.h, w = l.w;
+    if (l.pool_kernel == 0) continue;
+    STD_TORCH_CHECK(h >= l.pool_kernel && w >= l.pool_kernel, "the image is too small: the pool after convolution ", i,
+                    " gets ", h, " x ", w, " pixels");
+    h = l.pooled_h = pooled_side(h, l.pool_kernel, l.pool_stride, l.pool_ceil);
+    w = l.pooled_w = pooled_side(w, l.pool_kernel, l.pool_stride, l.pool_ceil);
+  }
+  return layers;
+}
+
+// How many threads are worth their waking.
+inline int64_t threads_for(const std::vector<Layer>& layers, int64_t n) {
+  constexpr int64_t kFlops = 16 << 20;  // for each thread: a fraction of a millisecond
+  int64_t flops = 0;
+  for (const Layer& l : layers) flops += l.flops(n);
+  return std::clamp<int64_t>(flops / kFlops, 1, torch::stable::get_num_threads());
+}
+
+}  // namespace lpips_fast::trunk
