@@ -156,8 +156,7 @@ def test_convolution_and_its_gradient(kind, shape):
 
 
 @compiled
-@pytest.mark.parametrize("padding", (0, 1, 3))
-@pytest.mark.parametrize("kernel", (2, 3, 4, 7))
+@pytest.mark.parametrize("kernel, padding", ((2, 0), (2, 1), (3, 0), (3, 2), (4, 1), (7, 3), (7, 6)))
 def test_direct_convolution_of_any_kernel_and_padding(kernel, padding):
     program, x = Program(6, direct(20, kernel, padding)), activations(2, 6, 9, 8)
     taps = program.forward(x)
@@ -177,7 +176,7 @@ def test_first_layer_and_its_gradient(kind, shape, scaled):
     affine = tuple(t[:cin].contiguous() for t in AFFINE) if scaled else (None, None)
     program, x = Program(cin, FIRST[kind](cout)), torch.rand(n, cin, h, w) * 2 - 1
     taps = program.forward(x, affine=affine)
-    tolerance = FIRST_CONVOLUTION_TOLERANCE if kind.startswith("first") else CONVOLUTION_TOLERANCE
+    tolerance = FIRST_CONVOLUTION_TOLERANCE if kind.startswith("first 3x3") else CONVOLUTION_TOLERANCE
     assert_close(taps[0], program.exact(x, affine=affine)[0], tolerance)
     assert taps[0].is_contiguous(memory_format=torch.channels_last)
     d_taps = [torch.randn_like(tap) for tap in taps]
@@ -250,15 +249,23 @@ def test_layouts_of_gradients(kind, layout):
 
 
 @compiled
-@pytest.mark.parametrize("kind", EACH)
-def test_batches(kind):
-    """Two batches go through as one, the second after the first. An expanded image is read again and again."""
-    program = Program(3, EACH[kind](16, tap=False), direct(8, 1))
-    a, b = torch.randn(2, 3, 15, 19), torch.randn(1, 3, 15, 19).expand(3, -1, -1, -1)
-    found = program.forward(a, b, signs=True)
+@pytest.mark.parametrize("kind", FIRST)
+def test_two_batches(kind):
+    """They go through as one, the second after the first, each in its own layout."""
+    program = Program(3, FIRST[kind](16, tap=False), direct(8, 1))
+    a, b = torch.randn(2, 3, 15, 19), nhwc(torch.randn(3, 3, 15, 19))
+    found = program.forward(a, b, affine=AFFINE, signs=True)
     assert len(found) == 2
-    assert_equal(found, program.forward(torch.cat((a, b)), signs=True))
-    assert all(torch.equal(f[2], f[3]) and torch.equal(f[2], f[4]) for f in found)
+    assert_equal(found, program.forward(torch.cat((a, b)), affine=AFFINE, signs=True))
+    assert_equal(program.forward(b, a[:0]), program.forward(b))
+
+
+@compiled
+@pytest.mark.parametrize("kind", EACH)
+def test_expanded_batch(kind):
+    program, x = Program(3, EACH[kind](16)), torch.randn(1, 3, 15, 19)
+    ((one,), (three,)) = program.forward(x), program.forward(x.expand(3, -1, -1, -1))
+    assert torch.equal(three, one.expand(3, -1, -1, -1))
 
 
 @compiled
@@ -270,8 +277,6 @@ def test_empty_batches(kind):
     *expected, expected_signs = program.forward(torch.randn(1, 3, 25, 27), signs=True)
     assert [t.shape for t in (*taps, signs)] == [(0, *e.shape[1:]) for e in (*expected, expected_signs)]
     assert program.backward((25, 27), taps, [signs], taps).shape == x.shape
-    some = torch.randn(2, 3, 25, 27)
-    assert_equal(program.forward(some, x), program.forward(some))
 
 
 # ---- Programs
@@ -279,7 +284,7 @@ def test_empty_batches(kind):
 
 @compiled
 @pytest.mark.parametrize("kind", INNER)
-@pytest.mark.parametrize("cout", (16, 21))
+@pytest.mark.parametrize("cout", (16, 24))
 def test_joined_convolutions(kind, cout):
     """SqueezeNet's Fire, as a tap, as none, and before a pool."""
     squeeze, outputs, x = direct(12, 1, tap=False), [], torch.rand(2, 3, 45, 38)
@@ -369,7 +374,7 @@ CHANNELS = st.integers(1, 40)
 @settings(max_examples=80, deadline=None)
 @given(
     n=st.integers(0, 3), cin=CHANNELS, kinds=st.lists(STRIDE_1, min_size=1, max_size=3),
-    couts=st.tuples(*[CHANNELS] * 4), taps=st.integers(0, 7),
+    couts=st.tuples(*[CHANNELS] * 3, st.integers(1, 4)), taps=st.integers(0, 7),
     pools=st.lists(st.sampled_from((None, *POOLS)), min_size=3, max_size=3),
     joined=st.booleans(), h=st.integers(1, 14), w=st.integers(1, 14), seed=st.integers(0, 1000),
 )  # fmt: skip
@@ -382,7 +387,7 @@ def test_any_program(n, cin, kinds, couts, taps, pools, joined, h, w, seed):
         layers.append(INNER[kind](cout, tap=last or pool is not None or bool(taps >> number & 1), pool=pool))
     if joined and len(layers) > 1:  # as in SqueezeNet, after a layer that is no tap
         layers[-2] = layers[-2]._replace(tap=False, pool=None)
-        layers[-1] = direct(couts[3], 1), layers[-1]
+        layers[-1] = direct(8 * couts[3], 1), layers[-1]
     program, x = Program(cin, *layers, seed=seed), activations(n, cin, h, w, seed=seed)
     found = program.forward(x, signs=True)
     n_taps = program.setting.n_taps
@@ -421,7 +426,7 @@ def everything():
         winograd(96, 5, pool=Pool(2, 2, False)),
         winograd(40, 3, tap=False),
         direct(16, 1, tap=False),
-        (direct(30, 1), winograd(34, 3)),
+        (direct(24, 1), winograd(34, 3)),
         direct(24, 3),
         winograd(520, 3),
     )
@@ -486,7 +491,7 @@ def reached(side, layer, at):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("kind", EACH)
 def test_not_a_number_stays_near_and_is_not_lost(kind, bad):
-    """By Winograd's algorithm what is not finite makes NaN of all it may reach, and of the rest of its tiles."""
+    """By Winograd's algorithm it makes NaN or 0 of the rest of its tiles, too. NaN makes NaN of all that it reaches."""
     channels, at = (3, (41, 30)) if kind in FIRST else (16, (9, 10))
     layer = EACH[kind](16)
     program, x = Program(channels, layer), torch.randn(1, channels, 80, 64)
@@ -497,7 +502,7 @@ def test_not_a_number_stays_near_and_is_not_lost(kind, bad):
     near, in_tiles = rows[:, None] & cols, tile_rows[:, None] & tile_cols
     assert near.any()
     assert not y[..., near].isfinite().logical_and(y[..., near] > 0).any()
-    if bad != bad or layer.algorithm not in (cpu_trunk.Algorithm.FIRST, cpu_trunk.Algorithm.DIRECT):
+    if bad != bad:
         assert y[..., near].isnan().all()
     assert torch.equal(y[..., ~in_tiles], clean[..., ~in_tiles])
 
@@ -511,7 +516,8 @@ def test_not_a_number_stays_near_on_a_flat_ground(bad, channel, kernel):
     x[0, channel, 0, 0] = bad
     (y,) = Program(32, winograd(16, kernel)).forward(x)
     reach = kernel // 2 + 1
-    assert y[0, :, :reach, :reach].isnan().all()
+    near = y[0, :, :reach, :reach]
+    assert near.isnan().all() if bad != bad else not (near.isfinite() & (near > 0)).any()
     assert not y[0, :, 4:].isnan().any()
     assert not y[0, :, :, 4:].isnan().any()
 
@@ -552,10 +558,9 @@ def drawing(pattern, n, channels, h, w):
 def assert_repeats(x, y, layer):
     """Outputs of an image are equal where their inputs are; how many are those of an earlier one."""
     repeats = 0
-    inside = F.unfold(torch.ones_like(x[:1]), layer.kernel, padding=layer.padding, stride=layer.stride)[0]
     windows = F.unfold(x, layer.kernel, padding=layer.padding, stride=layer.stride)
     for inputs, outputs in zip(windows, y.flatten(2), strict=True):
-        _, group = torch.cat((inputs, inside)).unique(dim=1, return_inverse=True)  # padding is no colour
+        _, group = inputs.unique(dim=1, return_inverse=True)
         first_of = torch.full((int(group.max()) + 1,), len(group)).scatter_reduce(
             0, group, torch.arange(len(group)), "amin"
         )
@@ -596,6 +601,8 @@ def test_first_layer_of_equal_inputs_is_equal(kind, scaled):
     for pattern in PATTERNS:
         x = drawing(pattern, 2, 3, 61, 70)
         (y,) = program.forward(x, affine=affine)
+        if scaled:
+            x = (x - AFFINE[0].view(-1, 1, 1)) / AFFINE[1].view(-1, 1, 1)
         assert assert_repeats(x, y, layer) > 0
 
 
@@ -648,11 +655,10 @@ def changed(arguments, at, change):
 @compiled
 @pytest.mark.parametrize("argument, change, message", (
     ("images", lambda x: [], "images"),
-    ("images", lambda x: [*x, *x, *x], "images"),
     ("images", lambda x: [x[0].double()], "float32"),
     ("images", lambda x: [x[0][0]], "N, C, H, W"),
-    ("images", lambda x: [x[0][:, :2]], "channels"),
-    ("images", lambda x: [x[0], x[0][..., :-1]], "size"),
+    ("images", lambda x: [x[0][:, :2]], "must be 2|must have 3 channels"),
+    ("images", lambda x: [x[0], x[0][..., :-1]], r"\[1, 3, 19, 17\]"),
     ("images", lambda x: [x[0][..., :2, :]], "small"),
     ("shift", lambda x: x[:2], "shift"),
     ("shift", lambda x: None, "shift"),
