@@ -41,10 +41,21 @@ LPIPS_FAST_INLINE void first_conv_block(const FirstConv& p, const FirstRows& row
       if (++slot == kernel) slot = 0;
     }
   }
+  if (count >= V * kWidth) {
+#pragma GCC unroll 32
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) store(y + r * p.cout + v * kWidth, relu(acc[r][v]));
+    return;
+  }
+  FloatVec values[R * V];  // a copy, so that the sums stay in registers
 #pragma GCC unroll 32
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) store_partial(y + r * p.cout + v * kWidth, relu(acc[r][v]), count - v * kWidth);
+    for (int v = 0; v < V; ++v) values[r * V + v] = relu(acc[r][v]);
+  for (int64_t r = 0; r < R; ++r)
+    for (int64_t v = 0; v < V && v * kWidth < count; ++v)
+      store_partial(y + r * p.cout + v * kWidth, values[r * V + v], count - v * kWidth);
 }
 
 template <int R, int V>

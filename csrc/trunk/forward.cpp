@@ -109,7 +109,7 @@ std::vector<Tensor> trunk_fwd(std::vector<Tensor> batches, std::optional<Tensor>
     const Tensor& bias = filters[2 * i + 1];
     Conv p{};
     p.n = n, p.in_h = l.in_h, p.in_w = l.in_w, p.cin = l.cin, p.h = l.h, p.w = l.w, p.cout = l.cout;
-    p.kernel = l.kernel, p.padding = l.padding, p.relu = true;
+    p.kernel = l.kernel, p.padding = l.padding;
     p.ld_y = l.channels, p.ld_signs = ceil_div(l.channels, 8);
     check_float(bias, "bias");
     STD_TORCH_CHECK(bias.is_contiguous() && bias.numel() == round_up(l.cout, kPanel), "bias must have ",

@@ -29,8 +29,7 @@ struct Conv {
   // The rest is for the output y. What is null is not needed.
   float* y;
   int64_t ld_y;       // floats from pixel to pixel of y, addend and mask
-  const float* bias;  // [cout / 16][16]
-  bool relu;
+  const float* bias;          // [cout / 16][16], and a ReLU after it
   float* pooled;              // 2x2 maxima of y, dense
   uint8_t* signs;             // bit c % 8 of byte c / 8 of a pixel: !(y_c <= 0)
   int64_t ld_signs;           // bytes from pixel to pixel of both signs

@@ -1,6 +1,6 @@
 // What follows the sums of a convolution: other parts of the gradient, the ReLU's gradient, signs.
 
-// Stores the outputs of the channels [c, c + kWidth) of a pixel.
+// Stores the outputs of the channels [c, c + kWidth) of a pixel, `count` of which there are.
 LPIPS_FAST_INLINE void store_output(const Conv& p, FloatVec value, int64_t pixel, int64_t c, int64_t count) {
   const int64_t offset = pixel * p.ld_y + c;
   if (p.addend) value += load_partial(p.addend + offset, count);

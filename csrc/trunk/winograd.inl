@@ -187,12 +187,12 @@ void transform_output(const Conv& p, const Tiles& t, int64_t begin, int64_t end,
         for (int j = 0; j < P; ++j) row[j] = half[j][i];
         output_points(row, y[i]);
       }
-      if (p.bias || p.relu) {
-        const FloatVec bias = p.bias ? load(p.bias + c) : FloatVec{};
+      if (p.bias) {
+        const FloatVec bias = load(p.bias + c);
 #pragma GCC unroll 4
         for (int i = 0; i < kTile; ++i)
 #pragma GCC unroll 4
-          for (int j = 0; j < kTile; ++j) y[i][j] = p.relu ? relu(y[i][j] + bias) : y[i][j] + bias;
+          for (int j = 0; j < kTile; ++j) y[i][j] = relu(y[i][j] + bias);
       }
       for (int64_t i = 0; i < rows; ++i)
         for (int64_t j = 0; j < cols; ++j) store_output(p, y[i][j], first + i * p.w + j, c, count);
