@@ -45,7 +45,7 @@ from lpips_fast.head import backends
 from lpips_fast.head.inputs import checked_input
 from lpips_fast.head.operators import Norm, accumulation_dtype
 from lpips_fast.pairwise import Images
-from lpips_fast.trunk import cpu_layers
+from lpips_fast.trunk import cpu_trunk
 from lpips_fast.trunk.module import PRECISIONS, Trunk
 from lpips_fast.trunk.nets import ALIASES, NETS
 from lpips_fast.trunk.program import Conv
@@ -152,7 +152,7 @@ class LPIPS(LinearLayers):
         check_choice("net", net, ALIASES)
         check_choice("version", version, VERSIONS)
         check_choice("precision", precision, PRECISIONS)
-        check_choice("cpu_conv", cpu_conv, cpu_layers.CHOICES)
+        check_choice("cpu_conv", cpu_conv, cpu_trunk.CHOICES)
         backends.check_name(backend)
         if pnet_tune and eval_mode:
             raise ValueError("pnet_tune=True trains the trunk, which eval_mode=True keeps frozen: pass eval_mode=False")

@@ -1,10 +1,10 @@
-"""Where the trunk's time goes: each convolution alone, with its ReLU and the pool after it.
+"""Where the trunk's time goes: each convolution alone, with its ReLU, without the pool after it.
 
 `torch` is what `lpips` runs: torch's layers, one after the other. The other providers are this package's trunk.
 `forward` takes both images of all pairs. `backward` takes one image of each pair: from the gradient to the ReLU's
-output it computes the gradient to the layer's input, without the pool. The two expanding convolutions of a SqueezeNet
-Fire are timed apart, though they run as one on a GPU. Inputs come from a pass over random images. On a GPU only the
-kernels are timed, with cold caches.
+output it computes the gradient to the layer's input. The two expanding convolutions of a SqueezeNet Fire are timed
+apart, though they run as one on a GPU. Inputs come from a pass over random images. On a GPU only the kernels are timed,
+with cold caches.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lpips_fast.bench.cases import Case, Layer, images, limit, plain_taps, random_lpips, trunk_layers
@@ -23,9 +22,9 @@ from lpips_fast.bench.ceilings import DTYPES, Ceilings
 from lpips_fast.bench.providers import copied, inherited_precision
 from lpips_fast.bench.records import Record
 from lpips_fast.bench.timing import Call, Clock, Quantiles, described, interleaved, release_memory
-from lpips_fast.trunk.execute import layers_of
+from lpips_fast.trunk.execute import run, run_backward
 from lpips_fast.trunk.module import Trunk
-from lpips_fast.trunk.program import Affine, Conv, Expand
+from lpips_fast.trunk.program import Affine, Conv, Expand, Setting
 
 MODES = ("forward", "backward")
 LIMIT = "limit"
@@ -55,7 +54,7 @@ class LayerProvider(Protocol):
         """A feature map in the type and layout that the trunk has."""
 
     def forward(self, unit: Unit, x: Tensor) -> Tensor:
-        """The ReLU's output. The pool is computed, too, for its time."""
+        """The ReLU's output."""
 
     def backward(self, unit: Unit, x: Tensor) -> Callable[[Tensor], Tensor]:
         """A function that takes dL/d(the ReLU's output) and returns dL/dx."""
@@ -68,11 +67,7 @@ class Torch(NamedTuple):
         return x.contiguous()
 
     def forward(self, unit: Unit, x: Tensor) -> Tensor:
-        y = self.convolution(unit, x).relu_()
-        pool = unit.conv.pool
-        if pool is not None:
-            F.max_pool2d(y, pool.kernel, pool.stride, ceil_mode=pool.ceil_mode)
-        return y
+        return self.convolution(unit, x).relu_()
 
     def backward(self, unit: Unit, x: Tensor) -> Callable[[Tensor], Tensor]:
         x = x.detach().requires_grad_()
@@ -96,28 +91,18 @@ class Ours(NamedTuple):
         return x.to(setting.dtype, memory_format=setting.layout)
 
     def forward(self, unit: Unit, x: Tensor) -> Tensor:
-        setting = self.trunk.setting(x.device)
-        tensors = self.trunk.tensors(setting, gradient=False)
-        layers, conv = layers_of(setting), unit.conv
-        if conv.at == 0:
-            return layers.first_conv_relu(setting, tensors, conv, [x], unit.affine, False)[0]
-        y, _, pooled = layers.conv_relu(setting, tensors, conv, x, False)
-        if conv.pool is not None and pooled is None:
-            layers.max_pool(y, conv.pool)
-        return y
+        setting = self.setting(unit, x)
+        taps, _ = run(setting, [x], unit.affine, self.trunk.tensors(setting, gradient=False))
+        return taps[0]
 
     def backward(self, unit: Unit, x: Tensor) -> Callable[[Tensor], Tensor]:
-        setting = self.trunk.setting(x.device)
+        setting, y = self.setting(unit, x), self.forward(unit, x)
         tensors = self.trunk.tensors(setting, gradient=True)
-        layers, y = layers_of(setting), self.forward(unit, x)
-        size, scale = (x.shape[2], x.shape[3]), unit.affine[1]
+        return lambda d_y: run_backward(setting, x.shape[1:], unit.affine, tensors, [y], [], [d_y])
 
-        def gradient(d_y: Tensor) -> Tensor:
-            d = layers.tap_backward(y, d_y)
-            d_x = layers.conv_backward(setting, tensors, unit.conv, d, size=size)
-            return d_x if scale is None else d_x / scale
-
-        return gradient
+    def setting(self, unit: Unit, x: Tensor) -> Setting:
+        """Of a trunk that ends after this convolution, and begins with it."""
+        return self.trunk.setting(x.device)._replace(plan=(unit.conv._replace(tap=True, pool=None),))
 
 
 def units(net: str, size: int, device: torch.device) -> list[Unit]:

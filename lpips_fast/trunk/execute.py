@@ -33,12 +33,12 @@ from lpips_fast._torch_state import (
     without_autocast,
 )
 from lpips_fast.head.operators import HeadInput
-from lpips_fast.trunk import cpu_layers, gpu_layers, torch_layers
+from lpips_fast.trunk import cpu_trunk, gpu_layers, torch_layers
 from lpips_fast.trunk.program import Affine, Conv, Expand, Plan, Pool, Setting
 
 
 class Layers(Protocol):
-    """The functions of torch_layers.py, cpu_layers.py and gpu_layers.py. operators.py says how signs are laid out."""
+    """The functions of torch_layers.py and gpu_layers.py. operators.py says how signs are laid out."""
 
     def steps(self, plan: Plan) -> Plan:
         """The plan's steps as these layers take them; the GPU's layers replace each `Expand` by one convolution."""
@@ -108,12 +108,9 @@ class Layers(Protocol):
         """
 
 
-_LAYERS: dict[str, Layers] = {"torch": torch_layers, "cpu": cpu_layers, "gpu": gpu_layers}
-
-
 def layers_of(setting: Setting) -> Layers:
-    """The file of layers that the setting names."""
-    return _LAYERS[setting.layers]
+    """The file of layers that the setting names. cpu_trunk.py takes what torch_layers.py makes of the head."""
+    return gpu_layers if setting.layers == "gpu" else torch_layers
 
 
 def run(
@@ -127,7 +124,10 @@ def run(
         computed, affine = _as_computed(setting, affine)
         computed_taps, their_signs = run(computed, images, affine, tensors, keep)
         return [tap.to(setting.taps_as) for tap in computed_taps], their_signs
-    layers = _LAYERS[setting.layers]
+    if setting.layers == "cpu":
+        assert isinstance(tensors, cpu_trunk.CpuTensors)
+        return cpu_trunk.run(setting, images, affine, tensors, keep)
+    layers = layers_of(setting)
     taps: list[Tensor] = []
     signs: list[Tensor] = []
     with without_autocast(images[0].device):
@@ -170,7 +170,10 @@ def run_backward(
         computed, affine = _as_computed(setting, affine)
         taps, d_taps = [t.to(computed.dtype) for t in taps], [d.to(computed.dtype) for d in d_taps]
         return run_backward(computed, size, affine, tensors, taps, signs, d_taps)
-    layers = _LAYERS[setting.layers]
+    if setting.layers == "cpu":
+        assert isinstance(tensors, cpu_trunk.CpuTensors)
+        return cpu_trunk.run_backward(setting, size, affine, tensors, taps, signs, d_taps)
+    layers = layers_of(setting)
     plan, taps, signs, d_taps = layers.steps(setting.plan), list(taps), list(signs), list(d_taps)
     _, height, width = size
     with without_autocast(taps[0].device):

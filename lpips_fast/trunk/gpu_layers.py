@@ -10,7 +10,7 @@ around them. SqueezeNet's time depends on the number of its kernels, and the mer
 The gradient of a convolution of stride 1 is computed as a convolution with turned filters: cuDNN is as fast at it, and
 torch copies nothing.
 
-`execute.Layers` documents the functions of the three files of layers. Here `tensors` are the trunk's own, followed by
+`execute.Layers` documents the functions of the two files of layers. Here `tensors` are the trunk's own, followed by
 `merged_filters` and, for a backward, by `gradient_filters` of all of these.
 """
 
@@ -122,15 +122,8 @@ library.impl("conv_relu_cudnn", _conv_relu_cudnn, "CUDA")
 
 
 def max_pool(x: Tensor, pool: Pool) -> Tensor:
-    out_h, out_w = (_pooled_side(side, pool) for side in x.shape[2:])
+    out_h, out_w = map(pool.side, x.shape[2:])
     return torch.ops.lpips_fast.max_pool_triton(x, pool.kernel, pool.stride, out_h, out_w)
-
-
-def _pooled_side(side: int, pool: Pool) -> int:
-    extra = pool.stride - 1 if pool.ceil_mode else 0
-    windows = (side - pool.kernel + extra) // pool.stride + 1
-    # As in torch, a window must begin inside the image.
-    return windows - 1 if pool.ceil_mode and (windows - 1) * pool.stride >= side else windows
 
 
 class HeadGradient(NamedTuple):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lpips_fast._checks import some
 from lpips_fast._torch_state import is_autocast_enabled, is_recorded, plain_torch_only, to_dtype
-from lpips_fast.trunk import cpu_layers, gpu_layers, processor
-from lpips_fast.trunk.cpu_filters import CpuTensors
+from lpips_fast.trunk import cpu_trunk, gpu_layers, processor
+from lpips_fast.trunk.cpu_trunk import CpuTensors
 from lpips_fast.trunk.execute import FrozenTrunk, run
 from lpips_fast.trunk.nets import NETS, Net
 from lpips_fast.trunk.program import Affine, Conv, Expand, Plan, Pool, Setting
@@ -43,7 +43,8 @@ class Trunk(nn.Module):
     Args:
         net: a key of NETS.
         precision: a key of PRECISIONS.
-        cpu_conv: how the CPU computes 3x3 convolutions in float32: 'winograd', 'direct', or 'auto' for the faster one.
+        cpu_conv: how the CPU computes 3x3 and 5x5 convolutions in float32: 'winograd', 'direct', or 'auto' for the
+            faster one.
         trainable: whether the parameters' `requires_grad` counts; if not, they never get a gradient.
     """
 
@@ -164,7 +165,7 @@ class Trunk(nn.Module):
                 return setting._replace(layers="gpu", cudnn_relu=gpu_layers.cudnn_applies_relu(dtype, tf32))
         elif device.type == "cpu" and dtype == torch.float32 and not torch.compiler.is_compiling():
             scales_in_float32 = own == torch.float32 or taps_as is not None
-            if scales_in_float32 and self.cpu_conv != "direct" and cpu_layers.available():
+            if scales_in_float32 and self.cpu_conv != "direct" and cpu_trunk.available():
                 return setting._replace(layers="cpu", always_winograd=self.cpu_conv == "winograd")
         return setting
 

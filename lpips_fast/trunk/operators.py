@@ -11,14 +11,33 @@ its output y, one bit for each value:
 
 So a ReLU passes the gradient where y is NaN, as in torch.
 
-CPU. Types are float32. Inputs may have any layout; those whose channels are not adjacent in memory are copied.
+CPU. A whole frozen trunk is one operator forward and one backward, in float32. `program` says what they compute: the
+integers of a `CpuConv` for each convolution, in the order of execution. A convolution is y = relu(conv(x) + bias); if
+the next one is joined to it, both take the same x, and what is said of y is said of both, concatenated along the
+channels. The pool takes y and gives the next convolution's x. A program may end after any tap, which then has no pool.
 
-  * conv3x3_fwd_cpu: [y] with y = relu(conv(x) + bias), padding 1; if asked for, then max_pool2d(y, 2), then y's signs.
-  * conv3x3_bwd_cpu: conv(d_y) with turned filters, plus `addend`; 0 where x is <= 0. `mask` is x, or x's signs.
-  * conv3x3_first_cpu: conv3x3_fwd_cpu of (x - shift) / scale, zero-padded after the scaling; for few input channels.
-  * pack_signs_cpu: the signs of y.
-  * mask_by_signs_cpu: d_y + addend where the bit is 1, else 0.
-  * relu_pool_bwd_cpu: d_head + (d_pooled taken back through max_pool2d(tap, 2)), 0 where tap is <= 0.
+  * trunk_fwd_cpu: the taps, in order; then, with `signs`, the signs of every y that is no tap, in order. The images are
+    one batch of any layout, or two of one size, the second after the first. The trunk takes (x - shift) / scale, padded
+    with zeros after the scaling; shift and scale have C elements, or are missing. `filters` are two tensors for each
+    convolution, its filters and its bias.
+  * trunk_bwd_cpu: dL/dimages, contiguous, from the taps and signs of these images and dL/dtaps of any layout. `scale`
+    is that of the forward. `filters` are one tensor for each convolution, for its gradient. The gradient passes a tap's
+    ReLU unless the tap is <= 0. It passes a pool to each window's first maximum, or to its last NaN.
+
+cpu_filters.py makes the filters; a bias is padded to whole panels of 16 channels. `CpuConv.algorithm` and `.gradient`
+are one of these:
+
+  * FIRST (forward): direct convolution of the image's planes, which are scaled on the way; for a trunk's first layer.
+  * DIRECT: direct convolution of stride 1, channels-last.
+  * WINOGRAD: Winograd's F(4x4, 3x3) or F(4x4, 5x5), of stride 1.
+  * PHASES: for a trunk's first layer with a stride s. The scaled and padded image is cut into its s x s phases, which
+    become channels, (c s + row) s + column; so are the filters, padded with zeros at their end. What remains is a
+    convolution of stride 1 with filters of 3 x 3, by Winograd's algorithm.
+  * COLUMNS (backward): for a trunk's first layer. The product of dL/dy at each pixel with the weights [cout, cin k k],
+    whose results are added up in the image.
+
+A program of one convolution, DIRECT or WINOGRAD, takes any x as its image if there is no scaling. The number of threads
+changes no bit of a result. Outputs of a convolution that have equal inputs are equal to the bit.
 
 GPU. Activations, taps and gradients d are channels-last and of the trunk's type; with signs C is a multiple of 8.
 
@@ -40,9 +59,10 @@ GPU. Activations, taps and gradients d are channels-last and of the trunk's type
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from enum import IntEnum
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +70,7 @@ from torch import Tensor
 from lpips_fast import _flops as flops
 from lpips_fast._library import define
 from lpips_fast.head.operators import head_flops
+from lpips_fast.trunk.program import Pool, conv_side
 
 
 def empty_nhwc(like: Tensor, n: int, channels: int, h: int, w: int, dtype: torch.dtype) -> Tensor:
@@ -67,48 +88,71 @@ def empty_signs(y: Tensor) -> Tensor:
 # ---- CPU
 
 
-def _conv3x3_fwd_fake(x, filters, bias, pool, signs):
-    (n, _, h, w), channels = x.shape, bias.shape[0]
-    y = empty_nhwc(x, n, channels, h, w, x.dtype)
-    pooled = [empty_nhwc(x, n, channels, h // 2, w // 2, x.dtype)] if pool else []
-    return [y, *pooled, *([empty_signs(y)] if signs else [])]
+class Algorithm(IntEnum):
+    FIRST = 0
+    DIRECT = 1
+    WINOGRAD = 2
+    PHASES = 3
+    COLUMNS = 4
 
 
-def _conv3x3_bwd_fake(d_y, filters, channels, addend, mask):
-    n, _, h, w = d_y.shape
-    return empty_nhwc(d_y, n, channels, h, w, d_y.dtype)
+class CpuConv(NamedTuple):
+    """A convolution in a program of the CPU's operators, which take its fields as integers, one after the other."""
+
+    algorithm: int  # an Algorithm
+    gradient: int  # the Algorithm of the gradient to the input
+    cin: int
+    cout: int
+    kernel: int
+    stride: int
+    padding: int
+    joined: int  # 1: the next convolution is joined to this one, and has the tap and the pool of both
+    tap: int = 0  # 1: y is a tap
+    pool_kernel: int = 0  # 0: no pool
+    pool_stride: int = 0
+    pool_ceil_mode: int = 0
 
 
-def _conv3x3_first_fake(x, shift, scale, filters, bias, channels, signs):
-    n, _, h, w = x.shape
-    y = empty_nhwc(x, n, channels, h, w, x.dtype)
-    return [y, empty_signs(y)] if signs else [y]
+def _with_sizes(program: Sequence[int], h: int, w: int) -> Iterator[tuple[CpuConv, int, int]]:
+    """Each convolution of a program, with height and width of its y, for images of h x w."""
+    size = len(CpuConv._fields)
+    for at in range(0, len(program), size):
+        conv = CpuConv(*program[at : at + size])
+        y_h, y_w = (conv_side(side, conv.kernel, conv.stride, conv.padding) for side in (h, w))
+        yield conv, y_h, y_w
+        if conv.pool_kernel:
+            pool = Pool(conv.pool_kernel, conv.pool_stride, bool(conv.pool_ceil_mode))
+            h, w = pool.side(y_h), pool.side(y_w)
+        elif not conv.joined:
+            h, w = y_h, y_w
 
 
-def _mask_by_signs_cpu_fake(d_y, signs, addend):
-    return torch.empty_like(d_y, memory_format=torch.channels_last)
+def _trunk_fwd_fake(images, shift, scale, filters, program, signs):
+    n, taps, found_signs, joined = sum(image.shape[0] for image in images), [], [], 0
+    for conv, h, w in _with_sizes(program, *images[0].shape[2:]):
+        channels = joined + conv.cout
+        joined = channels if conv.joined else 0
+        if conv.tap:
+            taps.append(empty_nhwc(images[0], n, channels, h, w, images[0].dtype))
+        elif signs and not conv.joined:
+            found_signs.append(images[0].new_empty((n, h, w, -(-channels // 8)), dtype=torch.uint8))
+    return taps + found_signs
 
 
-def _relu_pool_bwd_fake(tap, d_head, d_pooled):
-    return torch.empty_like(tap, memory_format=torch.channels_last)
+def _trunk_bwd_fake(taps, signs, d_taps, scale, filters, program, height, width):
+    return taps[0].new_empty((taps[0].shape[0], CpuConv(*program[: len(CpuConv._fields)]).cin, height, width))
 
 
 _CPU_OPERATORS: dict[str, tuple[str, Callable[..., Any]]] = {
-    "conv3x3_fwd_cpu": (
-        "(Tensor x, Tensor filters, Tensor bias, bool pool, bool signs) -> Tensor[]",
-        _conv3x3_fwd_fake,
+    "trunk_fwd_cpu": (
+        "(Tensor[] images, Tensor? shift, Tensor? scale, Tensor[] filters, int[] program, bool signs) -> Tensor[]",
+        _trunk_fwd_fake,
     ),
-    "conv3x3_bwd_cpu": (
-        "(Tensor d_y, Tensor filters, int channels, Tensor? addend, Tensor? mask) -> Tensor",
-        _conv3x3_bwd_fake,
+    "trunk_bwd_cpu": (
+        "(Tensor[] taps, Tensor[] signs, Tensor[] d_taps, Tensor? scale, Tensor[] filters, int[] program, "
+        "SymInt height, SymInt width) -> Tensor",
+        _trunk_bwd_fake,
     ),
-    "conv3x3_first_cpu": (
-        "(Tensor x, Tensor shift, Tensor scale, Tensor filters, Tensor bias, int channels, bool signs) -> Tensor[]",
-        _conv3x3_first_fake,
-    ),
-    "pack_signs_cpu": ("(Tensor y) -> Tensor", empty_signs),
-    "mask_by_signs_cpu": ("(Tensor d_y, Tensor signs, Tensor? addend) -> Tensor", _mask_by_signs_cpu_fake),
-    "relu_pool_bwd_cpu": ("(Tensor tap, Tensor? d_head, Tensor? d_pooled) -> Tensor", _relu_pool_bwd_fake),
 }
 
 
@@ -125,7 +169,7 @@ def _conv_relu_cudnn_fake(x, weight, bias, stride, padding):
 
 
 def _conv_fake(weight, n, size, stride, padding):
-    h, w = ((side + 2 * padding - k) // stride + 1 for side, k in zip(size, weight.shape[2:], strict=True))
+    h, w = (conv_side(side, weight.shape[2], stride, padding) for side in size)
     return empty_nhwc(weight, n, weight.shape[0], h, w, weight.dtype)
 
 
@@ -183,12 +227,22 @@ def _conv_flops(weight: Sequence[int], y: Sequence[int]) -> int:
     return 2 * y[0] * y[2] * y[3] * prod(weight)
 
 
+def _program_flops(program: Sequence[int], n: int, h: int, w: int) -> int:
+    """Those of the convolutions, whatever the algorithm (_flops.py)."""
+    return sum(
+        _conv_flops((conv.cout, conv.cin, conv.kernel, conv.kernel), (n, conv.cout, y_h, y_w))
+        for conv, y_h, y_w in _with_sizes(program, h, w)
+    )
+
+
 flops.register(
     {
-        # A convolution's own multiplications, though Winograd's algorithm does fewer (_flops.py).
-        "conv3x3_fwd_cpu": lambda x, filters, bias, *_, **__: 2 * 9 * prod(x) * bias[0],
-        "conv3x3_bwd_cpu": lambda d_y, filters, channels, *_, **__: 2 * 9 * prod(d_y) * channels,
-        "conv3x3_first_cpu": lambda x, shift, scale, filters, bias, channels, *_, **__: 2 * 9 * prod(x) * channels,
+        "trunk_fwd_cpu": lambda images, shift, scale, filters, program, *_, **__: _program_flops(
+            program, sum(image[0] for image in images), *images[0][2:]
+        ),
+        "trunk_bwd_cpu": lambda taps, signs, d_taps, scale, filters, program, h, w, **__: _program_flops(
+            program, taps[0][0], h, w
+        ),
         "first_conv_relu_triton": lambda images, shift, scale, weight, *_, out_shape, **__: _conv_flops(
             weight, out_shape[0]
         ),

@@ -19,8 +19,20 @@ class Pool(NamedTuple):
     stride: int
     ceil_mode: bool
 
+    def side(self, side: int) -> int:
+        """How many windows there are along `side` pixels, as in torch."""
+        extra = self.stride - 1 if self.ceil_mode else 0
+        windows = (side - self.kernel + extra) // self.stride + 1
+        # A window must begin inside the image.
+        return windows - 1 if self.ceil_mode and (windows - 1) * self.stride >= side else windows
 
-POOL_2X2 = Pool(2, 2, False)  # VGG's, which operators of the CPU and of the GPU compute with a convolution
+
+POOL_2X2 = Pool(2, 2, False)  # VGG's, which an operator of the GPU computes with bias and ReLU
+
+
+def conv_side(side: int, kernel: int, stride: int, padding: int) -> int:
+    """How many outputs a convolution has along `side` pixels."""
+    return (side + 2 * padding - kernel) // stride + 1
 
 
 class Conv(NamedTuple):
@@ -60,7 +72,7 @@ class Setting(NamedTuple):
     layout: torch.memory_format
     tf32: bool | None = None  # whether CUDA's float32 convolutions may use TF32; None: as torch's flags say
     frozen: bool = False  # whether `execute.FrozenTrunk` differentiates it; if not, autograd does, layer by layer
-    layers: Literal["torch", "cpu", "gpu"] = "torch"  # torch_layers.py, cpu_layers.py or gpu_layers.py
+    layers: Literal["torch", "cpu", "gpu"] = "torch"  # torch_layers.py, cpu_trunk.py or gpu_layers.py
     always_winograd: bool = False  # cpu: whether Winograd's algorithm is used even where it is slower
     cudnn_relu: bool = False  # gpu: whether cuDNN's convolution adds the bias and applies the ReLU
     taps_as: torch.dtype | None = None  # the taps' type, if the processor does not compute in it; None: dtype

@@ -1,6 +1,6 @@
 """A trunk's layers by torch's operators, which autograd can differentiate and torch.func can transform.
 
-`execute.Layers` documents the functions of the three files of layers.
+`execute.Layers` documents the functions of the two files of layers.
 """
 
 from __future__ import annotations
@@ -57,22 +57,16 @@ def conv_backward(
     addend: Tensor | None = None,
     passes: Tensor | None = None,
 ) -> Tensor:
-    d_x = conv_input_gradient(setting, conv, grad, tensors[conv.at], size)
-    if passes is not None and passes.dtype == torch.uint8:
-        return mask_by_signs(d_x, passes, addend)
-    return relu_backward(d_x, addend, passes)
-
-
-def conv_input_gradient(
-    setting: Setting, conv: Conv, grad: Tensor, weight: Tensor, size: tuple[int, int] | None
-) -> Tensor:
-    """dL/dx from grad = dL/dconv(x), for x of height and width `size`; with stride 1 the size may be None."""
-    if size is None:
+    weight = tensors[conv.at]
+    if size is None:  # with stride 1
         height, width = (side + conv.kernel - 1 - 2 * conv.padding for side in grad.shape[2:])
     else:
         height, width = size
     x_size = grad.shape[0], weight.shape[1], height, width
-    return conv2d_input(x_size, weight, grad, conv.stride, conv.padding, setting.tf32)
+    d_x = conv2d_input(x_size, weight, grad, conv.stride, conv.padding, setting.tf32)
+    if passes is not None and passes.dtype == torch.uint8:
+        return mask_by_signs(d_x, passes, addend)
+    return relu_backward(d_x, addend, passes)
 
 
 def relu_backward(grad: Tensor, addend: Tensor | None, y: Tensor | None) -> Tensor:

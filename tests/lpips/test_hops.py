@@ -32,7 +32,7 @@ class Paths(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("options, gradient, to_convolution, to_head", [
+@pytest.mark.parametrize("options, gradient, to_trunk, to_head", [
     ({}, False, ["lpips._distance", "trunk.module.forward", "trunk.execute.run"], ["lpips._distance"]),
     (
         {},
@@ -47,30 +47,27 @@ class Paths(TorchDispatchMode):
         ["distance.grad_in_forward.distance_with_gradient", "distance.grad_in_forward.forward"],
     ),
 ], ids=("metric", "loss", "grad_in_forward"))  # fmt: skip
-def test_few_functions_to_an_operator(make_ours, options, gradient, to_convolution, to_head):
+def test_few_functions_to_an_operator(make_ours, options, gradient, to_trunk, to_head):
     module, (in0, in1) = make_ours("vgg", cpu_conv="winograd", **options), pair(1, 32, 32)
     with Paths() as paths:
         module(in0.requires_grad_(gradient), in1)
     head = ["distance.compare.compare", "head.autograd.head"]
     if gradient and not options:
         head.append("head.autograd.forward")
-    convolution = ["lpips.forward", *to_convolution, "trunk.cpu_layers.conv_relu"]
-    assert paths.found["conv3x3_fwd_cpu"][0] == convolution
+    trunk = ["lpips.forward", *to_trunk, "trunk.cpu_trunk.run"]
+    assert paths.found["trunk_fwd_cpu"][0] == trunk  # in a loss the other image goes through it next
     assert paths.found["head_fwd_cpu"] == [["lpips.forward", *to_head, *head]]
 
 
 @pytest.mark.parametrize("net", ("alex", "squeeze"))
 def test_few_functions_to_torchs_convolution(make_ours, net):
     """The first layer's convolution has one more: it makes the batch and scales it."""
-    fused, direct, (in0, in1) = make_ours(net), make_ours(net, cpu_conv="direct"), pair(1, 32, 32)
+    direct, (in0, in1) = make_ours(net, cpu_conv="direct"), pair(1, 32, 32)
     to_run = ["lpips.forward", "lpips._distance", "trunk.module.forward", "trunk.execute.run"]
     with Paths() as paths:
-        fused(in0, in1)
-    first, *others = paths.found["convolution"]
-    assert first == [*to_run, "trunk.cpu_layers.first_conv_relu", "trunk.cpu_layers.conv_relu"]
-    assert others
-    assert all(path == [*to_run, "trunk.cpu_layers.conv_relu"] for path in others)
-    with Paths() as paths:
         direct(in0, in1)
-    convolution = [*to_run, "trunk.torch_layers.conv_relu", "trunk.convolution.conv2d"]
-    assert all(path == convolution for path in paths.found["convolution"][1:])
+    first, *others = paths.found["convolution"]
+    convolution = ["trunk.torch_layers.conv_relu", "trunk.convolution.conv2d"]
+    assert first == [*to_run, "trunk.torch_layers.first_conv_relu", *convolution]
+    assert others
+    assert all(path == [*to_run, *convolution] for path in others)

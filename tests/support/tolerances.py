@@ -92,13 +92,18 @@ SCORE_TOLERANCE = 1e-12
 CONVOLUTION_TOLERANCE = 3e-6
 FIRST_CONVOLUTION_TOLERANCE = 3e-7
 
-# The same of Winograd's convolution over 256 and 512 channels, relative to the norm. It makes 6e-7 with its sums in two
-# halves and parts, and made 1.2e-6 when they ran over 256 channels.
-MANY_CHANNELS_TOLERANCE = 8e-7
+# The same of a few layers after each other, of few channels and pixels. For one by Winograd's algorithm the median is
+# 4e-7 with 3x3 and 1.5e-6 with 5x5.
+PROGRAM_TOLERANCE = 1e-5
+
+# The same of Winograd's convolution over 256 and 512 channels, by the kernel, relative to the norm. With 3x3 it makes
+# 6e-7 with its sums in two halves and parts, and made 1.2e-6 when they ran over 256 channels. With 5x5 it makes 2.3e-6,
+# direct convolution 1.0e-6 and 1.4e-6.
+MANY_CHANNELS_TOLERANCE = {3: 8e-7, 5: 3e-6}
 
 # Winograd's convolution of one-hot images by one-hot filters: each output is one product of the transforms'
 # coefficients. Of areas of one colour: the largest error, relative to the largest input.
-ONE_HOT_CONVOLUTION_TOLERANCE = {"atol": 2e-6, "rtol": 0}
+ONE_HOT_CONVOLUTION_TOLERANCE = {3: {"atol": 2e-6, "rtol": 0}, 5: {"atol": 3e-6, "rtol": 0}}
 FLAT_CONVOLUTION_TOLERANCE = 1e-5
 
 # Of the largest value: one rounding to the type of what float32 arithmetic gives.

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from lpips_fast.trunk import cpu_layers
+from lpips_fast.trunk import cpu_trunk
 from lpips_fast.trunk.execute import run, run_backward
 from lpips_fast.trunk.module import Trunk
 from lpips_fast.trunk.nets import NETS
 from tests.support.instructions import LOW_TYPES
 from tests.support.tolerances import TAP_NORM_TOLERANCE, TRUNK_GRAD_TOLERANCE
 
-compiled = pytest.mark.skipif(not cpu_layers.available(), reason="not compiled")
+compiled = pytest.mark.skipif(not cpu_trunk.available(), reason="not compiled")
 # Layers and their type.
 KINDS = (("torch", torch.float64), pytest.param("cpu", torch.float32, marks=compiled))
 

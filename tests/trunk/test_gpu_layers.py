@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from lpips_fast.trunk import gpu_layers
 from lpips_fast.trunk.module import Trunk
 from lpips_fast.trunk.nets import NETS
-from lpips_fast.trunk.program import Expand, Pool
+from lpips_fast.trunk.program import Expand
 
 
 def test_an_expand_is_one_convolution():
@@ -44,10 +44,3 @@ def test_gradient_filters(net):
         d_y = torch.randn(1, cout, 5, 4, dtype=torch.float64)
         expected = torch.nn.grad.conv2d_input((1, cin, 5, 4), weight.double(), d_y, padding=padding)
         torch.testing.assert_close(F.conv2d(d_y, found.double(), padding=kernel - 1 - padding), expected)
-
-
-@pytest.mark.parametrize("pool", (Pool(2, 2, False), Pool(3, 2, False), Pool(3, 2, True)), ids=str)
-def test_sides_of_pools_are_torchs(pool):
-    for side in range(pool.kernel, 40):
-        expected = F.max_pool2d(torch.zeros(1, 1, side, side), pool.kernel, pool.stride, ceil_mode=pool.ceil_mode)
-        assert gpu_layers._pooled_side(side, pool) == expected.shape[2], side

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lpips_fast.trunk import cpu_layers
-from lpips_fast.trunk.cpu_filters import CpuTensors
+from lpips_fast.trunk import cpu_trunk
+from lpips_fast.trunk.cpu_trunk import CpuTensors
 from lpips_fast.trunk.module import Trunk
 from tests.support.instructions import LOW_TYPES, set_instructions
 
 CPU = torch.device("cpu")
-compiled = pytest.mark.skipif(not cpu_layers.available(), reason="the compiled library is not there")
+compiled = pytest.mark.skipif(not cpu_trunk.available(), reason="the compiled library is not there")
 
 
 @pytest.mark.parametrize("change,message", (

@@ -7,10 +7,11 @@ import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from lpips_fast.trunk.module import Trunk
 from lpips_fast.trunk.nets import NETS
-from lpips_fast.trunk.program import Conv, Expand
+from lpips_fast.trunk.program import Conv, Expand, Pool
 
 
 def convolutions(plan):
@@ -65,3 +66,10 @@ def test_settings_are_data(net):
     assert hash(trunks[0].setting(torch.device("cpu"))) == hash(second)
     assert first.n_taps == len(NETS[net].channels)
     assert first != trunks[0].setting(torch.device("cpu"), 2)
+
+
+@pytest.mark.parametrize("pool", (Pool(2, 2, False), Pool(3, 2, False), Pool(3, 2, True)), ids=str)
+def test_sides_of_pools_are_torchs(pool):
+    for side in range(pool.kernel, 40):
+        expected = F.max_pool2d(torch.zeros(1, 1, side, side), pool.kernel, pool.stride, ceil_mode=pool.ceil_mode)
+        assert pool.side(side) == expected.shape[2], side

@@ -1,4 +1,4 @@
-"""LPIPS with Winograd's algorithm on the CPU, against float64."""
+"""LPIPS by the CPU's operators, against float64, and the programs and filters that they take."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import lpips_fast
-from lpips_fast.trunk import cpu_filters, cpu_layers
+from lpips_fast.trunk import cpu_trunk
+from lpips_fast.trunk.module import Trunk
+from lpips_fast.trunk.operators import Algorithm
+from lpips_fast.trunk.program import Conv
 from tests.support.tolerances import OTHERS_TOLERANCE, WINOGRAD_NEAR_TOLERANCE, WINOGRAD_VALUE_TOLERANCE
 
-pytestmark = pytest.mark.skipif(not cpu_layers.available(), reason="the compiled library is not there")
+pytestmark = pytest.mark.skipif(not cpu_trunk.available(), reason="the compiled library is not there")
 
 
 def value_and_gradient(fn, in0, in1):
@@ -127,10 +131,11 @@ def test_choices(make_ours):
     assert not torch.equal(taps[1], taps[2])  # both really ran
 
 
+@pytest.mark.parametrize("net", ("alex", "squeeze", "vgg"))
 @pytest.mark.parametrize("grad_in_forward", (False, True))
-def test_equal_bits_for_1_and_2_threads(make_ours, grad_in_forward):
+def test_equal_bits_for_1_and_2_threads(make_ours, grad_in_forward, net):
     in0, in1 = (torch.rand(2, 3, 64, 64) for _ in range(2))
-    fn = make_ours("vgg", cpu_conv="winograd", grad_in_forward=grad_in_forward)
+    fn = make_ours(net, cpu_conv="winograd", grad_in_forward=grad_in_forward)
     threads = torch.get_num_threads()
     try:
         results = []
@@ -143,15 +148,104 @@ def test_equal_bits_for_1_and_2_threads(make_ours, grad_in_forward):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("dtype", (torch.float64, torch.bfloat16, torch.uint8))
+def test_images_of_other_types(dtype):
+    trunk, images = Trunk("alex", trainable=False), [(torch.rand(n, 3, 40, 40) * 255).to(dtype) for n in (1, 2)]
+    for found, expected in zip(trunk(*images), trunk(*(image.float() for image in images)), strict=True):
+        assert torch.equal(found, expected)
+
+
+# ---- Programs
+
+
+def made(net, **options):
+    trunk = Trunk(net, trainable=False, **options)
+    setting = trunk.setting(torch.device("cpu"))
+    return trunk, setting, trunk.tensors(setting, gradient=False)
+
+
+@pytest.mark.parametrize("net, first, back, others", (
+    ("alex", Algorithm.PHASES, Algorithm.PHASES, [Algorithm.WINOGRAD] * 4),
+    ("vgg", Algorithm.FIRST, Algorithm.COLUMNS, [Algorithm.WINOGRAD] * 12),
+    ("squeeze", Algorithm.FIRST, Algorithm.COLUMNS, [Algorithm.DIRECT, Algorithm.DIRECT, Algorithm.WINOGRAD] * 8),
+))  # fmt: skip
+def test_a_program_is_the_nets_convolutions(net, first, back, others):
+    trunk, setting, tensors = made(net, cpu_conv="winograd")
+    found = cpu_trunk.convolutions(setting, tensors, 1, 64, 64)
+    modules = [module for module in trunk.modules() if isinstance(module, nn.Conv2d)]
+    for (at, conv), module in zip(found, modules, strict=True):
+        assert tensors[at].data_ptr() == module.weight.data_ptr()
+        assert (conv.cin, conv.cout) == (module.in_channels, module.out_channels)
+        assert (conv.kernel, conv.stride, conv.padding) == (
+            *module.kernel_size[:1],
+            module.stride[0],
+            module.padding[0],
+        )
+    convs = [conv for _, conv in found]
+    assert [conv.algorithm for conv in convs] == [first, *others]
+    assert [conv.gradient for conv in convs] == [back, *others]
+    assert [conv.joined for conv in convs[1:]] == [False, net == "squeeze", False] * (len(others) // 3) + [False] * (
+        len(others) % 3
+    )
+    steps = [conv for conv in convs if not conv.joined]
+    assert [(conv.tap, conv[9:]) for conv in steps] == [(step.tap, step.pool or (0, 0, 0)) for step in setting.plan]
+
+
+def test_size_and_number_of_images_choose_the_algorithm():
+    """AlexNet's 5x5 convolution has 7 x 7 outputs of 64 x 64 pixels; its gradient has the channels of the outputs."""
+    _, setting, tensors = made("alex")
+    for n, expected in ((1, Algorithm.DIRECT), (2, Algorithm.WINOGRAD)):
+        conv = cpu_trunk.convolutions(setting, tensors, n, 64, 64)[1][1]
+        assert (conv.kernel, conv.algorithm, conv.gradient) == (5, expected, expected)
+    weights = [torch.rand(64, 11, 3, 3), torch.rand(64)]  # few input channels
+    setting = setting._replace(plan=(Conv(2, 3, 1, 1, tap=True),))
+    conv = cpu_trunk.convolutions(setting, weights * 2, 1, 64, 64)[0][1]
+    assert (conv.algorithm, conv.gradient) == (Algorithm.DIRECT, Algorithm.WINOGRAD)
+
+
 def test_filters_are_made_only_where_they_are_used(make_ours, monkeypatch):
-    made = []
-    original = cpu_filters.winograd_filters
-    monkeypatch.setattr(cpu_filters, "winograd_filters", lambda *args, **kw: made.append(args) or original(*args, **kw))
+    used = []
+    original = cpu_trunk.filters_of
+    monkeypatch.setattr(cpu_trunk, "filters_of", lambda *args, **kw: used.append(args[0]) or original(*args, **kw))
     fn = make_ours("alex")
-    images = torch.rand(2, 1, 3, 32, 32)  # the 3x3 convolutions are of 1 x 1 pixels here: direct ones are faster
-    fn(*images)
-    assert not made
-    fn(*torch.rand(2, 1, 3, 256, 256))
-    assert len(made) == 3
-    fn(*torch.rand(2, 1, 3, 256, 256))
-    assert len(made) == 3
+
+    def uses(size, gradient=False):
+        used.clear()
+        images = torch.rand(2, 1, 3, size, size)
+        value = fn(images[0].requires_grad_(gradient), images[1])
+        if gradient:
+            value.sum().backward()
+        return sorted(used)
+
+    assert uses(32) == [Algorithm.DIRECT] * 4 + [Algorithm.PHASES]  # the later ones have 1 x 1 outputs here
+    assert uses(256) == [Algorithm.WINOGRAD] * 4
+    assert uses(224) == uses(33) == []
+    assert uses(256, gradient=True) == [Algorithm.WINOGRAD] * 4 + [Algorithm.PHASES]
+    assert uses(224, gradient=True) == []
+
+
+def test_programs_are_kept(monkeypatch):
+    """Until there are too many of them; the filters stay."""
+    _, setting, tensors = made("squeeze", cpu_conv="winograd")
+    first = tensors.program(setting, False, 1, 64, 64)
+    monkeypatch.setattr(cpu_trunk, "filters_of", None)  # nothing is made any more
+    assert tensors.program(setting, False, 1, 64, 64) is first
+    monkeypatch.setattr(cpu_trunk, "_MOST_PROGRAMS", 3)
+    for size in range(65, 75):
+        _, filters = tensors.program(setting, False, 1, size, size)
+        assert all(a is b for a, b in zip(filters, first[1], strict=True))
+        assert len(tensors._programs) <= 3
+    again = tensors.program(setting, False, 1, 64, 64)
+    assert again is not first
+    assert again[0] == first[0]
+
+
+def test_filters_made_in_inference_mode_are_good_for_training():
+    trunk, setting, tensors = made("squeeze")
+    x = torch.rand(1, 3, 40, 40)
+    with torch.inference_mode():
+        expected = trunk(x)
+    assert not any(t.is_inference() for t in tensors.program(setting, False, 1, 40, 40)[1])
+    taps = trunk(x.requires_grad_())
+    torch.autograd.grad([tap.sum() for tap in taps], x)
+    assert all(torch.equal(a, b) for a, b in zip(taps, expected, strict=True))
