@@ -1,0 +1,70 @@
+"""What is left out, because it would take long for a result that nobody can use.
+
+A processor without bfloat16 instructions takes a hundred times as long for a matrix product in bfloat16 as for one in
+float32, and up to two hundred times for a convolution. So on a CPU a small call is timed before a whole one is made.
+Its time, scaled up by the work, is what the whole one is expected to take. A whole call is left out if that is more
+than a second, and more than five times as long as plain torch takes in float32. What suits the processor stays far
+below five times. A record of what is left out has the reason as its `error`, and the seconds as `expected_s`. That is
+no failure.
+
+On a GPU nothing is left out: no precision is slow there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+
+from lpips_fast.bench.records import Record
+from lpips_fast.bench.timing import Call, Clock
+
+SECONDS = 1.0
+TIMES = 5.0
+_TRIES = 3  # the first call may make what is made once, and another process may disturb one
+
+
+class Patience:
+    """Tells which calls of one kind to leave out.
+
+    Args:
+        what: the kind, for the reason.
+        device: where they compute.
+        scale: how many times as much work a whole call is as a small one.
+        plain: makes a small call of plain torch in float32.
+    """
+
+    def __init__(self, what: str, device: torch.device, scale: float, plain: Callable[[], Call]) -> None:
+        self.what = what
+        self.device = device
+        self.scale = scale
+        self.plain = plain
+        self._clock = Clock(device)
+
+    def left_out(self, small: Callable[[], Call]) -> Record:
+        """What the record of a call says if it is left out; nothing if it is to be made.
+
+        Args:
+            small: makes the small call.
+        """
+        if self.device.type != "cpu":
+            return {}
+        try:
+            call = small()
+            for _ in range(_TRIES):
+                seconds = self._expected(call)
+                if seconds <= SECONDS or seconds <= TIMES * self._plain_seconds:
+                    return {}
+        except Exception:  # the whole call fails, too, and its record says why
+            return {}
+        times = f"{seconds / self._plain_seconds:.0f} times as long as plain torch in float32"
+        return {"error": f"left out: {self.what} would take about {seconds:.1f} s, {times}", "expected_s": seconds}
+
+    def _expected(self, call: Call) -> float:
+        return self.scale * self._clock(call)
+
+    @cached_property
+    def _plain_seconds(self) -> float:
+        call = self.plain()
+        return min(self._expected(call) for _ in range(_TRIES))
