@@ -123,8 +123,7 @@ def measure(
     expected = oracle(case, sample)
     names = {**case._asdict(), "mode": mode}
     scale = case.pixels / case.small.pixels
-    small = functools.partial(_small, case, mode, device)
-    patience = Patience(f"a {mode}", device, scale, functools.partial(small, Provider(plain_torch)))
+    patience = Patience(f"a {mode}", device, scale, _small(Provider(plain_torch), case, mode, device))
     records: dict[str, Record] = {}
     setups: dict[str, Callable[[], Call]] = {}
     for group in ({name: chosen[name] for name in chosen if name not in compiled}, compiled):
@@ -132,7 +131,8 @@ def measure(
             precision = provider.precision_on(device)
             record = records[name] = {**names, "provider": name, "precision": precision}
             reason = provider.missing()
-            unmeasured = patience.left_out(functools.partial(small, provider)) if reason is None else {"error": reason}
+            small = _small(provider, case, mode, device)
+            unmeasured = patience.left_out(small) if reason is None else {"error": reason}
             if unmeasured:
                 yield {**record, **unmeasured}
                 continue
@@ -162,11 +162,16 @@ def measure(
             yield {**names, "provider": LIMIT, "precision": precision, **at_limit, "flops": flops, "bytes": n_bytes}
 
 
-def _small(case: Case, mode: str, device: torch.device, provider: Provider) -> Call:
-    """A call of the small case. It is not compiled, for that takes longer than the call."""
-    sample = images(case.small, device)
-    distance = provider._replace(wrapper=None).distance(random_lpips(case.net), *sample, gradient=mode == "step")
-    return functools.partial(CALLS[mode], distance, *sample)
+def _small(provider: Provider, case: Case, mode: str, device: torch.device) -> Callable[[], Call]:
+    """Makes the call of the small case, once. It is not compiled, for that takes longer than the call."""
+
+    @functools.cache
+    def made() -> Call:
+        sample = images(case.small, device)
+        distance = provider._replace(wrapper=None).distance(random_lpips(case.net), *sample, gradient=mode == "step")
+        return functools.partial(CALLS[mode], distance, *sample)
+
+    return made
 
 
 def _memory(

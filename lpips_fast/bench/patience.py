@@ -32,7 +32,7 @@ class Patience:
         what: the kind, for the reason.
         device: where they compute.
         scale: how many times as much work a whole call is as a small one.
-        plain: makes a small call of plain torch in float32.
+        plain: makes a small call of plain torch in float32; not timed.
     """
 
     def __init__(self, what: str, device: torch.device, scale: float, plain: Callable[[], Call]) -> None:
@@ -46,14 +46,13 @@ class Patience:
         """What the record of a call says if it is left out; nothing if it is to be made.
 
         Args:
-            small: makes the small call.
+            small: makes the small call of a try. It is not timed.
         """
         if self.device.type != "cpu":
             return {}
         try:
-            call = small()
             for _ in range(_TRIES):
-                seconds = self._expected(call)
+                seconds = self._expected(small)
                 if seconds <= SECONDS or seconds <= TIMES * self._plain_seconds:
                     return {}
         except Exception:  # the whole call fails, too, and its record says why
@@ -61,10 +60,9 @@ class Patience:
         times = f"{seconds / self._plain_seconds:.0f} times as long as plain torch in float32"
         return {"error": f"left out: {self.what} would take about {seconds:.1f} s, {times}", "expected_s": seconds}
 
-    def _expected(self, call: Call) -> float:
-        return self.scale * self._clock(call)
+    def _expected(self, small: Callable[[], Call]) -> float:
+        return self.scale * self._clock(small())
 
     @cached_property
     def _plain_seconds(self) -> float:
-        call = self.plain()
-        return min(self._expected(call) for _ in range(_TRIES))
+        return min(self._expected(self.plain) for _ in range(_TRIES))

@@ -42,6 +42,20 @@ def test_what_is_not(left_out, small, plain):
     assert left_out(small, plain) == {}
 
 
+def test_each_try_has_a_call_of_its_own(elapse):
+    """A backward runs only once."""
+    made = []
+
+    def small():
+        made.append(True)
+        once = iter([1.0])
+        return lambda: elapse(next(once))
+
+    patience = Patience("a backward", CPU, 10, lambda: functools.partial(elapse, 0.01))
+    assert "left out" in patience.left_out(small)["error"]
+    assert len(made) == 3
+
+
 def test_what_fails_is_not_left_out(left_out):
     assert left_out([], plain=0.01) == {}
 
