@@ -1,11 +1,10 @@
 """What is left out, because it would take long for a result that nobody can use.
 
-A processor without bfloat16 instructions takes a hundred times as long for a matrix product in bfloat16 as for one in
-float32, and up to two hundred times for a convolution. So on a CPU a small call is timed before a whole one is made.
-Its time, scaled up by the work, is what the whole one is expected to take. A whole call is left out if that is more
-than a second, and more than five times as long as plain torch takes in float32. What suits the processor stays far
-below five times. A record of what is left out has the reason as its `error`, and the seconds as `expected_s`. That is
-no failure.
+A processor without bfloat16 instructions takes dozens of times as long for a matrix product or a convolution in
+bfloat16 as for one in float32. So on a CPU a small call is timed before a whole one is made. Its time, scaled up by the
+work, is what the whole one is expected to take. A whole call is left out if that is more than a second, and more than
+five times as long as plain torch takes in float32. What suits the processor stays far below five times. A record of
+what is left out has the reason as its `error`, and the seconds as `expected_s`. That is no failure.
 
 On a GPU nothing is left out: no precision is slow there.
 """

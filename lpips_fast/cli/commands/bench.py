@@ -129,9 +129,9 @@ def bench(
     """How fast LPIPS is here, beside the packages people use today and the machine's limits.
 
     Results are checked before anything is timed. Implementations take turns. Times are medians with 20% and 80%
-    quantiles. On a CPU, what would take more than a second a call and more than five times as long as plain torch in
-    float32, by a small call, is left out and named. Exit status 1: something of this package failed or was wrong. It is
-    named, and the rest is measured.
+    quantiles. On a CPU, what would take long for a result that nobody can use is left out and named, such as bfloat16
+    without instructions for it. Exit status 1: something of this package failed or was wrong. It is named, and the rest
+    is measured.
     """
     if table is not None or report is not None:
         if table is not None:
