@@ -1,4 +1,4 @@
-"""A run, for records; and a clock that goes by what a test says."""
+"""A run, for records; and a clock of small calls that goes by what a test says."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lpips_fast.bench import timing
+from lpips_fast.bench import patience
 from lpips_fast.bench.records import Run
 
 
@@ -18,7 +18,7 @@ def run():
 
 @pytest.fixture
 def elapse(monkeypatch):
-    """A function that lets seconds elapse. By itself the clock goes on by a millisecond each time it is read."""
+    """Lets seconds elapse on all threads. By itself the clock goes on by a millisecond each time it is read."""
     now = 0.0
 
     def elapse(seconds):
@@ -26,5 +26,6 @@ def elapse(monkeypatch):
         now += seconds
         return now
 
-    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: elapse(1e-3)))
+    clock = SimpleNamespace(process_time=lambda: torch.get_num_threads() * elapse(1e-3))
+    monkeypatch.setattr(patience, "time", clock)
     return elapse
