@@ -18,6 +18,8 @@ from lpips_fast.bench.ceilings import Ceilings
 from lpips_fast.lpips import LPIPS
 from lpips_fast.trunk.nets import ALIASES, NETS
 
+_SMALL = 64  # pixels a side; smaller images would measure what a call takes besides its arithmetic
+
 
 class Case(NamedTuple):
     net: str
@@ -39,6 +41,16 @@ class Case(NamedTuple):
         if case.size < smallest:
             raise ValueError(f"case {text!r}: net {case.net!r} needs images of at least {smallest} pixels a side")
         return case
+
+    @property
+    def small(self) -> Case:
+        """One pair of images that are small, or as small as these."""
+        return Case(self.net, 1, min(self.size, _SMALL))
+
+    @property
+    def pixels(self) -> int:
+        """Of one image of each pair."""
+        return self.pairs * self.size**2
 
     def __str__(self) -> str:
         return f"{self.net}:{self.pairs}:{self.size}"

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from lpips_fast.bench.patience import Patience
 from lpips_fast.bench.records import Record
 from lpips_fast.bench.timing import Call, Clock, interleaved
 
@@ -18,6 +19,7 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+_SMALL_SIDE = 256  # of the matrices of a small product
 
 
 class Ceilings(NamedTuple):
@@ -33,9 +35,8 @@ def copy(device: torch.device) -> tuple[Call, int]:
     return functools.partial(target.copy_, source), 2 * n_bytes
 
 
-def product(device: torch.device, precision: str) -> tuple[Call, int]:
-    """A product of large random square matrices, and the number of its floating-point operations."""
-    n = 8192 if device.type == "cuda" else 2048
+def product(device: torch.device, precision: str, n: int) -> tuple[Call, int]:
+    """A product of random n x n matrices, and the number of its floating-point operations."""
     gen = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(n, n, device=device, generator=gen).to(DTYPES[precision]) for _ in range(2))
     out = torch.empty_like(a)
@@ -66,8 +67,20 @@ def measure(device: torch.device, precisions: Sequence[str], rounds: int) -> Ite
     """Records of the copy and of the product in each precision."""
     clock = Clock(device, kernels=True)
     yield _record({"what": "copy", "precision": None}, *copy(device), clock, rounds, "bytes")
+    side = 8192 if device.type == "cuda" else 2048
+    small = {p: functools.partial(_call, device, p, _SMALL_SIDE) for p in ("float32", *precisions)}
+    patience = Patience("a product", device, (side / _SMALL_SIDE) ** 3, small["float32"])
     for precision in precisions:
-        yield _record({"what": "product", "precision": precision}, *product(device, precision), clock, rounds, "flops")
+        names = {"what": "product", "precision": precision}
+        left_out = patience.left_out(small[precision])
+        if left_out:
+            yield {**names, **left_out}
+        else:
+            yield _record(names, *product(device, precision, side), clock, rounds, "flops")
+
+
+def _call(device: torch.device, precision: str, n: int) -> Call:
+    return product(device, precision, n)[0]
 
 
 def _record(names: Record, call: Call, amount: int, clock: Clock, rounds: int, unit: str) -> Record:

@@ -1,9 +1,10 @@
 """LPIPS whole, as a metric and as a loss: time, memory and the machine's limit, for every provider.
 
-`forward` is the metric without gradients. `step` is the loss and its gradient to the first image, as in training.
-Before a provider is timed, its distances and gradients are compared with plain torch in float64. `kept` are the bytes
-that a forward keeps for its backward, apart from inputs and weights. `peak` is how far the memory in use rises during a
-call: on a GPU the memory of tensors, on a CPU the resident memory of a process of its own.
+`forward` is the metric without gradients. `step` is the loss and its gradient to the first image, as in training. What
+would take too long is left out (`patience`). Before a provider is timed, its distances and gradients are compared with
+plain torch in float64. `kept` are the bytes that a forward keeps for its backward, apart from inputs and weights.
+`peak` is how far the memory in use rises during a call: on a GPU the memory of tensors, on a CPU the resident memory of
+a process of its own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from lpips_fast.bench.cases import Case, images, limit, random_lpips, work
 from lpips_fast.bench.ceilings import DTYPES, Ceilings
+from lpips_fast.bench.patience import Patience
 from lpips_fast.bench.providers import PROVIDERS, Distance, Provider, Sample, plain_torch
 from lpips_fast.bench.records import Record
 from lpips_fast.bench.timing import (
@@ -120,6 +122,8 @@ def measure(
     sample = images(case, device)
     expected = oracle(case, sample)
     names = {**case._asdict(), "mode": mode}
+    scale = case.pixels / case.small.pixels
+    patience = Patience(f"a {mode}", device, scale, _small(Provider(plain_torch), case, mode, device))
     records: dict[str, Record] = {}
     setups: dict[str, Callable[[], Call]] = {}
     for group in ({name: chosen[name] for name in chosen if name not in compiled}, compiled):
@@ -127,8 +131,10 @@ def measure(
             precision = provider.precision_on(device)
             record = records[name] = {**names, "provider": name, "precision": precision}
             reason = provider.missing()
-            if reason is not None:
-                yield {**record, "error": reason}
+            small = _small(provider, case, mode, device)
+            unmeasured = patience.left_out(small) if reason is None else {"error": reason}
+            if unmeasured:
+                yield {**record, **unmeasured}
                 continue
             try:
                 distance = provider.distance(random_lpips(case.net), *sample, gradient=mode == "step")
@@ -154,6 +160,18 @@ def measure(
         if seconds is not None:
             at_limit = Quantiles(seconds, seconds, seconds).record()
             yield {**names, "provider": LIMIT, "precision": precision, **at_limit, "flops": flops, "bytes": n_bytes}
+
+
+def _small(provider: Provider, case: Case, mode: str, device: torch.device) -> Callable[[], Call]:
+    """Makes the call of the small case, once. It is not compiled, for that takes longer than the call."""
+
+    @functools.cache
+    def made() -> Call:
+        sample = images(case.small, device)
+        distance = provider._replace(wrapper=None).distance(random_lpips(case.net), *sample, gradient=mode == "step")
+        return functools.partial(CALLS[mode], distance, *sample)
+
+    return made
 
 
 def _memory(

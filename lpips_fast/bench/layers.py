@@ -3,8 +3,8 @@
 `torch` is what `lpips` runs: torch's layers, one after the other. The other providers are this package's trunk.
 `forward` takes both images of all pairs. `backward` takes one image of each pair: from the gradient to the ReLU's
 output it computes the gradient to the layer's input. The two expanding convolutions of a SqueezeNet Fire are timed
-apart, though they run as one on a GPU. Inputs come from a pass over random images. On a GPU only the kernels are timed,
-with cold caches.
+apart, though they run as one on a GPU. Inputs come from a pass over random images. What would take too long with all
+layers is left out (`patience`). On a GPU only the kernels are timed, with cold caches.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lpips_fast.bench.cases import Case, Layer, images, limit, plain_taps, random_lpips, trunk_layers
 from lpips_fast.bench.ceilings import DTYPES, Ceilings
+from lpips_fast.bench.patience import Patience
 from lpips_fast.bench.providers import copied, inherited_precision
 from lpips_fast.bench.records import Record
 from lpips_fast.bench.timing import Call, Clock, Quantiles, described, interleaved, release_memory
@@ -151,39 +152,72 @@ def measure(
     case: Case, device: torch.device, rounds: int, candidates: Mapping[str, LayerProvider], limits: Ceilings
 ) -> Iterator[Record]:
     """A record of each convolution, mode and provider, and of the limit in each precision."""
+    left_out = {mode: _left_out(case, mode, device, candidates) for mode in MODES}
     for unit, x in zip(units(case.net, case.size, device), inputs(case, device), strict=True):
         for mode in MODES:
-            batch = x if mode == "forward" else x[: case.pairs]
+            batch = _batch(case, mode, x)
             names = {**case._asdict(), "mode": mode, "layer": unit.layer.name, "images": len(batch)}
-            for record in _measure(unit, mode, batch, rounds, candidates, limits):
+            for record in _measure(unit, mode, batch, rounds, candidates, left_out[mode], limits):
                 yield {**names, **record}
 
 
+def _batch(case: Case, mode: str, x: Tensor) -> Tensor:
+    return x if mode == "forward" else x[: case.pairs]
+
+
+def _left_out(
+    case: Case, mode: str, device: torch.device, candidates: Mapping[str, LayerProvider]
+) -> dict[str, Record]:
+    """By name, what the records of the candidates say that are left out."""
+    small = case.small
+    of_small = list(zip(units(small.net, small.size, device), inputs(small, device), strict=True))
+
+    def all_layers(provider: LayerProvider) -> Call:
+        calls = []
+        for unit, x in of_small:
+            batch = _batch(small, mode, x)
+            d_y = None if mode == "forward" else _output_gradient(unit, batch)
+            calls.append(_set_up(provider, unit, _prepared(provider, unit, batch), d_y))
+        return lambda: [call() for call in calls]
+
+    plain = functools.partial(all_layers, Torch("float32"))
+    patience = Patience(f"a {mode} of all layers", device, case.pixels / small.pixels, plain)
+    found = {name: patience.left_out(functools.partial(all_layers, provider)) for name, provider in candidates.items()}
+    return {name: record for name, record in found.items() if record}
+
+
 def _measure(
-    unit: Unit, mode: str, x: Tensor, rounds: int, candidates: Mapping[str, LayerProvider], limits: Ceilings
+    unit: Unit,
+    mode: str,
+    x: Tensor,
+    rounds: int,
+    candidates: Mapping[str, LayerProvider],
+    left_out: Mapping[str, Record],
+    limits: Ceilings,
 ) -> Iterator[Record]:
     d_y = None if mode == "forward" else _output_gradient(unit, x)
     expected = _oracle(unit, x[:_CHECKED_IMAGES], None if d_y is None else d_y[:_CHECKED_IMAGES])
     setups: dict[str, Callable[[], Call]] = {}
     errors: dict[str, float] = {}
-    failures: dict[str, str] = {}
+    unmeasured = dict(left_out)
     for name, provider in candidates.items():
-        of_provider = x if unit.affine[0] is not None else provider.prepare(x)
-        setup = functools.partial(_set_up, provider, unit, of_provider, d_y)
+        if name in left_out:
+            continue
+        setup = functools.partial(_set_up, provider, unit, _prepared(provider, unit, x), d_y)
         try:
             errors[name] = _check(setup(), expected, TOLERANCE[provider.precision])
             setups[name] = setup
         except Exception as error:  # a provider that fails must not stop the others
-            failures[name] = described(error)
+            unmeasured[name] = {"error": described(error)}
             release_memory()
     del expected
     times, failed = interleaved(setups, Clock(x.device, kernels=True), rounds)
-    failures |= failed
+    unmeasured |= {name: {"error": reason} for name, reason in failed.items()}
     flops = len(x) * unit.layer.flops
     for name, provider in candidates.items():
         record = {"provider": name, "precision": provider.precision, "flops": flops}
-        if name in failures:
-            yield {**record, "error": failures[name]}
+        if name in unmeasured:
+            yield {**record, **unmeasured[name]}
         else:
             yield {**record, **times[name].record(), "largest_error": errors[name]}
     for precision in dict.fromkeys(provider.precision for provider in candidates.values()):
@@ -192,6 +226,11 @@ def _measure(
         if seconds is not None:
             at_limit = Quantiles(seconds, seconds, seconds).record()
             yield {"provider": LIMIT, "precision": precision, "flops": flops, "bytes": n_bytes, **at_limit}
+
+
+def _prepared(provider: LayerProvider, unit: Unit, x: Tensor) -> Tensor:
+    """A unit's input. The first unit takes the images as they are."""
+    return provider.prepare(x) if unit.affine[0] is None else x
 
 
 def _set_up(provider: LayerProvider, unit: Unit, x: Tensor, d_y: Tensor | None) -> Call:

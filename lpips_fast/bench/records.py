@@ -1,15 +1,16 @@
 """Records of measurements: lines of JSON, in a file for each benchmark.
 
 A record is complete in itself. It has the fields of its benchmark (FIELDS) and of its run (`Run.context`). It also has
-what was measured, at least q20_s, median_s and q80_s in seconds, or `error`, the reason why there is nothing. New
-records are appended. The last run of each case counts, and in it the last record of each measurement. Ratios are taken
-within one run.
+what was measured, at least q20_s, median_s and q80_s in seconds, or `error`, the reason why there is nothing. If the
+reason is that a call would take too long, it also has `expected_s`, the seconds (`patience`). New records are appended.
+The last run of each case counts, and in it the last record of each measurement. Ratios are taken within one run.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import secrets
 import subprocess
@@ -24,6 +25,12 @@ import torch
 import lpips_fast
 
 Record = dict[str, Any]
+
+# The instructions for convolutions and matrix products, the fastest first, by their names in /proc/cpuinfo; and the
+# environment variables by which this package, torch and oneDNN are kept from using all that a processor has.
+_CPUINFO = Path("/proc/cpuinfo")
+_INSTRUCTIONS = {"amx_bf16": "amx", "avx512_bf16": "avx512_bf16", "avx512f": "avx512", "avx2": "avx2"}
+_LIMITS = ("LPIPS_FAST_CPU_ISA", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
 
 # FIELDS name a measurement. CASE is the part of FIELDS that one table shows.
 FIELDS = {
@@ -143,19 +150,32 @@ def distinct(records: Sequence[Record], field: str) -> list[Any]:
 
 
 def device_name(device: torch.device) -> str:
+    """The name of a GPU; of a CPU also its instructions, what they are limited to, and the threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    return f"{_processor()}, {threads} thread{'s' * (threads != 1)}"
+    return f"{_processor()}{_limited()}, {threads} thread{'s' * (threads != 1)}"
 
 
 def _processor() -> str:
+    """The processor, and on x86 which instructions it has: those of one name may differ."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = _CPUINFO.read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    flags = fields.get("flags", "").split()
+    instructions = next((f" with {name}" for flag, name in _INSTRUCTIONS.items() if flag in flags), "")
+    return fields.get("model name", platform.machine()) + instructions
+
+
+def _limited() -> str:
+    """What the environment limits the instructions to, or else each variable that limits some."""
+    limits = {name: os.environ[name] for name in _LIMITS if os.environ.get(name)}
+    values = {value.lower() for value in limits.values()}
+    if len(limits) == len(_LIMITS) and len(values) == 1:
+        return f", limited to {values.pop()}"
+    return "".join(f", {name}={value}" for name, value in limits.items())
 
 
 def _commit() -> str | None:

@@ -22,7 +22,7 @@ def _ceilings(records: Sequence[Record]) -> Iterable[str]:
         for record in of_run:
             what = "a large copy" if record["what"] == "copy" else f"a large matrix product, {record['precision']}"
             if "error" in record:
-                rows.append([what, "", f"failed: {record['error']}"])
+                rows.append([what, "", f"not measured: {record['error']}"])
             elif record["what"] == "copy":
                 rows.append([what, _ms(record), f"{_number(record['bytes_per_s'] / 1e9)} GB/s"])
             else:

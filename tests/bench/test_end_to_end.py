@@ -44,14 +44,14 @@ def test_wrong_provider_is_not_timed(mode, factor, gradient_factor):
     found = whole(mode, {"wrong": wrong})
     assert "wrong, not timed" in found["wrong"]["error"]
     assert "median_s" not in found["wrong"]
-    assert len(calls) == 1  # of the check
+    assert len(calls) == 1 + 1  # a small one, and the check
     assert found["ours"]["median_s"] > 0
 
 
 def test_right_provider_is_timed():
     right, calls = scaled(1, 1)
     assert whole("step", {"right": right}, rounds=3)["right"]["median_s"] > 0
-    assert len(calls) == 1 + 1 + 3  # checked, warmed up, timed
+    assert len(calls) == 1 + 1 + 1 + 3  # a small one, checked, warmed up, timed
 
 
 def test_what_is_compiled_keeps_no_record_back(monkeypatch):
@@ -74,6 +74,39 @@ def test_what_is_compiled_keeps_no_record_back(monkeypatch):
         told.append(record)
     assert turns == [["ours"], ["ours", "compiled"]]
     assert [record["provider"] for record in told] == ["ours", "ours", "compiled", "limit"]
+
+
+@pytest.mark.parametrize("wrapper", (None, "compile"))
+def test_what_would_take_long_is_left_out(monkeypatch, elapse, wrapper):
+    """Of it there are only small calls: it is not compiled, not checked, and has no process for its memory."""
+    calls, remembered = [], []
+
+    def make(weights, sample):
+        fn = providers.copied(weights, sample[0])
+
+        def distance(in0, in1):
+            calls.append(tuple(in0.shape))
+            elapse(1.0)
+            return fn(in0, in1)
+
+        return distance
+
+    def memory(name, *_):
+        remembered.append(name)
+        return {}
+
+    monkeypatch.setattr(end_to_end, "_memory", memory)
+    tried = {"slow": Provider(make, "bfloat16", wrapper=wrapper), "ours": providers.PROVIDERS["ours"]}
+    limits = Ceilings(1e10, {"float32": 1e11, "bfloat16": 1e12})
+    records = list(end_to_end.measure(Case("alex", 2, 128), "step", CPU, 1, tried, limits, True))
+    found = {(record["provider"], record["precision"]): record for record in records}
+    slow = found["slow", "bfloat16"]
+    assert "left out: a step would take about 8.0 s" in slow["error"]
+    assert slow["expected_s"] == pytest.approx(8 * 1.001)
+    assert set(calls) == {(1, 3, 64, 64)}
+    assert remembered == ["ours"]
+    assert "median_s" in found["ours", "float32"]
+    assert ("limit", "bfloat16") in found
 
 
 def test_failures_and_absence_are_told():

@@ -20,6 +20,37 @@ def test_a_record_says_all(run):
         run.complete("end_to_end", {**WHOLE, "q20_s": 1.0, "q80_s": 1.0})
 
 
+FLAGS = "fpu sse2 avx2 avx512f avx512_bf16"
+
+
+@pytest.mark.parametrize(
+    "flags,limits,told",
+    (
+        (FLAGS, {}, "A CPU with avx512_bf16, 3 threads"),
+        (f"{FLAGS} amx_tile amx_bf16", {}, "A CPU with amx, 3 threads"),
+        ("fpu sse2 avx2 avx512f", {}, "A CPU with avx512, 3 threads"),
+        ("fpu sse2 avx2", {}, "A CPU with avx2, 3 threads"),
+        ("fpu sse2", {}, "A CPU, 3 threads"),
+        (FLAGS, {"ATEN_CPU_CAPABILITY": "avx2"}, "A CPU with avx512_bf16, ATEN_CPU_CAPABILITY=avx2, 3 threads"),
+        (
+            FLAGS,
+            {"LPIPS_FAST_CPU_ISA": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+            "A CPU with avx512_bf16, limited to avx2, 3 threads",
+        ),
+    ),
+)
+def test_a_device_says_its_instructions(monkeypatch, tmp_path, flags, limits, told):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nmodel name\t: A CPU\nflags\t\t: {flags}\n\n" * 2)
+    monkeypatch.setattr(records, "_CPUINFO", cpuinfo)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    for name in ("LPIPS_FAST_CPU_ISA", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in limits.items():
+        monkeypatch.setenv(name, value)
+    assert records.device_name(torch.device("cpu")) == told
+
+
 def test_written_and_read(run, tmp_path):
     written = [run.complete("end_to_end", whole(name)) for name in ("a", "b")]
     for record in written:

@@ -7,7 +7,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from lpips_fast.bench import ceilings, providers, records
+from lpips_fast.bench import ceilings, patience, providers, records
 from lpips_fast.bench.providers import PROVIDERS, Provider
 from lpips_fast.cli import app
 from tests.support.processes import run
@@ -60,6 +60,12 @@ def test_exit_status_and_usage(monkeypatch):
     result = run("--provider", "lpips 0.1.4")  # it is no failure that another package is missing
     assert result.exit_code == 0
     assert "not measured: lpips 0.1.4: no_such_package is not installed" in result.output
+    with monkeypatch.context() as patched:
+        left_out = {"error": "left out: too long", "expected_s": 9.0}
+        patched.setattr(patience.Patience, "left_out", lambda *_: left_out)
+        result = run()  # nor that something would take too long
+    assert result.exit_code == 0
+    assert "not measured: ours: left out: too long" in result.output
     result = run("--provider", "nobody")
     assert result.exit_code == 2
     assert "ours" in result.output
