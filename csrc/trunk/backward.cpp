@@ -24,7 +24,7 @@ Conv gradient_of(const Layer& l, int64_t n, const float* d_y, const Tensor& filt
   }
   p.x = d_y + l.first_channel;
   p.x_strides = {l.h * l.w * l.channels, l.w * l.channels, l.channels};
-  p.ld_y = p.cout;
+  p.ld_y = p.cout, p.transposed = l.gradient == Algorithm::transposed;
   p.filters = checked_filters(filters, l.gradient, l.cout, p.cout, l.kernel, l.stride);
   return p;
 }

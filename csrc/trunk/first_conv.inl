@@ -1,70 +1,69 @@
 // The first layer. It has few input channels, so Winograd's transforms would cost as much as they save. The convolution
-// is direct, in blocks of kRows pixels by vectors of output channels that stay in registers. It reads `kernel` rows of
-// the image from a buffer, where they are scaled and then padded with zeros, as a trunk pads its scaled input. There
-// the columns of a row lie by phases, column q at [q % stride][q / stride]: the inputs of neighbouring outputs are
-// neighbours, whatever the stride.
+// is direct, in blocks of pixels by vectors of output channels that stay in registers. It reads `kernel` rows of the
+// image from a buffer, where they are scaled and then padded with zeros, as a trunk pads its scaled input. There the
+// columns of a row lie by phases, column q at [q % stride][q / stride]: the inputs of neighbouring outputs are
+// neighbours, whatever the stride. The buffer is a ring of rows [cin][stride][ceil((w + 2 padding) / stride)].
 
-// The buffer: a ring of `kernel` rows [cin][stride][ld]. The first row of a window is at `first`.
-struct FirstRows {
-  float* memory;
-  int64_t ld, first;
+// Pixels of a block. Larger blocks would fit the registers of AVX-512, but the processor overlaps the end of one with
+// the start of the next less well.
+constexpr int64_t kFirstPixels = 6;
+
+// Where the blocks of one row of outputs find their inputs: input t = (c * kernel + dy) * kernel + dx of output i is
+// x[at[t] + i].
+struct FirstInputs {
+  const float* x;
+  const float* at;  // bits of int32_t
 };
 
 // Computes R pixels of a row, from column i on, by V vectors of output channels.
 template <int R, int V>
-LPIPS_FAST_INLINE void first_conv_block(const FirstConv& p, const FirstRows& rows, int64_t i, const float* u,
-                                        int64_t panel, const float* bias, float* y, int64_t count) {
-  const int64_t kernel = p.kernel, stride = p.stride, ld = rows.ld;
+LPIPS_FAST_INLINE void first_conv_block(const FirstInputs& inputs, int64_t depth, int64_t i, const float* u,
+                                        const float* bias, float* y, int64_t cout, int64_t count) {
   FloatVec acc[R][V];
 #pragma GCC unroll 32
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) acc[r][v] = load(bias + v * kWidth);
-  for (int64_t c = 0; c < p.cin; ++c) {
-    int64_t slot = rows.first;
-    for (int64_t dy = 0; dy < kernel; ++dy) {
-      const float* x = rows.memory + (slot * p.cin + c) * stride * ld + i;
-      int64_t phase = 0;
-      for (int64_t dx = 0; dx < kernel; ++dx, u += kPanel) {
-        FloatVec col[V];
-#pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) col[v] = load(u + v * kWidth / kPanel * panel + v * kWidth % kPanel);
+  for (int64_t t = 0; t < depth; ++t)
+    add_products<R, V>(inputs.x + i + load_bits<int32_t>(inputs.at + t), 1, u + t * kPanel, depth * kPanel, acc);
 #pragma GCC unroll 32
-        for (int r = 0; r < R; ++r) {
-          const FloatVec pixel = splat(x[r]);
+  for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-          for (int v = 0; v < V; ++v) acc[r][v] += pixel * col[v];
-        }
-        x += ld;
-        if (++phase == stride) phase = 0, x += 1 - stride * ld;
-      }
-      if (++slot == kernel) slot = 0;
-    }
-  }
+    for (int v = 0; v < V; ++v) acc[r][v] = relu(acc[r][v]);
   if (count >= V * kWidth) {
 #pragma GCC unroll 32
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) store(y + r * p.cout + v * kWidth, relu(acc[r][v]));
+      for (int v = 0; v < V; ++v) store(y + r * cout + v * kWidth, acc[r][v]);
     return;
   }
-  FloatVec values[R * V];  // a copy, so that the sums stay in registers
-#pragma GCC unroll 32
   for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) values[r * V + v] = relu(acc[r][v]);
-  for (int64_t r = 0; r < R; ++r)
-    for (int64_t v = 0; v < V && v * kWidth < count; ++v)
-      store_partial(y + r * p.cout + v * kWidth, values[r * V + v], count - v * kWidth);
+    for (int v = 0; v < V; ++v) store_partial(y + r * cout + v * kWidth, acc[r][v], count - v * kWidth);
 }
 
 template <int R, int V>
-void first_conv_pixels(int64_t pixels, const FirstConv& p, const FirstRows& rows, int64_t i, const float* u,
-                       int64_t panel, const float* bias, float* y, int64_t count) {
+void first_conv_pixels(int64_t pixels, const FirstInputs& inputs, int64_t depth, int64_t i, const float* u,
+                       const float* bias, float* y, int64_t cout, int64_t count) {
   if constexpr (R > 1) {
-    if (pixels < R) return first_conv_pixels<R - 1, V>(pixels, p, rows, i, u, panel, bias, y, count);
+    if (pixels < R) return first_conv_pixels<R - 1, V>(pixels, inputs, depth, i, u, bias, y, cout, count);
   }
-  first_conv_block<R, V>(p, rows, i, u, panel, bias, y, count);
+  first_conv_block<R, V>(inputs, depth, i, u, bias, y, cout, count);
+}
+
+// Computes V vectors of output channels, from channel c on, of one of all n out_h rows.
+template <int V>
+LPIPS_FAST_INLINE void first_conv_columns(const FirstConv& p, const FirstInputs& inputs, int64_t line, int64_t c) {
+  const int64_t depth = p.cin * p.kernel * p.kernel;
+  const float* u = p.filters + c / kPanel * depth * kPanel + c % kPanel;
+  for (int64_t i = 0; i < p.out_w; i += kFirstPixels) {
+    first_conv_pixels<kFirstPixels, V>(smaller(kFirstPixels, p.out_w - i), inputs, depth, i, u, p.bias + c,
+                                p.y + (line * p.out_w + i) * p.cout + c, p.cout, p.cout - c);
+  }
+}
+
+LPIPS_FAST_INLINE void scale_row(const float* __restrict from, int64_t step, float shift, float scale, int64_t count,
+                                 float* __restrict to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = (from[i * step] - shift) / scale;
 }
 
 // Fills one row of the buffer with row `row` of image n, which may lie in the padding.
@@ -81,33 +80,47 @@ void fill_first_row(const FirstConv& p, int64_t n, int64_t row, int64_t ld, floa
         end = offset < p.w ? smaller(ceil_div(p.w - offset, p.stride), ld) : begin;
       }
       for (int64_t j = 0; j < begin; ++j) to[j] = 0.f;
-      for (int64_t j = begin; j < end; ++j) to[j] = from[(j * p.stride + offset) * p.stride_w];
-      for (int64_t j = begin; j < end; ++j) to[j] = (to[j] - shift) / scale;
+      const float* first = from + (begin * p.stride + offset) * p.stride_w;
+      const int64_t step = p.stride * p.stride_w;
+      // The compiler makes vectors of steps that it knows, and of the division in the last loop.
+      if (step == 1) {
+        scale_row(first, 1, shift, scale, end - begin, to + begin);
+      } else if (step == 2) {
+        scale_row(first, 2, shift, scale, end - begin, to + begin);
+      } else {
+        for (int64_t j = begin; j < end; ++j) to[j] = first[(j - begin) * step];
+        for (int64_t j = begin; j < end; ++j) to[j] = (to[j] - shift) / scale;
+      }
       for (int64_t j = end; j < ld; ++j) to[j] = 0.f;
     }
   }
 }
 
-void first_conv(const FirstConv& p, int64_t begin, int64_t end, float* buffer) {
-  FirstRows rows{buffer, ceil_div(p.w + 2 * p.padding, p.stride), 0};
-  const int64_t row_floats = p.cin * p.stride * rows.ld, panel = p.cin * p.kernel * p.kernel * kPanel;
-  constexpr int64_t vectors = kPanel / kWidth < kVectors ? kPanel / kWidth : kVectors;
+void first_conv(const FirstConv& p, int64_t begin, int64_t end, float* scratch) {
+  const int64_t kernel = p.kernel, ld = ceil_div(p.w + 2 * p.padding, p.stride), plane = p.stride * ld;
+  float* const at = scratch + kernel * p.cin * plane;
+  constexpr int64_t columns = kVectors * kWidth;
   int64_t filled = -1;  // the last row in the buffer, of all rows of all padded images
   for (int64_t line = begin; line < end; ++line) {
     const int64_t n = line / p.out_h, top = line % p.out_h * p.stride;
-    const int64_t first = n * (p.h + 2 * p.padding) + top;
-    rows.first = first % p.kernel;
-    for (int64_t dy = 0; dy < p.kernel; ++dy) {
-      if (first + dy <= filled) continue;
-      filled = first + dy;
-      fill_first_row(p, n, top + dy - p.padding, rows.ld, buffer + filled % p.kernel * row_floats);
-    }
-    for (int64_t c = 0; c < p.cout; c += vectors * kWidth) {
-      const float* u = p.filters + c / kPanel * panel + c % kPanel;
-      for (int64_t i = 0; i < p.out_w; i += kRows) {
-        first_conv_pixels<kRows, vectors>(smaller(kRows, p.out_w - i), p, rows, i, u, panel, p.bias + c,
-                                          p.y + (line * p.out_w + i) * p.cout + c, p.cout - c);
+    for (int64_t dy = 0; dy < kernel; ++dy) {
+      const int64_t row = n * (p.h + 2 * p.padding) + top + dy, slot = row % kernel * p.cin * plane;
+      for (int64_t c = 0; c < p.cin; ++c) {
+        int64_t offset = slot + c * plane, phase = 0;
+        for (int64_t dx = 0; dx < kernel; ++dx, offset += ld) {
+          store_bits(at + (c * kernel + dy) * kernel + dx, static_cast<int32_t>(offset));
+          if (++phase == p.stride) phase = 0, offset += 1 - plane;
+        }
       }
+      if (row <= filled) continue;
+      filled = row;
+      fill_first_row(p, n, top + dy - p.padding, ld, scratch + slot);
+    }
+    const FirstInputs inputs{scratch, at};
+    int64_t c = 0;
+    for (; c + columns <= round_up(p.cout, kPanel); c += columns) first_conv_columns<kVectors>(p, inputs, line, c);
+    if constexpr (columns > kPanel) {
+      for (; c < p.cout; c += kPanel) first_conv_columns<kPanel / kWidth>(p, inputs, line, c);
     }
     if (p.signs) {
       const int64_t sign_bytes = ceil_div(p.cout, 8);

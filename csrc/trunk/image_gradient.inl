@@ -4,36 +4,6 @@
 // of the image needs stay in a ring, so that each is computed once for a range of rows. They are transposed there,
 // [column][pixel of d_y], so that the sums run along rows of memory.
 
-// Two vectors' lanes as `lanes` says: those of a, then those of b.
-LPIPS_FAST_INLINE FloatVec shuffle(FloatVec a, FloatVec b, IntVec lanes) {
-#if defined(__clang__)
-  FloatVec v;
-#pragma GCC unroll 16
-  for (int i = 0; i < kWidth; ++i) v[i] = lanes[i] < kWidth ? a[lanes[i]] : b[lanes[i] - kWidth];
-  return v;
-#else
-  return __builtin_shuffle(a, b, lanes);
-#endif
-}
-
-// Transposes a square of kWidth x kWidth, first in squares of 2 x 2, then in squares of those, and so on.
-template <int kStep = 1>
-LPIPS_FAST_INLINE void transpose(FloatVec m[kWidth]) {
-  IntVec upper, lower;
-#pragma GCC unroll 16
-  for (int i = 0; i < kWidth; ++i) {
-    upper[i] = i & kStep ? kWidth + i - kStep : i;
-    lower[i] = i & kStep ? kWidth + i : i + kStep;
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < kWidth; ++i) {
-    if (i & kStep) continue;
-    const FloatVec a = m[i], b = m[i + kStep];
-    m[i] = shuffle(a, b, upper), m[i + kStep] = shuffle(a, b, lower);
-  }
-  if constexpr (2 * kStep < kWidth) transpose<2 * kStep>(m);
-}
-
 // Computes the products of one row of d_y, to [columns][ld]. `block` is scratch.
 void image_products(const ImageGradient& p, const float* d_y, int64_t columns, int64_t ld, float* to, float* block) {
   const int64_t panel = p.cout * kPanel, ld_block = round_up(columns, kPanel);

@@ -29,6 +29,7 @@ struct Conv {
   const float* x;
   Pixels x_strides;
   const float* filters;  // direct: [cout / 16][kernel][kernel][cin][16]; Winograd: U, [points][cout / 16][cin][16]
+  bool transposed;       // filters are U of the convolution that this one is the gradient of, [points][cin / 16][cout][16]
   // The rest is for the output y. What is null is not needed.
   float* y;
   int64_t ld_y;       // floats from pixel to pixel of y, addend and mask
@@ -131,7 +132,7 @@ struct PhasesGradient {
 // The floats of scratch that these kernels need for each worker.
 inline int64_t scratch_floats(const Phases& p) { return p.out_w * p.stride; }
 inline int64_t scratch_floats(const FirstConv& p) {
-  return p.kernel * p.cin * round_up(p.w + 2 * p.padding, p.stride);
+  return p.kernel * p.cin * (round_up(p.w + 2 * p.padding, p.stride) + p.kernel);
 }
 inline int64_t scratch_floats(const TapGradient& p) {
   return p.d_pooled ? ceil_div(p.kernel, p.stride) * p.out_w * round_up(p.c, kPanel) : 0;

@@ -13,18 +13,18 @@ LPIPS_FAST_INLINE Span windows_at(int64_t i, int64_t kernel, int64_t stride, int
 // What a pool leaves of a window: rows x cols pixels from x on.
 LPIPS_FAST_INLINE void max_of_window(const float* x, int64_t rows, int64_t cols, int64_t stride_h, int64_t channels,
                                      float* y) {
-  for (int64_t c = 0; c < channels; c += kWidth) {
-    const int64_t count = channels - c;
+  for_each_vector(channels, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
     FloatVec best = load_partial(x + c, count);
     for (int64_t i = 0; i < rows; ++i) {
       for (int64_t j = i == 0; j < cols; ++j)
         best = maximum(best, load_partial(x + i * stride_h + j * channels + c, count));
     }
     store_partial(y + c, best, count);
-  }
+  });
 }
 
-void max_pool(const MaxPool& p, int64_t begin, int64_t end) {
+void max_pool(const MaxPool& problem, int64_t begin, int64_t end) {
+  const MaxPool p = problem;  // a copy, which no store can change
   const int64_t stride_h = p.w * p.c;
   for (int64_t line = begin; line < end; ++line) {
     const int64_t n = line / p.out_h, row = line % p.out_h * p.stride;
@@ -48,21 +48,23 @@ void max_pool(const MaxPool& p, int64_t begin, int64_t end) {
 // order, or its last NaN. `winners` has space for whole vectors.
 LPIPS_FAST_INLINE void find_winners(const float* tap, int64_t rows, int64_t cols, int64_t stride_h, int64_t channels,
                                     int64_t kernel, float* winners) {
-  for (int64_t c = 0; c < channels; c += kWidth) {
-    const int64_t count = channels - c;
+  for_each_vector(channels, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
     FloatVec best = load_partial(tap + c, count);
     IntVec winner{};
     for (int64_t i = 0; i < rows; ++i) {
       for (int64_t j = i == 0; j < cols; ++j) {
         const FloatVec next = load_partial(tap + i * stride_h + j * channels + c, count);
-        const IntVec better = (next > best) | (next != next);
-        best = better ? next : best;
-        winner = better ? static_cast<int32_t>(i * kernel + j) - IntVec{} : winner;
+        const IntVec keep = ~(next > best) & (next == next);
+        best = keep ? best : next;
+        winner = keep ? winner : static_cast<int32_t>(i * kernel + j) - IntVec{};
       }
     }
     store_bits(winners + c, winner);
-  }
+  });
 }
+
+// AVX-512 loads gradients under masks, for which the processor does not read ahead.
+constexpr int64_t kAhead = 512;
 
 // A pixel of the tap, and the first of the windows that contain it.
 struct TapPixel {
@@ -75,8 +77,7 @@ struct TapPixel {
 // The gradient at a pixel that lies in rows x cols windows. `winners` is [ring][out_w][ld].
 LPIPS_FAST_INLINE void tap_gradient(const TapGradient& p, const TapPixel& at, int64_t rows, int64_t cols,
                                     const float* winners, int64_t ring, int64_t ld) {
-  for (int64_t c = 0; c < p.c; c += kWidth) {
-    const int64_t count = p.c - c;
+  for_each_vector(p.c, [&](int64_t c, int64_t count) __attribute__((always_inline)) {
     FloatVec d{};
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t slot = at.slot + i < ring ? at.slot + i : at.slot + i - ring;
@@ -85,14 +86,20 @@ LPIPS_FAST_INLINE void tap_gradient(const TapGradient& p, const TapPixel& at, in
         const auto place = static_cast<int32_t>(at.place - (i * p.kernel + j) * p.stride);
         const FloatVec d_window = load_partial(at.d_pooled + (i * p.out_w + j) * p.c + c, count);
         d += winner == place ? d_window : FloatVec{};
+        __builtin_prefetch(at.d_pooled + (i * p.out_w + j) * p.c + c + kAhead);
       }
     }
-    if (p.d_tap) d += load_partial(p.d_tap + at.offset + c, count);
+    if (p.d_tap) {
+      d += load_partial(p.d_tap + at.offset + c, count);
+      __builtin_prefetch(p.d_tap + at.offset + c + kAhead);
+    }
+    __builtin_prefetch(p.d_out + at.offset + c + kAhead, 1);
     store_partial(p.d_out + at.offset + c, load_partial(p.tap + at.offset + c, count) <= 0.f ? FloatVec{} : d, count);
-  }
+  });
 }
 
-void tap_backward(const TapGradient& p, int64_t begin, int64_t end, float* winners) {
+void tap_backward(const TapGradient& problem, int64_t begin, int64_t end, float* winners) {
+  const TapGradient p = problem;  // a copy, which no store can change
   const int64_t stride_h = p.w * p.c, ld = round_up(p.c, kPanel);
   const int64_t ring = p.d_pooled ? ceil_div(p.kernel, p.stride) : 1;
   int64_t known = -1;  // the last row of windows, of all n out_h, whose winners are in its slot of the ring
@@ -116,17 +123,21 @@ void tap_backward(const TapGradient& p, int64_t begin, int64_t end, float* winne
         }
       }
     }
-    const int64_t count_h = rows.end - rows.begin;
+    const int64_t count_h = rows.end - rows.begin, first_slot = rows.begin % ring;
+    Span cols{0, 0};
     for (int64_t col = 0; col < p.w; ++col) {
       TapPixel at{(line * p.w + col) * p.c, 0, 0, 0, nullptr};
-      const Span cols = count_h > 0 ? windows_at(col, p.kernel, p.stride, p.out_w) : Span{0, 0};
+      if (count_h > 0) {  // windows_at(col), without its divisions
+        if (cols.end < p.out_w && col == cols.end * p.stride) ++cols.end;
+        if (col == cols.begin * p.stride + p.kernel) ++cols.begin;
+      }
       const int64_t count_w = cols.end - cols.begin;
       if (count_h <= 0 || count_w <= 0) {
         tap_gradient(p, at, 0, 0, winners, ring, ld);
         continue;
       }
       at.place = (row - rows.begin * p.stride) * p.kernel + col - cols.begin * p.stride;
-      at.slot = rows.begin % ring, at.col = cols.begin;
+      at.slot = first_slot, at.col = cols.begin;
       at.d_pooled = p.d_pooled + ((n * p.out_h + rows.begin) * p.out_w + cols.begin) * p.c;
       if (count_h == 1 && count_w == 1) {
         tap_gradient(p, at, 1, 1, winners, ring, ld);

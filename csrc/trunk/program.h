@@ -13,7 +13,7 @@
 
 namespace lpips_fast::trunk {
 
-enum class Algorithm : int64_t { first, direct, winograd, phases, columns };
+enum class Algorithm : int64_t { first, direct, winograd, phases, columns, transposed };
 
 struct Layer {
   Algorithm algorithm, gradient;
@@ -51,8 +51,8 @@ inline std::vector<Layer> layers_of(const std::vector<int64_t>& program, int64_t
     l = {static_cast<Algorithm>(f[0]), static_cast<Algorithm>(f[1]), f[2], f[3], f[4], f[5], f[6], f[7] != 0,
          f[8] != 0, f[9], f[10], f[11] != 0};
     const bool first = l.algorithm == Algorithm::first || l.algorithm == Algorithm::phases;
-    STD_TORCH_CHECK(f[0] >= 0 && f[0] <= 3 && f[1] >= 1 && f[1] <= 4 && (!first || i == 0) &&
-                        (i == 0 || l.gradient == Algorithm::direct || l.gradient == Algorithm::winograd),
+    STD_TORCH_CHECK(f[0] >= 0 && f[0] <= 3 && f[1] >= 1 && f[1] <= 5 && (!first || i == 0) &&
+                        (i == 0 || (l.gradient != Algorithm::phases && l.gradient != Algorithm::columns)),
                     "program: convolution ", i, " has an algorithm that it cannot have");
     const bool second = i > 0 && layers[i - 1].joined;
     STD_TORCH_CHECK(l.cin > 0 && l.cout > 0 && l.kernel > 0 && l.stride > 0 && l.padding >= 0 && l.padding < l.kernel &&

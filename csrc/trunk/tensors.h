@@ -42,9 +42,13 @@ inline const float* checked_filters(const Tensor& t, Algorithm algorithm, int64_
     const int64_t reach = ceil_div(kernel, stride);
     STD_TORCH_CHECK(reach == 3, "program: phases need a kernel of 3 strides, got ", kernel, " and ", stride);
   }
+  const bool transposed = algorithm == Algorithm::transposed;
   STD_TORCH_CHECK(algorithm != Algorithm::winograd || kernel == 3 || kernel == 5,
                   "program: winograd needs a kernel of 3 or 5, got ", kernel);
-  if (algorithm == Algorithm::winograd || algorithm == Algorithm::phases) {
+  STD_TORCH_CHECK(!transposed || (kernel == 3 && cin % kPanel == 0 && cout % kPanel == 0),
+                  "program: transposed filters need a kernel of 3 and multiples of ", kPanel, " channels, got ", kernel,
+                  ", ", cin, " and ", cout);
+  if (algorithm == Algorithm::winograd || algorithm == Algorithm::phases || transposed) {
     const int64_t patch = kTile + (algorithm == Algorithm::phases ? 3 : kernel) - 1;
     k = patch * patch;
   }

@@ -10,9 +10,9 @@
 //   - Column i of A^T is (1, p_i, p_i^2, p_i^3); infinity's is (0, 0, 0, 1).
 //   - Row i of G is (1, p_i, ..., p_i^(K - 1)) / prod over j != i of (p_i - p_j); infinity's is (0, ..., 0, 1).
 //
-// Python computes U. For K = 3, a = 5/8 and b = 3/2: the error in float32 is half as large as with the usual points,
+// Python computes U. For K = 3, a = 2/3 and b = 3/2: the error in float32 is half as large as with the usual points,
 // 1 and 2, because powers keep a similar size where the product a b is near 1. For K = 5 the points are 1/2, 1 and 2,
-// the best of those tried (docs/cpu.md). Every coefficient is exact in float32.
+// the best of those tried (docs/cpu.md).
 //
 // Channels are adjacent in memory, so a transform works on kWidth channels at once, without shuffles. V and M are
 // [point][tile][channel]. The product for one point is a matrix product of [tiles, cin] by [cin, cout], in blocks of
@@ -22,14 +22,14 @@
 //
 // A value that is not finite turns all outputs of the tiles that read it into NaN, not only the outputs near it.
 
-constexpr float kA = 0.625f, kB = 1.5f;
+constexpr float kA = 2.f / 3, kB = 1.5f;  // a b = 1
 constexpr float kA2 = kA * kA, kB2 = kB * kB;
 
 LPIPS_FAST_INLINE void input_points(FloatVec (&d)[6]) {
   const FloatVec even_a = d[4] - kB2 * d[2], odd_a = kA * (d[3] - kB2 * d[1]);
   const FloatVec even_b = d[4] - kA2 * d[2], odd_b = kB * (d[3] - kA2 * d[1]);
-  d[0] = kA2 * kB2 * d[0] - (kA2 + kB2) * d[2] + d[4];
-  d[5] = kA2 * kB2 * d[1] - (kA2 + kB2) * d[3] + d[5];
+  d[0] = d[0] - (kA2 + kB2) * d[2] + d[4];
+  d[5] = d[1] - (kA2 + kB2) * d[3] + d[5];
   d[1] = even_a + odd_a;
   d[2] = even_a - odd_a;
   d[3] = even_b + odd_b;
@@ -137,28 +137,78 @@ void transform_input(const Conv& p, const Tiles& t, int64_t begin, int64_t end, 
   }
 }
 
-template <int V>
-LPIPS_FAST_INLINE void multiply_columns(const Conv& p, const Tiles& t, int64_t tiles, const float* v, const float* u,
-                                        float* m) {
-  for (int64_t k = 0; k < p.cin; k += kDepth) {
-    for (int64_t i = 0; i < tiles; i += kBlockTiles) {
-      multiply_rows<kBlockTiles, V>(smaller(kBlockTiles, tiles - i), v + i * t.ld_v + k, t.ld_v, u + k * kPanel,
-                                    p.cin * kPanel, smaller(kDepth, p.cin - k), m + i * t.ld_m, t.ld_m, k > 0);
+// The turned filters h(k) = g(2 - k) of a 3x3 convolution have the polynomial x^2 g(1/x). So their value at a point p
+// follows from that of g at 1/p, and 1/a = b: with the divisors of G, h at +-a is -b^2 times g at +-b, h at +-b is -a^2
+// times g at +-a, and 0 and infinity change places. The filters of the gradient are therefore those of the forward, at
+// another point, transposed and scaled. `transposed` makes a part of them, which saves the memory for all.
+struct TurnedPoint {
+  int64_t point;
+  float factor;
+};
+
+LPIPS_FAST_INLINE TurnedPoint turned_point(int64_t point) {
+  constexpr int64_t kTurned[6] = {5, 3, 4, 1, 2, 0};
+  constexpr float kFactor[6] = {1.f, -kB2, -kB2, -kA2, -kA2, 1.f};
+  return {kTurned[point / 6] * 6 + kTurned[point % 6], kFactor[point / 6] * kFactor[point % 6]};
+}
+
+// Writes [panels][depth][16] from u, [depth / 16][channels][16]: column c of the result is u's channel c.
+void transposed(const float* u, int64_t channels, int64_t depth, int64_t panels, float factor, float* to) {
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    for (int64_t k = 0; k < depth; k += kPanel) {
+      const float* const from = u + (k / kPanel * channels + panel * kPanel) * kPanel;
+      float* const block = to + (panel * depth + k) * kPanel;
+      for (int64_t i = 0; i < kPanel; i += kWidth) {
+        for (int64_t j = 0; j < kPanel; j += kWidth) {
+          FloatVec square[kWidth];
+#pragma GCC unroll 16
+          for (int r = 0; r < kWidth; ++r) square[r] = load(from + (i + r) * kPanel + j);
+          transpose(square);
+#pragma GCC unroll 16
+          for (int r = 0; r < kWidth; ++r) store(block + (j + r) * kPanel + i, square[r] * factor);
+        }
+      }
     }
   }
+}
+
+// Columns of b lie in panels of 16, `panel` floats apart.
+template <int V>
+LPIPS_FAST_INLINE void multiply_columns(const Tiles& t, int64_t tiles, int64_t depth, const float* v, const float* b,
+                                        int64_t panel, float* m, bool add) {
+  for (int64_t i = 0; i < tiles; i += kBlockTiles)
+    multiply_rows<kBlockTiles, V>(smaller(kBlockTiles, tiles - i), v + i * t.ld_v, t.ld_v, b, panel, depth,
+                                  m + i * t.ld_m, t.ld_m, add);
 }
 
 void multiply(const Conv& p, const Tiles& t, int64_t point, int64_t tiles, int64_t begin, int64_t end, const float* v,
               float* m) {
   const int64_t panels = t.ld_m / kPanel;
-  const float* u = p.filters + point * panels * p.cin * kPanel;
+  constexpr int64_t columns = kVectors * kWidth, most_panels = columns > kPanel ? columns / kPanel : 1;
+  const TurnedPoint turned = p.transposed ? turned_point(point) : TurnedPoint{point, 1.f};
+  const float* const u = p.filters + turned.point * panels * p.cin * kPanel;
   v += point * t.point_v, m += point * t.point_m;
-  constexpr int64_t columns = kVectors * kWidth;
-  int64_t c = begin * kPanel;
-  const auto at = [&](int64_t col) { return u + col / kPanel * p.cin * kPanel + col % kPanel; };
-  for (; c + columns <= end * kPanel; c += columns) multiply_columns<kVectors>(p, t, tiles, v, at(c), m + c);
-  if constexpr (columns > kPanel) {
-    for (; c < end * kPanel; c += kPanel) multiply_columns<kPanel / kWidth>(p, t, tiles, v, at(c), m + c);
+  for (int64_t c = begin; c < end; c += most_panels) {
+    const int64_t count = smaller(most_panels, end - c);
+    for (int64_t k = 0; k < p.cin; k += kDepth) {
+      const int64_t depth = smaller(kDepth, p.cin - k);
+      const float* b = u + (c * p.cin + k) * kPanel;
+      int64_t panel = p.cin * kPanel;
+      alignas(64) float part[most_panels * kDepth * kPanel];
+      if (p.transposed) {
+        transposed(u + k * p.cout + c * kPanel * kPanel, p.cout, depth, count, turned.factor, part);
+        b = part, panel = depth * kPanel;
+      }
+      for (int64_t i = 0; i < count * kPanel; i += columns) {
+        const float* const at = b + i / kPanel * panel + i % kPanel;
+        float* const to = m + c * kPanel + i;
+        if (columns <= kPanel || count == most_panels) {
+          multiply_columns<kVectors>(t, tiles, depth, v + k, at, panel, to, k > 0);
+        } else {
+          multiply_columns<kPanel / kWidth>(t, tiles, depth, v + k, at, panel, to, k > 0);
+        }
+      }
+    }
   }
 }
 
