@@ -47,19 +47,20 @@ class ScratchMemory {
   std::unique_ptr<void, Free> memory_;
 };
 
-// Scratch memory that the layers of an operator use one after the other. It grows, and its values are then lost.
+// Scratch memory for several uses, one after the other. It grows, and its values are then lost.
 class Scratch {
  public:
-  float* data() const { return memory_ ? memory_->data() : nullptr; }
-
   float* floats(int64_t count) {
     if (count > count_) {
-      memory_.reset();
+      memory_.reset();  // first, so that both are never there
       memory_ = std::make_unique<ScratchMemory<float>>(count);
       count_ = count;
     }
     return data();
   }
+
+  float* data() const { return memory_ ? memory_->data() : nullptr; }
+  int64_t count() const { return count_; }
 
  private:
   std::unique_ptr<ScratchMemory<float>> memory_;

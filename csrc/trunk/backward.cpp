@@ -8,6 +8,7 @@
 #include "common/team.h"
 #include "trunk/convolution.h"
 #include "trunk/tensors.h"
+#include "trunk/workspace.h"
 
 namespace lpips_fast::trunk {
 namespace {
@@ -33,7 +34,7 @@ void run_conv(Team& team, Scratch& scratch, const Layer& l, const Conv& p) {
 }
 
 // dL/dimages of the first layer, divided by the scale, in d_x.
-void run_first(Team& team, Scratch& scratch, Buffers& buffers, const Layer& l, const float* scale, Conv& p,
+void run_first(Team& team, Workspace& space, const Layer& l, const float* scale, Conv& p,
                float* d_x) {
   const Kernels& k = kernels();
   constexpr int64_t some_rows = 8;
@@ -43,14 +44,14 @@ void run_first(Team& team, Scratch& scratch, Buffers& buffers, const Layer& l, c
     g.kernel = l.kernel, g.stride = l.stride, g.padding = l.padding;
     g.d_y = p.x, g.filters = p.filters, g.scale = scale, g.d_x = d_x;
     const int64_t each = round_up(scratch_floats(g), kPanel);
-    float* const memory = scratch.floats(team.size() * each);
+    float* const memory = space.scratch.floats(team.size() * each);
     team.for_each_range(g.n * g.h, some_rows, [&](int64_t worker, int64_t begin, int64_t end) {
       k.image_gradient(g, begin, end, memory + worker * each);
     });
     return;
   }
-  p.y = buffers.apart_from({p.x}, p.n * p.h * p.w * p.cout);
-  run_conv(team, scratch, l, p);
+  p.y = space.apart_from({p.x}, p.n * p.h * p.w * p.cout);
+  run_conv(team, space.scratch, l, p);
   PhasesGradient g{p.n, l.in_h, l.in_w, l.cin, p.h, p.w, l.stride, l.padding, p.y, scale, d_x};
   if (l.gradient != Algorithm::phases) g.stride = 1, g.padding = 0;  // one phase: NHWC becomes NCHW
   team.for_each_range(g.n * g.h, some_rows,
@@ -117,14 +118,12 @@ Tensor trunk_bwd(std::vector<Tensor> taps, std::vector<Tensor> signs, std::vecto
   }
   const Tensor d_images = in_large_pages(torch::stable::empty({n, channels, height, width}, ScalarType::Float));
 
-  const auto run = [&](Team& team) {
-    Scratch scratch;
-    Buffers buffers;
+  const auto run = [&](Team& team, Workspace& space) {
     // `grad` is always dL/d(the input of the ReLU of layer i's step).
     size_t i = layers.size() - 1;
-    float* grad = buffers.apart_from({}, n * layers[i].h * layers[i].w * layers[i].channels);
+    float* grad = space.apart_from({}, n * layers[i].h * layers[i].w * layers[i].channels);
     --tap, --d_tap;
-    run_tap(team, scratch, layers[i], n, *tap, *d_tap, nullptr, grad);
+    run_tap(team, space.scratch, layers[i], n, *tap, *d_tap, nullptr, grad);
     for (;; --i) {
       const Layer& l = layers[i];
       Conv& p = convolutions[i];
@@ -134,12 +133,12 @@ Tensor trunk_bwd(std::vector<Tensor> taps, std::vector<Tensor> signs, std::vecto
       if (layers[i - 1].joined) {
         Conv& other = convolutions[--i];
         other.x = grad;
-        other.y = buffers.apart_from({grad}, n * other.h * other.w * other.cout);
-        run_conv(team, scratch, layers[i], other);
+        other.y = space.apart_from({grad}, n * other.h * other.w * other.cout);
+        run_conv(team, space.scratch, layers[i], other);
         d_other = p.addend = other.y;
       }
       const Layer& before = layers[i - 1];
-      float* const d_x = p.y = buffers.apart_from({grad, d_other}, n * p.h * p.w * p.cout);
+      float* const d_x = p.y = space.apart_from({grad, d_other}, n * p.h * p.w * p.cout);
       if (before.tap) {
         --tap, --d_tap;
       } else {
@@ -150,16 +149,20 @@ Tensor trunk_bwd(std::vector<Tensor> taps, std::vector<Tensor> signs, std::vecto
       if (before.tap && !pooled) {
         p.addend = d_tap->const_data_ptr<float>(), p.mask = tap->const_data_ptr<float>();
       }
-      run_conv(team, scratch, l, p);
+      run_conv(team, space.scratch, l, p);
       grad = d_x;
       if (pooled) {
-        grad = buffers.apart_from({d_x}, n * before.h * before.w * before.channels);
-        run_tap(team, scratch, before, n, *tap, *d_tap, d_x, grad);
+        grad = space.apart_from({d_x}, n * before.h * before.w * before.channels);
+        run_tap(team, space.scratch, before, n, *tap, *d_tap, d_x, grad);
       }
     }
-    run_first(team, scratch, buffers, layers[0], scales.data(), convolutions[0], d_images.mutable_data_ptr<float>());
+    run_first(team, space, layers[0], scales.data(), convolutions[0], d_images.mutable_data_ptr<float>());
   };
-  if (n > 0) Team::run(threads_for(layers, n), run);
+  if (n > 0) {
+    Workspace::use([&](Workspace& space) {
+      Team::run(threads_for(layers, n), [&](Team& team) { run(team, space); });
+    });
+  }
   return d_images;
 }
 

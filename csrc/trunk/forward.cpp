@@ -7,6 +7,7 @@
 #include "common/team.h"
 #include "trunk/convolution.h"
 #include "trunk/tensors.h"
+#include "trunk/workspace.h"
 
 namespace lpips_fast::trunk {
 namespace {
@@ -117,6 +118,7 @@ std::vector<Tensor> trunk_fwd(std::vector<Tensor> batches, std::optional<Tensor>
     p.bias = bias.const_data_ptr<float>();
     if (l.algorithm == Algorithm::phases) {
       p.cin *= l.stride * l.stride, p.kernel = kPhasesReach, p.padding = 0;
+      p.phases = l.stride, p.unused_phases = kPhasesReach * l.stride - l.kernel;
       p.in_h = l.h + kPhasesReach - 1, p.in_w = l.w + kPhasesReach - 1;
     }
     p.filters = checked_filters(filters[2 * i], l.algorithm, p.cin, l.cout, l.kernel, l.stride);
@@ -129,13 +131,11 @@ std::vector<Tensor> trunk_fwd(std::vector<Tensor> batches, std::optional<Tensor>
     }
   }
   const bool from_pixels = layers[0].algorithm == Algorithm::direct || layers[0].algorithm == Algorithm::winograd;
-  STD_TORCH_CHECK(!from_pixels || images.batches.size() == 1, "a program that begins with a layer of channels-last ",
-                  "activations takes one batch");
+  STD_TORCH_CHECK(!from_pixels || (images.batches.size() == 1 && !scale),
+                  "a program that begins with a direct or winograd convolution takes one batch, without shift and scale");
   const Tensor pixels = from_pixels ? dense_nhwc(images.batches[0]) : Tensor();
 
-  const auto run = [&](Team& team) {
-    Scratch scratch;
-    Buffers buffers;
+  const auto run = [&](Team& team, Workspace& space) {
     auto tap = taps.begin(), sign = signs.begin();
     const float* x = from_pixels ? pixels.const_data_ptr<float>() : nullptr;
     float* y = nullptr;
@@ -147,28 +147,28 @@ std::vector<Tensor> trunk_fwd(std::vector<Tensor> batches, std::optional<Tensor>
       const bool begins = i == 0 || !layers[i - 1].joined;
       if (begins) {
         const int64_t count = n * l.h * l.w * l.channels;
-        y = end.tap ? tap->mutable_data_ptr<float>() : buffers.apart_from({x}, count);
+        y = end.tap ? tap->mutable_data_ptr<float>() : space.apart_from({x}, count);
       }
       if (l.algorithm == Algorithm::phases) {
-        float* const cut = buffers.apart_from({y}, n * p.in_h * p.in_w * p.cin);
-        cut_into_phases(team, scratch, images, l, cut);
+        float* const cut = space.apart_from({y}, n * p.in_h * p.in_w * p.cin);
+        cut_into_phases(team, space.scratch, images, l, cut);
         x = cut;
       }
       p.x = x, p.y = y + l.first_channel;
       p.x_strides = {p.in_h * p.in_w * p.cin, p.in_w * p.cin, p.cin};
       if (!end.tap && keep_signs) p.signs = sign->mutable_data_ptr<uint8_t>() + l.first_channel / 8;
       const bool pools_2x2 = l.pool_kernel == 2 && l.pool_stride == 2 && !l.pool_ceil;
-      if (l.pool_kernel) pooled = buffers.apart_from({x, y}, n * l.pooled_h * l.pooled_w * l.channels);
+      if (l.pool_kernel) pooled = space.apart_from({x, y}, n * l.pooled_h * l.pooled_w * l.channels);
       switch (l.algorithm) {
         case Algorithm::first:
-          run_first(team, scratch, images, l, p);
+          run_first(team, space.scratch, images, l, p);
           break;
         case Algorithm::direct:
-          conv_direct(team, scratch, p);
+          conv_direct(team, space.scratch, p);
           break;
         default:
           if (pools_2x2 && l.channels == l.cout) p.pooled = pooled;
-          conv_winograd_with_repeats(team, scratch, p);
+          conv_winograd_with_repeats(team, space.scratch, p);
       }
       if (l.joined) continue;
       if (l.pool_kernel && !p.pooled) run_pool(team, l, n, y, pooled);
@@ -180,7 +180,11 @@ std::vector<Tensor> trunk_fwd(std::vector<Tensor> batches, std::optional<Tensor>
       }
     }
   };
-  if (n > 0) Team::run(threads_for(layers, n), run);
+  if (n > 0) {
+    Workspace::use([&](Workspace& space) {
+      Team::run(threads_for(layers, n), [&](Team& team) { run(team, space); });
+    });
+  }
   taps.insert(taps.end(), signs.begin(), signs.end());
   return taps;
 }

@@ -23,6 +23,9 @@ struct Conv {
   int64_t n, in_h, in_w, cin;
   int64_t h, w, cout;  // of the output
   int64_t kernel, padding;
+  // If x is an image cut into phases (struct Phases): their stride, and how many of the phases of the kernel's last row
+  // and column have weights of 0, because the kernel ends before.
+  int64_t phases, unused_phases;
   const float* x;
   Pixels x_strides;
   const float* filters;  // direct: [cout / 16][kernel][kernel][cin][16]; Winograd: U, [points][cout / 16][cin][16]

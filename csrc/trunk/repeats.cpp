@@ -17,26 +17,29 @@ uint64_t mixed(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-// A sum over pairs of channels. Each term mixes the bits of the pair with its place.
-uint64_t hash_of(const float* x, int64_t channels) {
+// A sum over pairs of channels. Each term mixes the bits of the pair with its place. channel(c) is the channel that is
+// taken as number c.
+template <typename Channel>
+uint64_t hash_of(const float* x, int64_t channels, const Channel& channel) {
   uint64_t hash = 0, place = kOdd;
-  int64_t c = 0;
-  for (; c + 2 <= channels; c += 2, place += kOdd) {
+  for (int64_t c = 0; c < channels; c += 2, place += kOdd) {
+    uint32_t pair[2] = {};
+    std::memcpy(pair, x + channel(c), sizeof pair[0]);
+    if (c + 1 < channels) std::memcpy(pair + 1, x + channel(c + 1), sizeof pair[1]);
     uint64_t bits;
-    std::memcpy(&bits, x + c, sizeof bits);
-    hash += mixed(bits + place);
-  }
-  if (c < channels) {
-    uint32_t bits;
-    std::memcpy(&bits, x + c, sizeof bits);
+    std::memcpy(&bits, pair, sizeof bits);
     hash += mixed(bits + place);
   }
   return hash;
 }
 
-uint32_t key_of(const float* x, int64_t channels) {
-  const uint64_t hash = channels >= kKeyChannels ? hash_of(x, kKeyChannels) : hash_of(x, channels);
-  return static_cast<uint32_t>(hash >> 32);
+uint64_t hash_of(const float* x, int64_t channels) {
+  return hash_of(x, channels, [](int64_t c) { return c; });
+}
+
+uint64_t hash_of(const float* x, const std::vector<int32_t>& channels, int64_t most) {
+  const int64_t count = std::min<int64_t>(channels.size(), most);
+  return hash_of(x, count, [&](int64_t c) { return channels[c]; });
 }
 
 // The bits of the largest absolute value. Bits are in the order of the values, and NaN is above all.
@@ -150,6 +153,25 @@ Repeats::Repeats(const Conv& p, const Tiles& t, int64_t patch, int64_t parts_of_
       images_(p.n),
       found_(new uint8_t[parts()]()) {
   for (Image& image : images_) image.is_candidate.resize(p.h * p.w);
+  if (p.unused_phases == 0) return;
+  const int64_t used = p.phases - p.unused_phases;
+  for (int64_t place = 0; place < 4; ++place) {
+    for (int64_t c = 0; c < p.cin; ++c) {
+      const int64_t row = c / p.phases % p.phases, col = c % p.phases;
+      if ((place & 1 && row >= used) || (place & 2 && col >= used)) continue;
+      counting_[place].push_back(c);
+    }
+  }
+}
+
+int64_t Repeats::place(int64_t row, int64_t col) const {
+  return p_.unused_phases == 0 ? 0 : (row + 1 == p_.kernel) + 2 * (col + 1 == p_.kernel);
+}
+
+bool Repeats::same(const float* a, const float* b, int64_t place) const {
+  if (place == 0) return std::memcmp(a, b, p_.cin * sizeof(float)) == 0;
+  return std::all_of(counting_[place].begin(), counting_[place].end(),
+                     [&](int32_t c) { return std::memcmp(a + c, b + c, sizeof(float)) == 0; });
 }
 
 // A pixel of a padded image.
@@ -162,7 +184,12 @@ const float* Repeats::pixel(int64_t n, int64_t row, int64_t col) const {
 void Repeats::make_keys(int64_t padded_row) {
   const int64_t n = padded_row / height_, row = padded_row % height_;
   uint32_t* keys = keys_.get() + padded_row * width_;
-  const uint32_t padding = key_of(zeros_.data(), p_.cin);
+  const auto key_of = [this](const float* x) {  // of channels that count in every pixel of the kernel
+    const uint64_t hash = p_.unused_phases == 0 ? hash_of(x, std::min(p_.cin, kKeyChannels))
+                                                : hash_of(x, counting_[3], kKeyChannels);
+    return static_cast<uint32_t>(hash >> 32);
+  };
+  const uint32_t padding = key_of(zeros_.data());
   std::fill(keys, keys + width_, padding);
   if (row < p_.padding || row >= p_.in_h + p_.padding) return;
   const float* x = pixel(n, row, p_.padding);
@@ -170,7 +197,7 @@ void Repeats::make_keys(int64_t padded_row) {
 #if defined(__GNUC__)
     __builtin_prefetch(x + kAhead * p_.x_strides.stride_w);
 #endif
-    keys[col] = key_of(x, p_.cin);
+    keys[col] = key_of(x);
   }
 }
 
@@ -253,7 +280,10 @@ void Repeats::hash_pixels(int64_t padded_row) {
     const int64_t end = std::min(tile_col * kTile + patch_, width_);
     for (int64_t col = std::max(done, tile_col * kTile); col < end; ++col) {
       const float* const x = pixel(n, row, col);
-      image.pixels[row * width_ + col] = {hash_of(x, p_.cin), largest_of(x, p_.cin)};
+      Pixel& at = image.pixels[row * width_ + col];
+      at = {{hash_of(x, p_.cin)}, largest_of(x, p_.cin)};
+      for (int64_t place = 1; place < 4 && p_.unused_phases > 0; ++place)
+        at.hash[place] = hash_of(x, counting_[place], p_.cin);
     }
     done = end;
   }
@@ -261,9 +291,10 @@ void Repeats::hash_pixels(int64_t padded_row) {
 
 uint64_t Repeats::hash_of_inputs(const Image& image, int64_t i) const {
   const Pixel* at = image.pixels.get() + i / p_.w * width_ + i % p_.w;
-  uint64_t hash = 0, place = kOdd;
+  uint64_t hash = 0, salt = kOdd;
   for (int64_t row = 0; row < p_.kernel; ++row)
-    for (int64_t col = 0; col < p_.kernel; ++col, place += kOdd) hash += mixed(at[row * width_ + col].hash + place);
+    for (int64_t col = 0; col < p_.kernel; ++col, salt += kOdd)
+      hash += mixed(at[row * width_ + col].hash[place(row, col)] + salt);
   return hash;
 }
 
@@ -287,18 +318,9 @@ int32_t Repeats::largest_in_tile(const Image& image, int64_t i) const {
 
 bool Repeats::same_inputs(int64_t n, int64_t i, int64_t j) const {
   const int64_t row_i = i / p_.w, col_i = i % p_.w, row_j = j / p_.w, col_j = j % p_.w;
-  // Within the image, the pixels of a row that an output reads lie one after the other.
-  const auto inside = [this](int64_t at, int64_t size) { return at >= p_.padding && at + p_.kernel - p_.padding <= size; };
-  const bool whole_rows = p_.x_strides.stride_w == p_.cin && inside(row_i, p_.in_h) && inside(row_j, p_.in_h) &&
-                          inside(col_i, p_.in_w) && inside(col_j, p_.in_w);
-  const int64_t pixels = whole_rows ? p_.kernel : 1;
-  for (int64_t row = 0; row < p_.kernel; ++row) {
-    for (int64_t col = 0; col < p_.kernel; col += pixels) {
-      const float* const a = pixel(n, row_i + row, col_i + col);
-      const float* const b = pixel(n, row_j + row, col_j + col);
-      if (std::memcmp(a, b, pixels * p_.cin * sizeof(float)) != 0) return false;
-    }
-  }
+  for (int64_t row = 0; row < p_.kernel; ++row)
+    for (int64_t col = 0; col < p_.kernel; ++col)
+      if (!same(pixel(n, row_i + row, col_i + col), pixel(n, row_j + row, col_j + col), place(row, col))) return false;
   return true;
 }
 

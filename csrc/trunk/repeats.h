@@ -9,8 +9,11 @@
 // The search for equal inputs covers the whole image: after a pool, neighbours come from outputs that may lie far
 // apart. Rounding grows with the largest input of a tile, so the origin is in the tile where that input is smallest.
 //
-// Most images have no equal inputs. So the search first makes a key of each pixel from its first channels, which are
-// one cache line. It goes on with candidates only: outputs for whose inputs another output has the same keys.
+// If the input is an image cut into phases, some channels of the last row and column of the kernel have no weights.
+// They do not count.
+//
+// Most images have no equal inputs. So the search first makes a key of each pixel from some channels, which are in one
+// cache line. It goes on with candidates only: outputs for whose inputs another output has the same keys.
 #pragma once
 
 #include <cstdint>
@@ -49,8 +52,8 @@ class Repeats {
 
  private:
   struct Pixel {
-    uint64_t hash;    // of all channels
-    int32_t largest;  // the bits of the largest absolute value
+    uint64_t hash[4];  // of the channels that count, by `place`
+    int32_t largest;   // the bits of the largest absolute value
   };
   struct Image {
     std::vector<uint8_t> is_candidate;  // [h w]
@@ -60,6 +63,10 @@ class Repeats {
   };
 
   const float* pixel(int64_t n, int64_t row, int64_t col) const;
+  // Where a pixel of the kernel is: 1 in the last row, 2 in the last column, 3 in both; 0 elsewhere, and if all channels
+  // count everywhere.
+  int64_t place(int64_t row, int64_t col) const;
+  bool same(const float* a, const float* b, int64_t place) const;
   bool tile_has_candidates(const Image& image, int64_t tile_row, int64_t tile_col) const;
   uint64_t hash_of_inputs(const Image& image, int64_t i) const;
   int32_t largest_in_tile(const Image& image, int64_t i) const;
@@ -73,6 +80,7 @@ class Repeats {
   const int64_t height_, width_;  // of a padded image
   const int64_t parts_of_image_;
   std::vector<float> zeros_;              // a pixel of the padding
+  std::vector<int32_t> counting_[4];      // the channels that count, by `place`
   std::unique_ptr<uint32_t[]> keys_;      // [n height width], of pixels
   std::unique_ptr<uint32_t[]> combined_;  // [n h w], of outputs
   std::vector<Image> images_;

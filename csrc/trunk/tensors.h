@@ -6,10 +6,6 @@
 #include <torch/headeronly/core/MemoryFormat.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#include <algorithm>
-#include <initializer_list>
-#include <vector>
-
 #include "common/integers.h"
 #include "common/memory.h"
 #include "trunk/kernels.h"
@@ -58,21 +54,5 @@ inline const float* checked_filters(const Tensor& t, Algorithm algorithm, int64_
                   cin, " input and ", cout, " output channels, got ", t.numel());
   return t.const_data_ptr<float>();
 }
-
-// Memory for activations that are no taps. At most three are in use at a time, and one more is asked for.
-class Buffers {
- public:
-  // Memory for `count` floats apart from `used`. Its values are lost when it is given out again.
-  float* apart_from(std::initializer_list<const float*> used, int64_t count) {
-    const auto free = [&](Scratch& buffer) {
-      return std::none_of(used.begin(), used.end(), [&](const float* u) { return u && u == buffer.data(); });
-    };
-    return std::find_if(buffers_, buffers_ + kBuffers, free)->floats(count);
-  }
-
- private:
-  static constexpr int kBuffers = 4;
-  Scratch buffers_[kBuffers];
-};
 
 }  // namespace lpips_fast::trunk
