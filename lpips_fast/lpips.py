@@ -88,7 +88,7 @@ class LPIPS(LinearLayers):
         chunk_size: how many pairs go through at a time. 'auto' takes as many as have 2^19 pixels (8 of 256 x 256). On
             the CPU 2^17 pixels go through at a time even without chunk_size (docs/training.md). Chunks bound the memory
             if no graph is kept: without gradients, or with grad_in_forward.
-        cpu_conv: how the CPU computes the trunk's 3x3 convolutions in float32: 'winograd' (fewer multiplications),
+        cpu_conv: how the CPU computes the trunk's convolutions in float32: 'winograd' (fewer multiplications),
             'direct', or 'auto' for the faster one at each size.
         trunk_weights: the trunk's weights, a file or a state_dict with torchvision's names. By default they are
             ImageNet's, from $TORCH_HOME or torchvision's server.

@@ -33,8 +33,9 @@ struct Layer {
 
 // The size of a side after windows of `kernel` pixels, by torch's rule for pools.
 inline int64_t pooled_side(int64_t side, int64_t kernel, int64_t stride, bool ceil_mode) {
-  const int64_t beyond = side - kernel;
-  int64_t count = (ceil_mode ? ceil_div(beyond, stride) : beyond / stride) + 1;
+  const int64_t beyond = side - kernel + (ceil_mode ? stride - 1 : 0);
+  if (beyond < 0) return 0;
+  int64_t count = beyond / stride + 1;
   if (ceil_mode && (count - 1) * stride >= side) --count;  // the last window must begin inside
   return count;
 }
@@ -75,10 +76,11 @@ inline std::vector<Layer> layers_of(const std::vector<int64_t>& program, int64_t
     if (l.joined) continue;
     channels = l.channels, h = l.h, w = l.w;
     if (l.pool_kernel == 0) continue;
-    STD_TORCH_CHECK(h >= l.pool_kernel && w >= l.pool_kernel, "the image is too small: the pool after convolution ", i,
+    l.pooled_h = pooled_side(h, l.pool_kernel, l.pool_stride, l.pool_ceil);
+    l.pooled_w = pooled_side(w, l.pool_kernel, l.pool_stride, l.pool_ceil);
+    STD_TORCH_CHECK(l.pooled_h > 0 && l.pooled_w > 0, "the image is too small: the pool after convolution ", i,
                     " gets ", h, " x ", w, " pixels");
-    h = l.pooled_h = pooled_side(h, l.pool_kernel, l.pool_stride, l.pool_ceil);
-    w = l.pooled_w = pooled_side(w, l.pool_kernel, l.pool_stride, l.pool_ceil);
+    h = l.pooled_h, w = l.pooled_w;
   }
   return layers;
 }

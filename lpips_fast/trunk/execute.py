@@ -5,7 +5,8 @@ pool needs its input, which is always a tap, and the head keeps the taps anyway.
 bit for each value of the other ReLUs: for VGG16 33 MB an image of 256 x 256 in float32, where autograd keeps 95 MB.
 
 `run` and `run_backward` are plain functions without autograd; `FrozenTrunk` makes one differentiable function of them.
-A trunk that is not frozen goes through `run` alone, by torch's layers, which autograd differentiates.
+A trunk that is not frozen goes through `run` alone, by torch's layers, which autograd differentiates. By the CPU's
+layers each is one operator of all steps (cpu_trunk.py); the loops here are for the other layers.
 
 Both take a trunk as a `Setting` and its tensors, weight, bias, weight, bias, ..., in the setting's type and layout, as
 `Trunk.tensors` returns them. `affine` is the shift and scale of images x: the first convolution takes

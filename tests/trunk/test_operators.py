@@ -341,6 +341,21 @@ def test_pools_are_torchs(kind, pool, size):
 
 
 @compiled
+@pytest.mark.parametrize("kind", EACH)
+def test_a_pool_larger_than_the_image(kind):
+    """With ceil_mode there may be one, as in SqueezeNet at its smallest size."""
+    pool, size = Pool(3, 2, True), (2, 4)
+    layer = EACH[kind](16, pool=pool)
+    h, w = ((side - 1) * layer.stride + layer.kernel - 2 * layer.padding for side in size)
+    program, x = copying(Program(3, layer, identity(16))), torch.randn(2, 3, h, w)
+    taps = program.forward(x)
+    assert torch.equal(taps[1], F.max_pool2d(taps[0], 3, 2, ceil_mode=True))
+    d_taps = [torch.randn_like(tap) for tap in taps]
+    d_x = program.backward((h, w), taps, [], d_taps)
+    assert_close(d_x, program.exact_backward((h, w), taps, [], d_taps))
+
+
+@compiled
 @pytest.mark.parametrize("not_numbers", (False, True))
 @pytest.mark.parametrize("shape", [(2, 64, 8, 8), (1, 5, 7, 9), (2, 33, 6, 4), (1, 20, 4, 5)], ids=str)
 @pytest.mark.parametrize("pool", POOLS, ids=str)
@@ -687,6 +702,16 @@ def test_wrong_arguments_forward(argument, change, message):
     ops.trunk_fwd_cpu(*arguments)
     with pytest.raises(RuntimeError, match=message):
         ops.trunk_fwd_cpu(*changed(arguments, FORWARD[argument], change))
+
+
+@compiled
+@pytest.mark.parametrize("kind", INNER)
+def test_wrong_arguments_of_a_program_of_activations(kind):
+    program, x = Program(3, INNER[kind](8)), torch.randn(1, 3, 8, 8)
+    with pytest.raises(RuntimeError, match="one batch"):
+        program.forward(x, x)
+    with pytest.raises(RuntimeError, match="scale"):
+        program.forward(x, affine=AFFINE)
 
 
 @compiled

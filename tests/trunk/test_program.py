@@ -68,8 +68,11 @@ def test_settings_are_data(net):
     assert first != trunks[0].setting(torch.device("cpu"), 2)
 
 
-@pytest.mark.parametrize("pool", (Pool(2, 2, False), Pool(3, 2, False), Pool(3, 2, True)), ids=str)
+@pytest.mark.parametrize(
+    "pool", (Pool(2, 2, False), Pool(2, 2, True), Pool(3, 2, False), Pool(3, 2, True), Pool(4, 3, True)), ids=str
+)
 def test_sides_of_pools_are_torchs(pool):
-    for side in range(pool.kernel, 40):
+    """With ceil_mode a window may be larger than the image."""
+    for side in range(pool.kernel - (pool.stride - 1) * pool.ceil_mode, 40):
         expected = F.max_pool2d(torch.zeros(1, 1, side, side), pool.kernel, pool.stride, ceil_mode=pool.ceil_mode)
         assert pool.side(side) == expected.shape[2], side
