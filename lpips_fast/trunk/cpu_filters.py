@@ -21,13 +21,11 @@ from lpips_fast.trunk.operators import Algorithm
 
 TILE = 4  # outputs of a tile in each direction
 PANEL = 16  # output channels of a panel
+LARGE = 1 << 17  # products of input and output channels, from which the filters do not fit a cache
 
 # The points of the transform by kernel, without infinity, which is the last one. csrc/trunk/ has the same, with the
 # reason for the choice.
-POINTS = {3: (0.0, 0.625, -0.625, 1.5, -1.5), 5: (0.0, 0.5, -0.5, 1.0, -1.0, 2.0, -2.0)}
-# The least number of input channels and of outputs, and of outputs for each tile, from which Winograd's algorithm is
-# the faster one.
-_PAYS_FROM = {3: (12, 64, 6), 5: (12, 64, 6)}
+POINTS = {3: (0.0, 2 / 3, -2 / 3, 1.5, -1.5), 5: (0.0, 0.5, -0.5, 1.0, -1.0, 2.0, -2.0)}
 
 
 def filters_of(algorithm: int, weight: Tensor, stride: int, turned: bool = False) -> Tensor:
@@ -44,7 +42,7 @@ def filters_of(algorithm: int, weight: Tensor, stride: int, turned: bool = False
         return column_filters(weight)
     if algorithm == Algorithm.PHASES:
         weight = phases(weight, stride)
-    if turned:
+    if turned and algorithm != Algorithm.TRANSPOSED:
         weight = weight.flip(2, 3).transpose(0, 1)
     return direct_filters(weight) if algorithm == Algorithm.DIRECT else winograd_filters(weight)
 
@@ -98,24 +96,21 @@ def panels(x: Tensor) -> Tensor:
     return F.pad(x, (0, -x.shape[-1] % PANEL)).unflatten(-1, (-1, PANEL))
 
 
-def winograd_pays(kernel: int, images: int, cin: int, h: int, w: int) -> bool:
-    """Whether Winograd's algorithm computes a convolution of 3x3 or 5x5 faster than a direct one, by a fixed rule.
+def winograd_pays(images: int, cin: int, cout: int, h: int, w: int) -> bool:
+    """Whether Winograd's algorithm computes a convolution of 3x3 or 5x5 faster than the direct one, by a fixed rule.
 
-    Measured for 3x3 with AVX2 and one thread: where the rule holds, Winograd's speed is 1.3 to 3.5 times that of
-    torch's direct convolution. Elsewhere it can be as low as 0.7 times, for one of three reasons. With few outputs,
-    most of the time goes into reading the filters, which are four times as large (512 channels: 16 outputs 0.78, 32
-    outputs 1.5). With small images, most of each 4x4 tile lies outside the image (2 x 2 pixels: 1.07 at best). With few
-    input channels, the transforms cost as much as the products (8: 1.05). The number of output channels does not
-    matter.
+    Measured with AVX2 and AVX-512, on one thread: where the rule holds, Winograd's speed is 1.1 to 5 times that of
+    direct convolution. Elsewhere it can be as low as 0.13 times, for one of three reasons. With few tiles, most of the
+    time goes into reading the filters, which are up to four times as large (512 channels: 4 tiles 0.8 to 1.3, 8 tiles
+    1.3 to 1.8). With small images, most of each 4x4 tile lies outside the image (2 x 2 pixels: 0.9 at best). With few
+    input channels, the transforms cost as much as the products.
 
     Args:
-        kernel: 3 or 5.
         images: the batch size.
         cin: input channels of the convolution that is computed; for a gradient these are the channels of d_y.
+        cout: its output channels.
         h: height of the outputs in pixels.
         w: width of the outputs in pixels.
     """
-    least_cin, least_outputs, least_in_tile = _PAYS_FROM[kernel]
-    outputs = images * h * w
     tiles = images * -(-h // TILE) * -(-w // TILE)
-    return cin >= least_cin and outputs >= least_outputs and outputs >= least_in_tile * tiles
+    return cin >= 12 and images * h * w >= 6 * tiles and tiles >= (8 if cin * cout >= LARGE else 4)

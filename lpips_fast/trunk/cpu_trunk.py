@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lpips_fast._torch_state import to_dtype, unobserved
-from lpips_fast.trunk.cpu_filters import filters_of, panels, winograd_pays
+from lpips_fast.trunk.cpu_filters import LARGE, PANEL, filters_of, panels, winograd_pays
 from lpips_fast.trunk.operators import Algorithm, CpuConv
 from lpips_fast.trunk.program import Affine, Conv, Expand, Setting, conv_side
 
@@ -53,6 +53,8 @@ class CpuTensors(list[Tensor]):
     def _once(self, at: int, conv: CpuConv, gradient: bool) -> list[Tensor]:
         """What an operator takes for the convolution with the weight number `at`: filters, and forwards the bias."""
         algorithm = conv.gradient if gradient else conv.algorithm
+        if algorithm == Algorithm.TRANSPOSED:
+            return self._once(at, conv, gradient=False)[:1]
         key = at, algorithm, gradient
         if key not in self._made:
             filters = filters_of(algorithm, self[at], conv.stride, turned=gradient)
@@ -85,8 +87,12 @@ def _algorithms(setting: Setting, conv: Conv, cin: int, cout: int, n: int, h: in
         return Algorithm.FIRST, Algorithm.COLUMNS
     if conv.stride != 1 or (conv.kernel, conv.padding) not in ((3, 1), (5, 2)):
         return Algorithm.DIRECT, Algorithm.DIRECT
-    pays = (setting.always_winograd or winograd_pays(conv.kernel, n, c, h, w) for c in (cin, cout))
+    pays = (setting.always_winograd or winograd_pays(n, *channels, h, w) for channels in ((cin, cout), (cout, cin)))
     forward, gradient = (Algorithm.WINOGRAD if it_does else Algorithm.DIRECT for it_does in pays)
+    # A second set of filters would take as much memory as all activations of some images.
+    large = conv.kernel == 3 and cin * cout >= LARGE and cin % PANEL == cout % PANEL == 0
+    if large and forward == gradient == Algorithm.WINOGRAD:
+        gradient = Algorithm.TRANSPOSED
     return forward, gradient
 
 

@@ -33,6 +33,8 @@ are one of these:
   * PHASES: for a trunk's first layer with a stride s. The scaled and padded image is cut into its s x s phases, which
     become channels, (c s + row) s + column; so are the filters, padded with zeros at their end. What remains is a
     convolution of stride 1 with filters of 3 x 3, by Winograd's algorithm.
+  * TRANSPOSED (backward): WINOGRAD for 3x3 with the filters of the forward, which are transposed part by part while
+    they are used. Both channels are multiples of 16.
   * COLUMNS (backward): for a trunk's first layer. The product of dL/dy at each pixel with the weights [cout, cin k k],
     whose results are added up in the image.
 
@@ -94,6 +96,7 @@ class Algorithm(IntEnum):
     WINOGRAD = 2
     PHASES = 3
     COLUMNS = 4
+    TRANSPOSED = 5
 
 
 class CpuConv(NamedTuple):

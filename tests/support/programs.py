@@ -37,6 +37,10 @@ def winograd(cout, kernel, **options):
     return Layer(cout, kernel, Algorithm.WINOGRAD, Algorithm.WINOGRAD, padding=kernel // 2, **options)
 
 
+def transposed(cout, **options):
+    return Layer(cout, 3, Algorithm.WINOGRAD, Algorithm.TRANSPOSED, padding=1, **options)
+
+
 def first(cout, kernel, stride=1, padding=0, **options):
     return Layer(cout, kernel, Algorithm.FIRST, Algorithm.COLUMNS, stride, padding, **options)
 

@@ -95,9 +95,10 @@ def test_phases_make_a_convolution_of_stride_1(kernel, stride, padding):
     assert torch.equal(turned, cpu_filters.winograd_filters(cut.float().flip(2, 3).transpose(0, 1)))
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_when_winograd_pays(kernel):
-    assert cpu_filters.winograd_pays(kernel, 1, 64, 32, 32)
-    assert not cpu_filters.winograd_pays(kernel, 1, 3, 32, 32)  # few input channels
-    assert not cpu_filters.winograd_pays(kernel, 1, 64, 4, 4)  # few outputs
-    assert not cpu_filters.winograd_pays(kernel, 64, 64, 1, 1)  # few outputs in each tile
+def test_when_winograd_pays():
+    assert cpu_filters.winograd_pays(1, 64, 64, 8, 8)
+    assert cpu_filters.winograd_pays(2, 512, 512, 8, 8)
+    assert not cpu_filters.winograd_pays(1, 3, 64, 32, 32)  # few input channels
+    assert not cpu_filters.winograd_pays(3, 64, 64, 4, 4)  # few tiles
+    assert not cpu_filters.winograd_pays(1, 512, 512, 8, 8)  # few tiles for so many filters
+    assert not cpu_filters.winograd_pays(64, 64, 64, 1, 1)  # few outputs in each tile

@@ -11,6 +11,7 @@ from torch import nn
 
 import lpips_fast
 from lpips_fast.trunk import cpu_trunk
+from lpips_fast.trunk.cpu_filters import LARGE
 from lpips_fast.trunk.module import Trunk
 from lpips_fast.trunk.operators import Algorithm
 from lpips_fast.trunk.program import Conv
@@ -183,7 +184,10 @@ def test_a_program_is_the_nets_convolutions(net, first, back, others):
         )
     convs = [conv for _, conv in found]
     assert [conv.algorithm for conv in convs] == [first, *others]
-    assert [conv.gradient for conv in convs] == [back, *others]
+    large = [conv.cin * conv.cout >= LARGE for conv in convs[1:]]
+    assert large == ([False] * 6 + [True] * 6 if net == "vgg" else [False] * len(others))
+    expected = [Algorithm.TRANSPOSED if is_large else other for is_large, other in zip(large, others, strict=True)]
+    assert [conv.gradient for conv in convs] == [back, *expected]
     assert [conv.joined for conv in convs[1:]] == [False, net == "squeeze", False] * (len(others) // 3) + [False] * (
         len(others) % 3
     )
@@ -192,10 +196,10 @@ def test_a_program_is_the_nets_convolutions(net, first, back, others):
 
 
 def test_size_and_number_of_images_choose_the_algorithm():
-    """AlexNet's 5x5 convolution has 7 x 7 outputs of 64 x 64 pixels; its gradient has the channels of the outputs."""
+    """AlexNet's 5x5 convolution has 4 x 4 outputs of 40 x 40 pixels; its gradient has the channels of the outputs."""
     _, setting, tensors = made("alex")
-    for n, expected in ((1, Algorithm.DIRECT), (2, Algorithm.WINOGRAD)):
-        conv = cpu_trunk.convolutions(setting, tensors, n, 64, 64)[1][1]
+    for n, expected in ((1, Algorithm.DIRECT), (4, Algorithm.WINOGRAD)):
+        conv = cpu_trunk.convolutions(setting, tensors, n, 40, 40)[1][1]
         assert (conv.kernel, conv.algorithm, conv.gradient) == (5, expected, expected)
     weights = [torch.rand(64, 11, 3, 3), torch.rand(64)]  # few input channels
     setting = setting._replace(plan=(Conv(2, 3, 1, 1, tap=True),))
@@ -222,6 +226,17 @@ def test_filters_are_made_only_where_they_are_used(make_ours, monkeypatch):
     assert uses(224) == uses(33) == []
     assert uses(256, gradient=True) == [Algorithm.WINOGRAD] * 4 + [Algorithm.PHASES]
     assert uses(224, gradient=True) == []
+
+
+def test_large_filters_serve_both_directions():
+    """VGG16's for 512 channels: the gradient transposes those of the forward, and no others are made."""
+    _, setting, tensors = made("vgg")
+    convs = cpu_trunk.convolutions(setting, tensors, 2, 64, 64)
+    forward, gradient = (tensors.program(setting, back, 2, 64, 64)[1] for back in (False, True))
+    shared = [turned.data_ptr() == own.data_ptr() for own, turned in zip(forward[::2], gradient, strict=True)]
+    assert shared == [conv.gradient == Algorithm.TRANSPOSED for _, conv in convs]
+    assert any(shared)
+    assert convs[-1][1].gradient == Algorithm.DIRECT  # few tiles
 
 
 def test_programs_are_kept(monkeypatch):

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import lpips_fast  # noqa: F401  loads the compiled library
 from lpips_fast.trunk import cpu_trunk
 from lpips_fast.trunk.program import Pool
-from tests.support.programs import Program, direct, first, phases, winograd
+from tests.support.programs import Program, direct, first, phases, transposed, winograd
 from tests.support.tolerances import (
     CONVOLUTION_TOLERANCE,
     FIRST_CONVOLUTION_TOLERANCE,
@@ -153,6 +153,18 @@ def test_convolution_and_its_gradient(kind, shape):
     d_taps = [torch.randn_like(tap) for tap in taps]
     d_x = program.backward((h, w), taps, [], d_taps)
     assert d_x.is_contiguous()
+    assert_close(d_x, program.exact_backward((h, w), taps, [], d_taps))
+
+
+@compiled
+@pytest.mark.parametrize("shape", [(2, 32, 48, 9, 10), (1, 48, 304, 6, 21), (9, 16, 16, 1, 3)], ids=str)
+def test_gradient_by_the_forwards_filters(shape):
+    n, cin, cout, h, w = shape
+    program, x = Program(cin, transposed(cout)), activations(n, cin, h, w)
+    assert torch.equal(program.turned[0], program.filters[0])
+    taps = program.forward(x)
+    d_taps = [torch.randn_like(tap) for tap in taps]
+    d_x = program.backward((h, w), taps, [], d_taps)
     assert_close(d_x, program.exact_backward((h, w), taps, [], d_taps))
 
 
