@@ -38,7 +38,8 @@ are one of these:
   * COLUMNS (backward): for a trunk's first layer. The product of dL/dy at each pixel with the weights [cout, cin k k],
     whose results are added up in the image.
 
-A program of one convolution, DIRECT or WINOGRAD, takes any x as its image if there is no scaling. The number of threads
+A program that begins with DIRECT or WINOGRAD takes any x as its image, in one batch and without scaling. Of two joined
+convolutions the first one has 8 k output channels, and they follow a convolution that is no tap. The number of threads
 changes no bit of a result. Outputs of a convolution that have equal inputs are equal to the bit.
 
 GPU. Activations, taps and gradients d are channels-last and of the trunk's type; with signs C is a multiple of 8.
