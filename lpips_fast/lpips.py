@@ -446,9 +446,8 @@ class LPIPS(LinearLayers):
             sides = [taps(x) if isinstance(x, Tensor) and x.shape[0] == 1 else x for x in sides]
         chunks = []
         for a, b, mask in in_chunks(n, at_a_time, *sides, weight):
-            if isinstance(a, Tensor) and isinstance(b, Tensor) and a.requires_grad == b.requires_grad:
-                pairs = [t.split_with_sizes((a.shape[0], b.shape[0])) for t in taps(a, b)]
-                taps0, taps1 = [t0 for t0, _ in pairs], [t1 for _, t1 in pairs]
+            if isinstance(a, Tensor) and isinstance(b, Tensor):
+                taps0, taps1 = self.net.pair(a, b, affine=scaled, n_taps=self.L)
             else:
                 taps0, taps1 = taps(a) if isinstance(a, Tensor) else a, taps(b) if isinstance(b, Tensor) else b
             tap_shares = None if mask is None else shares(mask, [t.shape[2:] for t in taps0])

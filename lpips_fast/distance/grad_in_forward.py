@@ -92,9 +92,12 @@ class _DistanceWithGradient(torch.autograd.Function):
             x0.shape[0], job.pairs_at_a_time, x0, x1, mask[0] if mask else None, d_x0, d_x1 if job.need1 else None
         ):
             k = a.shape[0]
-            taps, signs = run(setting, (a, b[0]) if job.need1 else (a,), affine, tensors, keep=True)
-            if job.need1:
+            both = len(b) == 1 and (job.need1 or setting.layers == "cpu")  # as in Trunk.pair
+            taps, signs = run(setting, (a, b[0]) if both else (a,), affine, tensors, keep=True)
+            if both:
                 taps0, taps1 = [t[:k] for t in taps], [t[k:] for t in taps]
+                if not job.need1:
+                    taps, signs = taps0, [t[:k] for t in signs]
             else:
                 taps0, taps1 = taps, run(setting, b, affine, tensors)[0] if len(b) == 1 else b
             inputs = checked_input(taps0, taps1, how.linear, how.norm)

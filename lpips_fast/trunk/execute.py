@@ -211,44 +211,51 @@ class FrozenTrunk(torch.autograd.Function):
     """The taps, then the signs, with `run_backward` as the derivative to the images; the tensors get no gradient.
 
     `apply` takes the setting; the tensors if they are `CpuTensors`, which keep filters, else None; the number of
-    batches of images; shift and scale; the images; and each tensor as an argument of its own, because autograd and
-    torch.compile see no tensor in a list.
+    batches of images, and to how many of them, the first ones, the gradient goes; shift and scale; the images; and each
+    tensor as an argument of its own, because autograd and torch.compile see no tensor in a list. If the gradient goes
+    to the first of two batches, taps and signs are those of the first, and the taps of the second come after them.
     """
 
     @staticmethod
     @with_signature
-    def forward(setting, cpu_tensors, n_batches, shift, scale, *rest):
+    def forward(setting, cpu_tensors, n_batches, n_differentiable, shift, scale, *rest):
         images, tensors = rest[:n_batches], cpu_tensors or rest[n_batches:]
         taps, signs = run(setting, images, (shift, scale), tensors, keep=True)
+        others: list[Tensor] = []
+        if n_differentiable < n_batches:
+            n = images[0].shape[0]
+            taps, signs, others = [t[:n] for t in taps], [t[:n] for t in signs], [t[n:] for t in taps]
         if torch.compiler.is_compiling():
             # With torch 2.11 intermediate tensors become outputs, too. If a tensor has two names, y and y.relu_(), an
             # unused one of them gets all of its gradient. Inductor leaves these copies out.
             taps = [tap.clone() for tap in taps]
-        return *taps, *signs
+        return *taps, *signs, *others
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.setting, ctx.cpu_tensors, n_batches, shift, scale, *rest = inputs
-        images, tensors = rest[:n_batches], rest[n_batches:]
-        ctx.n_outputs = len(output)
+        ctx.setting, ctx.cpu_tensors, n_batches, n_differentiable, shift, scale, *rest = inputs
+        images, tensors = rest[:n_differentiable], rest[n_batches:]
+        ctx.n_others = n_batches - n_differentiable
+        kept = output[: len(output) - ctx.n_others * ctx.setting.n_taps]
+        ctx.n_kept = len(kept)
         ctx.mark_non_differentiable(*output[ctx.setting.n_taps :])
         # Only a double backward needs the images' values. Once a saved tensor is changed in place, every backward is an
         # error, and callers do change images: they clamp them for a log, for example. So images are saved only for
         # torch.func and torch.compile, which know no other way, and for hooks on saved tensors (activation
         # checkpointing, offloading), which must get the images. With hooks torch does not check for changes.
         saves = in_torch_func() or torch.compiler.is_compiling() or has_saved_tensor_hooks()
-        ctx.n_saved = n_batches if saves else 0
+        ctx.n_saved = len(images) if saves else 0
         ctx.images = images[ctx.n_saved :]
         ctx.versions = _versions(ctx.images)
         # A caller may free the images' memory before the backward.
         ctx.like = [(image.shape, image.dtype) for image in ctx.images]
-        ctx.save_for_backward(*output, shift, scale, *images[: ctx.n_saved], *tensors)
+        ctx.save_for_backward(*kept, shift, scale, *images[: ctx.n_saved], *tensors)
 
     @staticmethod
     def backward(ctx, *grads):
         setting = ctx.setting
         saved = ctx.saved_tensors  # read once: activation checkpointing recomputes them at each access
-        outputs, affine, rest = saved[: ctx.n_outputs], saved[ctx.n_outputs :][:2], saved[ctx.n_outputs + 2 :]
+        outputs, affine, rest = saved[: ctx.n_kept], saved[ctx.n_kept :][:2], saved[ctx.n_kept + 2 :]
         images, tensors = [*ctx.images, *rest[: ctx.n_saved]], ctx.cpu_tensors or rest[ctx.n_saved :]
         like = [*ctx.like, *((image.shape, image.dtype) for image in rest[: ctx.n_saved])]
         (_, *size), _ = like[0]
@@ -273,7 +280,8 @@ class FrozenTrunk(torch.autograd.Function):
             d_images = [part.to(dtype) for part, (_, dtype) in zip(parts, like, strict=True)]
         if not keeps_graph():
             ctx.images = []  # torch frees the saved tensors now, too, though the graph may live on
-        return None, None, None, None, None, *d_images, *(None for _ in rest[ctx.n_saved :])
+        others = [None] * (ctx.n_others + len(rest) - ctx.n_saved)
+        return None, None, None, None, None, None, *d_images, *others
 
 
 def _versions(images: Sequence[Tensor]) -> list[int]:

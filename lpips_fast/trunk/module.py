@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lpips_fast._checks import some
-from lpips_fast._torch_state import is_autocast_enabled, is_recorded, plain_torch_only, to_dtype
+from lpips_fast._torch_state import in_torch_func, is_autocast_enabled, is_recorded, plain_torch_only, to_dtype
 from lpips_fast.trunk import cpu_trunk, gpu_layers, processor
 from lpips_fast.trunk.cpu_trunk import CpuTensors
 from lpips_fast.trunk.execute import FrozenTrunk, run
@@ -121,11 +121,32 @@ class Trunk(nn.Module):
         elif torch.is_grad_enabled() and any(image.requires_grad for image in images):
             tensors = self.tensors(setting, gradient=True)
             cpu_tensors = tensors if setting.layers == "cpu" else None
-            outputs = FrozenTrunk.apply(setting, cpu_tensors, len(images), *affine, *images, *tensors)
-            taps = outputs[: setting.n_taps]
+            n = len(images)
+            taps = FrozenTrunk.apply(setting, cpu_tensors, n, n, *affine, *images, *tensors)[: setting.n_taps]
         else:
             taps, _ = run(setting, images, affine, self.tensors(setting, gradient=False))
         return self._named(taps)
+
+    def pair(self, a: Tensor, b: Tensor, *, affine: Affine, n_taps: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """The taps of two batches of images, which go through as one where they can; the layers must be stock.
+
+        On the CPU they can even if one of them needs a gradient. Small images gain by that: the filters, which take
+        longer to read than the images, are read once.
+        """
+        wanted = [torch.is_grad_enabled() and image.requires_grad for image in (a, b)]
+        if wanted[0] == wanted[1]:
+            taps_of_both = self(a, b, affine=affine, n_taps=n_taps, stock=True)
+            parts = [t.split_with_sizes((a.shape[0], b.shape[0])) for t in taps_of_both]
+            return [tap for tap, _ in parts], [tap for _, tap in parts]
+        setting = self.setting(a.device, n_taps)
+        if setting.layers != "cpu" or in_torch_func():
+            taps_a, taps_b = (self(image, affine=affine, n_taps=n_taps, stock=True) for image in (a, b))
+            return taps_a, taps_b
+        tensors = self.tensors(setting, gradient=True)
+        images = (a, b) if wanted[0] else (b, a)
+        outputs = FrozenTrunk.apply(setting, tensors, 2, 1, *affine, *images, *tensors)
+        taps, others = outputs[:n_taps], outputs[-n_taps:]
+        return (taps, others) if wanted[0] else (others, taps)
 
     def _named(self, taps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return self.spec.outputs(*taps) if len(taps) == self.N_slices else tuple(taps)

@@ -234,7 +234,9 @@ def settings(trunk, dtype):
 def frozen_trunk(setting, images, affine, tensors):
     """The taps, differentiable in the images."""
     if any(image.requires_grad for image in images):
-        return list(FrozenTrunk.apply(setting, None, len(images), *affine, *images, *tensors)[: setting.n_taps])
+        return list(
+            FrozenTrunk.apply(setting, None, len(images), len(images), *affine, *images, *tensors)[: setting.n_taps]
+        )
     return run(setting, images, affine, tensors)[0]
 
 

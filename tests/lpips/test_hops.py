@@ -33,11 +33,16 @@ class Paths(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("options, gradient, to_trunk, to_head", [
-    ({}, False, ["lpips._distance", "trunk.module.forward", "trunk.execute.run"], ["lpips._distance"]),
+    (
+        {},
+        False,
+        ["lpips._distance", "trunk.module.pair", "trunk.module.forward", "trunk.execute.run"],
+        ["lpips._distance"],
+    ),
     (
         {},
         True,
-        ["lpips._distance", "trunk.module.forward", "trunk.execute.forward", "trunk.execute.run"],
+        ["lpips._distance", "trunk.module.pair", "trunk.execute.forward", "trunk.execute.run"],
         ["lpips._distance"],
     ),
     (
@@ -55,7 +60,7 @@ def test_few_functions_to_an_operator(make_ours, options, gradient, to_trunk, to
     if gradient and not options:
         head.append("head.autograd.forward")
     trunk = ["lpips.forward", *to_trunk, "trunk.cpu_trunk.run"]
-    assert paths.found["trunk_fwd_cpu"][0] == trunk  # in a loss the other image goes through it next
+    assert paths.found["trunk_fwd_cpu"] == [trunk]  # both images go through it at once
     assert paths.found["head_fwd_cpu"] == [["lpips.forward", *to_head, *head]]
 
 
@@ -63,7 +68,7 @@ def test_few_functions_to_an_operator(make_ours, options, gradient, to_trunk, to
 def test_few_functions_to_torchs_convolution(make_ours, net):
     """The first layer's convolution has one more: it makes the batch and scales it."""
     direct, (in0, in1) = make_ours(net, cpu_conv="direct"), pair(1, 32, 32)
-    to_run = ["lpips.forward", "lpips._distance", "trunk.module.forward", "trunk.execute.run"]
+    to_run = ["lpips.forward", "lpips._distance", "trunk.module.pair", "trunk.module.forward", "trunk.execute.run"]
     with Paths() as paths:
         direct(in0, in1)
     first, *others = paths.found["convolution"]
