@@ -86,7 +86,7 @@ class LPIPS(LinearLayers):
             not grow with the activations. It is an error for maps and for double backward. Calls with retPerLayer or
             with trainable weights ignore it.
         chunk_size: how many pairs go through at a time. 'auto' takes as many as have 2^19 pixels (8 of 256 x 256). On
-            the CPU 2^17 pixels go through at a time even without chunk_size (docs/training.md). Chunks bound the memory
+            the CPU fewer go through at a time, even without chunk_size (docs/training.md). Chunks bound the memory
             if no graph is kept: without gradients, or with grad_in_forward.
         cpu_conv: how the CPU computes the trunk's convolutions in float32: 'winograd' (fewer multiplications),
             'direct', or 'auto' for the faster one at each size.
@@ -437,8 +437,8 @@ class LPIPS(LinearLayers):
             )
         if not self.is_stock():
             return self._distance_by_calls(x0, x1, weight, normalize, size)
-        stride = cast(Conv, self.net.plan[0]).stride if needs_graph else None
-        n, at_a_time = max(batch_of(x0), batch_of(x1)), pairs_at_a_time(x0, self.chunk_size, kept_stride=stride)
+        stride = cast(Conv, self.net.plan[0]).stride
+        n, at_a_time = max(batch_of(x0), batch_of(x1)), pairs_at_a_time(x0, self.chunk_size, stride)
         how, scaled = self._comparison(x0), affine(self.scaling_layer, self.version, normalize)
         taps = functools.partial(self.net, affine=scaled, n_taps=self.L, stock=True)
         sides: list[Side] = [x0, x1]

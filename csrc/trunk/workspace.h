@@ -35,7 +35,7 @@ class Workspace {
     if (!workspace) workspace = std::make_unique<Workspace>();
     f(*workspace);
     // At most one is kept, and none that is large: the memory is worth more to others.
-    constexpr int64_t most_floats = 16 << 20;
+    constexpr int64_t most_floats = 24 << 20;
     if (workspace->count() <= most_floats) delete spare().exchange(workspace.release());
   }
 

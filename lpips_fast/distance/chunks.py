@@ -15,34 +15,29 @@ from torch import Tensor
 
 from lpips_fast._torch_state import is_recorded
 
-CPU_PIXELS = 1 << 17  # of the first images of the pairs in a chunk
-AUTO_PIXELS = 1 << 19  # the same for chunk_size='auto'
+CPU_PIXELS = 1 << 16  # of the first images of the pairs in a chunk, for a trunk whose first convolution has stride 1
+AUTO_PIXELS = 1 << 19  # of the same, for chunk_size='auto'
 
 
 def pairs_at_a_time(
-    x0: Tensor, chunk_size: int | str | None, *, kept_stride: int | None = None, grad_in_forward: bool = False
+    x0: Tensor, chunk_size: int | str | None, stride: int, *, grad_in_forward: bool = False
 ) -> int | None:
     """The number of pairs in a chunk; None for all at once.
 
     Args:
         x0: one image of each pair, [N, C, H, W].
         chunk_size: what the caller of `LPIPS` asked for: a number of pairs, 'auto' or None.
-        kept_stride: the stride of the trunk's first convolution if a graph keeps every chunk's memory, else None. Then
-            chunks do not bound the memory, and the pixels of the first convolution's output decide what is fast.
-        grad_in_forward: whether a chunk's gradient is computed in its forward. The chunk then holds its taps, signs and
-            gradients as well, so on the CPU half as many pixels go through at a time. The CPU ignores chunk_size in
-            this case: the order of a convolution's sums depends on the batch there, and so every chunk_size gives the
-            same bits.
+        stride: the stride of the trunk's first convolution. The greater it is, the fewer values an image has.
+        grad_in_forward: whether a chunk's gradient is computed in its forward. The CPU ignores chunk_size in this case:
+            the order of a convolution's sums depends on the batch there, and so every chunk_size gives the same bits.
     """
     if is_recorded():
         return None  # a loop over chunks would be recorded for this batch size alone
     pixels = max(x0.shape[2] * x0.shape[3], 1)
     # A compiled loop over chunks would need a graph for every batch size, so only an explicit chunk_size makes one.
     if x0.device.type == "cpu" and not torch.compiler.is_compiling():
-        if grad_in_forward:
-            return max(1, CPU_PIXELS // 2 // pixels)
-        if not isinstance(chunk_size, int):
-            return max(1, CPU_PIXELS * (kept_stride or 1) ** 2 // pixels)
+        if grad_in_forward or not isinstance(chunk_size, int):
+            return max(1, CPU_PIXELS * stride // pixels)
     if chunk_size == "auto":
         return max(1, AUTO_PIXELS // pixels)
     return chunk_size if isinstance(chunk_size, int) else None

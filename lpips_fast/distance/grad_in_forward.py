@@ -11,7 +11,7 @@ before its gradient is computed, and the gradient is divided by that power after
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from lpips_fast.head.inputs import checked_input
 from lpips_fast.head.operators import Norm
 from lpips_fast.trunk.execute import layers_of, run, run_backward
 from lpips_fast.trunk.module import Trunk
-from lpips_fast.trunk.program import Affine, Setting
+from lpips_fast.trunk.program import Affine, Conv, Setting
 
 
 class Job(NamedTuple):
@@ -60,7 +60,8 @@ def distance_with_gradient(
         x0, x1 = x1, x0  # the distance is symmetric
     n = max(batch_of(x0), batch_of(x1))
     need1 = isinstance(x1, Tensor) and x1.requires_grad
-    at_a_time = pairs_at_a_time(x0, chunk_size, grad_in_forward=True)
+    stride = cast(Conv, trunk.plan[0]).stride
+    at_a_time = pairs_at_a_time(x0, chunk_size, stride, grad_in_forward=True)
     job = Job(trunk.setting(x0.device, n_taps), how.backend, how.norm, at_a_time, need1)
     tensors = trunk.tensors(job.setting, gradient=True)
     cpu_tensors = tensors if job.setting.layers == "cpu" else None  # passed whole: it keeps filters
@@ -82,7 +83,7 @@ class _DistanceWithGradient(torch.autograd.Function):
         x1, mask, tensors, linear = _split(rest, counts)
         tensors = cpu_tensors or tensors
         how = Comparison(job.backend, job.norm, linear or None)
-        if len(x1) == 1 and x1[0].shape[0] == 1 and not job.need1:  # one image for all goes through the trunk once
+        if len(x1) == 1 and x1[0].shape[0] == 1 < x0.shape[0] and not job.need1:  # one image for all goes through once
             x1, _ = run(setting, x1, affine, tensors)
         _, _, *size = x0.shape
         unit = 2.0 ** ((size[0] * size[1]).bit_length() - 1) if setting.tap_dtype == torch.float16 else 1.0

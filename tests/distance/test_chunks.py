@@ -15,10 +15,29 @@ from tests.support.parameters import NETS
 from tests.support.tolerances import REORDERED_MAPS_TOLERANCE
 
 
+def take_pairs(monkeypatch, net, pairs, in0):
+    """Makes the CPU take this number of pairs at a time."""
+    stride = {"alex": 4, "squeeze": 2, "vgg": 1}[net]
+    monkeypatch.setattr(lpips_fast.distance.chunks, "CPU_PIXELS", pairs * in0[0, 0].numel() // stride)
+
+
+def seen_by_the_trunk(monkeypatch):
+    """A list that gets the number of images of each pass through the trunk."""
+    seen = []
+
+    def spy(setting, images, *args, **options):
+        seen.append(sum(map(len, images)))
+        return run(setting, images, *args, **options)
+
+    for module in (lpips_fast.distance.grad_in_forward, lpips_fast.trunk.execute, lpips_fast.trunk.module):
+        monkeypatch.setattr(module, "run", spy)
+    return seen
+
+
 @pytest.mark.parametrize("net", NETS)
 def test_chunked_equals_unchunked_to_the_bit(make_ours, net, monkeypatch):
     in0, in1 = noise(5)
-    monkeypatch.setattr(lpips_fast.distance.chunks, "CPU_PIXELS", 4 * in0[0, 0].numel())
+    take_pairs(monkeypatch, net, 2, in0)
     whole = gradients(make_ours(net, grad_in_forward=True), in0, in1, (True, False))
     for chunk_size in (1, 3):
         parts = gradients(make_ours(net, grad_in_forward=True, chunk_size=chunk_size), in0, in1, (True, False))
@@ -45,36 +64,22 @@ def test_a_chunk_at_a_time_goes_through_the_trunk(make_ours, monkeypatch):
     """This bounds the peak memory: the trunk never has more images at once than a chunk has, whatever the batch."""
     in0, in1 = noise(5)
     fn = make_ours("alex", grad_in_forward=True, chunk_size=2)
-    seen = []
-
-    def spy(setting, images, *args, **options):
-        seen.append(sum(map(len, images)))
-        return run(setting, images, *args, **options)
-
-    for module in (lpips_fast.distance.grad_in_forward, lpips_fast.trunk.execute, lpips_fast.trunk.module):
-        monkeypatch.setattr(module, "run", spy)
-    monkeypatch.setattr(lpips_fast.distance.chunks, "CPU_PIXELS", 4 * in0[0, 0].numel())
+    seen = seen_by_the_trunk(monkeypatch)
+    take_pairs(monkeypatch, "alex", 2, in0)
     gradients(fn, in0, in1, (True, False))
-    assert max(seen) == 2  # two pairs at a time; in0 and in1 go through the trunk in turn
-    assert sum(seen) == 10
-    seen.clear()
     with torch.no_grad():
         fn(in0, in1)
-    assert max(seen) == 4  # both images of two pairs
-    assert sum(seen) == 10
+    assert seen == [4, 4, 2, 4, 4, 2]  # both images of two pairs
 
 
 @pytest.mark.parametrize("net", ("alex", "vgg"))
-def test_the_cpu_takes_large_batches_in_parts(make_ours, net, monkeypatch):
-    """LPIPS splits the batch by itself; with a graph it does so if layers have as many pixels as the images."""
+@pytest.mark.parametrize("gradient", (False, True))
+def test_the_cpu_takes_large_batches_in_parts(make_ours, net, gradient, monkeypatch):
+    """LPIPS splits the batch by itself, into more parts the more values the net has for a pixel."""
     in0, in1 = noise(5)
     fn = make_ours(net)
-    whole = fn(in0, in1)
-    seen = []
-    fn.net.register_forward_pre_hook(lambda module, args: seen.append(sum(map(len, args))))
-    monkeypatch.setattr(lpips_fast.distance.chunks, "CPU_PIXELS", 2 * in0[0, 0].numel())
+    whole = fn(in0.requires_grad_(gradient), in1)
+    seen = seen_by_the_trunk(monkeypatch)
+    take_pairs(monkeypatch, net, 2, in0)
     torch.testing.assert_close(fn(in0, in1), whole, **REORDERED_MAPS_TOLERANCE)
     assert seen == [4, 4, 2]
-    seen.clear()
-    torch.testing.assert_close(fn(in0.requires_grad_(), in1), whole, **REORDERED_MAPS_TOLERANCE)
-    assert seen == ([2, 2] * 2 + [1, 1] if net == "vgg" else [5, 5])
