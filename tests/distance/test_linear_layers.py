@@ -157,7 +157,8 @@ def test_compiled_functional_call(make_ours, name):
     module, images = make_ours(), pair(1, 31, 31)
     changes = {f"{name}.model.1.weight": torch.zeros(1, 64, 1, 1)}
     compiled = torch.compile(lambda *x: functional_call(module, changes, x), fullgraph=True, backend="eager")
-    assert torch.equal(compiled(*images), functional_call(module, changes, images))
+    expected = functional_call(module, changes, images)
+    assert_close(compiled(*images), expected.double(), (0, REORDERED_TOLERANCE))  # torch computes the compiled one
 
 
 def test_all_names_of_parameters_are_those_of_lpips(make_ours, make_theirs):
