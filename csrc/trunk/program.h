@@ -87,7 +87,8 @@ inline std::vector<Layer> layers_of(const std::vector<int64_t>& program, int64_t
 
 // How many threads are worth their waking.
 inline int64_t threads_for(const std::vector<Layer>& layers, int64_t n) {
-  constexpr int64_t kFlops = 16 << 20;  // for each thread: a fraction of a millisecond
+  // For each thread: about a millisecond. If the machine is busy, it takes a few until another thread runs.
+  constexpr int64_t kFlops = 128 << 20;
   int64_t flops = 0;
   for (const Layer& l : layers) flops += l.flops(n);
   return std::clamp<int64_t>(flops / kFlops, 1, torch::stable::get_num_threads());
