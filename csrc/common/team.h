@@ -48,11 +48,10 @@ class Team {
     call_ = [](const void* function, int64_t worker, int64_t job) { (*static_cast<const F*>(function))(worker, job); };
     function_ = &f, jobs_ = jobs;
     next_.store(0, std::memory_order_relaxed);
+    const Close close{*this};
     open_.store(++loops_);  // everything above is visible to whoever sees this
     wake();
     take(0);
-    open_.store(0);
-    wait([this] { return inside_.load() == 0; });
   }
 
   // Calls f(worker, begin, end) for ranges of at most `at_once` indices that cover [0, count).
@@ -66,6 +65,24 @@ class Team {
   int64_t size() const { return size_; }
 
  private:
+  // Ends a loop, also if a job throws: until all have left, they may use what the loop's caller has on its stack.
+  struct Close {
+    Team& team;
+    ~Close() {
+      team.open_.store(0);
+      team.wait([this] { return team.inside_.load() == 0; });
+    }
+  };
+
+  struct Inside {
+    Team& team;
+    explicit Inside(Team& t) : team(t) { team.inside_.fetch_add(1); }
+    ~Inside() {
+      team.inside_.fetch_sub(1);
+      team.wake();
+    }
+  };
+
   struct Finish {
     Team& team;
     ~Finish() {
@@ -84,13 +101,11 @@ class Team {
   void help(int64_t worker) {
     for (int64_t seen = 0; !done_.load();) {
       wait([&] { return done_.load() || (open_.load() != 0 && open_.load() != seen); });
-      inside_.fetch_add(1);
+      const Inside inside(*this);
       if (const int64_t open = open_.load(); open != 0 && open != seen) {
         take(worker);
         seen = open;
       }
-      inside_.fetch_sub(1);
-      wake();
     }
   }
 
