@@ -11,7 +11,7 @@
 
 #include "common/isa.h"
 #include "common/memory.h"
-#include "common/threads.h"
+#include "common/team.h"
 #include "head/cpu/kernels.h"
 #include "head/tensors.h"
 
@@ -79,12 +79,17 @@ std::vector<HeadTask> make_tasks(const std::vector<HeadLayer<S>>& layers, int64_
 
 // Calls run(i, scratch) for every task i.
 template <typename S, typename F>
-void run_tasks(const std::vector<HeadLayer<S>>& layers, int64_t n_tasks, const F& run) {
+void run_tasks(const std::vector<HeadLayer<S>>& layers, const std::vector<HeadTask>& tasks, const F& run) {
   using A = Acc<S>;
-  int64_t elements = 0;
-  for (const auto& layer : layers) elements = std::max(elements, padded<A>(Scratch<A>::elements(layer.channels)));
-  const ScratchMemory<A> memory(workers_for(n_tasks) * elements);
-  for_each_job(n_tasks, [&](int64_t worker, int64_t i) { run(i, memory.data() + worker * elements); });
+  int64_t scratch = 0, elements = 0;
+  for (const auto& layer : layers) scratch = std::max(scratch, padded<A>(Scratch<A>::elements(layer.channels)));
+  for (const HeadTask& task : tasks) elements += (task.last - task.first) * layers[task.layer].channels;
+  constexpr int64_t kElements = 1 << 20;  // for each thread: about a millisecond
+  const int64_t threads = std::clamp<int64_t>(elements / kElements, 1, torch::stable::get_num_threads());
+  const ScratchMemory<A> memory(threads * scratch);
+  Team::run(threads, [&](Team& team) {
+    team.for_each_job(tasks.size(), [&](int64_t worker, int64_t i) { run(i, memory.data() + worker * scratch); });
+  });
 }
 
 Tensor head_fwd(const Tensors& feats0, const Tensors& feats1, const Tensors& weights, double eps,
@@ -98,7 +103,7 @@ Tensor head_fwd(const Tensors& feats0, const Tensors& feats1, const Tensors& wei
     std::vector<double> partial(tasks.size()), sums(n_images * n_layers);
     const Norm<Acc<S>> norm{static_cast<Acc<S>>(eps), eps_inside_sqrt};
     const auto kernel = kernels<S>();
-    run_tasks(layers, tasks.size(), [&](int64_t i, Acc<S>* scratch) {
+    run_tasks(layers, tasks, [&](int64_t i, Acc<S>* scratch) {
       partial[i] = kernel.fwd(layers[tasks[i].layer], tasks[i], norm, scratch);
     });
     for (size_t i = 0; i < tasks.size(); ++i) sums[tasks[i].n * n_layers + tasks[i].layer] += partial[i];
@@ -121,7 +126,7 @@ Tensors head_maps_fwd(const Tensors& feats0, const Tensors& feats1, const Tensor
     const auto tasks = make_tasks(layers, feats0[0].size(0));
     const Norm<Acc<S>> norm{static_cast<Acc<S>>(eps), eps_inside_sqrt};
     const auto kernel = kernels<S>();
-    run_tasks(layers, tasks.size(), [&](int64_t i, Acc<S>* scratch) {
+    run_tasks(layers, tasks, [&](int64_t i, Acc<S>* scratch) {
       kernel.fwd(layers[tasks[i].layer], tasks[i], norm, scratch);
     });
   });
@@ -171,7 +176,7 @@ Tensors head_bwd(const Tensors& grads, const Tensors& feats0, const Tensors& fea
     std::vector<A> partial(n_partial);
     const Norm<Acc<S>> norm{static_cast<Acc<S>>(eps), eps_inside_sqrt};
     const auto kernel = kernels<S>();
-    run_tasks(layers, tasks.size(), [&](int64_t i, A* scratch) {
+    run_tasks(layers, tasks, [&](int64_t i, A* scratch) {
       kernel.bwd(layers[tasks[i].layer], tasks[i], norm, scratch,
                  need_weights ? partial.data() + offsets[i] : nullptr);
     });
