@@ -15,6 +15,7 @@ from lpips_fast.trunk.cpu_filters import LARGE
 from lpips_fast.trunk.module import Trunk
 from lpips_fast.trunk.operators import Algorithm
 from lpips_fast.trunk.program import Conv
+from tests.support.threads import threads
 from tests.support.tolerances import OTHERS_TOLERANCE, WINOGRAD_NEAR_TOLERANCE, WINOGRAD_VALUE_TOLERANCE
 
 pytestmark = pytest.mark.skipif(not cpu_trunk.available(), reason="the compiled library is not there")
@@ -135,16 +136,12 @@ def test_choices(make_ours):
 @pytest.mark.parametrize("net", ("alex", "squeeze", "vgg"))
 @pytest.mark.parametrize("grad_in_forward", (False, True))
 def test_equal_bits_for_1_and_2_threads(make_ours, grad_in_forward, net):
-    in0, in1 = (torch.rand(2, 3, 64, 64) for _ in range(2))
+    in0, in1 = (torch.rand(8, 3, 64, 64) for _ in range(2))  # enough work for two threads, also backwards
     fn = make_ours(net, cpu_conv="winograd", grad_in_forward=grad_in_forward)
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for n in (1, 2):
-            torch.set_num_threads(n)
+    results = []
+    for count in (1, 2):
+        with threads(count):
             results.append(value_and_gradient(fn, in0, in1))
-    finally:
-        torch.set_num_threads(threads)
     for a, b in zip(*results):
         assert torch.equal(a, b)
 

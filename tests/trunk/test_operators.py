@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import ctypes
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import lpips_fast  # noqa: F401  loads the compiled library
 from lpips_fast.trunk import cpu_trunk
 from lpips_fast.trunk.program import Pool
 from tests.support.programs import Program, direct, first, phases, transposed, winograd
+from tests.support.threads import threads
 from tests.support.tolerances import (
     CONVOLUTION_TOLERANCE,
     FIRST_CONVOLUTION_TOLERANCE,
@@ -114,16 +114,6 @@ def copying(program):
     bias.zero_()
     program.make_filters()
     return program
-
-
-@contextlib.contextmanager
-def threads(count):
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # ---- One convolution
@@ -453,7 +443,10 @@ def in_a_parallel_region(call, team):
 
 @pytest.fixture(scope="module")
 def everything():
-    """A call with all kinds of layers, of images with and without equal inputs, that returns all results."""
+    """A call with all kinds of layers, of images with and without equal inputs, that returns all results.
+
+    Each operator has enough work for three threads: `kFlops` of csrc/trunk/program.h for each.
+    """
     program = Program(
         3,
         phases(64, 11, 4, 2, pool=Pool(3, 2, False)),
@@ -465,12 +458,12 @@ def everything():
         winograd(520, 3),
     )
     of_a_first_layer = Program(3, first(64, 3, 1, 1, pool=Pool(3, 2, True)), winograd(64, 3), winograd(64, 5))
-    squares = drawing("squares", 1, 3, 170, 190)
-    images = torch.cat((torch.rand(1, 3, 170, 190), squares))
+    squares = drawing("squares", 1, 3, 190, 200)
+    images = torch.cat((torch.rand(1, 3, 190, 200), squares))
 
     def call():
         results = []
-        for one, x in ((program, images), (of_a_first_layer, images[..., :50, :60])):
+        for one, x in ((program, images), (of_a_first_layer, images[..., :56, :66])):
             found = one.forward(x, affine=AFFINE, signs=True)
             n_taps = one.setting.n_taps
             d_x = one.backward(x.shape[2:], found[:n_taps], found[n_taps:], found[:n_taps], AFFINE[1])

@@ -8,6 +8,7 @@ import torch
 from lpips_fast import _library, functional
 from tests.support.comparisons import assert_all_close
 from tests.support.features import in_layout, to_float64
+from tests.support.threads import threads
 from tests.support.tolerances import HEAD_GRAD_TOLERANCE
 
 pytestmark = pytest.mark.skipif(_library.load_error is not None, reason=str(_library.load_error))
@@ -36,3 +37,23 @@ def test_large_gradients(layout, dtype, width):
     expected = gradients("reference", to_float64(feats), weight.double())
     assert found[0].nbytes >= STREAMED
     assert_all_close(list(found), list(expected), HEAD_GRAD_TOLERANCE, "d_feats")
+
+
+@pytest.mark.parametrize("layout", ("nchw", "channels_last"))
+def test_threads_do_not_change_bits(layout):
+    """The features are enough work for three threads: `kElements` for each."""
+    gen = torch.Generator().manual_seed(0)
+    feats = [in_layout(torch.randn(2, 64, 160, 160, generator=gen).relu(), layout) for _ in range(2)]
+    weight = torch.rand(64, generator=gen)
+
+    def everything():
+        leaves = [t.detach().requires_grad_() for t in (*feats, weight)]
+        value = functional.lpips_head([leaves[0]], [leaves[1]], [leaves[2]], backend="cpu")
+        return value, *torch.autograd.grad(value.sum(), leaves)
+
+    results = []
+    for count in (1, 2, 3):
+        with threads(count):
+            results.append(everything())
+    for other in results[1:]:
+        assert all(map(torch.equal, other, results[0]))
