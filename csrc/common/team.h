@@ -3,8 +3,9 @@
 // Each call of torch's parallel_for wakes the threads and waits for all of them, which costs more than a small layer.
 // So an operator of many loops enters parallel_for once. The calling thread runs the operator. The others, its helpers,
 // take jobs whenever it has a loop for them. A helper without work watches for about 50 us and then sleeps: threads that
-// only wait must not keep others from running. The calling thread never depends on a helper: if one is late, or none
-// comes because the operator is inside another parallel region, it does the jobs itself.
+// only wait must not keep others from running. If a helper is late, or none comes because the operator is inside another
+// parallel region, the calling thread does the jobs itself. Only at its end parallel_for waits until every helper has
+// run; on a busy machine that takes milliseconds. So the number of threads must follow the amount of work.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

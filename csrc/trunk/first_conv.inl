@@ -70,7 +70,7 @@ LPIPS_FAST_INLINE void scale_row(const float* __restrict from, int64_t step, flo
 void fill_first_row(const FirstConv& p, int64_t n, int64_t row, int64_t ld, float* to) {
   for (int64_t c = 0; c < p.cin; ++c) {
     const float* from = p.x + n * p.stride_n + c * p.stride_c + row * p.stride_h;
-    const float shift = p.shift ? p.shift[c] : 0.f, scale = p.scale ? p.scale[c] : 1.f;
+    const float shift = p.shift[c], scale = p.scale[c];
     for (int64_t phase = 0; phase < p.stride; ++phase, to += ld) {
       // The columns j * stride + phase - padding that lie in the image.
       const int64_t offset = phase - p.padding;

@@ -67,9 +67,7 @@ void image_gradient(const ImageGradient& p, int64_t begin, int64_t end, float* s
         for (int64_t dx = 0; dx < kernel; ++dx)
           add(sums + dx % stride * ld_sums + dx / stride, terms + dx * ld, p.out_w);
       }
-      if (p.scale) {
-        for (int64_t i = 0; i < stride * ld_sums; ++i) sums[i] /= p.scale[c];
-      }
+      for (int64_t i = 0; i < stride * ld_sums; ++i) sums[i] /= p.scale[c];
       float* d_x = p.d_x + ((n * p.cin + c) * p.h + line % p.h) * p.w;
       for (int64_t phase = 0; phase < stride; ++phase) {
         for (int64_t i = 0; i < ld_sums; ++i) {

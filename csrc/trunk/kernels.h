@@ -29,7 +29,7 @@ struct Conv {
   const float* x;
   Pixels x_strides;
   const float* filters;  // direct: [cout / 16][kernel][kernel][cin][16]; Winograd: U, [points][cout / 16][cin][16]
-  bool transposed;       // filters are U of the convolution that this one is the gradient of, [points][cin / 16][cout][16]
+  bool transposed;       // filters are U of the convolution that this is the gradient of, [points][cin / 16][cout][16]
   // The rest is for the output y. What is null is not needed.
   float* y;
   int64_t ld_y;       // floats from pixel to pixel of y, addend and mask
@@ -63,8 +63,8 @@ struct FirstConv {
   int64_t kernel, stride, padding, out_h, out_w;
   const float* x;
   int64_t stride_n, stride_c, stride_h, stride_w;
-  const float* shift;    // [cin]; null: 0
-  const float* scale;    // [cin]; null: 1
+  const float* shift;    // [cin]
+  const float* scale;    // [cin]
   const float* filters;  // [cout / 16][cin][kernel][kernel][16]
   const float* bias;     // [cout / 16][16]
   float* y;
@@ -86,7 +86,7 @@ struct TapGradient {
   int64_t n, h, w, c;
   int64_t kernel, stride, out_h, out_w;  // of the pool, as in MaxPool
   const float* tap;
-  const float* d_tap;     // null: 0
+  const float* d_tap;
   const float* d_pooled;  // null: no pool
   float* d_out;
 };
@@ -97,7 +97,7 @@ struct ImageGradient {
   int64_t kernel, stride, padding, out_h, out_w;
   const float* d_y;      // dense NHWC
   const float* filters;  // [columns / 16][cout][16], column (c * kernel + dy) * kernel + dx
-  const float* scale;    // [cin]; null: 1
+  const float* scale;    // [cin]
   float* d_x;            // contiguous NCHW
 };
 constexpr int64_t kGradientPixels = 96;  // pixels of d_y whose products are computed and then transposed
@@ -119,7 +119,8 @@ struct Phases {
   float* y;            // [n][out_h][out_w][cin stride stride]
 };
 
-// The gradient to the image of `Phases`, divided by the scale, [n][cin][h][w].
+// The gradient to the image of `Phases`, divided by the scale, [n][cin][h][w]. With a stride of 1 and no padding there is
+// one phase: then it is NHWC that becomes NCHW.
 struct PhasesGradient {
   int64_t n, h, w, cin;
   int64_t out_h, out_w;
@@ -130,7 +131,9 @@ struct PhasesGradient {
 };
 
 // The floats of scratch that these kernels need for each worker.
+inline int64_t scratch_floats(const MaxPool&) { return 0; }
 inline int64_t scratch_floats(const Phases& p) { return p.out_w * p.stride; }
+inline int64_t scratch_floats(const PhasesGradient&) { return 0; }
 inline int64_t scratch_floats(const FirstConv& p) {
   return p.kernel * p.cin * (round_up(p.w + 2 * p.padding, p.stride) + p.kernel);
 }
@@ -163,14 +166,13 @@ struct Kernels {
   void (*gather)(const Conv&, int64_t begin, int64_t end, float* rows);
   // Computes the pixels [begin, end) and the panels [first, last).
   void (*direct)(const Conv&, const Rows&, int64_t begin, int64_t end, int64_t first, int64_t last);
-  // Compute rows [begin, end) of all rows of y, of y, of d_out and of d_x. Results do not depend on the ranges.
+  // The rest computes rows [begin, end) of all images' rows of the output. Results do not depend on the ranges.
   void (*first_conv)(const FirstConv&, int64_t begin, int64_t end, float* scratch);
-  void (*max_pool)(const MaxPool&, int64_t begin, int64_t end);
+  void (*max_pool)(const MaxPool&, int64_t begin, int64_t end, float* scratch);
   void (*tap_backward)(const TapGradient&, int64_t begin, int64_t end, float* scratch);
   void (*image_gradient)(const ImageGradient&, int64_t begin, int64_t end, float* scratch);
-  // Compute rows [begin, end) of all rows of y and of d_x.
   void (*phases)(const Phases&, int64_t begin, int64_t end, float* scratch);
-  void (*phases_gradient)(const PhasesGradient&, int64_t begin, int64_t end);
+  void (*phases_gradient)(const PhasesGradient&, int64_t begin, int64_t end, float* scratch);
 };
 
 namespace portable {

@@ -27,7 +27,7 @@ void phases(const Phases& p, int64_t begin, int64_t end, float* buffer) {
   }
 }
 
-void phases_gradient(const PhasesGradient& p, int64_t begin, int64_t end) {
+void phases_gradient(const PhasesGradient& p, int64_t begin, int64_t end, float*) {
   const int64_t s = p.stride, ld = p.cin * s * s, width = smaller(p.w, p.out_w * s - p.padding);
   for (int64_t line = begin; line < end; ++line) {
     const int64_t n = line / p.h, padded_row = line % p.h + p.padding;

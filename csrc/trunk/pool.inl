@@ -23,7 +23,7 @@ LPIPS_FAST_INLINE void max_of_window(const float* x, int64_t rows, int64_t cols,
   });
 }
 
-void max_pool(const MaxPool& problem, int64_t begin, int64_t end) {
+void max_pool(const MaxPool& problem, int64_t begin, int64_t end, float*) {
   const MaxPool p = problem;  // a copy, which no store can change
   const int64_t stride_h = p.w * p.c;
   for (int64_t line = begin; line < end; ++line) {
@@ -89,10 +89,8 @@ LPIPS_FAST_INLINE void tap_gradient(const TapGradient& p, const TapPixel& at, in
         __builtin_prefetch(at.d_pooled + (i * p.out_w + j) * p.c + c + kAhead);
       }
     }
-    if (p.d_tap) {
-      d += load_partial(p.d_tap + at.offset + c, count);
-      __builtin_prefetch(p.d_tap + at.offset + c + kAhead);
-    }
+    d += load_partial(p.d_tap + at.offset + c, count);
+    __builtin_prefetch(p.d_tap + at.offset + c + kAhead);
     __builtin_prefetch(p.d_out + at.offset + c + kAhead, 1);
     store_partial(p.d_out + at.offset + c, load_partial(p.tap + at.offset + c, count) <= 0.f ? FloatVec{} : d, count);
   });

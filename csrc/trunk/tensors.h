@@ -6,6 +6,9 @@
 #include <torch/headeronly/core/MemoryFormat.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <optional>
+#include <vector>
+
 #include "common/integers.h"
 #include "common/memory.h"
 #include "trunk/kernels.h"
@@ -31,6 +34,14 @@ inline Tensor dense_nhwc(const Tensor& t) { return torch::stable::contiguous(t, 
 inline Tensor empty_nhwc(int64_t n, int64_t c, int64_t h, int64_t w) {
   return in_large_pages(torch::stable::empty({n, c, h, w}, ScalarType::Float, std::nullopt, std::nullopt, std::nullopt,
                                              MemoryFormat::ChannelsLast));
+}
+
+// `count` numbers, or as many times the same one.
+inline std::vector<float> numbers_or(const std::optional<Tensor>& t, int64_t count, float otherwise, const char* name) {
+  if (!t) return std::vector<float>(count, otherwise);
+  check_float(*t, name);
+  STD_TORCH_CHECK(t->numel() == count && t->is_contiguous(), name, " must be ", count, " contiguous numbers");
+  return {t->const_data_ptr<float>(), t->const_data_ptr<float>() + count};
 }
 
 // The data of filters for `cout` output and `cin` input channels.

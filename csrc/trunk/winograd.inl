@@ -11,8 +11,8 @@
 //   - Row i of G is (1, p_i, ..., p_i^(K - 1)) / prod over j != i of (p_i - p_j); infinity's is (0, ..., 0, 1).
 //
 // Python computes U. For K = 3, a = 2/3 and b = 3/2: the error in float32 is half as large as with the usual points,
-// 1 and 2, because powers keep a similar size where the product a b is near 1. For K = 5 the points are 1/2, 1 and 2,
-// the best of those tried (docs/cpu.md).
+// 1 and 2, because powers keep a similar size where the product a b is near 1. For K = 5 the points are 1/2, 1 and 2.
+// docs/cpu.md has what else was tried.
 //
 // Channels are adjacent in memory, so a transform works on kWidth channels at once, without shuffles. V and M are
 // [point][tile][channel]. The product for one point is a matrix product of [tiles, cin] by [cin, cout], in blocks of

@@ -239,6 +239,7 @@ class FrozenTrunk(torch.autograd.Function):
         kept = output[: len(output) - ctx.n_others * ctx.setting.n_taps]
         ctx.n_kept = len(kept)
         ctx.mark_non_differentiable(*output[ctx.setting.n_taps :])
+        ctx.set_materialize_grads(False)  # else autograd makes zeros for the signs and for the other image's taps
         # Only a double backward needs the images' values. Once a saved tensor is changed in place, every backward is an
         # error, and callers do change images: they clamp them for a log, for example. So images are saved only for
         # torch.func and torch.compile, which know no other way, and for hooks on saved tensors (activation
@@ -260,7 +261,8 @@ class FrozenTrunk(torch.autograd.Function):
         like = [*ctx.like, *((image.shape, image.dtype) for image in rest[: ctx.n_saved])]
         (_, *size), _ = like[0]
         n_taps = setting.n_taps
-        taps, signs, d_taps = outputs[:n_taps], outputs[n_taps:], grads[:n_taps]
+        taps, signs = outputs[:n_taps], outputs[n_taps:]
+        d_taps = [torch.zeros_like(tap) if d is None else d for tap, d in zip(taps, grads[:n_taps], strict=True)]
         differentiated = is_differentiated(*images, *d_taps)
         if differentiated or is_batched(*d_taps):
             setting = setting._replace(layers="torch")
