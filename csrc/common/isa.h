@@ -4,8 +4,8 @@
 // The library takes the best set that the processor has. The environment variable LPIPS_FAST_CPU_ISA names another one,
 // for tests and measurements: `portable`, `avx2` or `avx512`. It is read once in a process, when the first CPU operator
 // runs. If this processor does not have the set, or no set has that name, every CPU operator raises an error.
-// lpips_fast/trunk/processor.py reads the variable, too: with `portable` or `avx2` the trunk computes in float32 where it
-// would in bfloat16 or float16.
+// lpips_fast/trunk/processor.py reads the variable, too: with `portable` or `avx2` the trunk computes in float32 where
+// it would in bfloat16 or float16.
 #pragma once
 
 namespace lpips_fast {

@@ -2,10 +2,11 @@
 //
 // Each call of torch's parallel_for wakes the threads and waits for all of them, which costs more than a small layer.
 // So an operator of many loops enters parallel_for once. The calling thread runs the operator. The others, its helpers,
-// take jobs whenever it has a loop for them. A helper without work watches for about 50 us and then sleeps: threads that
-// only wait must not keep others from running. If a helper is late, or none comes because the operator is inside another
-// parallel region, the calling thread does the jobs itself. Only at its end parallel_for waits until every helper has
-// run; on a busy machine that takes milliseconds. So the number of threads must follow the amount of work.
+// take jobs whenever it has a loop for them. A helper without work watches for some tens of microseconds and then
+// sleeps: threads that only wait must not keep others from running. If a helper is late, or none comes because the
+// operator is inside another parallel region, the calling thread does the jobs itself. Only at its end parallel_for
+// waits until every helper has run, which takes milliseconds on a busy machine. So the number of threads must follow the
+// amount of work.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -14,7 +15,9 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <mutex>
+#include <utility>
 
 #include "common/integers.h"
 
@@ -39,7 +42,8 @@ class Team {
     });
   }
 
-  // Calls f(worker, job) for every job, job 0 first. A worker takes the next job that is free. 0 <= worker < size().
+  // Calls f(worker, job) for every job, job 0 first. A worker takes the next job that is free. 0 <= worker < size(). If
+  // a job throws, no further ones begin, and the first exception is thrown when all threads have left the loop.
   template <typename F>
   void for_each_job(int64_t jobs, const F& f) {
     if (size_ == 1 || jobs <= 1) {
@@ -49,10 +53,12 @@ class Team {
     call_ = [](const void* function, int64_t worker, int64_t job) { (*static_cast<const F*>(function))(worker, job); };
     function_ = &f, jobs_ = jobs;
     next_.store(0, std::memory_order_relaxed);
-    const Close close{*this};
     open_.store(++loops_);  // everything above is visible to whoever sees this
     wake();
     take(0);
+    open_.store(0);
+    wait([this] { return inside_.load() == 0; });
+    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   }
 
   // Calls f(worker, begin, end) for ranges of at most `at_once` indices that cover [0, count).
@@ -66,24 +72,6 @@ class Team {
   int64_t size() const { return size_; }
 
  private:
-  // Ends a loop, also if a job throws: until all have left, they may use what the loop's caller has on its stack.
-  struct Close {
-    Team& team;
-    ~Close() {
-      team.open_.store(0);
-      team.wait([this] { return team.inside_.load() == 0; });
-    }
-  };
-
-  struct Inside {
-    Team& team;
-    explicit Inside(Team& t) : team(t) { team.inside_.fetch_add(1); }
-    ~Inside() {
-      team.inside_.fetch_sub(1);
-      team.wake();
-    }
-  };
-
   struct Finish {
     Team& team;
     ~Finish() {
@@ -95,24 +83,32 @@ class Team {
   explicit Team(int64_t threads) : size_(threads) {}
 
   void take(int64_t worker) {
-    for (int64_t job; (job = next_.fetch_add(1, std::memory_order_relaxed)) < jobs_;) call_(function_, worker, job);
+    try {
+      for (int64_t job; (job = next_.fetch_add(1, std::memory_order_relaxed)) < jobs_;) call_(function_, worker, job);
+    } catch (...) {
+      next_.store(jobs_, std::memory_order_relaxed);
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (!error_) error_ = std::current_exception();
+    }
   }
 
   // A loop ends when it is closed and nobody is inside. So a helper enters first and then looks whether it is open.
   void help(int64_t worker) {
     for (int64_t seen = 0; !done_.load();) {
       wait([&] { return done_.load() || (open_.load() != 0 && open_.load() != seen); });
-      const Inside inside(*this);
+      inside_.fetch_add(1);
       if (const int64_t open = open_.load(); open != 0 && open != seen) {
         take(worker);
         seen = open;
       }
+      inside_.fetch_sub(1);
+      wake();
     }
   }
 
   template <typename Condition>
   void wait(const Condition& condition) {
-    constexpr int kWatches = 1000;  // about 50 us
+    constexpr int kWatches = 1000;  // some tens of microseconds
     for (int i = 0; i < kWatches; ++i) {
       if (condition()) return;
 #if defined(__x86_64__)
@@ -143,6 +139,7 @@ class Team {
   std::atomic<bool> done_{false};
   std::mutex mutex_;
   std::condition_variable wake_;
+  std::exception_ptr error_;  // of the open loop's first job that threw
 };
 
 }  // namespace lpips_fast

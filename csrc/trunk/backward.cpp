@@ -47,7 +47,6 @@ Backward prepared(std::vector<Tensor> taps, std::vector<Tensor> signs, std::vect
   b.layers = layers_of(program, height, width);
   STD_TORCH_CHECK(filters.size() == b.layers.size(), "filters must be those of ", b.layers.size(),
                   " convolutions, got ", filters.size(), " tensors");
-  STD_TORCH_CHECK(b.layers.back().tap, "program: the last convolution must be a tap");
   size_t n_taps = 0, n_signs = 0;
   for (const Layer& l : b.layers)
     if (!l.joined) ++(l.tap ? n_taps : n_signs);
@@ -136,7 +135,8 @@ void run(Team& team, Workspace& space, Backward& b) {
       p.addend = other.y;
     }
     const Layer& before = layers[first - 1];
-    p.y = space.apart_from({grad, p.addend}, b.n * p.h * p.w * p.cout);
+    // An addend is read before the output is written in its place.
+    p.y = pair ? b.convolutions[first].y : space.apart_from({grad}, b.n * p.h * p.w * p.cout);
     if (!before.tap) {
       p.mask_signs = (--sign)->const_data_ptr<uint8_t>(), p.ld_signs = ceil_div(before.channels, 8);
     } else if (--tap, --d_tap; before.pool_kernel == 0) {

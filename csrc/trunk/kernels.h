@@ -119,8 +119,8 @@ struct Phases {
   float* y;            // [n][out_h][out_w][cin stride stride]
 };
 
-// The gradient to the image of `Phases`, divided by the scale, [n][cin][h][w]. With a stride of 1 and no padding there is
-// one phase: then it is NHWC that becomes NCHW.
+// The gradient to the image of `Phases`, divided by the scale, [n][cin][h][w]. With a stride of 1 and no padding there
+// is one phase: then NHWC becomes NCHW.
 struct PhasesGradient {
   int64_t n, h, w, cin;
   int64_t out_h, out_w;

@@ -51,14 +51,16 @@ inline std::vector<Layer> layers_of(const std::vector<int64_t>& program, int64_t
     Layer& l = layers[i];
     l = {static_cast<Algorithm>(f[0]), static_cast<Algorithm>(f[1]), f[2], f[3], f[4], f[5], f[6], f[7] != 0,
          f[8] != 0, f[9], f[10], f[11] != 0};
+    STD_TORCH_CHECK(std::all_of(f, f + kFields, [](int64_t value) { return value >= 0 && value <= 1 << 20; }),
+                    "program: convolution ", i, " has an integer that is negative or greater than 2^20");
     const bool first = l.algorithm == Algorithm::first || l.algorithm == Algorithm::phases;
-    STD_TORCH_CHECK(f[0] >= 0 && f[0] <= 3 && f[1] >= 1 && f[1] <= 5 && (!first || i == 0) &&
-                        (i == 0 || (l.gradient != Algorithm::phases && l.gradient != Algorithm::columns)),
+    const bool to_image = l.gradient == Algorithm::phases || l.gradient == Algorithm::columns;
+    STD_TORCH_CHECK(f[0] <= 3 && f[1] >= 1 && f[1] <= 5 && (i == 0 || !(first || to_image)) &&
+                        (to_image || l.stride == 1),
                     "program: convolution ", i, " has an algorithm that it cannot have");
     const bool second = i > 0 && layers[i - 1].joined;
-    STD_TORCH_CHECK(l.cin > 0 && l.cout > 0 && l.kernel > 0 && l.stride > 0 && l.padding >= 0 && l.padding < l.kernel &&
-                        (first || l.stride == 1) && l.pool_kernel >= 0 && (l.pool_kernel == 0 || l.pool_stride > 0) &&
-                        (l.pool_kernel == 0 || l.tap) &&
+    STD_TORCH_CHECK(l.cin > 0 && l.cout > 0 && l.kernel > 0 && l.stride > 0 && l.padding < l.kernel &&
+                        (first || l.stride == 1) && (l.pool_kernel == 0 || (l.pool_stride > 0 && l.tap)) &&
                         (!l.joined || (i > 0 && !second && !l.tap && !layers[i - 1].tap && i + 1 < layers.size())),
                     "program: convolution ", i, " is none that this operator has");
     STD_TORCH_CHECK(l.cin == channels, "program: convolution ", i, " must take ", channels, " channels, not ", l.cin);
@@ -82,6 +84,7 @@ inline std::vector<Layer> layers_of(const std::vector<int64_t>& program, int64_t
                     " gets ", h, " x ", w, " pixels");
     h = l.pooled_h, w = l.pooled_w;
   }
+  STD_TORCH_CHECK(layers.back().tap, "program: the last convolution must be a tap");
   return layers;
 }
 

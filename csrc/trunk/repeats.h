@@ -63,8 +63,8 @@ class Repeats {
   };
 
   const float* pixel(int64_t n, int64_t row, int64_t col) const;
-  // Where a pixel of the kernel is: 1 in the last row, 2 in the last column, 3 in both; 0 elsewhere, and if all channels
-  // count everywhere.
+  // Where a pixel of the kernel is: 1 in the last row, 2 in the last column, 3 in both; 0 elsewhere. It is 0 everywhere
+  // if all channels count everywhere.
   int64_t place(int64_t row, int64_t col) const;
   bool same(const float* a, const float* b, int64_t place) const;
   bool tile_has_candidates(const Image& image, int64_t tile_row, int64_t tile_col) const;

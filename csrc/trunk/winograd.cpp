@@ -52,7 +52,7 @@ void run_tiles(Team& team, Scratch& scratch, const Conv& p, Tiles& t, int64_t co
 
   if (!shared) {
     const int64_t each = size_v + size_m + patch;
-    float* const memory = scratch.floats(std::min(ceil_div(count, block), team.size()) * each);
+    float* const memory = scratch.floats(team.size() * each);
     team.for_each_range(count, block, [&](int64_t worker, int64_t begin, int64_t end) {
       float* const v = memory + worker * each;
       float* const m = v + size_v;

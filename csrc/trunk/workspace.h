@@ -16,8 +16,8 @@ class Workspace {
  public:
   Scratch scratch;  // of one layer; the next one may overwrite it
 
-  // Memory for `count` floats of activations apart from `used`, of which there are at most three. The next call may
-  // give it out again.
+  // Memory for `count` floats of activations apart from `used`, of which there are at most two. The next call may give
+  // it out again.
   float* apart_from(std::initializer_list<const float*> used, int64_t count) {
     Scratch* best = nullptr;  // the largest, so that the others need not grow
     for (Scratch& buffer : buffers_) {
@@ -51,7 +51,7 @@ class Workspace {
     return count;
   }
 
-  Scratch buffers_[4];
+  Scratch buffers_[3];
 };
 
 }  // namespace lpips_fast::trunk

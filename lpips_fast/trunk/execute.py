@@ -224,7 +224,8 @@ class FrozenTrunk(torch.autograd.Function):
         others: list[Tensor] = []
         if n_differentiable < n_batches:
             n = images[0].shape[0]
-            taps, signs, others = [t[:n] for t in taps], [t[:n] for t in signs], [t[n:] for t in taps]
+            # The head keeps the taps of both. Of the signs, a copy keeps those of the first alone.
+            taps, signs, others = [t[:n] for t in taps], [t[:n].clone() for t in signs], [t[n:] for t in taps]
         if torch.compiler.is_compiling():
             # With torch 2.11 intermediate tensors become outputs, too. If a tensor has two names, y and y.relu_(), an
             # unused one of them gets all of its gradient. Inductor leaves these copies out.

@@ -9,6 +9,7 @@ from lpips_fast.trunk import cpu_trunk
 from lpips_fast.trunk.cpu_trunk import CpuTensors
 from lpips_fast.trunk.module import Trunk
 from tests.support.instructions import LOW_TYPES, set_instructions
+from tests.support.tolerances import TRUNK_GRAD_TOLERANCE
 
 CPU = torch.device("cpu")
 compiled = pytest.mark.skipif(not cpu_trunk.available(), reason="the compiled library is not there")
@@ -96,3 +97,13 @@ def test_the_type_of_images_is_the_precisions():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert inherits(torch.rand(1, 3, 40, 40))[0].dtype == torch.bfloat16
     assert inherits(torch.rand(1, 3, 40, 40), n_taps=2)[1].dtype == torch.float32
+
+
+@pytest.mark.parametrize("k", (0, 2, 4))
+def test_gradient_of_one_tap(k):
+    """The other taps have no gradient, which counts as zeros."""
+    trunk, x = Trunk("alex", trainable=False), torch.rand(1, 3, 64, 64, requires_grad=True)
+    exact, x64 = Trunk("alex", trainable=False).double(), x.detach().double().requires_grad_()
+    exact.load_state_dict(trunk.state_dict())
+    (found,), (expected,) = (torch.autograd.grad(t(image)[k].sum(), image) for t, image in ((trunk, x), (exact, x64)))
+    assert (found - expected).norm() <= TRUNK_GRAD_TOLERANCE[torch.float32] * expected.norm()

@@ -620,6 +620,14 @@ def test_outputs_of_equal_inputs_are_equal(kind, pattern, shape):
 
 
 @compiled
+def test_phases_without_a_tap():
+    """Their pixels and the output lie in the workspace together, for several blocks of tiles."""
+    program = Program(3, phases(24, 11, 4, 2, tap=False), direct(8, 1))
+    x = torch.rand(1, 3, 230, 210)
+    assert_all_close(program.forward(x), program.exact(x))
+
+
+@compiled
 @pytest.mark.parametrize("scaled", (True, False))
 @pytest.mark.parametrize("kind", FIRST)
 def test_first_layer_of_equal_inputs_is_equal(kind, scaled):
@@ -704,6 +712,10 @@ def changed(arguments, at, change):
     ("program", lambda x: [*x[:-5], 1, *x[-4:]], "program"),  # the last one joined to none
     ("program", lambda x: [*x[:7], 1, *x[8:]], "program"),  # the first one joined
     ("program", lambda x: [*x[:8], 0, *x[9:]], "program"),  # a pool after what is no tap
+    ("program", lambda x: [*x[:-4], 0, *x[-3:]], "the last convolution must be a tap"),
+    ("program", lambda x: [x[0], cpu_trunk.Algorithm.DIRECT, *x[2:]], "algorithm"),  # a direct gradient with a stride
+    ("program", lambda x: [*x[:4], 1 << 32, *x[5:]], "2\\^20"),
+    ("program", lambda x: [*x[:4], -3, *x[5:]], "2\\^20"),
 ))  # fmt: skip
 def test_wrong_arguments_forward(argument, change, message):
     program = Program(3, first(24, 3, 2, 0, pool=Pool(3, 2, True)), direct(8, 1, tap=False), winograd(20, 3))
@@ -711,6 +723,13 @@ def test_wrong_arguments_forward(argument, change, message):
     ops.trunk_fwd_cpu(*arguments)
     with pytest.raises(RuntimeError, match=message):
         ops.trunk_fwd_cpu(*changed(arguments, FORWARD[argument], change))
+
+
+@compiled
+def test_joined_outputs_are_of_whole_bytes_of_signs():
+    program = Program(3, first(16, 3), direct(8, 1, tap=False), (direct(12, 1), winograd(16, 3)))
+    with pytest.raises(RuntimeError, match="8 k channels"):
+        program.forward(torch.rand(1, 3, 12, 12))
 
 
 @compiled
