@@ -58,6 +58,8 @@ Backward prepared(std::vector<Tensor> taps, std::vector<Tensor> signs, std::vect
   auto tap = taps.begin(), d_tap = d_taps.begin(), sign = signs.begin();
   for (size_t i = 0; i < b.layers.size(); ++i) {
     const Layer& l = b.layers[i];
+    STD_TORCH_CHECK(!l.joined || !b.layers[i - 1].tap,
+                    "program: there is no gradient of joined convolutions after a tap");
     b.convolutions.push_back(gradient_of(l, b.n, filters[i]));
     if (l.joined) continue;
     if (l.tap) {

@@ -61,7 +61,7 @@ inline std::vector<Layer> layers_of(const std::vector<int64_t>& program, int64_t
     const bool second = i > 0 && layers[i - 1].joined;
     STD_TORCH_CHECK(l.cin > 0 && l.cout > 0 && l.kernel > 0 && l.stride > 0 && l.padding < l.kernel &&
                         (first || l.stride == 1) && (l.pool_kernel == 0 || (l.pool_stride > 0 && l.tap)) &&
-                        (!l.joined || (i > 0 && !second && !l.tap && !layers[i - 1].tap && i + 1 < layers.size())),
+                        (!l.joined || (i > 0 && !second && !l.tap && i + 1 < layers.size())),
                     "program: convolution ", i, " is none that this operator has");
     STD_TORCH_CHECK(l.cin == channels, "program: convolution ", i, " must take ", channels, " channels, not ", l.cin);
     l.in_h = h, l.in_w = w;

@@ -99,11 +99,11 @@ def panels(x: Tensor) -> Tensor:
 def winograd_pays(images: int, cin: int, cout: int, h: int, w: int) -> bool:
     """Whether Winograd's algorithm computes a convolution of 3x3 or 5x5 faster than the direct one, by a fixed rule.
 
-    Measured with AVX2 and AVX-512, on one thread: where the rule holds, Winograd's speed is 1.1 to 5 times that of
-    direct convolution. Elsewhere it can be as low as 0.13 times, for one of three reasons. With few tiles, most of the
-    time goes into reading the filters, which are up to four times as large (512 channels: 4 tiles 0.8 to 1.3, 8 tiles
-    1.3 to 1.8). With small images, most of each 4x4 tile lies outside the image (2 x 2 pixels: 0.9 at best). With few
-    input channels, the transforms cost as much as the products.
+    Measured with AVX2 and AVX-512, on one thread (docs/performance.md has the table): where the rule holds, Winograd's
+    speed is 1.1 to 5 times that of direct convolution. Elsewhere it can be as low as 0.3 times, for one of three
+    reasons. With few tiles, most of the time goes into reading the filters, which are up to four times as large (512
+    channels with AVX-512: 4 tiles 0.9, 8 tiles 1.2). With small images, most of each 4x4 tile lies outside the image (2
+    x 2 pixels: 0.3 to 0.9). With few input channels, the transforms cost as much as the products.
 
     Args:
         images: the batch size.

@@ -39,8 +39,9 @@ are one of these:
     whose results are added up in the image.
 
 A program that begins with DIRECT or WINOGRAD takes any x as its image, in one batch and without scaling. Of two joined
-convolutions the first one has 8 k output channels, and they follow a convolution that is no tap. The number of threads
-changes no bit of a result. Outputs of a convolution whose inputs are equal to the bit are so, too.
+convolutions the first one has 8 k output channels; they have a gradient only if they follow a convolution that is no
+tap. The number of threads changes no bit of a result. Outputs of a convolution whose inputs are equal to the bit are
+so, too.
 
 GPU. Activations, taps and gradients d are channels-last and of the trunk's type; with signs C is a multiple of 8.
 

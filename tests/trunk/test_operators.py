@@ -733,6 +733,16 @@ def test_joined_outputs_are_of_whole_bytes_of_signs():
 
 
 @compiled
+def test_joined_after_a_tap():
+    """The forward has it, for those who want every layer's output; the backward refuses."""
+    program, x = Program(3, first(16, 3), direct(8, 1), (direct(16, 1), winograd(16, 3))), torch.rand(1, 3, 14, 12)
+    taps = program.forward(x)
+    assert_all_close(taps, program.exact(x))
+    with pytest.raises(RuntimeError, match="after a tap"):
+        program.backward(x.shape[2:], taps, [], taps)
+
+
+@compiled
 @pytest.mark.parametrize("kind", INNER)
 def test_wrong_arguments_of_a_program_of_activations(kind):
     program, x = Program(3, INNER[kind](8)), torch.randn(1, 3, 8, 8)
