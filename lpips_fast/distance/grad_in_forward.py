@@ -34,6 +34,7 @@ class Job(NamedTuple):
     backend: str  # of the head
     norm: Norm
     pairs_at_a_time: int | None
+    image1: bool  # whether x1 is an image, or else taps
     need1: bool  # whether x1 needs a gradient; x0 always does
 
 
@@ -59,10 +60,11 @@ def distance_with_gradient(
         assert isinstance(x1, Tensor)
         x0, x1 = x1, x0  # the distance is symmetric
     n = max(batch_of(x0), batch_of(x1))
+    image1 = isinstance(x1, Tensor)
     need1 = isinstance(x1, Tensor) and x1.requires_grad
     stride = cast(Conv, trunk.plan[0]).stride
     at_a_time = pairs_at_a_time(x0, chunk_size, stride, grad_in_forward=True)
-    job = Job(trunk.setting(x0.device, n_taps), how.backend, how.norm, at_a_time, need1)
+    job = Job(trunk.setting(x0.device, n_taps), how.backend, how.norm, at_a_time, image1, need1)
     tensors = trunk.tensors(job.setting, gradient=True)
     cpu_tensors = tensors if job.setting.layers == "cpu" else None  # passed whole: it keeps filters
     others = [x1.expand(n if need1 else -1, -1, -1, -1)] if isinstance(x1, Tensor) else list(x1)
@@ -83,8 +85,10 @@ class _DistanceWithGradient(torch.autograd.Function):
         x1, mask, tensors, linear = _split(rest, counts)
         tensors = cpu_tensors or tensors
         how = Comparison(job.backend, job.norm, linear or None)
-        if len(x1) == 1 and x1[0].shape[0] == 1 < x0.shape[0] and not job.need1:  # one image for all goes through once
+        image1 = job.image1
+        if image1 and x1[0].shape[0] == 1 < x0.shape[0] and not job.need1:  # one image for all goes through once
             x1, _ = run(setting, x1, affine, tensors)
+            image1 = False
         _, _, *size = x0.shape
         unit = 2.0 ** ((size[0] * size[1]).bit_length() - 1) if setting.tap_dtype == torch.float16 else 1.0
         d_x0, d_x1 = _empty_gradient(x0), _empty_gradient(x1[0] if job.need1 else x0[:0])
@@ -93,14 +97,14 @@ class _DistanceWithGradient(torch.autograd.Function):
             x0.shape[0], job.pairs_at_a_time, x0, x1, mask[0] if mask else None, d_x0, d_x1 if job.need1 else None
         ):
             k = a.shape[0]
-            both = len(b) == 1 and (job.need1 or setting.layers == "cpu")  # as in Trunk.pair
+            both = image1 and (job.need1 or setting.layers == "cpu")  # as in Trunk.pair
             taps, signs = run(setting, (a, b[0]) if both else (a,), affine, tensors, keep=True)
             if both:
                 taps0, taps1 = [t[:k] for t in taps], [t[k:] for t in taps]
                 if not job.need1:
                     taps, signs = taps0, [t[:k] for t in signs]
             else:
-                taps0, taps1 = taps, run(setting, b, affine, tensors)[0] if len(b) == 1 else b
+                taps0, taps1 = taps, run(setting, b, affine, tensors)[0] if image1 else b
             inputs = checked_input(taps0, taps1, how.linear, how.norm)
             tap_shares = None if weight is None else shares(weight, [t.shape[2:] for t in taps0])
             value, _ = compare(how, inputs, tap_shares, size)

@@ -76,3 +76,17 @@ def test_per_layer_parts_and_trainable_weights_take_the_ordinary_path(make_ours)
     trainable = make_ours("alex", grad_in_forward=True, eval_mode=False, use_dropout=False)
     trainable(in0, in1).sum().backward()
     assert all(weight.grad is not None for weight in trainable.linear_weights())
+
+
+@pytest.mark.parametrize("other", ("features", "one for all"))
+def test_one_tap(make_ours, other):
+    """A list of one tap is no image."""
+    in0, in1 = (x.double() for x in noise(3))
+    found = []
+    for grad_in_forward in (True, False):
+        fn = make_ours("alex", grad_in_forward=grad_in_forward).double()
+        fn.L = 1
+        x, y = in0.clone().requires_grad_(), fn.features(in1) if other == "features" else in1[:1]
+        value = fn(x, y)
+        found.append([value.detach(), *torch.autograd.grad(value.sum(), x)])
+    assert_norms_close(*found, GRAD_TOLERANCE[torch.float64])
