@@ -225,7 +225,7 @@ def product_distances(e: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
     with torch.autocast(e.device.type, enabled=False):
         for part in _parts(e):
             e_part, f_part = e[:, part], f[:, part]
-            distances -= 2 * _product(e_part, f_part)
+            distances -= 2 * product(e_part, f_part)
             lengths += e_part.square().sum(dim=1)[:, None].to(wide) + f_part.square().sum(dim=1).to(wide)
     return distances.add_(lengths), lengths
 
@@ -310,7 +310,7 @@ def _write(embeddings: Tensor, taps: Sequence[Tensor], weights: Sequence[Tensor]
         at += size
 
 
-def _product(e: Tensor, f: Tensor) -> Tensor:
+def product(e: Tensor, f: Tensor) -> Tensor:
     """e f^T of matrices in full float32: cancellation would magnify the rounding of TF32 and bfloat16.
 
     If torch's flags allow these, another product is used. The flags stay as they are: they belong to the whole process.

@@ -153,7 +153,7 @@ def test_products_of_pairwise_on_cuda_are_without_tf32(fixed_flags):
     """As convolutions where the flags allow it, for products have no such argument."""
     with FakeTensorMode(), Convolutions() as convolutions:
         e, f = torch.empty(3, 100, device="cuda"), torch.empty(4, 100, device="cuda")
-        assert pairwise._product(e, f).shape == (3, 4)
+        assert pairwise.product(e, f).shape == (3, 4)
     assert convolutions.seen == ([] if torch.get_float32_matmul_precision() == "highest" else [False])
     e, f = torch.randn(3, 100, dtype=torch.float64), torch.randn(4, 100, dtype=torch.float64)
     product = convolution._convolution(e[:, :, None, None], f[:, :, None, None], None, 1, 0, (0, 0), False, False)
