@@ -198,8 +198,9 @@ class _Search:
         turned = torch.cat([b.decided[:, :-2], torch.stack([ones, own], dim=1)], dim=1)
         for start in range(0, len(a.decided), _STRIP):
             scores = product(a.decided[start : start + _STRIP], turned)
-            i, j = (scores >= 0).nonzero(as_tuple=True)
-            i += start
+            rows_with_any = (scores.amax(dim=1) >= 0).nonzero()[:, 0]  # few: a search of all would take as long again
+            i, j = (scores[rows_with_any] >= 0).nonzero(as_tuple=True)
+            i = start + rows_with_any[i]
             if keys[0] == keys[1]:
                 i, j = i[i < j], j[i < j]
             for some in zip(i.split(_PAIRS), j.split(_PAIRS)):
