@@ -9,9 +9,9 @@ import pytest
 import torch
 from scipy.sparse.csgraph import connected_components
 
-from lpips_fast import duplicates as module
-from lpips_fast.duplicates import duplicates, find_edges, groups, tiles
-from lpips_fast.pairwise import embed
+from lpips_fast.search import Index
+from lpips_fast.search import duplicates as module
+from lpips_fast.search.duplicates import duplicates, find_edges, groups, tiles
 from lpips_fast.sketch import Sketch, sketch_embeddings
 from tests.support.images import image
 from tests.support.raises import raises
@@ -20,8 +20,8 @@ from tests.support.tolerances import INDEX_TOLERANCE
 SIZE = 32
 
 
-class StandIn:
-    """What `duplicates` needs of an index, of vectors sqrt(H W) e."""
+class Vectors:
+    """What `duplicates` needs of an index, of any vectors sqrt(H W) e."""
 
     def __init__(self, vectors, *, names=None, sketch=None, lost=(), **header):
         self.vectors = vectors
@@ -34,17 +34,13 @@ class StandIn:
     def __len__(self):
         return len(self.vectors)
 
-    def sketched(self, sketch=Sketch()):  # noqa: B008
+    def sketched(self, sketch):
         return sketch_embeddings(sketch, self.vectors, [(self.vectors.shape[1], 1, 1)]).half()
 
     def embeddings(self, rows):
         self.asked.append(list(rows))
         kept = [row for row in rows if row not in self.lost]
         return self.vectors[kept], kept
-
-
-def index_of(fn, images, **options):
-    return StandIn(SIZE * embed(fn, images), **options)
 
 
 def expected(below, *sides):
@@ -68,8 +64,8 @@ def check(found, wanted):
     assert [group.members for group in found] == [members for members, _ in wanted]
     for group, (_, distances) in zip(found, wanted):
         assert group.distances[0] == 0
-        close = {"rtol": INDEX_TOLERANCE[torch.float32]["rtol"], "atol": INDEX_TOLERANCE[torch.float32]["atol"]}
-        torch.testing.assert_close(torch.tensor(group.distances, dtype=torch.float64), distances, **close)
+        values = torch.tensor(group.distances, dtype=torch.float64)
+        torch.testing.assert_close(values, distances, **INDEX_TOLERANCE[torch.float16])
 
 
 @pytest.fixture(scope="module")
@@ -96,18 +92,32 @@ def tile(request, monkeypatch):
     return request.param
 
 
+@pytest.mark.parametrize("kept", ({}, {"sketch": 1024}, {"sketch": 300, "vectors": True}), ids=str)
 @pytest.mark.parametrize("net", ("alex", "squeeze"))
-def test_groups_of_images(make_ours, planted, net, tile):
-    index = index_of(make_ours(net), planted)
-    e = index.vectors.double() / SIZE
-    steps = [
-        (e[i] - e[j]).square().sum().item() for i, j in ((5, 15), (15, 16), (16, 17), (17, 18), (18, 19), (19, 20))
-    ]
-    below = 1.1 * max(steps)
-    wanted = expected(below, index)
+def test_groups_of_images(make_ours, planted, net, kept, tile):
+    """Whether the index keeps vectors, or sketches and makes the vectors again."""
+    fn = make_ours(net)
+    exact = Vectors(SIZE * fn.embed(planted))
+    chain = exact.vectors[[5, *range(15, 21)]].double() / SIZE
+    below = 1.1 * chain.diff(dim=0).square().sum(dim=1).max().item()
+    wanted = expected(below, exact)
     assert [[i for _, i in members] for members, _ in wanted] == [[3, *range(10, 15)], [5, *range(15, 21)], [7, 21]]
     assert wanted[1][1].max() > below, "a chain"
-    check(duplicates(index, below=below), wanted)
+    check(duplicates(Index.build(fn, planted, **kept), below=below), wanted)
+
+
+def test_indexes_of_different_sketches(make_ours, planted):
+    fn = make_ours()
+    indexes = [
+        Index.build(fn, planted[:12], sketch=256, vectors=True),
+        Index.build(fn, planted[12:], sketch=1024),
+        Index.build(fn, planted[12:], sketch=512),
+    ]
+    wanted = expected(0.01, *(Vectors(SIZE * fn.embed(part)) for part in (planted[:12], planted[12:])))
+    assert len(wanted) == 3
+    check(duplicates(*indexes[:2], below=0.01), wanted)
+    with raises(ValueError, "sketch must be the index's", "length=1024", "length=512"):
+        duplicates(*indexes[1:], below=0.01)
 
 
 def cloud(n, seed, dimensions=2, length=2000, **options):
@@ -115,7 +125,7 @@ def cloud(n, seed, dimensions=2, length=2000, **options):
     gen = torch.Generator().manual_seed(seed)
     turned = torch.linalg.qr(torch.randn(length, dimensions, generator=torch.Generator().manual_seed(0)))[0]
     points = torch.rand(n, dimensions, generator=gen) * 4
-    return StandIn((SIZE * points @ turned.T).contiguous(), **options)
+    return Vectors((SIZE * points @ turned.T).contiguous(), **options)
 
 
 @pytest.mark.parametrize("length", (96, 128, 1000, 1024))
@@ -140,7 +150,7 @@ def test_two_indexes(tile):
 def test_the_order_of_images_has_no_influence():
     index = cloud(120, seed=2)
     order = torch.randperm(120, generator=torch.Generator().manual_seed(5))
-    turned = StandIn(index.vectors[order])
+    turned = Vectors(index.vectors[order])
     found = {frozenset(row for _, row in group.members) for group in duplicates(index, below=0.1)}
     assert {frozenset(int(order[row]) for _, row in g.members) for g in duplicates(turned, below=0.1)} == found
 
@@ -161,7 +171,7 @@ def test_a_clique_takes_as_many_confirmations_as_it_has_images(tile, monkeypatch
     monkeypatch.setattr(module, "_TILE", tile)
     vectors = cloud(1, seed=6).vectors.repeat(300, 1)
     vectors[200:] += 1e-3  # alike, not equal
-    index = StandIn(vectors)
+    index = Vectors(vectors)
     (group,) = duplicates(index, below=0.1)
     assert group.members == [(0, i) for i in range(300)]
     assert sorted(row for rows in index.asked for row in rows) == list(range(300)), "each image once"
@@ -183,12 +193,12 @@ def test_images_that_cannot_be_read_join_nothing():
     line[:, 0] = 0.3 * SIZE * torch.arange(5)  # each is at 0.09 from the next, and at 0.36 from the one after
     members = [[0, 1, 2, 3, 4], [0, 1], [3, 4]]
     for lost, wanted in (((), members[:1]), ((2,), members[1:]), (range(5), [])):
-        found = duplicates(StandIn(line, lost=lost), below=0.1)
+        found = duplicates(Vectors(line, lost=lost), below=0.1)
         assert [[row for _, row in group.members] for group in found] == wanted
 
 
 def test_images_that_can_no_longer_be_read_have_no_distance():
-    index = StandIn(torch.zeros(3, 2000))
+    index = Vectors(torch.zeros(3, 2000))
     edges = find_edges(index, None, tiles(index, None), below=0.1)
     index.lost = {0, 1, 2}
     (group,) = groups(index, None, [(0, 1, 0.05), (1, 2, 0.05)])
@@ -201,7 +211,7 @@ def pairs(n, distance):
     """Vectors of length 1 in pairs of that distance, far from all others: rows 0 and 1, 2 and 3, ..."""
     gen = torch.Generator().manual_seed(7)
     base, step = torch.nn.functional.normalize(torch.randn(2, n, 2000, generator=gen), dim=2)
-    return StandIn(SIZE * torch.stack([base, base + math.sqrt(distance) * step], dim=1).flatten(0, 1))
+    return Vectors(SIZE * torch.stack([base, base + math.sqrt(distance) * step], dim=1).flatten(0, 1))
 
 
 @pytest.mark.parametrize("below", (0.1, 1e-4, 1e-9))
@@ -228,7 +238,7 @@ def test_one_candidate_of_a_component_after_the_other():
     u, v, far = torch.nn.functional.normalize(torch.randn(3, 60, 2000, generator=gen), dim=2)
     b, c = math.sqrt(0.101) * u, math.sqrt(0.099) * v
     between, near = 0.9 * (b + c), torch.zeros_like(b)  # the first rows join b and c
-    index = StandIn(SIZE * (torch.stack([between, near, b, c]) + 3 * far).flatten(0, 1))
+    index = Vectors(SIZE * (torch.stack([between, near, b, c]) + 3 * far).flatten(0, 1))
     found = duplicates(index, below=0.1)
     assert [[row for _, row in group.members] for group in found] == [[i, 60 + i, 120 + i, 180 + i] for i in range(60)]
 

@@ -34,16 +34,14 @@ import math
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lpips_fast.pairwise import product, product_rounding
+from lpips_fast.search.index import Index
 from lpips_fast.sketch import Sketch, fold
-
-if TYPE_CHECKING:
-    from lpips_fast.search import Index
 
 Tile = tuple[slice, slice]  # rows of the first index, rows of the second
 Progress = Callable[[int, int], object]  # gets how many tiles are done, and how many there are
@@ -134,7 +132,7 @@ def find_edges(
     """
     search = _Search(index, other, _checked_limit(below))
     for done, (rows, columns) in enumerate(tiles, start=1):
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(search.device.type, enabled=False):
             search.tile(rows, columns)
         progress(done, len(tiles))
     return search.edges
@@ -176,8 +174,10 @@ class _Search:
 
     def __init__(self, index: Index, other: Index | None, below: float) -> None:
         self.indexes = _indexes(index, other)
-        sketch = next((x.header.sketch for x in self.indexes if x.header.sketch is not None), Sketch())
+        kinds = [x.header.sketch for x in sorted(self.indexes, key=lambda x: x.vectors is not None)]
+        sketch = next(filter(None, kinds), Sketch())  # rather of an index without vectors, which has no other ones
         self.sketches = [x.sketched(sketch) for x in self.indexes]
+        self.device = self.sketches[0].device
         self.below = below
         self.components = _Components(sum(map(len, self.indexes)))
         self.embeddings = _Embeddings(self.indexes)
@@ -204,10 +204,10 @@ class _Search:
             if keys[0] == keys[1]:
                 i, j = i[i < j], j[i < j]
             for some in zip(i.split(_PAIRS), j.split(_PAIRS)):
-                self._pairs(a, b, *some)
+                self._pairs(a, b, *(numbers.cpu() for numbers in some))
 
     def _block(self, side: int, rows: slice) -> _Block:
-        sketches = self.sketches[side][rows]
+        sketches = self.sketches[side][rows].to(self.device)
         folded = fold(sketches, self._folded)
         lengths = folded.square().sum(dim=1)
         if not (finite := lengths.isfinite()).all():
@@ -229,12 +229,12 @@ class _Search:
         labels = self.components.labels
         apart = labels[a.start + i] != labels[b.start + j]
         i, j = i[apart], j[apart]
-        x, y = a.sketches[i].float(), b.sketches[j].float()
+        x, y = (block.sketches[rows.to(self.device)].float() for block, rows in ((a, i), (b, j)))
         lengths = (x.square() + y.square()).sum(dim=1)
         estimates = (x - y).square().sum(dim=1)
-        near = estimates <= self._squared * _margin(x.shape[1]) + _FLOAT16 * lengths
+        near = (estimates <= self._squared * _margin(x.shape[1]) + _FLOAT16 * lengths).cpu()
         i, j = i[near], j[near]
-        order = estimates[near].argsort(stable=True)
+        order = estimates.cpu()[near].argsort(stable=True)
         order = order[i[order].argsort(stable=True)]  # by row, within a row the nearest first
         candidates = defaultdict(list)
         for row, column in zip((a.start + i[order]).tolist(), (b.start + j[order]).tolist()):
