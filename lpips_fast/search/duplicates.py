@@ -186,8 +186,8 @@ class _Search:
         self._folded = next(k for k in range(min(_FOLDED, sketch.length), sketch.length + 1) if sketch.length % k == 0)
         self._held: dict[tuple[int, int], _Block] = {}
 
-    def tile(self, rows: slice, columns: slice) -> None:
-        sides = (0, rows), (len(self.indexes) - 1, columns)
+    def tile(self, of_rows: slice, of_columns: slice) -> None:
+        sides = (0, of_rows), (len(self.indexes) - 1, of_columns)
         keys = [(side, part.start) for side, part in sides]
         self._held = {key: self._held[key] for key in keys if key in self._held}
         for key, (side, part) in zip(keys, sides):
@@ -196,15 +196,17 @@ class _Search:
         a, b = (self._held[key] for key in keys)
         own, ones = b.decided[:, -2:].T
         turned = torch.cat([b.decided[:, :-2], torch.stack([ones, own], dim=1)], dim=1)
+        all_columns = torch.arange(len(turned))
         for start in range(0, len(a.decided), _STRIP):
             scores = product(a.decided[start : start + _STRIP], turned)
-            rows_with_any = (scores.amax(dim=1) >= 0).nonzero()[:, 0]  # few: a search of all would take as long again
-            i, j = (scores[rows_with_any] >= 0).nonzero(as_tuple=True)
-            i = start + rows_with_any[i]
+            rows = start + (scores.amax(dim=1) >= 0).nonzero()[:, 0].cpu()  # few: to look at all takes as long again
+            near = (scores[rows - start] >= 0).cpu() & self._apart(a.start + rows[:, None], b.start + all_columns)
+            i, j = near.nonzero(as_tuple=True)
+            i = rows[i]
             if keys[0] == keys[1]:
                 i, j = i[i < j], j[i < j]
             for some in zip(i.split(_PAIRS), j.split(_PAIRS)):
-                self._pairs(a, b, *(numbers.cpu() for numbers in some))
+                self._pairs(a, b, *some)
 
     def _block(self, side: int, rows: slice) -> _Block:
         sketches = self.sketches[side][rows].to(self.device)
@@ -226,8 +228,9 @@ class _Search:
 
     def _pairs(self, a: _Block, b: _Block, i: Tensor, j: Tensor) -> None:
         """Joins what is near among pairs of rows of two blocks, by their whole sketches and by exact LPIPS."""
-        labels = self.components.labels
-        apart = labels[a.start + i] != labels[b.start + j]
+        apart = self._apart(a.start + i, b.start + j)  # now; the pairs before may have joined them
+        if not apart.any():
+            return
         i, j = i[apart], j[apart]
         x, y = (block.sketches[rows.to(self.device)].float() for block, rows in ((a, i), (b, j)))
         lengths = (x.square() + y.square()).sum(dim=1)
@@ -241,6 +244,10 @@ class _Search:
             candidates[row].append(column)
         for row, columns in candidates.items():
             self._join(row, columns)
+
+    def _apart(self, a: Tensor, b: Tensor) -> Tensor:
+        """Which images, by number, are not in one component yet."""
+        return self.components.labels[a] != self.components.labels[b]
 
     def _join(self, a: int, candidates: Sequence[int]) -> None:
         """Joins an image to the components of those candidates that it is near to; the nearest estimate comes first."""
