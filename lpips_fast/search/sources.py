@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeGuard
+from typing import Protocol, TypeGuard, cast
 
 import torch
 from torch import Tensor
@@ -66,7 +66,7 @@ class Joined:
 
 def as_source(images: Images | Source) -> Source:
     """A source, or anything that `Index.build` takes, as a source."""
-    return Slices(images) if is_sequence(images) else images
+    return Slices(images) if is_sequence(images) else cast(Source, images)
 
 
 def is_sequence(images: Images | Source) -> TypeGuard[Images]:
