@@ -15,6 +15,7 @@ from lpips_fast.cli.commands import (
     convert,
     demo,
     dirs,
+    duplicates,
     evaluate,
     index,
     map,
@@ -37,7 +38,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (pair, dirs, matrix, map, index, search, video, bapps, train, evaluate, weights, convert, bench, demo):
+for command in (
+    pair,
+    dirs,
+    matrix,
+    map,
+    index,
+    search,
+    duplicates,
+    video,
+    bapps,
+    train,
+    evaluate,
+    weights,
+    convert,
+    bench,
+    demo,
+):
     command.register(app)
 
 

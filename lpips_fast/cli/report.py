@@ -1,23 +1,17 @@
-"""The results of a run as one HTML page, which needs no other file and no network, and shows all without its script."""
+"""The results of `dirs` as one HTML page, which shows all without its script."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
 
-from lpips_fast.cli.drawing import colorize, one_line
+from lpips_fast.cli.drawing import colorize
+from lpips_fast.cli.page import STYLE, picture, properties, row, section, shown, shrink, table, url, whole_page
 from lpips_fast.cli.results import FilePair
 
 Loaded = TypeVar("Loaded", bound=tuple[Any, ...])
@@ -25,7 +19,6 @@ Loaded = TypeVar("Loaded", bound=tuple[Any, ...])
 _BINS = 30  # bins of the histogram, at most
 _BINS_SHOWN = 5  # bins, at least, so that equal values give a bar and not a block
 _EQUAL = 1e-3  # values whose spread, relative to the largest, is below this are equal in the histogram
-_LARGEST_SIDE = 320  # of an embedded picture, in pixels
 _LOOKED_AT = 32  # pairs read for one group of examples, at most
 _THUMBNAIL = (8, 8)
 _NEARLY_EQUAL = 0.5  # mean squared difference of two thumbnails, relative to their variance
@@ -71,7 +64,7 @@ def choose_examples(
     examples = {}
     for heading, most, candidates in groups:
         found = (
-            Example(pair, distance, *map(_shrink, (*loaded[:2], distance_map(loaded))))
+            Example(pair, distance, *map(shrink, (*loaded[:2], distance_map(loaded))))
             for pair, distance, loaded in _distinct(candidates[:_LOOKED_AT], load, most)
         )
         if group := sorted(found, key=lambda example: -example.distance):
@@ -103,38 +96,31 @@ def report_page(
     """
     title = "LPIPS of {} and {}".format(*folders)
     parts = [
-        f"<h1>{_shown(title)}</h1>",
+        f"<h1>{shown(title)}</h1>",
         '<div class="columns">',
-        _section("Histogram", _histogram([distance for _, distance in distances])),
-        _section("Summary", _properties(summary)),
-        _section("Settings", _properties(settings)),
+        section("Histogram", _histogram([distance for _, distance in distances])),
+        section("Summary", properties(summary)),
+        section("Settings", properties(settings)),
         "</div>",
     ]
     if examples:
         top = max(float(np.nanmax(example.map)) for group in examples.values() for example in group)
-        ramp = f'<span class="ramp">0 {_picture("", colorize(_RAMP, 1.0))} {top:.3g}</span>'
+        ramp = f'<span class="ramp">0 {picture("", colorize(_RAMP, 1.0))} {top:.3g}</span>'
         scale = f'<p class="scale">Scale of all maps: {ramp}</p>' if top > 0 else ""
         for heading, group in examples.items():
             figures = "".join(_figure(example, top, place) for example in group)
-            parts.append(_section(heading, f'{scale}<div class="figures">{figures}</div>'))
+            parts.append(section(heading, f'{scale}<div class="figures">{figures}</div>'))
             scale = ""
-    rows = [_row(_links(pair, place), _shown(pair.name), _shown(why)) for pair, why in errors]
+    rows = [row(_links(pair, place), shown(pair.name), shown(why)) for pair, why in errors]
     for label, folder, other, names in zip("AB", folders, reversed(folders), unmatched, strict=True):
-        why = _shown(f"no counterpart in {other}")
-        rows += [_row(_link(label, str(Path(folder, name)), place), _shown(name), why) for name in names]
+        why = shown(f"no counterpart in {other}")
+        rows += [row(_link(label, str(Path(folder, name)), place), shown(name), why) for name in names]
     if rows:
         head = '<th class="files">files</th><th>image</th><th>reason</th>'
-        parts.append(_section(f"Not compared ({len(rows)})", _table("errors", head, rows)))
-    rows = [_row(f"{distance:.6f}", _links(pair, place), _shown(pair.name)) for pair, distance in _ranked(distances)]
-    parts.append(_section(f"All distances ({len(distances)})", _FILTER + _table("distances", _HEAD, rows)))
-    return _PAGE.substitute(
-        title=_shown(title),
-        body="\n".join(parts),
-        style=_STYLE,
-        style_hash=_content_hash(_STYLE),
-        script=_SCRIPT,
-        script_hash=_content_hash(_SCRIPT),
-    )
+        parts.append(section(f"Not compared ({len(rows)})", table("errors", head, rows)))
+    rows = [row(f"{distance:.6f}", _links(pair, place), shown(pair.name)) for pair, distance in _ranked(distances)]
+    parts.append(section(f"All distances ({len(distances)})", _FILTER + table("distances", _HEAD, rows)))
+    return whole_page(title, "\n".join(parts), STYLE + _STYLE, _SCRIPT)
 
 
 def _ranked(distances: Iterable[tuple[FilePair, float]]) -> list[tuple[FilePair, float]]:
@@ -165,70 +151,24 @@ def _nearly_equal(x: np.ndarray, y: np.ndarray) -> bool:
     return bool(np.mean((x - y) ** 2) <= _NEARLY_EQUAL * (x.var() + y.var()) / 2)
 
 
-def _shrink(image: np.ndarray) -> np.ndarray:
-    """An image, uint8 [H, W, 3], or a map [H, W], with sides of at most _LARGEST_SIDE."""
-    picture = Image.fromarray(image)
-    # A triangle filter does not overshoot: a map's values stay within its range.
-    picture.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.BILINEAR)
-    return np.asarray(picture)
-
-
-def _shown(text: str) -> str:
-    return escape(one_line(text))
-
-
-def _section(heading: str, body: str) -> str:
-    return f"<section><h2>{escape(heading)}</h2>{body}</section>"
-
-
-def _properties(values: Mapping[str, Any]) -> str:
-    lines = "".join(f'<tr><th scope="row">{_shown(key)}</th><td>{_value(v)}</td></tr>\n' for key, v in values.items())
-    return f"<table><tbody>{lines}</tbody></table>"
-
-
-def _value(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else "–" if value is None else _shown(str(value))
-
-
-def _table(name: str, head: str, rows: Iterable[str]) -> str:
-    return f'<table id="{name}"><thead><tr>{head}</tr></thead><tbody>\n{"".join(rows)}</tbody></table>'
-
-
-def _row(*cells: str) -> str:
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n"
-
-
 def _links(pair: FilePair, place: Path | None) -> str:
     return f"{_link('A', pair.a, place)} {_link('B', pair.b, place)}"
 
 
 def _link(label: str, file: str, place: Path | None) -> str:
-    return f'<a href="{_url(file, place)}">{label}</a>'
-
-
-def _url(file: str, place: Path | None) -> str:
-    """The URL of a file, relative to the folder `place` if both are on one drive.
-
-    The path is percent-encoded, colons and quotes too, so that no file name gives another scheme or ends an attribute.
-    """
-    if place is not None:
-        try:
-            return quote(os.fsencode(Path(os.path.relpath(file, place)).as_posix()))
-        except ValueError:  # on another drive
-            pass
-    return Path(file).absolute().as_uri()
+    return f'<a href="{url(file, place)}">{label}</a>'
 
 
 def _figure(example: Example, top: float, place: Path | None) -> str:
     pair = example.pair
     images = zip("AB", _differing(pair.a, pair.b), (pair.a, pair.b), (example.image0, example.image1))
     panels = [
-        f'<a href="{_url(file, place)}" title="{_shown(file)}"><b>{label}</b> <small>{_shown(part)}</small>'
-        f"{_picture(label, image)}</a>"
+        f'<a href="{url(file, place)}" title="{shown(file)}"><b>{label}</b> <small>{shown(part)}</small>'
+        f"{picture(label, image)}</a>"
         for label, part, file, image in images
     ]
-    panels.append(f"<div><b>map</b>{_picture('map', colorize(example.map, top))}</div>")
-    caption = f"<b>{example.distance:.4f}</b> {_shown(pair.name)}"
+    panels.append(f"<div><b>map</b>{picture('map', colorize(example.map, top))}</div>")
+    caption = f"<b>{example.distance:.4f}</b> {shown(pair.name)}"
     return f'<figure><figcaption>{caption}</figcaption><div class="panels">{"".join(panels)}</div></figure>'
 
 
@@ -239,15 +179,6 @@ def _differing(a: str, b: str) -> tuple[str, str]:
         while min(len(parts_a), len(parts_b)) > 1 and parts_a[end] == parts_b[end]:
             parts_a, parts_b = (parts[:-1] if end else parts[1:] for parts in (parts_a, parts_b))
     return str(Path(*parts_a)), str(Path(*parts_b))
-
-
-def _picture(label: str, image: np.ndarray) -> str:
-    """The tag of an image. A small image is enlarged by a whole factor, without interpolation."""
-    factor = max(1, _LARGEST_SIDE // max(image.shape[:2]))
-    file = io.BytesIO()
-    Image.fromarray(image.repeat(factor, axis=0).repeat(factor, axis=1)).save(file, "PNG")
-    data = base64.b64encode(file.getvalue()).decode()
-    return f'<img alt="{label}" src="data:image/png;base64,{data}">'
 
 
 def _histogram(values: Sequence[float]) -> str:
@@ -308,11 +239,6 @@ def _round_up(step: float) -> float:
     return next(power * digit for digit in (1, 2, 5, 10) if power * digit >= step * (1 - 1e-9))
 
 
-def _content_hash(text: str) -> str:
-    """The source expression by which a Content-Security-Policy allows this inline text, and no other."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
 _RAMP = np.tile(np.linspace(0.0, 1.0, 160, dtype=np.float32), (16, 1))
 
 _FILTER = (
@@ -364,32 +290,17 @@ input.addEventListener("input", () => {
 filter.hidden = false;
 """
 
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --muted: #5c5c66; --accent: #b5367a; }
-@media (prefers-color-scheme: dark) { :root { --muted: #a5a5b0; --accent: #d9589b; } }
-* { box-sizing: border-box; }
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; }
-h1 { font-size: 1.5rem; line-height: 1.25; overflow-wrap: anywhere; }
-h2 { font-size: 1.1rem; margin: 2.25rem 0 .6rem; }
-a { color: inherit; text-decoration-color: var(--accent); text-underline-offset: .15em; }
-.columns { display: flex; flex-wrap: wrap; gap: 0 3rem; }
-.columns section { flex: 1 1 16rem; min-width: 0; }
+_STYLE = """\
 .columns section:first-child { flex-basis: 26rem; }
 svg { display: block; width: 100%; max-width: 34rem; }
 svg text { fill: currentColor; font-size: 12px; font-variant-numeric: tabular-nums; }
 svg .axis { fill: var(--muted); }
 svg line { stroke: var(--line); }
 svg rect { fill: var(--accent); }
-table { border-collapse: collapse; max-width: 100%; }
-th, td { border-bottom: 1px solid var(--line); padding: .2rem 1.2rem .2rem 0; text-align: left; vertical-align: top; }
-td { overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
-th { color: var(--muted); font-weight: 500; }
 .scale { color: var(--muted); }
 .ramp { white-space: nowrap; }
 .scale img { height: .8em; width: 10em; vertical-align: baseline; margin: 0 .3em; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); gap: 1.75rem 2rem; }
-figure { margin: 0; min-width: 0; }
-figcaption { margin-bottom: .3rem; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 .panels { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .75rem .5rem; align-items: end; }
 .panels > * { color: inherit; text-decoration: none; overflow-wrap: anywhere; line-height: 1.3; }
 .panels small { color: var(--muted); }
@@ -408,25 +319,6 @@ button:focus-visible { outline: 2px solid var(--accent); }
 input { font: inherit; width: 16rem; max-width: 100%; padding: .2rem .4rem; }
 output { color: var(--muted); }
 @media (max-width: 40rem) {
-  body { margin: 1rem auto; }
   .panels { grid-template-columns: repeat(2, minmax(0, 1fr)); }
-  th, td { padding-right: .7rem; }
 }
 """
-
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; base-uri 'none'; form-action 'none'; \
-img-src data:; style-src $style_hash; script-src $script_hash">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>$style</style>
-</head>
-<body>
-$body
-<script>$script</script>
-</body>
-</html>
-""")

@@ -20,6 +20,7 @@ OUTPUTS = [
     (("map", "a.png", "b.png"), "--output"),
     (("index", "a"), "--output"),
     (("search", "a.png", "a"), "--json"),
+    (("duplicates", "a"), "--report"),
     (("video", "a", "b"), "--plot"),
 ]
 

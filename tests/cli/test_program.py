@@ -41,7 +41,7 @@ def test_options_of_images_and_videos_stand_together():
         assert option in panel
 
 
-@pytest.mark.parametrize("name", ["pair", "dirs", "matrix", "map", "video"])
+@pytest.mark.parametrize("name", ["pair", "dirs", "matrix", "duplicates", "map", "video"])
 def test_common_options(name):
     text = CliRunner().invoke(app, [name, "--help"]).output
     for option in ("--net", "--version", "--device", "--precision", "--batch-size", "--workers", "--weights"):

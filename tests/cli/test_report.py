@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 from html import escape, unescape
-from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
@@ -21,24 +20,11 @@ from PIL import Image
 from lpips_fast.cli.report import Example, choose_examples, report_page
 from lpips_fast.cli.results import FilePair
 from tests.support.image_files import save_noise
+from tests.support.pages import NAMES, Tags
 from tests.support.tolerances import BAR_WIDTH_TOLERANCE
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 DARK, LIGHT = (f"--blink-settings=preferredColorScheme={i}" for i in (0, 1))
-NAMES = (
-    "plain.png",
-    "javascript:alert(1).png",
-    "data:text,x.png",
-    '" onclick="x' + "'.png",
-    "<img src=x onerror=y>&amp;.png",
-    "</script><script>z.png",
-    "one two#three?four%41.png",
-    "%2e%2e.png",
-    "back\\slash\nline.png",
-    "grün 図 \u202egnp.png",
-    os.fsdecode(b"no\xffutf8.png"),
-    "$style{title}${body}.png",
-)
 
 
 @pytest.fixture
@@ -151,16 +137,6 @@ def test_links_of_dirs_lead_to_the_files(run, evaluate, trunk, tmp_path):
     assert all(url.startswith("file:///") for _, url in links)
     assert sorted(files) == sorted(str(tmp_path / folder / "sub" / name) for folder in "ab" for name in NAMES)
     assert [label for label, _ in links] == ["A", "B"] * len(NAMES)
-
-
-class Tags(HTMLParser):
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
 
 
 @pytest.mark.parametrize("place", ["/x/reports", "/x/a", "/", None])

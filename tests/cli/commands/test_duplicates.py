@@ -1,0 +1,163 @@
+"""`duplicates`, in folders and indexes: against the library, by two processes, as a page."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lpips_fast.search import Index
+from tests.support.image_files import save_noise
+from tests.support.tolerances import EQUAL_IMAGES_TOLERANCE, INDEX_TOLERANCE
+
+
+def nearly(path, of, by):
+    """Writes an image whose pixels differ a little from another's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.array(Image.open(of)).astype(int)
+    noise = np.random.default_rng(0).integers(-by, by + 1, pixels.shape)
+    Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8)).save(path)
+
+
+@pytest.fixture
+def copies(photos):
+    """`photos`, with 30.png equal to 03.png, 31.png like 05.png and 32.png like 31.png."""
+    folder = photos / "photos"
+    shutil.copy(folder / "03.png", folder / "30.png")
+    nearly(folder / "31.png", folder / "05.png", 20)
+    nearly(folder / "32.png", folder / "31.png", 20)
+    return photos
+
+
+def limit(distance, folder):
+    """A limit that joins what is alike."""
+    steps = distance(folder / "05.png", folder / "31.png"), distance(folder / "31.png", folder / "32.png")
+    return 1.2 * max(steps)
+
+
+def test_duplicates(run, call, copies, trunk, distance):
+    folder = copies / "photos"
+    below = limit(distance, folder)
+    options = ("--below", below, *trunk)
+    done = run("duplicates", "photos", "--json", "one.json", "--csv", "one.csv", *options, status=1)
+    assert "11.png cannot be read" in done.stderr
+    assert "photos/30.png\t1\t" in done.stdout
+    assert "surplus\t3" in done.stdout
+    found = json.loads((copies / "one.json").read_text())
+    assert found["compared"] == ["photos"]
+    assert found["settings"]["below"] == below
+    assert found["settings"]["size"] == [40, 32]
+    assert found["summary"] == {"images": 22, "groups": 2, "in_groups": 5, "surplus": 3}
+    names = [[member["name"] for member in group["members"]] for group in found["groups"]]
+    assert names == [["photos/03.png", "photos/30.png"], ["photos/05.png", "photos/31.png", "photos/32.png"]]
+    equal, chain = ([member["lpips"] for member in group["members"]] for group in found["groups"])
+    assert equal[0] == chain[0] == 0
+    assert equal[1] < EQUAL_IMAGES_TOLERANCE
+    for name, value in zip(("31.png", "32.png"), chain[1:], strict=True):
+        tolerance = INDEX_TOLERANCE[torch.float16]
+        expected = distance(folder / "05.png", folder / name)
+        assert value == pytest.approx(expected, rel=tolerance["rtol"], abs=tolerance["atol"])
+
+    rows = list(csv.DictReader((copies / "one.csv").open()))
+    assert [*rows[0]] == ["group", "name", "lpips"]
+    assert [(int(row["group"]), row["name"], float(row["lpips"])) for row in rows] == [
+        (group["group"], member["name"], member["lpips"]) for group in found["groups"] for member in group["members"]
+    ]
+    assert call("duplicates", "photos", "--csv", "-", *options, status=1).startswith("group,name,lpips 1,photos/03.png")
+
+
+def test_two_folders(call, copies, trunk, distance):
+    """Images that are alike within one folder do not count."""
+    below = limit(distance, copies / "photos")
+    nearly(copies / "test" / "a.png", copies / "photos" / "05.png", 10)
+    for i in (50, 51):
+        save_noise(copies / "test" / f"{i}.png", 50)
+    options = ("photos", "test", "--below", below, "--json", "two.json", *trunk)
+    call("duplicates", *options, "--csv", "two.csv", status=1)
+    found = json.loads((copies / "two.json").read_text())
+    assert found["summary"] == {"images_a": 22, "images_b": 3, "groups": 1, "in_groups_a": 2, "in_groups_b": 1}
+    (group,) = found["groups"]
+    members = [(member["name"], member["folder"]) for member in group["members"]]
+    assert members == [("photos/05.png", "a"), ("photos/31.png", "a"), ("test/a.png", "b")]
+    assert (copies / "two.csv").read_text().startswith("group,name,folder,lpips\n1,photos/05.png,a,0.0\n")
+
+    save_noise(copies / "test" / "60.png", 0, width=48)
+    told = call("duplicates", *options, status=2)
+    assert "must be of one: use --size" in told
+    call("duplicates", *options, "--size", "32x32", status=1)
+
+
+def test_indexes(run, call, copies, trunk, distance):
+    """An index of a folder gives what the folder gives, by any number of processes, and it can stand for one of two."""
+    below = limit(distance, copies / "photos")
+    options = ("--below", below, *trunk, "--json")
+    call("index", "photos", "-o", "photos.index", *trunk, status=1)
+    call("duplicates", "photos", *options, "folder.json", status=1)
+    call("duplicates", "photos.index", *options, "index.json")
+    folder, index = (json.loads((copies / f"{name}.json").read_text()) for name in ("folder", "index"))
+    for group in folder["groups"]:
+        for member in group["members"]:
+            member["name"] = member["name"].removeprefix("photos/")
+    assert index["groups"] == folder["groups"]
+    run("duplicates", "photos.index", *options, "processes.json", processes=2, threads=1)
+    assert json.loads((copies / "processes.json").read_text())["groups"] == folder["groups"]
+
+    call("duplicates", "photos.index", "photos", *options, "both.json", status=1)
+    assert json.loads((copies / "both.json").read_text())["summary"]["groups"] == 22 - 3
+    assert "--size is for folders" in call("duplicates", "photos.index", "--size", "64x64", *trunk, status=2)
+    told = call("duplicates", "photos.index", "photos", "--size", "64x64", *trunk, status=2)
+    assert "photos.index has images of 40 x 32, photos of 64 x 64, and they must be of one size" in told
+    call("index", "photos", "-o", "small.index", "--size", "32x32", *trunk, status=1)
+    call("duplicates", "photos", "small.index", *trunk, status=1)  # which has the size
+
+
+def test_processes_share_indexes_alone(run, copies, trunk):
+    done = run("duplicates", "photos", *trunk, processes=2, status=1)
+    assert "torchrun shares the pairs of index files: make one, lpips-fast index photos -o FILE" in done.stderr
+
+
+def test_an_index_without_names(call, copies, trunk, fn):
+    images = torch.rand(3, 3, 32, 40)
+    images[2] = images[0]
+    Index.build(fn, images).save(copies / "python.index")
+    call("duplicates", "python.index", "--below", 1e-4, "--json", "found.json", "--report", "page.html", *trunk)
+    (group,) = json.loads((copies / "found.json").read_text())["groups"]
+    assert [member["name"] for member in group["members"]] == ["0", "2"]
+    assert "no picture" in (copies / "page.html").read_text()
+
+
+def test_the_page_of_groups(call, copies, trunk, distance):
+    below = limit(distance, copies / "photos")
+    (copies / "out").mkdir()
+    call("duplicates", "photos", "--below", below, "--report", "out/page.html", *trunk, status=1)
+    page = (copies / "out" / "page.html").read_text()
+    assert "<title>Near-duplicates in photos</title>" in page
+    assert re.findall("<h2>Group (.*?)</h2>", page) == ["2: 3 images", "1: 2 images"]
+    links = re.findall('<a href="(.*?)"><img alt="" src="data:image/jpeg', page)
+    assert links == [f"../photos/{name}.png" for name in ("05", "31", "32", "03", "30")]
+
+
+def test_many_groups_on_the_screen(call, tmp_path, trunk):
+    for i in range(23):
+        for j in range(10 if i == 7 else 2):
+            save_noise(tmp_path / "x" / f"{i:02d}.{j}.png", i)
+    told = call("duplicates", "x", "--below", 1e-6, "--workers", 0, *trunk)
+    assert told.startswith("image group LPIPS to the first x/07.0.png 8 0 x/07.1.png 8 ")
+    assert "and 2 more 8" in told
+    assert told.count(" x/") == 8 + 19 * 2
+    assert "groups 23" in told
+
+
+def test_wrong_usage(call, copies, trunk):
+    for below in ("0", "-0.1", "nan", "inf"):
+        assert "--below must be a finite number above 0" in call("duplicates", "photos", f"--below={below}", status=2)
+    assert "no index nowhere" in call("duplicates", "nowhere", *trunk, status=2)
+    (copies / "empty").mkdir()
+    assert "empty has no images" in call("duplicates", "photos", "empty", *trunk, status=2)
+    assert "11.png cannot be read" in call("duplicates", "photos", "--strict", *trunk, status=1)
