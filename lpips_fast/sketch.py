@@ -119,12 +119,13 @@ def distances(queries: Tensor, rows: Tensor) -> Tensor:
 
 
 def fold(sketches: Tensor, length: int) -> Tensor:
-    """Sketches of a length that divides m: float32 sums of the buckets that are equal modulo it.
+    """Sketches of a length that divides m: float32 sums of m / length neighbouring buckets.
 
-    They are sketches of the same images with h(j) mod length. Two coordinates of one block may now collide, but their
-    signs are still independent.
+    They are sketches of the same images with floor(h(j) length / m). Two coordinates of one block may now collide:
+    neighbours, mostly of different channels. Sums of buckets that are equal modulo the length would join values of one
+    channel at several pixels, which differ strongly together, and the spread would exceed its bound.
     """
-    return sketches.float().unflatten(1, (-1, length)).sum(dim=1)
+    return sketches.float().unflatten(1, (length, -1)).sum(dim=2)
 
 
 def _scale(tap: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
