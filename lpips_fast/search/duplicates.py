@@ -16,11 +16,14 @@ multiplications, and pairs are never all in memory:
    compared with one image of each other component at a time, the nearest estimate first, until they are joined or no
    candidate is left. So n images that are all alike cost n confirmations instead of n (n - 1) / 2.
 
-An estimate is below the limit that a step sets for all but one in a million pairs whose LPIPS is exactly `below`, and
-for more of those that are nearer. Differences of images are spread over many coordinates, and the estimate by m buckets
-is then LPIPS times chi^2 / m, with m degrees of freedom. Its quantile, by Wilson and Hilferty (1931), is
+Steps 1 and 2 let a pair pass whose estimate is up to the limit times the quantile that all but one in ten million pairs
+at the limit stay below, and more of those that are nearer. An estimate by m buckets is LPIPS times chi^2 / m with m
+degrees of freedom, if the difference of the images is spread over many coordinates. Wilson and Hilferty (1931) have its
+quantile:
 
     (1 - 2 / (9 m) + z sqrt(2 / (9 m)))^3
+
+Differences of real images have somewhat more large estimates (docs/retrieval.md has what was measured).
 
 A confirmed distance is exact, so a pair with LPIPS >= below never joins. The components depend neither on the tiles nor
 on the order of confirmations. Memory holds two blocks of sketches, a number for each image, and some embeddings.
@@ -50,7 +53,7 @@ _TILE = 4096  # images on a side of a tile
 _STRIP = 256  # rows of a tile that one product compares with its columns
 _PAIRS = 8192  # pairs whose whole sketches are compared at once
 _FOLDED = 128  # length of folded sketches, at least
-_QUANTILE = 4.7534  # of the normal distribution, for one in a million
+_QUANTILE = 5.1993  # of the normal distribution, for one in ten million
 _FLOAT16 = 2.0**-22  # what the rounding to float16 adds to a squared distance, relative to the squared lengths
 _CONFIRMED = 16  # images whose embeddings are asked for at once
 _CACHE_BYTES = 2**28  # embeddings that are kept for the next confirmations
@@ -90,8 +93,8 @@ def duplicates(
     set. Images that are alike within one of the indexes do not count.
 
     Sketches find the pairs, and exact LPIPS confirms them. A pair whose LPIPS is just below the limit is overlooked
-    with a probability of two in a million, a nearer one with less. An image that cannot be read any more is in no
-    group.
+    with a probability of about one in a million, a nearer one with less. An image that cannot be read any more is in
+    no group.
 
     Args:
         index, other: the images. Their order and all sizes of blocks have no influence on the groups.
@@ -332,7 +335,7 @@ class _Embeddings:
 
 
 def _margin(length: int) -> float:
-    """What an estimate by that many buckets stays below, relative to the distance, in all but one of a million."""
+    """What an estimate by that many buckets stays below, relative to the distance, in all but one of ten million."""
     share = 2 / (9 * length)
     return (1 - share + _QUANTILE * math.sqrt(share)) ** 3
 
