@@ -32,12 +32,14 @@ exact distance to the mean b of its batch, which tells most of the sketch's erro
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lpips_fast._checks import checked_count
+from lpips_fast.head.operators import Norm
 from lpips_fast.pairwise import (
     Distance,
     Images,
@@ -153,18 +155,23 @@ def sampled(fn: Distance, name: str, x: Images, size: torch.Size, normalize: boo
     """
     weights = checked_weights(fn)
     sample = Sample()
-    for part, taps in batches_of_taps(fn, name, x, slice(0, len(x)), size, normalize):
-        e = empty_embeddings(part.stop - part.start, taps)
-        write_embeddings(e, taps, weights, fn.norm)
-        batch = Sample()
-        batch.count = len(e)
-        batch.mean, squares = _mean_and_squares(e)
-        batch.squares = squares.sum().item()
-        sketches = sketch_taps(sketch, taps, weights, fn.norm)
-        batch.sketches = [sketches.cpu()]
-        batch.corrections = [(squares - _mean_and_squares(sketches)[1]).cpu().double()]
-        sample.merge(batch)
+    for _, taps in batches_of_taps(fn, name, x, slice(0, len(x)), size, normalize):
+        sample.merge(_sample_of_batch(sketch, taps, weights, fn.norm))
     sample.mean = sample.mean.cpu().double()
+    return sample
+
+
+def _sample_of_batch(sketch: Sketch, taps: Sequence[Tensor], weights: Sequence[Tensor] | None, norm: Norm) -> Sample:
+    """The sample of the images with such taps, its mean on their device."""
+    e = empty_embeddings(len(taps[0]), taps)
+    write_embeddings(e, taps, weights, norm)
+    s = sketch_taps(sketch, taps, weights, norm)
+    sample = Sample()
+    sample.count = len(e)
+    sample.mean, squares = _mean_and_squares(e)
+    sample.squares = squares.sum().item()
+    sample.sketches = [s.cpu()]
+    sample.corrections = [(squares - _mean_and_squares(s)[1]).cpu().double()]
     return sample
 
 

@@ -20,10 +20,12 @@ from lpips_fast.cli.settings import Reading
 from lpips_fast.diversity import Sample
 from lpips_fast.sketch import Sketch
 
-# A unit has at most so many images, and so many pixels. Its sample holds a vector as long as an embedding, which goes
-# to rank 0. So units are larger than batches.
-_UNIT_IMAGES = 256
-_UNIT_PIXELS = 2**24
+# The sample of a unit holds a vector as long as an embedding, which goes to rank 0, so units are large. But a folder
+# has several, which processes can share; and the images of a unit are in memory together.
+_MOST_IMAGES = 256
+_MOST_PIXELS = 2**24
+_LEAST_IMAGES = 16
+_UNITS = 16
 
 
 def mean_distance(
@@ -54,8 +56,7 @@ def mean_distance(
     """
     if why := model.too_small(size[1], size[0]):
         raise UsageError(f"the images are {why}")
-    length = max(1, min(_UNIT_IMAGES, _UNIT_PIXELS // (size[0] * size[1])))
-    units = [(side, paths[i : i + length]) for side, paths in enumerate(sides) for i in range(0, len(paths), length)]
+    units = _units(sides, size)
     own = processes.own(units)
     read = read_ahead(
         Images([path for _, paths in own for path in paths], size, reading), model.settings.reader_count()
@@ -76,6 +77,13 @@ def mean_distance(
                 errors.update(unreadable)
                 advance(n)
     return _summary(samples), dict(sorted(errors.items()))
+
+
+def _units(sides: Sequence[Sequence[Path]], size: tuple[int, int]) -> list[tuple[int, Sequence[Path]]]:
+    """The units: the number of a side, and some of its images."""
+    share = max(_LEAST_IMAGES, sum(map(len, sides)) // _UNITS)
+    length = max(1, min(share, _MOST_IMAGES, _MOST_PIXELS // (size[0] * size[1])))
+    return [(side, paths[i : i + length]) for side, paths in enumerate(sides) for i in range(0, len(paths), length)]
 
 
 def _summary(samples: Sequence[Sample]) -> dict[str, Any]:
