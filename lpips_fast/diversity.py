@@ -27,6 +27,8 @@ m is known only when all images are seen. So of each image its sketch s_i is kep
 exact distance to the mean b of its batch, which tells most of the sketch's error:
 
     |e_i - m|^2 ~ |s_i - s(m)|^2 + |e_i - b|^2 - |s_i - s(b)|^2
+
+What error is left adds to the variance of the g_i, so the standard error is too large, if anything.
 """
 
 from __future__ import annotations
@@ -80,6 +82,7 @@ def mean_distance(
         y: images [M, 3, H, W] of the same height and width, or such a sequence, or None for x itself.
         normalize: whether the images are in [0, 1]; they are then mapped to [-1, 1].
         sketch: the length m of the sketches, m float32 numbers an image. The standard error is computed from them.
+            Their errors make it larger, if anything.
 
     Returns:
         The mean, its standard error, and the number of pairs: N (N - 1) / 2, or N M with y. The standard error is NaN
