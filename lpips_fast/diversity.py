@@ -28,7 +28,7 @@ exact distance to the mean b of its batch, which tells most of the sketch's erro
 
     |e_i - m|^2 ~ |s_i - s(m)|^2 + |e_i - b|^2 - |s_i - s(b)|^2
 
-What error is left adds to the variance of the g_i, so the standard error is too large, if anything.
+What error is left adds to the variance of the g_i on average: the standard error is rather too large than too small.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def mean_distance(
     images were drawn from, independently of each other: by the delete-one jackknife for U-statistics (Arvesen, 1969),
     from sketches.
 
-    Each image goes through the trunk once. In memory are three vectors of D float64 numbers (see `embed`), the
-    sketches, and a small batch in the trunk.
+    Each image goes through the trunk once. Memory holds a few vectors of D float64 numbers (see `embed`), all sketches,
+    and a small batch in the trunk.
 
     Args:
         fn: the distance.
@@ -82,7 +82,7 @@ def mean_distance(
         y: images [M, 3, H, W] of the same height and width, or such a sequence, or None for x itself.
         normalize: whether the images are in [0, 1]; they are then mapped to [-1, 1].
         sketch: the length m of the sketches, m float32 numbers an image. The standard error is computed from them.
-            Their errors make it larger, if anything.
+            Their errors make it larger on average.
 
     Returns:
         The mean, its standard error, and the number of pairs: N (N - 1) / 2, or N M with y. The standard error is NaN
@@ -125,7 +125,7 @@ class Sample:
         shift = other.mean - self.mean
         share = other.count / max(1, self.count + other.count)
         self.squares += other.squares + self.count * share * _square(shift)
-        self.mean = self.mean + share * shift
+        self.mean = torch.add(self.mean, shift, alpha=share)
         self.count += other.count
         self.sketches += other.sketches
         self.corrections += other.corrections

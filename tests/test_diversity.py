@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import types
 import weakref
 
 import pytest
@@ -12,9 +11,9 @@ import torch
 
 from lpips_fast import diversity, pairwise
 from lpips_fast.diversity import Sample, mean_distance, sampled
-from lpips_fast.head.operators import Norm
 from lpips_fast.sketch import Sketch
 from tests.support.images import SIZE, image
+from tests.support.modules import Pixels
 from tests.support.parameters import NETS
 from tests.support.raises import raises
 from tests.support.tolerances import (
@@ -95,40 +94,18 @@ def test_standard_error_from_sketches(make_ours, length):
     assert found.standard_error == pytest.approx(expected, rel=SKETCHED_ERROR_TOLERANCE)
 
 
-class _Pixels:
-    """A distance whose features are the images themselves."""
-
-    values_per_pixel = 3
-    norm = Norm(1e-10, False)
-
-    def own_tensor(self):
-        return torch.zeros(())
-
-    def checked_image(self, name, x):
-        return x
-
-    def features(self, x, normalize):
-        return types.SimpleNamespace(taps=[x])
-
-    def linear_weights(self):
-        return None
-
-    def is_squared_distance(self):
-        return True
-
-
 @pytest.mark.parametrize("sizes", ((40,), (30, 20)), ids=("one set", "two sets"))
-def test_standard_error_is_the_deviation_of_means(sizes):
+def test_standard_error_is_the_deviation_of_means(make_ours, sizes):
     """Samples are drawn again and again from pools of images, which are their population."""
     gen = torch.Generator().manual_seed(0)
     pools = []
     for k in range(len(sizes)):
         spread = torch.rand(200, 1, 1, 1, generator=gen)
         pools.append(1 + k + spread * torch.randn(200, 3, 8, 8, generator=gen))
-    found = []
+    fn, found = Pixels(make_ours().norm), []
     for _ in range(400):
         drawn = [pool[torch.randint(200, (n,), generator=gen)] for pool, n in zip(pools, sizes)]
-        found.append(mean_distance(_Pixels(), *drawn, sketch=64))
+        found.append(mean_distance(fn, *drawn, sketch=64))
     means, errors = (torch.tensor([getattr(f, name) for f in found]) for name in ("mean", "standard_error"))
     deviation, error = means.std().item(), errors.square().mean().sqrt().item()
     assert error == pytest.approx(deviation, rel=STANDARD_ERROR_TOLERANCE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import types
 import weakref
 
 import numpy as np
@@ -15,6 +14,7 @@ from lpips_fast import pairwise
 from lpips_fast.sketch import Sketch, sketch_embeddings
 from tests.support.comparisons import assert_close
 from tests.support.images import SIZE, image
+from tests.support.modules import Pixels
 from tests.support.parameters import NETS
 from tests.support.raises import raises
 from tests.support.tolerances import (
@@ -259,36 +259,12 @@ def test_no_embedding_is_larger_than_assumed(make_ours, net):
         assert per_pixel <= fn.values_per_pixel
 
 
-class _Pixels:
-    """A distance with what `pairwise.Distance` asks for and no more; an image is its own features."""
-
-    values_per_pixel = 3
-
-    def __init__(self, norm):
-        self.norm = norm
-
-    def own_tensor(self):
-        return torch.zeros(())
-
-    def checked_image(self, name, image):
-        return image
-
-    def features(self, x, normalize):
-        return types.SimpleNamespace(taps=[x])
-
-    def linear_weights(self):
-        return None
-
-    def is_squared_distance(self):
-        return True
-
-
 def test_any_distance_that_has_what_is_needed(make_ours):
     x = image(5, 8, 8, seed=0)
     a = torch.nn.functional.normalize(x.double(), dim=1)
     expected = (a[:, None] - a).square().sum(dim=2).mean(dim=(2, 3))
     for block in (None, 2):
-        found = pairwise.pairwise(_Pixels(make_ours().norm), x, block=block)
+        found = pairwise.pairwise(Pixels(make_ours().norm), x, block=block)
         torch.testing.assert_close(found.double(), expected, atol=PAIRWISE_TOLERANCE[torch.float32], rtol=0)
 
 

@@ -57,10 +57,9 @@ def mean_distance(
     if why := model.too_small(size[1], size[0]):
         raise UsageError(f"the images are {why}")
     units = _units(sides, size)
-    own = processes.own(units)
-    read = read_ahead(
-        Images([path for _, paths in own for path in paths], size, reading), model.settings.reader_count()
-    )
+    own = processes.own(units)  # every K-th: the results of a round come in the order of units
+    files = Images([path for _, paths in own for path in paths], size, reading)
+    read = read_ahead(files, model.settings.reader_count())
 
     def computed() -> Iterator[tuple[int, int, Sample, dict[str, str]]]:
         for side, paths in own:
