@@ -320,7 +320,8 @@ def checked_weights(fn: Distance) -> Sequence[Tensor] | None:
             "linear layers were changed or hooked, or distance is 'mae', so that distances are no squared distances of "
             "vectors: compare the images by pairs, with forward"
         )
-    for layer, weight in enumerate(fn.linear_weights() or []):
+    weights = fn.linear_weights()
+    for layer, weight in enumerate(weights or []):
         if (weight < 0).any():
             raise ValueError(
                 f"layer {layer}'s linear weights have negative values (down to {weight.min():.3g}), with which "
