@@ -37,6 +37,7 @@ LPIPS_FAST_INLINE float sum_squares(const S* row, int64_t channels) {
   FloatVec sum = {};
   for (int64_t c = 0; c < whole; c += kLanes<float>) {
     const FloatVec f = load(row + c);
+    __builtin_prefetch(row + c + 512);
     sum += f * f;
   }
   const float of_whole = sum_lanes(sum);
@@ -71,7 +72,10 @@ LPIPS_FAST_INLINE void compare(const Comparison<S>& p, int64_t query, int64_t ro
   for (int64_t i = 0; i < whole; i += kLanes<float>) {
     FloatVec of_rows[R];
 #pragma GCC unroll 8
-    for (int k = 0; k < R; ++k) of_rows[k] = load(rows + k * p.length + i);
+    for (int k = 0; k < R; ++k) {
+      of_rows[k] = load(rows + k * p.length + i);
+      __builtin_prefetch(rows + (R + k) * p.length + i);
+    }
 #pragma GCC unroll 8
     for (int q = 0; q < Q; ++q) {
       const FloatVec of_query = load(queries + q * p.length + i);
