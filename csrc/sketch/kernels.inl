@@ -37,7 +37,7 @@ LPIPS_FAST_INLINE float sum_squares(const S* row, int64_t channels) {
   FloatVec sum = {};
   for (int64_t c = 0; c < whole; c += kLanes<float>) {
     const FloatVec f = load(row + c);
-    __builtin_prefetch(row + c + 512);
+    __builtin_prefetch(row + c + 512);  // of the pixels that follow: the taps of a batch do not fit the caches
     sum += f * f;
   }
   const float of_whole = sum_lanes(sum);
@@ -57,7 +57,7 @@ LPIPS_FAST_INLINE void add(const S* row, const float* scales, float r, const int
 }
 
 // The distances of queries [query, query + Q) to rows [row, row + R). A distance is the same to the bit for all Q and
-// R: its sum runs in one vector.
+// R: it has one vector of sums.
 template <int Q, int R, typename S>
 LPIPS_FAST_INLINE void compare(const Comparison<S>& p, int64_t query, int64_t row) {
   const float* const queries = p.queries + query * p.length;
@@ -74,7 +74,7 @@ LPIPS_FAST_INLINE void compare(const Comparison<S>& p, int64_t query, int64_t ro
 #pragma GCC unroll 8
     for (int k = 0; k < R; ++k) {
       of_rows[k] = load(rows + k * p.length + i);
-      __builtin_prefetch(rows + (R + k) * p.length + i);
+      __builtin_prefetch(rows + (R + k) * p.length + i);  // short runs in R places: the processor foresees too few
     }
 #pragma GCC unroll 8
     for (int q = 0; q < Q; ++q) {
@@ -138,9 +138,9 @@ void sketch_kernel(const Tap<S>* taps, int64_t n_taps, int64_t image, Norm<float
 // The distances of all queries to the rows [first, last).
 template <typename S>
 void distances_kernel(const Comparison<S>& p, int64_t first, int64_t last) {
-  // With their sums, the differences of 4 queries to R rows fit the registers.
+  // The sums of Q queries and R rows fit the registers, with R rows, a query and a difference.
   constexpr int Q = 4, R = kVectorBytes == 64 ? 4 : 2;
-  constexpr int64_t kRowsAtOnce = 16;  // and the queries of a tile: they stay in the first-level cache
+  constexpr int64_t kRowsAtOnce = 16;  // with Q queries, 48 KiB of 1024 float16 and float32: the first-level cache
   for (int64_t row = first; row < last; row += kRowsAtOnce) {
     const int64_t end = smaller(row + kRowsAtOnce, last);
     int64_t query = 0;
