@@ -124,9 +124,9 @@ def distances(queries: Tensor, rows: Tensor) -> Tensor:
     """
     if queries.device.type == "cpu" and queries.dtype == torch.float32 and _compiled("sketch_distances_cpu"):
         return torch.ops.lpips_fast.sketch_distances_cpu(queries.contiguous(), rows.contiguous())
-    found = queries.new_empty((len(queries), len(rows)))
+    found, rows = queries.new_empty((len(queries), len(rows))), rows.to(queries)
     for i, query in enumerate(queries):
-        found[i] = (rows.to(query) - query).square().sum(dim=1)
+        found[i] = (rows - query).square().sum(dim=1)
     return found
 
 
