@@ -1,0 +1,72 @@
+"""What is found and what is counted, and the tables, of records made here and of a few small patches."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+import pytest
+import torch
+
+from benchmarks import search
+from lpips_fast.bench.records import Run
+
+RUN = Run(torch.device("cpu"))
+ARGUMENTS = {"images": 60, "queries": 12, "k": 3, "sketch": 256, "batch": 8, "rounds": 1, "threads": 1}
+
+
+def test_of_equally_near_images_any_count():
+    exact = torch.tensor([[0.3, 0.1, 0.2, 0.2, 0.4]])
+    assert search.score(exact, torch.tensor([[1, 2]]), 2).tolist() == [1]
+    assert search.score(exact, torch.tensor([[1, 3]]), 2).tolist() == [1]
+    assert search.score(exact, torch.tensor([[1, 2, 3]]), 2).tolist() == [1]
+    assert search.score(exact, torch.tensor([[0, 1, 4]]), 2).tolist() == [0.5]
+
+
+def test_wrong_distances_are_not_timed():
+    expected = torch.tensor([[0.1, 0.2], [0.1, 0.3]])
+    assert search.agreement(torch.tensor([[0.1, 0.2], [0.1, float("inf")]]), expected) == 0.75
+    with pytest.raises(SystemExit, match="nothing was timed"):
+        search.agreement(torch.tensor([[0.1, 0.15], [0.1, 0.3]]), expected)
+
+
+def measured(name, fn, size=64):
+    """The records of a part, as `main` makes them."""
+    found = search.PARTS[name].measure(fn, size, Namespace(**ARGUMENTS))
+    return [{"benchmark": name, "net": "alex", "size": size, "images": 60, **r, **RUN.context} for r in found]
+
+
+def test_recall(make_ours):
+    pytest.importorskip("skimage")
+    records = measured("recall", make_ours())
+    assert [record["provider"] for record in records] == ["search", "the 20 best by sketch", "the 50 best by sketch"]
+    assert all(0.9 < record["recall"] <= 1 for record in records)
+    assert 3 <= records[0]["confirmed_mean"] <= 60
+    title, _, head, _, *rows = search.tables(records).splitlines()
+    assert title.startswith("**recall**, ")
+    assert head.startswith("| net | images |  | recall |")
+    assert rows[0].startswith("| alex | 60 of 64 x 64 | search | ")
+
+
+def test_bytes(make_ours):
+    pytest.importorskip("skimage")
+    whole, sketches = measured("bytes", make_ours())
+    assert whole["bytes_in_memory"] == 2 * 31_872
+    assert sketches["bytes_in_memory"] == 2 * 256
+    assert 2 * 256 + len("photographs/000000.png") <= sketches["bytes_in_file"] < 2 * 256 + 100
+    assert f"| 512 | {sketches['bytes_in_file']:,.0f} |" in search.tables([whole, sketches])
+
+
+def test_tables_have_the_last_record_of_each():
+    case = {"benchmark": "query", "net": "alex", "size": 64, "images": 100_000, "queries": 1, **RUN.context}
+    times = {"q20_s": 0.5, "median_s": 1.0, "q80_s": 2.0, "times_faster": 1.0}
+    records = [
+        {**case, "provider": "sketches", **times, "median_s": 99.0},
+        {**case, "provider": "whole vectors", **times, "recall": 1.0},
+        {**case, "provider": "sketches", **times, "median_s": 0.02, "times_faster": 50.0, "recall": 0.9995},
+        {**case, "benchmark": "build", "provider": "sketches", **times, "times_embedding": 1.05},
+    ]
+    text = search.tables(records)
+    assert "| alex | 100,000 of 64 x 64 | sketches | 1 | 20.0 (500 to 2000) | 50 | 99.95% |  |" in text
+    assert "| sketches | 1000 (500 to 2000) | 1.050 |" in text
+    assert text.count("whole vectors") == 1
+    assert "99000" not in text
