@@ -27,6 +27,7 @@ from lpips_fast._checks import checked_count
 from lpips_fast.distance.compare import Features
 from lpips_fast.head.operators import Norm, accumulation_dtype
 from lpips_fast.head.reference import normalize_channels
+from lpips_fast.sketch import Sketch, sketch_taps
 from lpips_fast.trunk.convolution import conv2d
 
 NEAR = 1e-3  # below this share of |e|^2 + |f|^2, a distance is computed from the difference
@@ -268,19 +269,44 @@ def _parts(e: Tensor) -> Iterator[slice]:
 
 def embed_rows(fn: Distance, name: str, x: Images, rows: slice, size: torch.Size, normalize: bool) -> Tensor:
     """e(x[rows]) of images whose height and width are `size`; errors call x `name`."""
+    embeddings: Tensor | None = None
+    for part, taps in _taps(fn, name, x, rows, size, normalize):
+        if embeddings is None:
+            length = sum(f.shape[1:].numel() for f in taps)
+            dtype = accumulation_dtype(taps[0].dtype)
+            embeddings = torch.empty(rows.stop - rows.start, length, dtype=dtype, device=taps[0].device)
+        _write(embeddings[part], taps, fn.linear_weights(), fn.norm)
+    assert embeddings is not None  # there is a batch also without images
+    return embeddings
+
+
+def sketch_rows(
+    sketch: Sketch, fn: Distance, name: str, x: Images, rows: slice, size: torch.Size, normalize: bool
+) -> Tensor:
+    """The sketches [n, m] of e(x[rows]), as `embed_rows` otherwise; no embedding is ever in memory."""
+    batches = _taps(fn, name, x, rows, size, normalize)
+    return torch.cat([sketch_taps(sketch, taps, fn.linear_weights(), fn.norm) for _, taps in batches])
+
+
+def _taps(
+    fn: Distance, name: str, x: Images, rows: slice, size: torch.Size, normalize: bool
+) -> Iterator[tuple[slice, Sequence[Tensor]]]:
+    """The taps of x[rows] batch by batch, each with its place among them; one batch of none if there are no rows.
+
+    Raises:
+        ValueError: distances are no squared distances of vectors, or images have another size.
+    """
     if not fn.is_squared_distance():
         raise ValueError(
             "linear layers were changed or hooked, or distance is 'mae', so that distances are no squared distances of "
             "vectors: compare the images by pairs, with forward"
         )
-    weights = fn.linear_weights()
-    for layer, weight in enumerate(weights or []):
+    for layer, weight in enumerate(fn.linear_weights() or []):
         if (weight < 0).any():
             raise ValueError(
                 f"layer {layer}'s linear weights have negative values (down to {weight.min():.3g}), with which "
                 "distances are no squared distances of vectors: compare the images by pairs, with forward"
             )
-    embeddings: Tensor | None = None
     batch = max(1, _BATCH_PIXELS // max(1, size.numel()))
     for start in range(rows.start, max(rows.stop, rows.start + 1), batch):
         stop = min(start + batch, rows.stop)
@@ -288,14 +314,7 @@ def embed_rows(fn: Distance, name: str, x: Images, rows: slice, size: torch.Size
         if images.shape[2:] != size:
             raise ValueError(f"{name} must be of one size, got {list(size)} and {list(images.shape[2:])}")
         images = fn.checked_image(name, images.to(fn.own_tensor().device))
-        taps = fn.features(images, normalize).taps
-        if embeddings is None:
-            length = sum(f.shape[1:].numel() for f in taps)
-            dtype = accumulation_dtype(taps[0].dtype)
-            embeddings = torch.empty(rows.stop - rows.start, length, dtype=dtype, device=taps[0].device)
-        _write(embeddings[start - rows.start : stop - rows.start], taps, weights, fn.norm)
-    assert embeddings is not None  # the loop runs at least once, also without images, to learn D
-    return embeddings
+        yield slice(start - rows.start, stop - rows.start), fn.features(images, normalize).taps
 
 
 def _write(embeddings: Tensor, taps: Sequence[Tensor], weights: Sequence[Tensor] | None, norm: Norm) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from lpips_fast.cli import output
@@ -53,8 +54,7 @@ def build_index(
     kept = [i for i in range(len(paths)) if i not in images.errors]
     if not kept:
         raise ReadError(f"none of the {len(paths)} images can be read: {images.errors[0]}")
-    readable = Index(model.lpips, built.header, built.vectors[kept], [names[i].as_posix() for i in kept])
-    return readable, list(images.errors.values())
+    return Index(model.lpips, built.header, built.table.selected(torch.tensor(kept))), list(images.errors.values())
 
 
 class _Files:

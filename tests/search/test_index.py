@@ -58,8 +58,8 @@ def distances(fn, images, queries):
 @pytest.mark.parametrize("k", (1, 4, N, N + 5))
 def test_finds_the_nearest(fn, images, queries, distances, dtype, k, monkeypatch):
     expected, order = distances.sort(dim=1)
-    for block_bytes in (lpips_fast.search._BLOCK_BYTES, 5 * 4 * fn.embed(images[:1]).shape[1]):
-        monkeypatch.setattr(lpips_fast.search, "_BLOCK_BYTES", block_bytes)
+    for block_bytes in (lpips_fast.search.nearest._BLOCK_BYTES, 5 * 4 * fn.embed(images[:1]).shape[1]):
+        monkeypatch.setattr(lpips_fast.search.nearest, "_BLOCK_BYTES", block_bytes)
         found, indices = Index.build(fn, images, dtype=dtype, batch=5).search(queries, k)
         assert torch.equal(indices, order[:, :k])
         torch.testing.assert_close(found, expected[:, :k], **INDEX_TOLERANCE[dtype])
@@ -84,9 +84,8 @@ def test_equal_images_come_in_their_order(fn, images, n, dtype, faiss, monkeypat
         pytest.importorskip("faiss")
     x = images[[3, 4, *[3] * (n - 2)]]
     index = Index.from_embeddings(fn, fn.embed(x), (SIZE, SIZE), dtype=dtype)  # equal to the bit
-    for block_bytes in (lpips_fast.search._BLOCK_BYTES, 7 * 4 * index.vectors.shape[1]):
-        monkeypatch.setattr(lpips_fast.search, "_BLOCK_BYTES", block_bytes)
-        monkeypatch.setattr(lpips_fast.search, "_EXACT_ROWS", block_bytes // (4 * index.vectors.shape[1]))
+    for block_bytes in (lpips_fast.search.nearest._BLOCK_BYTES, 7 * 4 * index.vectors.shape[1]):
+        monkeypatch.setattr(lpips_fast.search.nearest, "_BLOCK_BYTES", block_bytes)
         for k in (1, 2, 3):
             found, indices = index.search(images[3:4], k, faiss=faiss)
             assert indices.tolist() == [[0, 2, 3][:k]]
@@ -348,7 +347,7 @@ def test_damaged_vectors(make_ours, images, tmp_path, net):
 @pytest.mark.parametrize("net, size", (("alex", (31, 57)), ("vgg", (16, 45)), ("squeeze", (17, 90))))
 def test_the_length_of_a_vector(make_ours, net, size):
     fn = make_ours(net)
-    assert lpips_fast.search._vector_length(fn, size) == fn.embed(image(1, *size, seed=0)).shape[1]
+    assert lpips_fast.search.header.vector_length(fn, size) == fn.embed(image(1, *size, seed=0)).shape[1]
 
 
 @pytest.mark.parametrize("value", (torch.nan, torch.inf))
@@ -359,8 +358,8 @@ def test_vectors_that_are_not_finite_are_found_by_search(fn, images, saved, tmp_
     vectors = Index.load(path, fn).vectors.clone()
     vectors[1, 5] = value
     rewrite(path, vectors)
-    for block_bytes in (lpips_fast.search._BLOCK_BYTES, 1):
-        monkeypatch.setattr(lpips_fast.search, "_BLOCK_BYTES", block_bytes)
+    for block_bytes in (lpips_fast.search.nearest._BLOCK_BYTES, 1):
+        monkeypatch.setattr(lpips_fast.search.nearest, "_BLOCK_BYTES", block_bytes)
         with raises(ValueError, "images must be finite", "images[1]"):
             Index.load(path, fn).search(images[:1])
     spoiled = images[:2].clone()
@@ -526,7 +525,7 @@ def test_names_are_checked_before_anything_is_built(fn, images, names, kind, wor
     embeddings = fn.embed(images[:2])
     with raises(kind, "names", *words):
         Index.from_embeddings(fn, embeddings, (SIZE, SIZE), names=names)
-    monkeypatch.setattr(lpips_fast.search, "embed_rows", lambda *_: pytest.fail("images were embedded"))
+    monkeypatch.setattr(lpips_fast.search.index, "embed_rows", lambda *_: pytest.fail("images were embedded"))
     with raises(kind, "names", *words):
         Index.build(fn, images[:2], names=names)
 
