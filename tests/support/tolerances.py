@@ -74,6 +74,9 @@ NEAR_DUPLICATE_TOLERANCE = 1e-3
 INDEX_TOLERANCE = {torch.float32: {"atol": 1e-7, "rtol": 1e-3}, torch.float16: {"atol": 1e-5, "rtol": 1e-3}}
 INDEX_EMBEDDING_TOLERANCE = {"atol": 1e-3, "rtol": 1e-3}
 
+# Sketches in float16 of vectors that were rounded to float16 before.
+SKETCH_OF_FLOAT16_TOLERANCE = {"atol": 5e-3, "rtol": 1e-3}
+
 # What an index in float16 changes of a distance d, relative to sqrt(d): the median, which `Index.build` states, and the
 # most.
 INDEX_FLOAT16_MEDIAN_TOLERANCE = 1.5e-5
