@@ -1,7 +1,7 @@
 """The index of sketches against the index of whole vectors: what it finds, and its time, its bytes and its limits.
 
     python -m benchmarks.search recall|query|build|bytes|million [--net alex --size 64 --json search.jsonl]
-    python -m benchmarks.search --table benchmarks/results/cpu-2core/search.jsonl
+    python -m benchmarks.search --table benchmarks/results/cpu-2core/search.jsonl [recall|query|build|bytes|million]
 
     recall   how many of the true k nearest a search finds, and with how many images it compares exactly; beside it what
              the 20 and 50 best by sketch alone would hold
@@ -390,11 +390,12 @@ def main():
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="append records here, one a line")
-    parser.add_argument("--table", type=Path, help="measure nothing; print the tables of the records in this file")
+    parser.add_argument("--table", type=Path, help="print the tables of these records")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.table:
-        print(tables([json.loads(line) for line in args.table.read_text().splitlines()]))
+        records = [json.loads(line) for line in args.table.read_text().splitlines()]
+        print(tables([record for record in records if args.part in (None, record["benchmark"])]))
         return
     torch.set_num_threads(args.threads)
     if args.measure:

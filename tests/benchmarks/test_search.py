@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from argparse import Namespace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from benchmarks import search
 from lpips_fast.bench.records import Run
+from lpips_fast.search import Index
 
 RUN = Run(torch.device("cpu"))
 ARGUMENTS = {"images": 60, "queries": 12, "k": 3, "sketch": 256, "batch": 8, "rounds": 1, "threads": 1}
@@ -54,6 +56,42 @@ def test_bytes(make_ours):
     assert sketches["bytes_in_memory"] == 2 * 256
     assert 2 * 256 + len("photographs/000000.png") <= sketches["bytes_in_file"] < 2 * 256 + 100
     assert f"| 512 | {sketches['bytes_in_file']:,.0f} |" in search.tables([whole, sketches])
+
+
+def test_query(make_ours, monkeypatch):
+    """Every part of a search is timed, and the limit is the sketches' bytes at the rate of the copy."""
+    pytest.importorskip("skimage")
+    monkeypatch.setattr(search, "FAISS", ())
+    monkeypatch.setattr(search.ceilings, "copy", lambda device: (lambda: time.sleep(0.01), 60 * 2 * 256))
+    records = measured("query", make_ours())
+    by_name = {(record["provider"], record["queries"]): record for record in records}
+    assert len(by_name) == len(records) == 9
+    assert by_name[search.WHOLE, 1]["recall"] == by_name[search.WHOLE, 16]["recall"] == 1
+    assert by_name["sketches", 1]["recall"] > 0.9
+    assert 3 <= by_name[search.CONFIRMING, 1]["confirmed_mean"] <= 60
+    assert records[-1]["provider"].startswith("limit")
+    assert records[-1]["median_s"] >= 0.01
+
+
+def test_build(make_ours):
+    pytest.importorskip("skimage")
+    records = measured("build", make_ours())
+    assert [record["provider"] for record in records] == ["embedding alone", "sketches", search.WHOLE]
+    assert records[0]["times_embedding"] == 1
+
+
+def test_random_sketches_are_an_index(make_ours, tmp_path):
+    """Few of them are near one of them, and it is the nearest to itself."""
+    fn = make_ours()
+    header = Index.build(fn, torch.rand(1, 3, 64, 64), sketch=256).header
+    search.write_random(tmp_path / "index", header, 2 * search.ROWS, tmp_path / "scratch")
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+    index = Index.load(tmp_path / "index", fn)
+    distances, rows = search.estimates(index, search.stored_query(index, 7), 10)
+    assert rows[0, 0] == 7
+    assert distances[0, 0] == 0
+    assert rows.max() < search.ROWS
+    assert len(index.candidates(search.stored_query(index, 7), 10)[0].rows) < search.ROWS
 
 
 def test_tables_have_the_last_record_of_each():
