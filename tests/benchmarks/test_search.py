@@ -13,7 +13,7 @@ from lpips_fast.bench.records import Run
 from lpips_fast.search import Index
 
 RUN = Run(torch.device("cpu"))
-ARGUMENTS = {"images": 60, "queries": 12, "k": 3, "sketch": 256, "batch": 8, "rounds": 1, "threads": 1}
+ARGUMENTS = {"images": 60, "queries": 12, "k": 3, "sketch": 256, "batch": 8, "faiss": (), "rounds": 1, "threads": 1}
 
 
 def test_of_equally_near_images_any_count():
@@ -25,10 +25,12 @@ def test_of_equally_near_images_any_count():
 
 
 def test_wrong_distances_are_not_timed():
-    expected = torch.tensor([[0.1, 0.2], [0.1, 0.3]])
-    assert search.agreement(torch.tensor([[0.1, 0.2], [0.1, float("inf")]]), expected) == 0.75
+    """Of what was found, an image that is expected has the distance expected; another one is a miss."""
+    expected = torch.tensor([[0.1, 0.2], [0.1, 0.3]]), torch.tensor([[5, 6], [7, 8]])
+    missed = torch.tensor([[0.2, 0.25], [0.1, float("inf")]]), torch.tensor([[6, 9], [7, -1]])
+    assert search.agreement(missed, expected) == 0.5
     with pytest.raises(SystemExit, match="nothing was timed"):
-        search.agreement(torch.tensor([[0.1, 0.15], [0.1, 0.3]]), expected)
+        search.agreement((torch.tensor([[0.1, 0.19], [0.1, 0.3]]), expected[1]), expected)
 
 
 def measured(name, fn, size=64):
@@ -61,7 +63,6 @@ def test_bytes(make_ours):
 def test_query(make_ours, monkeypatch):
     """Every part of a search is timed, and the limit is the sketches' bytes at the rate of the copy."""
     pytest.importorskip("skimage")
-    monkeypatch.setattr(search, "FAISS", ())
     monkeypatch.setattr(search.ceilings, "copy", lambda device: (lambda: time.sleep(0.01), 60 * 2 * 256))
     records = measured("query", make_ours())
     by_name = {(record["provider"], record["queries"]): record for record in records}
