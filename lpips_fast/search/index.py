@@ -461,15 +461,15 @@ class Index:
         vectors = None if self.vectors is None else self.vectors.new_empty(len(images), self.vectors.shape[1])
         for start in range(0, len(images), batch):
             part = self._fitting("images", images_at("images", images, slice(start, start + batch)))
-            of_part = self._fn, "images", part, slice(0, len(part)), part.shape[2:], normalize
+            size = part.shape[2:]
             made: list[tuple[Tensor | None, Tensor]] = []
             if vectors is not None:
-                found = embed_rows(*of_part) * self._scale
+                found = embed_rows(self._fn, "images", part, slice(0, len(part)), size, normalize) * self._scale
                 made.append((vectors, found))
                 if kind is not None:
                     made.append((sketches, self._sketch(kind, found)))
             elif kind is not None:
-                made.append((sketches, sketch_rows(kind, *of_part) * self._scale))
+                made.append((sketches, sketch_rows(self._fn, "images", part, size, normalize, kind) * self._scale))
             for column, numbers in made:
                 if column is not None:
                     stored = numbers.to(column.dtype)
