@@ -9,6 +9,7 @@ and its records:
     dirs              `lpips-fast dirs` against the script of lpips
     matrix            all pairs of images against the script of lpips
     search            the index of sketches against the index of whole vectors; photographs has its images
+    duplicates        near-duplicates: what is how near, what the sketches overlook, pairs a second
     training          a step of calibration against the Trainer of lpips
     precision         the error of each precision of the trunk
     other_packages    what LPIPS of other packages gives
