@@ -213,9 +213,10 @@ class Index:
             k: how many images to find, at most as many as the index has.
             normalize: whether the queries are in [0, 1]; they are then mapped to [-1, 1]. It must be the same as for
                 the images.
-            faiss: a FAISS factory string ('Flat', 'HNSW32,Flat', 'IVF1024,PQ128x4fs', ...): FAISS then finds the candidates,
-                more than k, among the sketches, or among the vectors if there are no sketches. The first search makes
-                FAISS's index, which is kept beside them. None compares all, in blocks, on the device of the distance.
+            faiss: a FAISS factory string ('Flat', 'HNSW32,Flat', 'IVF1024,PQ128x4fs', ...): FAISS then finds the
+                candidates, more than k, among the sketches, or among the vectors if there are no sketches. The first
+                search makes FAISS's index, which is kept beside them. None compares all, in blocks, on the device of
+                the distance.
             estimate: whether to return the distances of the sketches, off by a few percent, instead of LPIPS. No image
                 is read again.
 
