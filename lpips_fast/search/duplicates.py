@@ -26,7 +26,8 @@ quantile:
 Differences of real images have somewhat more large estimates (docs/retrieval.md has what was measured).
 
 A confirmed distance is exact, so a pair with LPIPS >= below never joins. The components depend neither on the tiles nor
-on the order of confirmations. Memory holds two blocks of sketches, a number for each image, and some embeddings.
+on the order of confirmations, except that the last digits of embeddings that are made again may depend on the batch.
+Memory holds two blocks of sketches, a number for each image, and some embeddings.
 
 Components are labels, an image each: joining two gives the smaller one the label of the larger, N log N changes in all.
 """
@@ -51,7 +52,7 @@ Progress = Callable[[int, int], object]  # gets how many tiles are done, and how
 
 _TILE = 4096  # images on a side of a tile
 _STRIP = 256  # rows of a tile that one product compares with its columns
-_PAIRS = 8192  # pairs whose whole sketches are compared at once
+_PAIRS = 2048  # pairs whose whole sketches are compared at once
 _FOLDED = 128  # length of folded sketches, at least
 _QUANTILE = 5.1993  # of the normal distribution, for one in ten million
 _FLOAT16 = 2.0**-22  # what the rounding to float16 adds to a squared distance, relative to the squared lengths
@@ -106,7 +107,8 @@ def duplicates(
 
     Raises:
         ValueError: below is no such number; the indexes were not made by one distance for one size and range of images;
-            a sketch is NaN or infinite; an index keeps sketches of another length or seed than the other.
+            a sketch is NaN or infinite; an index keeps sketches alone, and they are of another length or seed than the
+            other's, or its `images` is None.
     """
     edges = find_edges(index, other, tiles(index, other), below=below, progress=progress)
     return groups(index, other, edges)
@@ -236,7 +238,7 @@ class _Search:
             return
         i, j = i[apart], j[apart]
         x, y = (block.sketches[rows.to(self.device)].float() for block, rows in ((a, i), (b, j)))
-        lengths = (x.square() + y.square()).sum(dim=1)
+        lengths = x.square().sum(dim=1) + y.square().sum(dim=1)
         estimates = (x - y).square().sum(dim=1)
         near = (estimates <= self._squared * _margin(x.shape[1]) + _FLOAT16 * lengths).cpu()
         i, j = i[near], j[near]
