@@ -88,7 +88,14 @@ class Names(Sequence[str]):
         start, end = (0 if at == 0 else int(self._ends[at - 1])), int(self._ends[at])
         if not 0 <= start <= end <= len(self._text):
             raise ValueError(f"the index is damaged: its name {at} lies at {start} to {end} of {len(self._text)} bytes")
-        return self._text[start:end].numpy().tobytes().decode("utf-8", "surrogateescape")
+        return _decoded(self._text[start:end].numpy().tobytes())
+
+    def __iter__(self) -> Iterator[str]:
+        """Reads all of them at once, which is many times faster than one by one."""
+        text, start = self._text.numpy().tobytes(), 0
+        for end in self._ends.tolist():
+            yield _decoded(text[start:end])
+            start = end
 
 
 def write(path: Path, header: Header, tables: Sequence[Table], order: Tensor | None = None) -> None:
@@ -201,6 +208,10 @@ def _in_order(tables: Sequence[Tensor], order: Tensor) -> Iterator[Tensor]:
             here = part[:, 0] == number
             block[here] = tables[number][part[here, 1]]
         yield block
+
+
+def _decoded(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
 
 
 def _encoded(names: Sequence[str] | None, row: int) -> bytes:

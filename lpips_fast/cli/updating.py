@@ -1,0 +1,237 @@
+"""Brings an index file up to date with a folder. Building it, updating it and going on after a kill are one thing.
+
+A row is right if the file of its name still has its stamps: size in bytes and time of change. The rows that are right
+in FILE, and in the units of FILE.partial, are kept. The other images of the folder are embedded, a unit at a time, and
+each unit is a small index file in FILE.partial, which appears there whole. At the end FILE is written from all rows
+that are right, in the order of the folder, and FILE.partial is removed.
+
+Each image goes through the trunk in a batch of the same size, wherever it is. So a row has the same bits, whichever run
+and process makes it, and with it the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lpips_fast._files import replaceable
+from lpips_fast.cli import output, processes
+from lpips_fast.cli.errors import ReadError, UsageError
+from lpips_fast.cli.folders import list_folder, one_size
+from lpips_fast.cli.indexing import Kind, Recipe, described, none_readable
+from lpips_fast.cli.model import Model
+from lpips_fast.cli.notices import Notices
+from lpips_fast.cli.settings import Reading
+from lpips_fast.cli.sources import stamp
+from lpips_fast.lpips import LPIPS
+from lpips_fast.search import Header, files
+from lpips_fast.search.files import Table
+
+
+class Updated(NamedTuple):
+    """What `update_index` did."""
+
+    images: int  # in the index
+    unchanged: int  # of them, how many were there already
+    kind: Kind
+    errors: list[str]  # why images could not be read
+
+
+class _Part(NamedTuple):
+    """An index file: FILE, or a unit."""
+
+    header: Header
+    table: Table
+
+    @property
+    def kind(self) -> Kind:
+        sketch = self.header.sketch
+        return Kind(None if sketch is None else sketch.length, self.table.vectors is not None)
+
+
+class _Plan(NamedTuple):
+    """What there is to do, the same for all processes."""
+
+    size: tuple[int, int]
+    kind: Kind
+    names: list[str]
+    stamps: Tensor  # [N, 2]
+    missing: list[int]  # the numbers of the images to embed
+    next_unit: int  # the number of the first new unit
+
+
+def update_index(
+    folder: Path,
+    out: Path,
+    model: Model,
+    size: tuple[int, int] | None,
+    reading: Reading,
+    notices: Notices,
+    kind: Kind | None = None,
+    rebuild: bool = False,
+) -> Updated:
+    """Writes the index of a folder to a file, or brings it up to date. All processes of the group must call this.
+
+    Args:
+        out: the file.
+        size: the width and height that all images take; None if they have one size already.
+        kind: what to keep; None for what the file keeps or, without a file, what number and size of the images suggest.
+        rebuild: whether to take nothing from the file.
+
+    Raises:
+        ReadError: no image can be read; or with --strict, one cannot.
+        UsageError: there are no images, their sizes differ, or are too small for the net; or the file is no index, or
+            was made with other options.
+    """
+    target = replaceable(out)
+    partial = target.with_name(f"{target.name}.partial")
+    old = None if rebuild else target
+    resized = size is not None
+    plan = processes.from_first(lambda: _plan(folder, old, partial, model, size, reading, kind))
+    recipe = Recipe.of(folder, len(plan.names), model, reading, plan.size, resized, plan.kind)
+    units = recipe.units(len(plan.missing))
+    errors: list[str] = []
+    with output.progress(len(plan.missing), f"images ({len(plan.names) - len(plan.missing)} unchanged)") as advance:
+        made = _make_units(plan, recipe, partial, notices, advance)
+        for of_each_process in processes.gathered(made, len(units)):
+            for rank, unit, why in of_each_process:
+                errors += why
+                if rank != processes.rank():
+                    advance(len(unit))
+    count = 0
+    if processes.rank() == 0:
+        count = _assemble(plan, recipe, old, target, partial, errors)
+    return Updated(count, len(plan.names) - len(plan.missing), plan.kind, errors)
+
+
+def _plan(
+    folder: Path,
+    old: Path | None,
+    partial: Path,
+    model: Model,
+    size: tuple[int, int] | None,
+    reading: Reading,
+    kind: Kind | None,
+) -> _Plan:
+    if partial.exists() and not partial.is_dir():
+        raise UsageError(f"--output keeps what is finished in {partial}, which is no folder")
+    names = [path.as_posix() for path in list_folder(folder)]
+    paths = [folder / name for name in names]
+    stamps = torch.tensor([stamp(path) for path in paths])
+    whole = None if old is None or not old.exists() else _read_whole(old, model.lpips)
+    if whole is None:
+        recipe = Recipe.of(folder, len(names), model, reading, size or one_size(paths), size is not None, kind)
+    else:
+        height, width = whole.header.size
+        recipe = Recipe.of(
+            folder, len(names), model, reading, size or (width, height), size is not None, kind or whole.kind
+        )
+        _check_made_likewise(old, whole, recipe)
+    parts = _parts(old, partial, recipe)
+    missing = (_places(parts, names, stamps)[:, 0] < 0).nonzero()[:, 0].tolist()
+    if whole is not None and size is None:
+        with contextlib.suppress(ReadError):  # if none can be read, each is named at the end
+            if missing and (of_new := one_size([paths[i] for i in missing])) != recipe.size:
+                raise UsageError(
+                    f"{old} is of images of {recipe.size[0]} x {recipe.size[1]} pixels, new ones are {of_new[0]} x "
+                    f"{of_new[1]}: use --rebuild --size WIDTHxHEIGHT"
+                )
+    numbers = [int(path.stem.rpartition("-")[2]) for path in _units(partial)]
+    return _Plan(recipe.size, recipe.kind, names, stamps, missing, max(numbers, default=-1) + 1)
+
+
+def _make_units(
+    plan: _Plan, recipe: Recipe, partial: Path, notices: Notices, advance: Callable[[], None]
+) -> Iterator[tuple[int, range, list[str]]]:
+    """Makes the units of this process. Yields its rank, each unit, and why images in it cannot be read."""
+    own = processes.own([*enumerate(recipe.units(len(plan.missing)), plan.next_unit)])
+    images = recipe.read([plan.names[plan.missing[i]] for _, unit in own for i in unit])
+    for number, unit in own:
+        rows = [plan.missing[i] for i in unit]
+        built, errors = recipe.build([plan.names[row] for row in rows], images, notices, advance, plan.stamps[rows])
+        if len(built):
+            partial.mkdir(exist_ok=True)
+            files.write(partial / f"unit-{number:06d}.index", built.header, [built.table])
+        yield processes.rank(), unit, list(errors.values())
+
+
+def _assemble(plan: _Plan, recipe: Recipe, old: Path | None, target: Path, partial: Path, errors: Sequence[str]) -> int:
+    """Writes the index, and returns how many images are in it."""
+    parts = _parts(old, partial, recipe)
+    places = _places(parts, plan.names, plan.stamps)
+    order = places[places[:, 0] >= 0]
+    if len(order) + len(errors) != len(plan.names):
+        raise RuntimeError(f"{partial} lacks images that other processes have embedded: each machine must see it")
+    if not len(order):
+        raise none_readable(len(plan.names), errors[0])
+    header = recipe.header._replace(
+        transparent=any(part.header.transparent for part in parts), opaque=any(part.header.opaque for part in parts)
+    )
+    partial.mkdir(exist_ok=True)
+    written = partial / "whole.index"  # a file that a kill leaves behind is removed with the folder
+    files.write(written, header, [part.table for part in parts], order)
+    os.replace(written, target)
+    shutil.rmtree(partial)
+    return len(order)
+
+
+def _read_whole(path: Path, fn: LPIPS) -> _Part:
+    """The file to be updated."""
+    try:
+        return _Part(*files.read(path, fn))
+    except ValueError as error:
+        raise UsageError(f"{error} (--rebuild builds it anew)") from error
+
+
+def _check_made_likewise(path: Path | None, whole: _Part, recipe: Recipe) -> None:
+    folder = whole.header.folder
+    if whole.header.reading is None or folder is None or whole.table.names is None or whole.table.stamps is None:
+        raise UsageError(f"{path} was made in Python, not by this command (--rebuild builds it anew)")
+    made, wanted = described(whole.header, whole.kind), described(recipe.header, recipe.kind)
+    if made != wanted:
+        raise UsageError(
+            f"{path} was made with {', '.join(o for o in made if o not in wanted)}, and is asked for with "
+            f"{', '.join(o for o in wanted if o not in made)} (--rebuild builds it anew)"
+        )
+
+
+def _parts(old: Path | None, partial: Path, recipe: Recipe) -> list[_Part]:
+    """The file and the units that were made by the recipe. Removes all other files that a run has left in `partial`."""
+    parts = [] if old is None or not old.exists() else [_read_whole(old, recipe.model.lpips)]
+    fitting = []
+    for path in _units(partial):
+        with contextlib.suppress(ValueError):
+            unit = _Part(*files.read(path, recipe.model.lpips))
+            header = unit.header._replace(transparent=None, opaque=None, folder=recipe.header.folder)
+            if (header, unit.kind) == (recipe.header, recipe.kind):
+                parts.append(unit)
+                fitting.append(path)
+    for path in partial.glob("*"):
+        if path not in fitting:
+            path.unlink()
+    return parts
+
+
+def _units(partial: Path) -> list[Path]:
+    return sorted(partial.glob("unit-*.index"))
+
+
+def _places(parts: Sequence[_Part], names: Sequence[str], stamps: Tensor) -> Tensor:
+    """[N, 2], the part and its row that are right for each image; -1 if none is."""
+    wanted = {name: (i, of_file) for i, (name, of_file) in enumerate(zip(names, stamps.tolist(), strict=True))}
+    places = [(-1, -1)] * len(names)
+    for number, (_, table) in enumerate(parts):
+        if table.names is None or table.stamps is None:
+            continue
+        for row, (name, of_row) in enumerate(zip(table.names, table.stamps.tolist(), strict=True)):
+            i, of_file = wanted.get(name, (-1, None))
+            if of_row == of_file:
+                places[i] = number, row
+    return torch.tensor(places)
