@@ -94,7 +94,7 @@ def test_the_kind_depends_on_the_size_of_all_vectors(photos, settings, fn, monke
 
 @pytest.mark.parametrize(
     ("limit", "value", "length"),
-    (("_UNIT_IMAGES", 39, 30), ("_UNIT_PIXELS", 25 * 40 * 32, 20), ("_UNIT_BYTES", 2**21, 20), ("_UNIT_PIXELS", 1, 10)),
+    (("_UNIT_IMAGES", 39, 30), ("_UNIT_PIXELS", 25 * 40 * 32, 20), ("_UNIT_BYTES", 2**21, 30), ("_UNIT_PIXELS", 1, 10)),
 )
 def test_units_are_of_whole_batches(settings, limit, value, length, monkeypatch):
     """So only the last one has black images. A unit is as large as the limits allow, and at least one batch."""
