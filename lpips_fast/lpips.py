@@ -303,10 +303,16 @@ class LPIPS(LinearLayers):
         return pairwise.embed(self, x, normalize=normalize)
 
     def pairwise(
-        self, x: Images, y: Images | None = None, *, block: int | None = None, normalize: bool = False
+        self,
+        x: Images,
+        y: Images | None = None,
+        *,
+        block: int | None = None,
+        normalize: bool = False,
+        sketch: int | None = None,
     ) -> Tensor:
         """The distances of all images of x to all of y, or of x, [N, M]: `lpips_fast.pairwise.pairwise`."""
-        return pairwise.pairwise(self, x, y, block=block, normalize=normalize)
+        return pairwise.pairwise(self, x, y, block=block, normalize=normalize, sketch=sketch)
 
     def checked_image(self, name: str, image: Tensor) -> Tensor:
         """The image as [N, 3, H, W], a grayscale one repeated; errors call it by that name."""

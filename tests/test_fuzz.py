@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lpips_fast import functional
+from lpips_fast.diversity import mean_distance
 from lpips_fast.head.operators import HeadInput, Norm
 from lpips_fast.head.reference import head_maps_ref
 from tests.support.comparisons import assert_close, assert_gradients_close
@@ -297,6 +298,16 @@ def test_pairwise_and_embed(modules, n, m, block, seed, data):
     assert_close(found[~spoiled], expected[~spoiled], VALUE_TOLERANCE[torch.float32])
     squares = (embeddings[:, None] - ours.embed(others)[None]).square().sum(-1)
     assert_close(squares[~spoiled], expected[~spoiled], VALUE_TOLERANCE[torch.float32])
+    estimated = ours.pairwise(x, y, sketch=block)
+    assert (estimated[diagonal] == 0).all()
+    assert torch.equal(estimated.isnan(), spoiled & ~diagonal)
+    assert (estimated[~spoiled] >= 0).all()
+    if y is not None or n > 1:
+        mean = torch.tensor(mean_distance(ours, x, y, sketch=block).mean)
+        if bad:
+            assert mean.isnan()
+        else:
+            assert_close(mean, expected[~diagonal].mean(), VALUE_TOLERANCE[torch.float32])
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import types
+import math
 import weakref
 
 import numpy as np
@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from lpips_fast import pairwise
+from lpips_fast.sketch import Sketch, sketch_embeddings
 from tests.support.comparisons import assert_close
 from tests.support.images import SIZE, image
+from tests.support.modules import Pixels
 from tests.support.parameters import NETS
 from tests.support.raises import raises
 from tests.support.tolerances import (
@@ -144,6 +146,50 @@ def test_trunk_runs_once_an_image_up_to_two_blocks(make_ours):
         assert counted.images == images, f"{images} images"
 
 
+@pytest.mark.parametrize("net", NETS)
+def test_sketches_estimate_all_pairs(make_ours, oracle, net):
+    """Those of near-duplicates, too: the error is relative."""
+    x, length = _images(net), 1024
+    fn, expected = make_ours(net), oracle(net, x, x)
+    y = x[[4, 0, 2]]
+    for found, exact in (
+        (fn.pairwise(x, sketch=length), expected),
+        (fn.pairwise(x, y, sketch=length), expected[:, [4, 0, 2]]),
+    ):
+        assert found.dtype == torch.float32
+        different = exact > 0
+        assert different.sum() >= 12
+        errors = found.double()[different] / exact[different] - 1
+        assert errors.abs().max() < 4 * math.sqrt(2 / length)
+        assert 0 < errors.square().mean().sqrt() < 1.5 * math.sqrt(2 / length)
+        assert (found >= 0).all()
+    found = fn.pairwise(x, sketch=length)
+    assert torch.equal(found, found.T)
+    assert (found.diagonal() == 0).all()
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
+def test_estimates_are_the_distances_of_sketches(make_ours, dtype):
+    x = _images("alex", dtype=dtype)
+    fn, wanted = make_ours().to(dtype), Sketch(100)
+    shapes = [f.shape[1:] for f in fn.features(x).taps]
+    s = sketch_embeddings(wanted, make_ours().double().embed(x.double()), shapes)
+    expected = (s[:, None] - s).square().sum(dim=2)
+    found = fn.pairwise(x, sketch=100)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, atol=0, rtol=NEAR_DUPLICATE_TOLERANCE)
+
+
+def test_sketches_take_each_image_once_and_a_batch_at_a_time(make_ours, monkeypatch):
+    monkeypatch.setattr(pairwise, "_BATCH_PIXELS", 3 * 32 * 32)
+    fn = make_ours()
+    x, y = image(8, 32, 32, seed=0), image(6, 32, 32, seed=1)
+    for arguments, images in (((x,), 8), ((x, y), 14)):
+        counted = _Counted(fn)
+        fn.pairwise(*arguments, sketch=64)
+        assert (counted.images, counted.most) == (images, 3)
+
+
 def test_memory_is_bounded_by_the_block(make_ours, monkeypatch):
     fn = make_ours()
     x = image(40, 32, 32, seed=0)
@@ -213,36 +259,12 @@ def test_no_embedding_is_larger_than_assumed(make_ours, net):
         assert per_pixel <= fn.values_per_pixel
 
 
-class _Pixels:
-    """A distance with what `pairwise.Distance` asks for and no more; an image is its own features."""
-
-    values_per_pixel = 3
-
-    def __init__(self, norm):
-        self.norm = norm
-
-    def own_tensor(self):
-        return torch.zeros(())
-
-    def checked_image(self, name, image):
-        return image
-
-    def features(self, x, normalize):
-        return types.SimpleNamespace(taps=[x])
-
-    def linear_weights(self):
-        return None
-
-    def is_squared_distance(self):
-        return True
-
-
 def test_any_distance_that_has_what_is_needed(make_ours):
     x = image(5, 8, 8, seed=0)
     a = torch.nn.functional.normalize(x.double(), dim=1)
     expected = (a[:, None] - a).square().sum(dim=2).mean(dim=(2, 3))
     for block in (None, 2):
-        found = pairwise.pairwise(_Pixels(make_ours().norm), x, block=block)
+        found = pairwise.pairwise(Pixels(make_ours().norm), x, block=block)
         torch.testing.assert_close(found.double(), expected, atol=PAIRWISE_TOLERANCE[torch.float32], rtol=0)
 
 
@@ -306,6 +328,8 @@ def test_few_images(make_ours, n, m):
     fn = make_ours()
     assert fn.pairwise(x, y).shape == (n, m)
     assert fn.pairwise(x).shape == (n, n)
+    assert fn.pairwise(x, y, sketch=64).shape == (n, m)
+    assert fn.pairwise(x, sketch=64).shape == (n, n)
     assert fn.embed(x).shape == (n, fn.embed(image(1, 32, 32, seed=0)).shape[1])
 
 
@@ -335,7 +359,7 @@ def test_errors(make_ours):
     fn = make_ours(eval_mode=False)
     with torch.no_grad():
         fn.lin2.model[-1].weight[0, 5] = -0.25
-    for call in (fn.pairwise, fn.embed):
+    for call in (fn.pairwise, functools.partial(fn.pairwise, sketch=64), fn.embed):
         with pytest.raises(ValueError, match=r"layer 2's linear weights have negative values \(down to -0.25\)"):
             call(x)
 
@@ -346,6 +370,17 @@ def test_block_is_checked(make_ours, block):
     for call in (make_ours().pairwise, functools.partial(pairwise.pairwise_tiles, make_ours())):
         with raises(ValueError, "block must be None or a number of images from 1", repr(block)):
             call(x, block=block)
+
+
+@pytest.mark.parametrize("length", (0, -1, 1.5, True, "auto", [2]), ids=repr)
+def test_sketch_is_checked(make_ours, length):
+    with raises(ValueError, "sketch must be None or a length from 1", repr(length)):
+        make_ours().pairwise(image(2, 32, 32, seed=0), sketch=length)
+
+
+def test_sketches_have_no_blocks(make_ours):
+    with raises(ValueError, "block must be None with a sketch", "got 2"):
+        make_ours().pairwise(image(2, 32, 32, seed=0), block=2, sketch=64)
 
 
 @pytest.mark.parametrize(

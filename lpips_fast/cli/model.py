@@ -17,8 +17,10 @@ from lpips_fast.cli import processes
 from lpips_fast.cli.errors import ReadError, UsageError
 from lpips_fast.cli.reading import Pair
 from lpips_fast.cli.settings import Settings
+from lpips_fast.diversity import Sample, sampled
 from lpips_fast.lpips import LPIPS
 from lpips_fast.pairwise import embed
+from lpips_fast.sketch import Sketch
 from lpips_fast.trunk.nets import ALIASES
 from lpips_fast.weights.formats import SeveralError
 
@@ -158,6 +160,11 @@ class Model:
     def embed(self, images: Sequence[np.ndarray]) -> Tensor:
         """The embeddings [N, D] of images of one size."""
         return embed(self.lpips, _Tensors(self, images))
+
+    def sample(self, images: Sequence[np.ndarray], sketch: Sketch) -> Sample:
+        """What the mean distance needs to know of images of one size."""
+        size = torch.Size(images[0].shape[:2])
+        return sampled(self.lpips, "images", _Tensors(self, images), size, False, sketch)
 
 
 class _Tensors:

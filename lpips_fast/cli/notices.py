@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from lpips_fast.cli import output, processes
+from lpips_fast.cli.errors import ReadError
 from lpips_fast.cli.reading import Pair, ReadPair, Stretched
 from lpips_fast.cli.settings import Reading
 from lpips_fast.images import Picture
@@ -107,6 +108,32 @@ class Notices:
         self._note_transparency(name, image)
         self._note_values(name, image)
         return image.pixels
+
+    def readable(
+        self, paths: Sequence[Path], read: Iterable[Picture | str], strict: bool
+    ) -> tuple[list[np.ndarray], list[int], dict[str, str]]:
+        """Notes images that are compared with all other images as they are read.
+
+        Args:
+            paths: the files.
+            read: their images. A string in the place of an image says why it cannot be read.
+
+        Returns:
+            the pixels of the readable images, their numbers, and why others are not readable, by path.
+
+        Raises:
+            ReadError: an image cannot be read, and `strict` is True.
+        """
+        images, numbers, errors = [], [], {}
+        for i, (path, image) in enumerate(zip(paths, read, strict=True)):
+            if isinstance(image, str):
+                if strict:
+                    raise ReadError(image)
+                errors[str(path)] = " ".join(image.split())
+            else:
+                images.append(self.image(path, image))
+                numbers.append(i)
+        return images, numbers, errors
 
     def pair(self, names: tuple[Name, Name], read: ReadPair) -> Pair:
         """Notes two images that are compared with each other, and returns their pixels and their mask."""

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from lpips_fast.cli.errors import ReadError, UsageError
+from lpips_fast.cli.errors import UsageError
 from lpips_fast.cli.model import Model
 from lpips_fast.cli.notices import Notices
 from lpips_fast.cli.reading import Images, read_ahead
@@ -98,17 +99,9 @@ class Blocks:
         return self._cache[key]
 
     def _embed(self, paths: Sequence[Path]) -> tuple[Tensor, list[int], dict[str, str]]:
-        images, readable, errors = [], [], {}
-        dataset = Images(paths, self.size, self.reading)
-        for i, image in enumerate(read_ahead(dataset, self.model.settings.reader_count())):
-            if isinstance(image, str):
-                if self.model.settings.strict:
-                    raise ReadError(image)
-                errors[str(paths[i])] = " ".join(image.split())
-            else:
-                images.append(self.notices.image(paths[i], image))
-                readable.append(i)
-        return self.model.embed(images), readable, errors
+        items = read_ahead(Images(paths, self.size, self.reading), self.model.settings.reader_count())
+        images, readable, errors = self.notices.readable(paths, items, self.model.settings.strict)
+        return self.model.embed(images) if images else torch.empty(0), readable, errors
 
 
 class Table:

@@ -152,7 +152,5 @@ def _read_sketch(fields: Any) -> Sketch | None:
         raise ValueError(f"its sketch must have {', '.join(Sketch._fields)}, whole numbers, got {fields!r:.99}")
     sketch = Sketch(**fields)
     if not LEAST_LENGTH <= sketch.length <= 2**31 or not 0 <= sketch.seed < 2**64:
-        raise ValueError(
-            f"its sketch must have a length of at least {LEAST_LENGTH} and a seed of 64 bits, got {sketch}"
-        )
+        raise ValueError(f"its sketch must have a length from {LEAST_LENGTH} and a seed of 64 bits, got {fields}")
     return sketch

@@ -37,7 +37,7 @@ from lpips_fast.search.header import (
     vector_length,
 )
 from lpips_fast.search.nearest import Candidates, SketchEstimates, VectorEstimates, check_finite
-from lpips_fast.search.sources import Joined, Source, as_source
+from lpips_fast.search.sources import Joined, Source, as_source, is_sequence
 from lpips_fast.sketch import Sketch, sketch_embeddings
 
 _BLOCK_BYTES = 2**28  # size in float32 of the vectors that are in memory at once
@@ -178,7 +178,9 @@ class Index:
         check_finite("embeddings", stored)
         index = cls(fn, make_header(fn, size, False, None, None, kind), Table(None, vectors, checked, None))
         if kind is not None:
-            index.sketches = index.sketched(kind)
+            rows = max(1, _BLOCK_BYTES // (4 * length))
+            parts = [index._sketch(kind, part * index._scale).half().cpu() for part in embeddings.split(rows)]
+            index.sketches = torch.cat([torch.empty(0, kind.length, dtype=torch.float16), *parts])
         return index
 
     def __len__(self) -> int:
@@ -451,7 +453,7 @@ class Index:
         """
         header, table = files.read(path, fn)
         index = cls(fn, header, table, images)
-        if images is not None and not isinstance(images, Source) and len(images) != len(index):
+        if images is not None and is_sequence(images) and len(images) != len(index):
             raise ValueError(f"images must be the {len(index)} images of {path}, got {len(images)}")
         return index
 
@@ -463,15 +465,15 @@ class Index:
         vectors = None if self.vectors is None else self.vectors.new_empty(len(images), self.vectors.shape[1])
         for start in range(0, len(images), batch):
             part = self._fitting("images", images_at("images", images, slice(start, start + batch)))
-            of_part = self._fn, "images", part, slice(0, len(part)), part.shape[2:], normalize
+            size = part.shape[2:]
             made: list[tuple[Tensor | None, Tensor]] = []
             if vectors is not None:
-                found = embed_rows(*of_part) * self._scale
+                found = embed_rows(self._fn, "images", part, slice(0, len(part)), size, normalize) * self._scale
                 made.append((vectors, found))
                 if kind is not None:
                     made.append((sketches, self._sketch(kind, found)))
             elif kind is not None:
-                made.append((sketches, sketch_rows(kind, *of_part) * self._scale))
+                made.append((sketches, sketch_rows(self._fn, "images", part, size, normalize, kind) * self._scale))
             for column, numbers in made:
                 if column is not None:
                     stored = numbers.to(column.dtype)

@@ -181,6 +181,8 @@ def confirm(
                 here = [row for row in of_query if row in place]
                 places = torch.tensor([place[row] for row in here], dtype=torch.int64)
                 exact = direct_distances(queries[i], vectors, places)
+                if not exact.isfinite().all():
+                    raise _not_finite("images", here[exact.isfinite().tolist().index(False)])
                 found[i] = torch.cat((found[i][0], exact)), torch.cat((found[i][1], torch.tensor(here).long()))
         step *= 2
     distances, numbers = queries.new_full((len(queries), k), torch.inf), torch.full((len(queries), k), -1)
@@ -198,8 +200,11 @@ def check_finite(name: str, vectors: Tensor, start: int = 0) -> None:
     """
     finite = vectors.sum(dim=1, dtype=torch.float32).isfinite()  # several times faster than a check of each value
     if not finite.all():
-        i = start + finite.tolist().index(False)
-        raise ValueError(f"{name} must be finite, got NaN or infinite values in the vector of {name}[{i}]")
+        raise _not_finite(name, start + finite.tolist().index(False))
+
+
+def _not_finite(name: str, i: int) -> ValueError:
+    return ValueError(f"{name} must be finite, got NaN or infinite values in the vector of {name}[{i}]")
 
 
 def _near(estimates: Estimates, kept: Tensor, k: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, cast
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from torch import Tensor
 from lpips_fast.pairwise import Images, images_at
 
 
-@runtime_checkable
 class Source(Protocol):
     """Images that can be read again, each by itself, where some may be gone."""
 
@@ -67,4 +66,9 @@ class Joined:
 
 def as_source(images: Images | Source) -> Source:
     """A source, or anything that `Index.build` takes, as a source."""
-    return images if isinstance(images, Source) else Slices(images)
+    return Slices(images) if is_sequence(images) else cast(Source, images)
+
+
+def is_sequence(images: Images | Source) -> TypeGuard[Images]:
+    """Whether these are images by slices, which may have a method `read` of another meaning."""
+    return hasattr(images, "__getitem__")

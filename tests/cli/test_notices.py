@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lpips_fast.cli import output
+from lpips_fast.cli.errors import ReadError
 from lpips_fast.cli.notices import FrameName, Notices
 from lpips_fast.cli.reading import ReadPair, Stretched
 from lpips_fast.cli.settings import VideoReading
@@ -47,6 +48,22 @@ def test_each_frame_counts_once(told):
     assert narrow.startswith("b.mov frame 9 and 2 more: only the high byte")
     assert "values run from 18 to 110 (" in narrow
     assert stretched.startswith("b.mov frame 9 and 2 more: --resize changes the aspect ratio, from 9 x 1 to 3 x 2")
+
+
+def test_readable_images(told):
+    notices, read = (
+        Notices(VideoReading()),
+        [Picture(PIXELS, True, None), "b.png  is\nbroken", Picture(PIXELS, False, None)],
+    )
+    paths = [Path(name) for name in ("a.png", "b.png", "c.png")]
+    images, numbers, errors = notices.readable(paths, read, strict=False)
+    assert numbers == [0, 2]
+    assert all(image is PIXELS for image in images)
+    assert errors == {"b.png": "b.png is broken"}
+    notices.tell()
+    assert told[0].startswith("a.png: transparent")
+    with pytest.raises(ReadError, match="broken"):
+        notices.readable(paths, read, strict=True)
 
 
 def test_each_file_counts_once(told):

@@ -136,6 +136,15 @@ def test_tiles_are_the_distances(sides, settings, fn, both):
     np.testing.assert_allclose(table.values, expected, rtol=REORDERED_TOLERANCE, atol=TILE_TOLERANCE)
 
 
+def test_a_block_of_which_nothing_can_be_read(sides, settings):
+    reading = Reading()
+    blocks = Blocks(sides, Model(settings), SIZE, 1, reading, Notices(reading))
+    for at, readable in (((4, 1), False), ((3, 0), False), ((3, 1), True)):
+        tile, _ = blocks.tile(*at)
+        assert tile.shape == (1, 1)
+        assert np.isfinite(tile[0, 0]) == readable
+
+
 def test_strict_and_small_images(sides, settings):
     reading = Reading()
     blocks = Blocks(sides, Model(dataclasses.replace(settings, strict=True)), SIZE, 3, reading, Notices(reading))

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lpips_fast import LPIPS
 from lpips_fast.distance import grad_in_forward
+from lpips_fast.diversity import mean_distance
 from lpips_fast.trunk import convolution, gpu_layers
 from lpips_fast.trunk import module as trunk_module
 from lpips_fast.trunk.module import Trunk
@@ -28,6 +29,7 @@ from tests.support.tolerances import (
     LOW_PRECISION_GRAD_ERROR_RATIO,
     LOW_PRECISION_TOLERANCE,
     PAIRWISE_TOLERANCE,
+    REORDERED_TOLERANCE,
     SECOND_GRAD_TOLERANCE,
     VALUE_TOLERANCE,
 )
@@ -273,6 +275,15 @@ def test_pairwise(make_gpu, make_exact):
     found = make_gpu("alex").pairwise(*to_device(in0, in1)).cpu().double()
     expected = make_exact("alex").pairwise(*exactly(in0, in1))
     torch.testing.assert_close(found, expected, rtol=0, atol=PAIRWISE_TOLERANCE[torch.float32])
+
+
+def test_mean_distance_and_estimates(make_gpu, make_exact):
+    fn, exact, images = make_gpu("alex"), make_exact("alex"), pair(2, *SIZE["alex"])
+    found, expected = (mean_distance(fn, *to_device(*images)), mean_distance(exact, *exactly(*images)))
+    assert found.mean == pytest.approx(expected.mean, rel=REORDERED_TOLERANCE)
+    assert found.standard_error == pytest.approx(expected.standard_error, rel=REORDERED_TOLERANCE)
+    found, expected = fn.pairwise(*to_device(*images), sketch=64), exact.pairwise(*exactly(*images), sketch=64)
+    torch.testing.assert_close(found.cpu().double(), expected, rtol=0, atol=PAIRWISE_TOLERANCE[torch.float32])
 
 
 def test_linear_weights_get_gradients(make_gpu, make_exact):

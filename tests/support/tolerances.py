@@ -74,10 +74,19 @@ NEAR_DUPLICATE_TOLERANCE = 1e-3
 INDEX_TOLERANCE = {torch.float32: {"atol": 1e-7, "rtol": 1e-3}, torch.float16: {"atol": 1e-5, "rtol": 1e-3}}
 INDEX_EMBEDDING_TOLERANCE = {"atol": 1e-3, "rtol": 1e-3}
 
+# Sketches in float16 of vectors that were rounded to float16 before.
+SKETCH_OF_FLOAT16_TOLERANCE = {"atol": 5e-3, "rtol": 1e-3}
+
 # What an index in float16 changes of a distance d, relative to sqrt(d): the median, which `Index.build` states, and the
 # most.
 INDEX_FLOAT16_MEDIAN_TOLERANCE = 1.5e-5
 INDEX_FLOAT16_TOLERANCE = 1e-4
+
+# Mean distances, relative, against the mean of the distances of the same embeddings: sums in float64. And the standard
+# error from sketches, against that of all distances; and against the deviation of the means of many samples.
+MEAN_DISTANCE_TOLERANCE = 1e-9
+SKETCHED_ERROR_TOLERANCE = 0.1
+STANDARD_ERROR_TOLERANCE = 0.15
 
 # The distance of equal images whose embeddings have the rounding of different batches, absolute.
 EQUAL_IMAGES_TOLERANCE = 1e-11

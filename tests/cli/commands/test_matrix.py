@@ -13,8 +13,13 @@ import torch
 from PIL import Image
 
 import lpips_fast
+from lpips_fast.diversity import mean_distance
 from tests.support.image_files import save_noise
-from tests.support.tolerances import EQUAL_IMAGES_TOLERANCE, PRINTED_TOLERANCE, REORDERED_TOLERANCE
+from tests.support.tolerances import (
+    EQUAL_IMAGES_TOLERANCE,
+    PRINTED_TOLERANCE,
+    REORDERED_TOLERANCE,
+)
 
 
 @pytest.fixture
@@ -57,6 +62,46 @@ def test_matrix(run, samples, trunk, fn):
 
     run(*arguments, "two.json", processes=2, threads=1, status=1)
     assert (samples / "two.json").read_text() == (samples / "one.json").read_text()
+
+
+def test_mean_of_many_images(run, samples, trunk, fn):
+    """The numbers are those of the library, of the readable images, whatever processes share the eight units.
+
+    A sketch longer than an embedding makes the standard error independent of units.
+    """
+    (samples / "y").mkdir()
+    for i, contrast in enumerate(np.random.default_rng(0).uniform(0.01, 1, 90)):  # units of the same would add up alike
+        noise = np.random.default_rng(50 + i).uniform(-127, 127, (32, 40, 3))
+        Image.fromarray((128 + contrast * noise).astype(np.uint8)).save(samples / "y" / f"{i:02d}.png")
+    arguments = ("matrix", ".", *trunk, "--sketch", 2**16, "--json")
+    done = run(*arguments, "one.json", threads=1, status=1)
+    found = json.loads((samples / "one.json").read_text())
+    paths = [path for path in sorted(samples.rglob("*.png")) if path.name != "20.png" or path.parent.name == "y"]
+    images = torch.cat([lpips_fast.im2tensor(lpips_fast.load_image(path)) for path in paths])
+    expected = mean_distance(fn, images, sketch=2**16)
+    assert found["summary"] == {
+        "count": 126 * 125 // 2,
+        "mean": pytest.approx(expected.mean, rel=REORDERED_TOLERANCE),
+        "standard_error": pytest.approx(expected.standard_error, rel=REORDERED_TOLERANCE),
+    }
+    assert f"mean\t{found['summary']['mean']:.7g}" in done.stdout
+    assert "20.png cannot be read" in done.stderr
+    assert list(found["errors"]) == ["x/20.png"]
+    assert found["settings"]["sketch"] == 2**16
+    assert found["settings"]["size"] == [40, 32]
+
+    run(*arguments, "two.json", processes=2, threads=1, status=1)
+    assert (samples / "two.json").read_text() == (samples / "one.json").read_text()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [("--csv", "out.csv"), ("--heatmap", "out.png"), ("--block", 5), ("--resume", "--json", "out.json")],
+    ids=lambda option: option[0],
+)
+def test_what_needs_a_matrix_is_refused(mistake, samples, trunk, option):
+    assert f"{option[0]} does not go with --sketch: " in mistake("matrix", "x", "--sketch", 64, *option, *trunk)
+    assert not list(samples.glob("out.*"))
 
 
 def test_two_folders_blocks_and_size(call, samples, trunk, distance):
