@@ -17,7 +17,7 @@ from lpips_fast.cli.notices import Notices
 from lpips_fast.cli.settings import Reading
 from lpips_fast.cli.sources import Files, open_index, reading_errors, stamp
 from lpips_fast.cli.updating import update_index
-from lpips_fast.search import Index, Source
+from lpips_fast.search import Index
 from tests.support.image_files import save_noise
 from tests.support.tolerances import EQUAL_IMAGES_TOLERANCE
 
@@ -46,7 +46,6 @@ def opened(folder, settings):
 
 def test_images_as_the_index_has_them(folder, opened, settings):
     index = opened()
-    assert isinstance(index.images, Source)
     images = index.images.read([3, 1])
     expected = torch.cat([im2tensor(load_image(folder / f"{i}.png")) for i in (3, 1)])
     torch.testing.assert_close(torch.stack(images), expected)
