@@ -94,7 +94,7 @@ def update_index(
     partial = target.with_name(f"{target.name}.partial")
     old = None if rebuild else target
     resized = size is not None
-    plan = processes.from_first(lambda: _plan(folder, old, partial, model, size, reading, kind))
+    plan = processes.from_first(lambda: _plan(folder, out, old, partial, model, size, reading, notices, kind))
     recipe = Recipe.of(folder, len(plan.names), model, reading, plan.size, resized, plan.kind)
     units = recipe.units(len(plan.missing))
     errors: list[str] = []
@@ -113,11 +113,13 @@ def update_index(
 
 def _plan(
     folder: Path,
+    out: Path,
     old: Path | None,
     partial: Path,
     model: Model,
     size: tuple[int, int] | None,
     reading: Reading,
+    notices: Notices,
     kind: Kind | None,
 ) -> _Plan:
     if partial.exists() and not partial.is_dir():
@@ -125,26 +127,33 @@ def _plan(
     names = [path.as_posix() for path in list_folder(folder)]
     paths = [folder / name for name in names]
     stamps = torch.tensor([stamp(path) for path in paths])
-    whole = None if old is None or not old.exists() else _read_whole(old, model.lpips)
+    whole = _opened(old, model.lpips)
     if whole is None:
-        recipe = Recipe.of(folder, len(names), model, reading, size or one_size(paths), size is not None, kind)
+        wanted, kept = size or one_size(paths), kind
     else:
         height, width = whole.header.size
-        recipe = Recipe.of(
-            folder, len(names), model, reading, size or (width, height), size is not None, kind or whole.kind
-        )
-        _check_made_likewise(old, whole, recipe)
-    parts = _parts(old, partial, recipe)
-    missing = (_places(parts, names, stamps)[:, 0] < 0).nonzero()[:, 0].tolist()
-    if whole is not None and size is None:
-        with contextlib.suppress(ReadError):  # if none can be read, each is named at the end
-            if missing and (of_new := one_size([paths[i] for i in missing])) != recipe.size:
-                raise UsageError(
-                    f"{old} is of images of {recipe.size[0]} x {recipe.size[1]} pixels, new ones are {of_new[0]} x "
-                    f"{of_new[1]}: use --rebuild --size WIDTHxHEIGHT"
-                )
+        wanted, kept = size or (width, height), kind or whole.kind
+    recipe = Recipe.of(folder, len(names), model, reading, wanted, size is not None, kept)
+    if whole is not None:
+        _check_made_likewise(out, whole, recipe)
+    places = _places(_parts(whole, partial, recipe), names, stamps)
+    missing = (places[:, 0] < 0).nonzero()[:, 0].tolist()
+    if whole is not None and missing:
+        notices.index(out, whole.header.transparent, whole.header.opaque)
+        if size is None:
+            _check_size(out, recipe.size, [paths[i] for i in missing])
     numbers = [int(path.stem.rpartition("-")[2]) for path in _units(partial)]
     return _Plan(recipe.size, recipe.kind, names, stamps, missing, max(numbers, default=-1) + 1)
+
+
+def _check_size(out: Path, size: tuple[int, int], new: Sequence[Path]) -> None:
+    """Raises a UsageError if new images have another size than those of the file."""
+    with contextlib.suppress(ReadError):  # of one_size, if none can be read: each is named at the end
+        if (of_new := one_size(new)) != size:
+            raise UsageError(
+                f"{out} is of images of {size[0]} x {size[1]} pixels, new ones are {of_new[0]} x {of_new[1]}: use "
+                "--rebuild --size WIDTHxHEIGHT"
+            )
 
 
 def _make_units(
@@ -164,7 +173,7 @@ def _make_units(
 
 def _assemble(plan: _Plan, recipe: Recipe, old: Path | None, target: Path, partial: Path, errors: Sequence[str]) -> int:
     """Writes the index, and returns how many images are in it."""
-    parts = _parts(old, partial, recipe)
+    parts = _parts(_opened(old, recipe.model.lpips), partial, recipe)
     places = _places(parts, plan.names, plan.stamps)
     order = places[places[:, 0] >= 0]
     if len(order) + len(errors) != len(plan.names):
@@ -182,33 +191,40 @@ def _assemble(plan: _Plan, recipe: Recipe, old: Path | None, target: Path, parti
     return len(order)
 
 
-def _read_whole(path: Path, fn: LPIPS) -> _Part:
-    """The file to be updated."""
+def _opened(old: Path | None, fn: LPIPS) -> _Part | None:
+    """The file to be updated, if there is one."""
+    if old is None or not old.exists():
+        return None
     try:
-        return _Part(*files.read(path, fn))
+        return _read(old, fn)
     except ValueError as error:
         raise UsageError(f"{error} (--rebuild builds it anew)") from error
 
 
-def _check_made_likewise(path: Path | None, whole: _Part, recipe: Recipe) -> None:
+def _read(path: Path, fn: LPIPS) -> _Part:
+    header, table = files.read(path, fn)
+    return _Part(header, table._replace(names=None if table.names is None else [*table.names]))
+
+
+def _check_made_likewise(out: Path, whole: _Part, recipe: Recipe) -> None:
     folder = whole.header.folder
     if whole.header.reading is None or folder is None or whole.table.names is None or whole.table.stamps is None:
-        raise UsageError(f"{path} was made in Python, not by this command (--rebuild builds it anew)")
+        raise UsageError(f"{out} was made in Python, not by this command (--rebuild builds it anew)")
     made, wanted = described(whole.header, whole.kind), described(recipe.header, recipe.kind)
     if made != wanted:
         raise UsageError(
-            f"{path} was made with {', '.join(o for o in made if o not in wanted)}, and is asked for with "
+            f"{out} was made with {', '.join(o for o in made if o not in wanted)}, and is asked for with "
             f"{', '.join(o for o in wanted if o not in made)} (--rebuild builds it anew)"
         )
 
 
-def _parts(old: Path | None, partial: Path, recipe: Recipe) -> list[_Part]:
+def _parts(whole: _Part | None, partial: Path, recipe: Recipe) -> list[_Part]:
     """The file and the units that were made by the recipe. Removes all other files that a run has left in `partial`."""
-    parts = [] if old is None or not old.exists() else [_read_whole(old, recipe.model.lpips)]
+    parts = [] if whole is None else [whole]
     fitting = []
     for path in _units(partial):
         with contextlib.suppress(ValueError):
-            unit = _Part(*files.read(path, recipe.model.lpips))
+            unit = _read(path, recipe.model.lpips)
             header = unit.header._replace(transparent=None, opaque=None, folder=recipe.header.folder)
             if (header, unit.kind) == (recipe.header, recipe.kind):
                 parts.append(unit)

@@ -86,16 +86,20 @@ class Names(Sequence[str]):
             return [self[i] for i in range(*index.indices(len(self)))]
         at = range(len(self))[index]
         start, end = (0 if at == 0 else int(self._ends[at - 1])), int(self._ends[at])
-        if not 0 <= start <= end <= len(self._text):
-            raise ValueError(f"the index is damaged: its name {at} lies at {start} to {end} of {len(self._text)} bytes")
+        self._check(at, start, end)
         return _decoded(self._text[start:end].numpy().tobytes())
 
     def __iter__(self) -> Iterator[str]:
-        """Reads all of them at once, which is many times faster than one by one."""
+        """Takes all of them from the file at once, which is many times faster than one by one."""
         text, start = self._text.numpy().tobytes(), 0
-        for end in self._ends.tolist():
+        for at, end in enumerate(self._ends.tolist()):
+            self._check(at, start, end)
             yield _decoded(text[start:end])
             start = end
+
+    def _check(self, at: int, start: int, end: int) -> None:
+        if not 0 <= start <= end <= len(self._text):
+            raise ValueError(f"the index is damaged: its name {at} lies at {start} to {end} of {len(self._text)} bytes")
 
 
 def write(path: Path, header: Header, tables: Sequence[Table], order: Tensor | None = None) -> None:

@@ -213,7 +213,9 @@ def test_no_readable_image(folder, update):
     assert [path.name for path in folder.parent.iterdir()] == ["photos"]
 
 
-def test_transparent_images_are_remembered(folder, update, fn):
+def test_transparent_images_are_remembered(folder, update, fn, settings):
+    """Also after they are gone, since rows do not say which they were."""
+
     def transparency():
         header = Index.load(folder.parent / "photos.index", fn).header
         return header.transparent, header.opaque
@@ -225,9 +227,26 @@ def test_transparent_images_are_remembered(folder, update, fn):
         image.save(folder / "clear.png")
     update()
     assert transparency() == (True, True)
-    (folder / "0.png").unlink()
+    (folder / "clear.png").unlink()
     update()
     assert transparency() == (True, True)
+
+
+def test_a_transparent_image_among_opaque_ones_is_told_of(folder, settings, capsys):
+    """Also if the opaque ones were there before."""
+
+    def told():
+        notices = Notices(Reading())
+        update_index(folder, folder.parent / "photos.index", Model(settings), None, Reading(), notices)
+        notices.tell("other images are not")
+        return capsys.readouterr().err
+
+    assert told() == ""
+    with Image.open(folder / "3.png") as image:
+        image.putalpha(100)
+        image.save(folder / "clear.png")
+    assert "clear.png: transparent, and other images are not" in told()
+    assert told() == ""
 
 
 @pytest.mark.parametrize(
