@@ -109,13 +109,14 @@ def open_index(
         made_in = folder or (Path(index.header.folder) if index.header.folder is not None else None)
         if index.header.reading is None or index.names is None or made_in is None:
             raise UsageError(
-                f"{where} keeps sketches alone, and was made in Python from images that only Python knows: search it "
-                "there, or with --estimate"
+                f"{where} keeps sketches alone, and was made in Python from images that are not known here; search "
+                "needs none with --estimate"
             )
         if not made_in.is_dir():
             raise UsageError(
-                f"{where} keeps sketches alone, and the folder of its images, {made_in}, is not there: --folder says "
-                "where they are, --estimate does without them"
+                f"{where} keeps sketches alone, and the folder of its images, {made_in}, is not there: if it has "
+                f"moved, lpips-fast index FOLDER -o {where} notes the new place; search has --folder for it, and needs "
+                "no images with --estimate"
             )
         index.images = Files(made_in, index.names, index.header, index.stamps, model, reading)
     return index
@@ -145,14 +146,14 @@ def option(key: str, value: Any) -> str:
 
 
 def _check_made_likewise(where: Path, header: Header, settings: Settings, reading: Reading) -> None:
-    """Raises a UsageError if the images of an index were read with other options than the query."""
+    """Raises a UsageError if the images of an index were read with other options than this run's."""
     if header.raw is settings.normalize:
         made = "with" if header.raw else "without"
-        raise UsageError(f"{where} was made {made} --no-normalize: search it likewise, or build it again")
+        raise UsageError(f"{where} was made {made} --no-normalize: use it likewise, or build it again")
     made_with = header.reading or {}
     for key, value in reading.described().items():
         if made_with.get(key, value) != value:
             raise UsageError(
-                f"{where} was made with {option(key, made_with[key])}, the search has {option(key, value)}: search "
-                "it likewise, or build it again"
+                f"{where} was made with {option(key, made_with[key])}, and this run has {option(key, value)}: use it "
+                "likewise, or build it again"
             )

@@ -56,6 +56,50 @@ class _Part(NamedTuple):
         return Kind(None if sketch is None else sketch.length, self.table.vectors is not None)
 
 
+class _File(NamedTuple):
+    """FILE and FILE.partial."""
+
+    out: Path  # FILE as the user names it
+    fn: LPIPS
+    rebuild: bool  # whether to take nothing from FILE
+
+    @property
+    def target(self) -> Path:
+        return replaceable(self.out)
+
+    @property
+    def partial(self) -> Path:
+        return self.target.with_name(f"{self.target.name}.partial")
+
+    def whole(self) -> _Part | None:
+        """FILE as it is, if there is something to take from it."""
+        if self.rebuild or not self.target.exists():
+            return None
+        try:
+            return _read(self.target, self.fn)
+        except ValueError as error:
+            raise UsageError(f"{error} (--rebuild builds it anew)") from error
+
+    def units(self) -> list[Path]:
+        return sorted(self.partial.glob("unit-*.index"))
+
+    def parts(self, recipe: Recipe, whole: _Part | None) -> list[_Part]:
+        """FILE and the units that were made by the recipe. All other files in FILE.partial are removed."""
+        parts = [] if whole is None else [whole]
+        fitting = []
+        for path in self.units():
+            with contextlib.suppress(ValueError):  # it is damaged, or of another network
+                unit = _read(path, self.fn)
+                header = unit.header._replace(transparent=None, opaque=None, folder=recipe.header.folder)
+                if (header, unit.kind) == (recipe.header, recipe.kind):
+                    parts.append(unit)
+                    fitting.append(path)
+        for path in self.partial.glob("*"):
+            if path not in fitting:
+                path.unlink()
+        return parts
+
+
 class _Plan(NamedTuple):
     """What there is to do, the same for all processes."""
 
@@ -65,6 +109,10 @@ class _Plan(NamedTuple):
     stamps: Tensor  # [N, 2]
     missing: list[int]  # the numbers of the images to embed
     next_unit: int  # the number of the first new unit
+
+    @property
+    def unchanged(self) -> int:
+        return len(self.names) - len(self.missing)
 
 
 def update_index(
@@ -90,44 +138,38 @@ def update_index(
         UsageError: there are no images, their sizes differ, or are too small for the net; or the file is no index, or
             was made with other options.
     """
-    target = replaceable(out)
-    partial = target.with_name(f"{target.name}.partial")
-    old = None if rebuild else target
+    file = _File(out, model.lpips, rebuild)
     resized = size is not None
-    plan = processes.from_first(lambda: _plan(folder, out, old, partial, model, size, reading, notices, kind))
+    plan = processes.from_first(lambda: _plan(file, folder, model, size, reading, notices, kind))
     recipe = Recipe.of(folder, len(plan.names), model, reading, plan.size, resized, plan.kind)
-    units = recipe.units(len(plan.missing))
+    units = [*enumerate(recipe.units(len(plan.missing)), plan.next_unit)]
     errors: list[str] = []
-    with output.progress(len(plan.missing), f"images ({len(plan.names) - len(plan.missing)} unchanged)") as advance:
-        made = _make_units(plan, recipe, partial, notices, advance)
+    with output.progress(len(plan.missing), f"images ({plan.unchanged} unchanged)") as advance:
+        made = _make_units(file, plan, recipe, processes.own(units), notices, advance)
         for of_each_process in processes.gathered(made, len(units)):
-            for rank, unit, why in of_each_process:
+            for rank, images, why in of_each_process:
                 errors += why
                 if rank != processes.rank():
-                    advance(len(unit))
-    count = 0
-    if processes.rank() == 0:
-        count = _assemble(plan, recipe, old, target, partial, errors)
-    return Updated(count, len(plan.names) - len(plan.missing), plan.kind, errors)
+                    advance(images)
+    images = _assemble(file, plan, recipe, errors) if processes.rank() == 0 else 0
+    return Updated(images, plan.unchanged, plan.kind, errors)
 
 
 def _plan(
+    file: _File,
     folder: Path,
-    out: Path,
-    old: Path | None,
-    partial: Path,
     model: Model,
     size: tuple[int, int] | None,
     reading: Reading,
     notices: Notices,
     kind: Kind | None,
 ) -> _Plan:
-    if partial.exists() and not partial.is_dir():
-        raise UsageError(f"--output keeps what is finished in {partial}, which is no folder")
+    if file.partial.exists() and not file.partial.is_dir():
+        raise UsageError(f"--output keeps what is finished in {file.partial}, which is no folder")
     names = [path.as_posix() for path in list_folder(folder)]
     paths = [folder / name for name in names]
     stamps = torch.tensor([stamp(path) for path in paths])
-    whole = _opened(old, model.lpips)
+    whole = file.whole()
     if whole is None:
         wanted, kept = size or one_size(paths), kind
     else:
@@ -135,14 +177,14 @@ def _plan(
         wanted, kept = size or (width, height), kind or whole.kind
     recipe = Recipe.of(folder, len(names), model, reading, wanted, size is not None, kept)
     if whole is not None:
-        _check_made_likewise(out, whole, recipe)
-    places = _places(_parts(whole, partial, recipe), names, stamps)
+        _check_made_likewise(file.out, whole, recipe)
+    places = _places(file.parts(recipe, whole), names, stamps)
     missing = (places[:, 0] < 0).nonzero()[:, 0].tolist()
     if whole is not None and missing:
-        notices.index(out, whole.header.transparent, whole.header.opaque)
+        notices.index(file.out, whole.header.transparent, whole.header.opaque)
         if size is None:
-            _check_size(out, recipe.size, [paths[i] for i in missing])
-    numbers = [int(path.stem.rpartition("-")[2]) for path in _units(partial)]
+            _check_size(file.out, recipe.size, [paths[i] for i in missing])
+    numbers = [int(path.stem.rpartition("-")[2]) for path in file.units()]
     return _Plan(recipe.size, recipe.kind, names, stamps, missing, max(numbers, default=-1) + 1)
 
 
@@ -157,48 +199,42 @@ def _check_size(out: Path, size: tuple[int, int], new: Sequence[Path]) -> None:
 
 
 def _make_units(
-    plan: _Plan, recipe: Recipe, partial: Path, notices: Notices, advance: Callable[[], None]
-) -> Iterator[tuple[int, range, list[str]]]:
-    """Makes the units of this process. Yields its rank, each unit, and why images in it cannot be read."""
-    own = processes.own([*enumerate(recipe.units(len(plan.missing)), plan.next_unit)])
-    images = recipe.read([plan.names[plan.missing[i]] for _, unit in own for i in unit])
-    for number, unit in own:
+    file: _File,
+    plan: _Plan,
+    recipe: Recipe,
+    units: Sequence[tuple[int, range]],
+    notices: Notices,
+    advance: Callable[[], None],
+) -> Iterator[tuple[int, int, list[str]]]:
+    """Makes units, and yields for each this process's rank, how many images it has, and why some cannot be read."""
+    images = recipe.read([plan.names[plan.missing[i]] for _, unit in units for i in unit])
+    for number, unit in units:
         rows = [plan.missing[i] for i in unit]
         built, errors = recipe.build([plan.names[row] for row in rows], images, notices, advance, plan.stamps[rows])
         if len(built):
-            partial.mkdir(exist_ok=True)
-            files.write(partial / f"unit-{number:06d}.index", built.header, [built.table])
-        yield processes.rank(), unit, list(errors.values())
+            file.partial.mkdir(exist_ok=True)
+            files.write(file.partial / f"unit-{number:06d}.index", built.header, [built.table])
+        yield processes.rank(), len(unit), list(errors.values())
 
 
-def _assemble(plan: _Plan, recipe: Recipe, old: Path | None, target: Path, partial: Path, errors: Sequence[str]) -> int:
-    """Writes the index, and returns how many images are in it."""
-    parts = _parts(_opened(old, recipe.model.lpips), partial, recipe)
+def _assemble(file: _File, plan: _Plan, recipe: Recipe, errors: Sequence[str]) -> int:
+    """Writes FILE, and returns how many images are in it."""
+    parts = file.parts(recipe, file.whole())
     places = _places(parts, plan.names, plan.stamps)
     order = places[places[:, 0] >= 0]
     if len(order) + len(errors) != len(plan.names):
-        raise RuntimeError(f"{partial} lacks images that other processes have embedded: each machine must see it")
+        raise RuntimeError(f"{file.partial} lacks images that other processes have embedded: each machine must see it")
     if not len(order):
         raise none_readable(len(plan.names), errors[0])
     header = recipe.header._replace(
         transparent=any(part.header.transparent for part in parts), opaque=any(part.header.opaque for part in parts)
     )
-    partial.mkdir(exist_ok=True)
-    written = partial / "whole.index"  # a file that a kill leaves behind is removed with the folder
+    file.partial.mkdir(exist_ok=True)
+    written = file.partial / "whole.index"  # a file that a kill leaves behind is removed with the folder
     files.write(written, header, [part.table for part in parts], order)
-    os.replace(written, target)
-    shutil.rmtree(partial)
+    os.replace(written, file.target)
+    shutil.rmtree(file.partial)
     return len(order)
-
-
-def _opened(old: Path | None, fn: LPIPS) -> _Part | None:
-    """The file to be updated, if there is one."""
-    if old is None or not old.exists():
-        return None
-    try:
-        return _read(old, fn)
-    except ValueError as error:
-        raise UsageError(f"{error} (--rebuild builds it anew)") from error
 
 
 def _read(path: Path, fn: LPIPS) -> _Part:
@@ -218,36 +254,15 @@ def _check_made_likewise(out: Path, whole: _Part, recipe: Recipe) -> None:
         )
 
 
-def _parts(whole: _Part | None, partial: Path, recipe: Recipe) -> list[_Part]:
-    """The file and the units that were made by the recipe. Removes all other files that a run has left in `partial`."""
-    parts = [] if whole is None else [whole]
-    fitting = []
-    for path in _units(partial):
-        with contextlib.suppress(ValueError):
-            unit = _read(path, recipe.model.lpips)
-            header = unit.header._replace(transparent=None, opaque=None, folder=recipe.header.folder)
-            if (header, unit.kind) == (recipe.header, recipe.kind):
-                parts.append(unit)
-                fitting.append(path)
-    for path in partial.glob("*"):
-        if path not in fitting:
-            path.unlink()
-    return parts
-
-
-def _units(partial: Path) -> list[Path]:
-    return sorted(partial.glob("unit-*.index"))
-
-
 def _places(parts: Sequence[_Part], names: Sequence[str], stamps: Tensor) -> Tensor:
     """[N, 2], the part and its row that are right for each image; -1 if none is."""
-    wanted = {name: (i, of_file) for i, (name, of_file) in enumerate(zip(names, stamps.tolist(), strict=True))}
-    places = [(-1, -1)] * len(names)
-    for number, (_, table) in enumerate(parts):
+    numbers = {name: i for i, name in enumerate(names)}
+    places = torch.full((len(names), 2), -1)
+    for part, (_, table) in enumerate(parts):
         if table.names is None or table.stamps is None:
             continue
-        for row, (name, of_row) in enumerate(zip(table.names, table.stamps.tolist(), strict=True)):
-            i, of_file = wanted.get(name, (-1, None))
-            if of_row == of_file:
-                places[i] = number, row
-    return torch.tensor(places)
+        images = torch.tensor([numbers.get(name, -1) for name in table.names], dtype=torch.int64)
+        right = (images >= 0) & (stamps[images] == table.stamps).all(dim=1)
+        places[images[right], 0] = part
+        places[images[right], 1] = right.nonzero()[:, 0]
+    return places

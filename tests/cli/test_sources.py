@@ -106,7 +106,9 @@ def test_a_folder_that_is_not_there(folder, opened, settings):
     opened()
     moved = folder.rename(folder.parent / "moved")
     path, model, reading = folder.parent / "photos.index", Model(settings), Reading()
-    with pytest.raises(UsageError, match=f"{folder}, is not there: --folder says where they are, --estimate does"):
+    with pytest.raises(
+        UsageError, match=f"{folder}, is not there: .* search has --folder for it, and needs no images with --estimate"
+    ):
         open_index(path, model, reading, Notices(reading))
     assert open_index(path, model, reading, Notices(reading), exact=False).images is None
     index = open_index(path, model, reading, Notices(reading), moved)
@@ -123,7 +125,7 @@ def test_an_index_that_needs_no_images(opened, folder):
 def test_an_index_of_sketches_from_python(tmp_path, settings, fn):
     Index.build(fn, torch.rand(2, 3, 32, 40), sketch=64).save(tmp_path / "python.index")
     reading = Reading()
-    with pytest.raises(UsageError, match="made in Python from images that only Python knows"):
+    with pytest.raises(UsageError, match="made in Python from images that are not known here"):
         open_index(tmp_path / "python.index", Model(settings), reading, Notices(reading), tmp_path)
     index = open_index(tmp_path / "python.index", Model(settings), reading, Notices(reading), exact=False)
     assert len(index) == 2
