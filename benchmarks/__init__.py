@@ -8,6 +8,7 @@ and its records:
     kernels           where a GPU's time goes, kernel by kernel
     dirs              `lpips-fast dirs` against the script of lpips
     matrix            all pairs of images against the script of lpips
+    search            the index of sketches against the index of whole vectors; photographs has its images
     training          a step of calibration against the Trainer of lpips
     precision         the error of each precision of the trunk
     other_packages    what LPIPS of other packages gives

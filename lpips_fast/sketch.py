@@ -26,6 +26,15 @@ Signs and offsets come from the raw numbers of NumPy's Philox generator, which N
 seed as key. So sketches of different machines and versions can be compared.
 
 Sums are float32, or float64 for float64 features, in a fixed order.
+
+The compiled library has two operators for the CPU. The other images of a batch, other queries and rows, and the number
+of threads change no bit of a result.
+
+  * sketch_cpu: the sketches, float32 [N, m], of taps [N, C_l, H_l, W_l], dense and channels-last, all float32, float16
+    or bfloat16. scales[l] are sqrt(w_l,c / P_l), float32 [C_l]. Signs and offsets are those of `signs_and_offsets` for
+    the values of an image, and length is m. It goes over the taps once, and keeps no embedding. N = 0 and H_l W_l = 0
+    are legal.
+  * sketch_distances_cpu: `distances`, of dense tensors.
 """
 
 from __future__ import annotations
@@ -111,11 +120,14 @@ def distances(queries: Tensor, rows: Tensor) -> Tensor:
     """The squared distances [Q, n] of sketches [Q, m], float32, to sketches [n, m], float16 or float32.
 
     From the differences, so that small distances are accurate. On the CPU with the compiled library a distance has the
-    same bits whatever else is compared with it; elsewhere a matrix product may round them differently.
+    same bits whatever else is compared with it; elsewhere sums may round in other ways.
     """
     if queries.device.type == "cpu" and queries.dtype == torch.float32 and _compiled("sketch_distances_cpu"):
         return torch.ops.lpips_fast.sketch_distances_cpu(queries.contiguous(), rows.contiguous())
-    return torch.stack([(rows.to(query) - query).square().sum(dim=1) for query in queries])
+    found, rows = queries.new_empty((len(queries), len(rows))), rows.to(queries)
+    for i, query in enumerate(queries):
+        found[i] = (rows - query).square().sum(dim=1)
+    return found
 
 
 def fold(sketches: Tensor, length: int) -> Tensor:

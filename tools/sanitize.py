@@ -3,9 +3,9 @@
     python tools/sanitize.py [address | thread | coverage] [ARGUMENTS OF PYTEST]
 
 address     The CPU library, and the CUDA kernels in their emulator, with AddressSanitizer and
-            UndefinedBehaviorSanitizer: the tests of the head and of the CPU's convolutions, with each instruction set
-            of the processor. The first wrong access to memory (also past the end of a tensor) or undefined arithmetic
-            stops them with a report.
+            UndefinedBehaviorSanitizer: the tests of the head, of the CPU's convolutions and of sketches, with each
+            instruction set of the processor. The first wrong access to memory (also past the end of a tensor) or
+            undefined arithmetic stops them with a report.
 thread      The CUDA kernels in their emulator, with ThreadSanitizer: the tests of the head. The first two accesses of a
             block's threads to the same memory, one of them a write, that no barrier separates, stop them with a report.
             Before that a kernel without a barrier must be reported.
@@ -35,6 +35,7 @@ TESTS = (
     "tests/csrc/head/test_cpu.py",
     "tests/csrc/common/test_isa.py",
     "tests/trunk/test_operators.py",
+    "tests/test_sketch.py",
     "tests/test_functional.py",
     "tests/test_fuzz.py",
 )

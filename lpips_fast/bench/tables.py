@@ -24,9 +24,9 @@ def _ceilings(records: Sequence[Record]) -> Iterable[str]:
             if "error" in record:
                 rows.append([what, "", f"not measured: {record['error']}"])
             elif record["what"] == "copy":
-                rows.append([what, _ms(record), f"{_number(record['bytes_per_s'] / 1e9)} GB/s"])
+                rows.append([what, ms(record), f"{_number(record['bytes_per_s'] / 1e9)} GB/s"])
             else:
-                rows.append([what, _ms(record), f"{_number(record['flops_per_s'] / 1e9)} GFLOP/s"])
+                rows.append([what, ms(record), f"{_number(record['flops_per_s'] / 1e9)} GFLOP/s"])
         yield table(["what", "ms (20% to 80%)", "rate"], rows)
 
 
@@ -46,7 +46,7 @@ def _head(records: Sequence[Record]) -> Iterable[str]:
                     share = f"{bandwidth / of_copy:.0%}" if of_copy is not None else ""
                     ratio = _ratio(group.get("reference"), record)
                     gigabytes = _number(bandwidth / 1e9)
-                    rows.append([layout.replace("_", "-"), mode, name, _ms(record), ratio, gigabytes, share])
+                    rows.append([layout.replace("_", "-"), mode, name, ms(record), ratio, gigabytes, share])
         yield table(["layout", "mode", "provider", "ms (20% to 80%)", "x reference", "GB/s", "share of a copy"], rows)
         yield from _failures(of_run)
 
@@ -66,7 +66,7 @@ def _end_to_end(records: Sequence[Record]) -> Iterable[str]:
             forward, step = (cells.get((name, precision, mode)) for mode in ("forward", "step"))
             row = [f"*{name}*" if name == "limit" else name, precision]
             for mode, record in (("forward", forward), ("step", step)):
-                row += [_ms(record), _ratio(baseline.get(mode), record), _mebibytes(record, "peak_bytes")]
+                row += [ms(record), _ratio(baseline.get(mode), record), _mebibytes(record, "peak_bytes")]
             rows.append([*row, _mebibytes(step, "kept_bytes")])
         times = f"x {BASELINE}"
         head = [
@@ -139,7 +139,7 @@ def _plain(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _ms(record: Record | None) -> str:
+def ms(record: Record | None) -> str:
     """The median; with its quantiles if they differ from it."""
     if record is None:
         return ""

@@ -213,9 +213,10 @@ class Index:
             k: how many images to find, at most as many as the index has.
             normalize: whether the queries are in [0, 1]; they are then mapped to [-1, 1]. It must be the same as for
                 the images.
-            faiss: a FAISS factory string ('Flat', 'HNSW32,Flat', 'IVF4096,PQ64', ...): FAISS then finds the candidates,
-                more than k, among the sketches, or among the vectors if there are no sketches. The first search makes
-                FAISS's index, which is kept beside them. None compares all, in blocks, on the device of the distance.
+            faiss: a FAISS factory string ('Flat', 'HNSW32,Flat', 'IVF1024,PQ128x4fs', ...): FAISS then finds the
+                candidates, more than k, among the sketches, or among the vectors if there are no sketches. The first
+                search makes FAISS's index, which is kept beside them. None compares all, in blocks, on the device of
+                the distance.
             estimate: whether to return the distances of the sketches, off by a few percent, instead of LPIPS. No image
                 is read again.
 
@@ -238,7 +239,7 @@ class Index:
             raise ValueError("estimate must be False for an index without sketches: build it with sketch=1024")
         k = checked_count("k", k, "a number of images")
         compared = self.queries(queries, normalize=normalize)
-        candidates = self.candidates(compared, k, faiss=faiss)
+        candidates = self.candidates(compared, k, faiss=faiss, estimate=estimate)
         return self.confirm(compared, candidates, k, estimate=estimate)
 
     @torch.no_grad()
@@ -266,7 +267,13 @@ class Index:
 
     @torch.no_grad()
     def candidates(
-        self, queries: Queries, k: int, *, faiss: str | None = None, rows: range | None = None
+        self,
+        queries: Queries,
+        k: int,
+        *,
+        faiss: str | None = None,
+        rows: range | None = None,
+        estimate: bool = False,
     ) -> list[Candidates]:
         """The second step of `search`: for each query the images that may be among its k nearest.
 
@@ -274,6 +281,7 @@ class Index:
             rows: which images to look through; None for all. Processes may share them: `confirm` takes the candidates
                 of all of them together.
             faiss: as for `search`, which then looks through all images.
+            estimate: whether the estimates shall decide, so that only the k least are needed.
         """
         if faiss is not None:
             _check_factory(faiss)
@@ -282,14 +290,16 @@ class Index:
             return [none] * len(queries.vectors)
         k = min(k, len(self))
         if faiss is None:
-            return nearest.scan(self._estimates(queries), k, range(len(self)) if rows is None else rows)
+            return nearest.scan(
+                self._estimates(queries, estimate=estimate), k, range(len(self)) if rows is None else rows
+            )
         stored = self.vectors if self.sketches is None else self.sketches
         assert stored is not None
         try:
             if faiss not in self._faiss:
                 self._faiss[faiss] = _faiss_index(stored, faiss)
             by_products = None if self.sketches is not None else product_rounding(stored.shape[1])
-            return nearest.by_faiss(self._estimates(queries, by_products), self._faiss[faiss], k)
+            return nearest.by_faiss(self._estimates(queries, by_products, estimate), self._faiss[faiss], k)
         except (RuntimeError, MemoryError) as error:
             reason = str(error).rpartition(": ")[2]  # without FAISS's own file and line
             raise ValueError(
@@ -500,11 +510,14 @@ class Index:
     def _sketch(self, kind: Sketch, vectors: Tensor) -> Tensor:
         return sketch_embeddings(kind, vectors, tap_shapes(self._fn, self.header.size))
 
-    def _estimates(self, queries: Queries, rounding: float | None = None) -> SketchEstimates | VectorEstimates:
+    def _estimates(
+        self, queries: Queries, rounding: float | None = None, estimate: bool = False
+    ) -> SketchEstimates | VectorEstimates:
         if self.sketches is not None:
             assert queries.sketches is not None
             assert self.header.sketch is not None
-            return SketchEstimates(queries.sketches, self.sketches, self.header.sketch)
+            deviations = 0.0 if estimate else nearest.DEVIATIONS
+            return SketchEstimates(queries.sketches, self.sketches, self.header.sketch, deviations)
         assert self.vectors is not None
         return VectorEstimates(queries.vectors, self.vectors, rounding)
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from lpips_fast.pairwise import direct_distances, product_distances, product_rounding
 from lpips_fast.sketch import Sketch, distances
 
-_DEVIATIONS = 3.0  # z
+DEVIATIONS = 3.0  # z
 _BLOCK_BYTES = 2**28  # size in float32 of the stored rows that are compared at once, and of embeddings in memory
 _LEAST_FIRST = 16  # candidates whose distances are computed first, at least
 _MOST_OF_FAISS = 4096  # candidates that FAISS is asked for among sketches, at most
@@ -64,10 +64,10 @@ class VectorEstimates:
 class SketchEstimates:
     """Estimates by stored sketches."""
 
-    def __init__(self, queries: Tensor, stored: Tensor, sketch: Sketch) -> None:
+    def __init__(self, queries: Tensor, stored: Tensor, sketch: Sketch, deviations: float = DEVIATIONS) -> None:
         self.queries = queries.to(stored.dtype).float()  # rounded as the stored ones: equal images are at 0
         self.stored = stored
-        self._deviation = _DEVIATIONS * sketch.spread
+        self._deviation = deviations * sketch.spread
         self._rounding = 2**-20 / 6 * self.queries.square().sum(dim=1, keepdim=True)
 
     def of(self, rows: slice) -> Tensor:

@@ -253,3 +253,17 @@ DROPOUT_MEAN_TOLERANCE = 0.05  # of 100 draws
 DRAWS_MEAN_TOLERANCE = 0.01  # of dropout in a calibration
 DRAWS_STD_TOLERANCE = 0.2
 NOISE_STD_TOLERANCE = 0.05  # of noise in the pixels of one small image
+
+# --- Sketches ---
+
+# Against the formula in float64, of the largest value of all sketches. Sums in float32 of up to a thousand terms of
+# both signs in one bucket (found: 9e-7, 2e-7 in plain torch); sketches rounded to float16, four buckets of which are
+# added (1.7e-4); the same in float64 (1.4e-15).
+SKETCH_TOLERANCE = {torch.float64: (1e-14, 0), torch.float32: (2e-6, 0), torch.float16: (5e-4, 0)}
+
+# Sums of up to 1024 squares in float32 (found: 4e-7, without fused multiply-adds).
+SKETCH_DISTANCE_TOLERANCE = (0, 1e-6)
+
+# Estimates over hundreds of seeds: their mean, in standard deviations of a mean, and their standard deviation.
+SKETCH_MEAN_TOLERANCE = 4
+SKETCH_SPREAD_TOLERANCE = 0.2

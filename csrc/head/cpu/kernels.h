@@ -5,16 +5,10 @@
 #include <cstdint>
 
 #include "common/integers.h"
+#include "common/storage.h"
 #include "head/math.h"
 
 namespace lpips_fast::cpu {
-
-struct Half {
-  uint16_t bits;
-};
-struct BFloat16 {
-  uint16_t bits;
-};
 
 // [N, C, pixels] in memory; strides in elements. Pixel p lies (p / width) stride_h + (p % width) stride_w after the
 // first. If an image's rows follow each other in memory, width is the number of its pixels. data is null for a gradient

@@ -20,7 +20,7 @@ namespace lpips_fast::cpu::LPIPS_FAST_ISA {
 namespace {
 
 #include "common/vectors.inl"
-#include "head/cpu/storage.inl"
+#include "common/storage.inl"
 
 // These replace std::fill_n and std::copy_n, which would be compiled for this instruction set under a name that all
 // sets share.

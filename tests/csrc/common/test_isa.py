@@ -28,26 +28,31 @@ pytestmark = [
 # Each operator is tried twice: a choice that is refused must be refused again. What works prints its bits.
 PROBE = """
 import hashlib, torch
-from lpips_fast import LPIPS  # defines the operators
+from lpips_fast import LPIPS, sketch  # define the operators
 ops = torch.ops.lpips_fast
 generator = torch.Generator().manual_seed(0)
 feats = [[torch.randn(16, 65, 9, 11, generator=generator)] for _ in range(2)]
 filters, turned = (torch.randn(shape, generator=generator) for shape in ((36, 2, 65, 16), (36, 5, 20, 16)))
 program = [2, 2, 65, 20, 3, 1, 1, 0, 1, 0, 0, 0]  # one convolution by Winograd's algorithm
 tap = torch.randn(16, 20, 9, 11, generator=generator)
+rows = feats[0][0].contiguous(memory_format=torch.channels_last)
+tables = sketch.signs_and_offsets(sketch.Sketch(100), 65 * 99, torch.device("cpu"))
+queries, sketches = torch.randn(5, 100, generator=generator), torch.randn(9, 100, generator=generator).half()
 for call in (
     lambda: ops.head_fwd_cpu(*feats, [torch.ones(65)], 1e-10, False),
     lambda: ops.head_maps_fwd_cpu(*feats, [torch.ones(65)], 1e-10, False)[0],
     lambda: ops.head_bwd_cpu([torch.ones(16, 1)], *feats, [torch.ones(65)], 1e-10, False, True, True, False, False)[0],
     lambda: ops.trunk_fwd_cpu(feats[0], None, None, [filters, torch.zeros(32)], program, False)[0],
     lambda: ops.trunk_bwd_cpu([tap], [], [tap], None, [turned], program, 9, 11),
+    lambda: ops.sketch_cpu([rows], [torch.ones(65)], 1e-10, False, *tables, 100),
+    lambda: ops.sketch_distances_cpu(queries, sketches),
 ) * 2:
     try:
         print("bits", hashlib.sha256(call().contiguous().numpy().tobytes()).hexdigest())
     except RuntimeError as error:
         print("error", str(error).splitlines()[0])
 """
-CALLS = 10
+CALLS = 14
 # Of the suites, what is slow and says nothing about an instruction set.
 SLOW = "(compiled or opcheck or gradcheck or 2_31 or matrix or packed)"
 
@@ -102,23 +107,30 @@ def test_best_set_is_the_default(name):
     assert probe(name) == probe(supported()[-1])
 
 
-def test_choice_reaches_head_and_trunk():
+def test_choice_reaches_head_trunk_and_sketches():
     """Sums with fused multiply-adds round in other ways than those without."""
     if "avx2" not in supported():
         pytest.skip("one instruction set only")
-    *head, forward, backward = [a != b for a, b in zip(probe("portable")[:5], probe("avx2")[:5], strict=True)]
+    differ = [a != b for a, b in zip(probe("portable")[: CALLS // 2], probe("avx2")[: CALLS // 2], strict=True)]
+    *head, forward, backward, sketches, distances = differ
     assert any(head)
     assert forward
     assert backward
+    assert sketches
+    assert distances
 
 
 SUITES = {
     "head": ("tests/head", "tests/csrc/head/test_cpu.py", "-k", "(cpu-cpu or test_cpu) and not " + SLOW),
     "trunk": ("tests/trunk/test_operators.py", "-k", "not " + SLOW),
+    "sketch": ("tests/test_sketch.py", "-k", "not torch- and not " + SLOW),
 }
 
 
-@pytest.mark.parametrize("isa, part", (("portable", "head"), ("portable", "trunk"), ("avx2", "trunk")))
+@pytest.mark.parametrize(
+    "isa, part",
+    (("portable", "head"), ("portable", "trunk"), ("avx2", "trunk"), ("portable", "sketch"), ("avx2", "sketch")),
+)
 def test_suite(isa, part):
     """The best set runs in all other tests; of the head's kernels those for AVX2 are the best ones."""
     if isa not in supported()[:-1]:

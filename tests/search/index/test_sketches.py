@@ -74,6 +74,8 @@ def test_estimates(fn, images, queries, distances):
     assert ((found - exact).abs() <= 6 * index.header.sketch.spread * exact).all()
     assert (found != exact).any()
     assert torch.equal(found.sort(dim=1).values, found)
+    least = index.candidates(index.queries(queries), 2, estimate=True)
+    assert [len(of_query.rows) for of_query in least] == [2, 2, 2], "nothing is to be computed exactly"
     with raises(ValueError, "images must be given", "estimate=True"):
         index.search(queries)
     with raises(ValueError, "estimate must be False", "without sketches"):

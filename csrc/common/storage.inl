@@ -1,4 +1,5 @@
-// Loads and stores of features of any storage type as vectors of the accumulation type, besides common/vectors.inl.
+// Loads and stores of float32, float64 and the types of common/storage.h, besides common/vectors.inl. A vector holds
+// what it computes with: float32 for the types of 16 bits.
 
 using UintVec = Vec<uint32_t>;
 using Uint16Vec = VectorOf<uint16_t, kVectorBytes / 2>::type;
@@ -12,7 +13,9 @@ LPIPS_FAST_INLINE FloatVec load(const BFloat16* from) {
 
 // Exponents are re-biased by a multiplication, which also makes subnormal halves normal.
 LPIPS_FAST_INLINE FloatVec load(const Half* from) {
-#if LPIPS_FAST_VECTOR_BYTES == 32  // AVX2 with F16C
+#if LPIPS_FAST_VECTOR_BYTES == 64  // AVX-512F
+  return _mm512_maskz_cvtph_ps(0xffff, load_bits<__m256i>(from));  // without a mask, GCC 12 warns of its header
+#elif LPIPS_FAST_VECTOR_BYTES == 32  // AVX2 with F16C
   return _mm256_cvtph_ps(load_bits<__m128i>(from));
 #else
   const UintVec h = __builtin_convertvector(load_bits<Uint16Vec>(from), UintVec);
@@ -61,39 +64,48 @@ LPIPS_FAST_INLINE void stream(S* to, FloatVec v) {
 LPIPS_FAST_INLINE void finish_streams() { _mm_sfence(); }
 constexpr bool kStreams = true;
 #else
-template <typename S>
-LPIPS_FAST_INLINE void stream(S* to, Vec<Acc<S>> v) {
+template <typename S, typename V>
+LPIPS_FAST_INLINE void stream(S* to, V v) {
   store(to, v);
 }
 LPIPS_FAST_INLINE void finish_streams() {}
 constexpr bool kStreams = false;
 #endif
 
+// How many values of type S a vector holds.
 template <typename S>
-LPIPS_FAST_INLINE Vec<Acc<S>> load_partial(const S* from, int64_t count) {
-  S whole[kLanes<Acc<S>>] = {};
+constexpr int64_t kValues = sizeof(S) < sizeof(float) ? kLanes<float> : kLanes<S>;
+
+// As those of common/vectors.inl for float32.
+template <typename S>
+LPIPS_FAST_INLINE auto load_partial(const S* from, int64_t count) {
+  if (count >= kValues<S>) return load(from);
+  S whole[kValues<S>] = {};
   for (int64_t i = 0; i < count; ++i) whole[i] = from[i];
   return load(whole);
 }
 
-template <typename S>
-LPIPS_FAST_INLINE void store_partial(S* to, Vec<Acc<S>> v, int64_t count) {
-  S whole[kLanes<Acc<S>>];
+template <typename S, typename V>
+LPIPS_FAST_INLINE void store_partial(S* to, V v, int64_t count) {
+  if (count >= kValues<S>) return store(to, v);
+  S whole[kValues<S>];
   store(whole, v);
   for (int64_t i = 0; i < count; ++i) to[i] = whole[i];
 }
 
-// The sum of a vector's lanes, in a fixed order.
+// The sum of a vector's lanes, in a fixed order. It takes halves lane by lane: through its address, the vector would be
+// in memory for all of its life.
 template <typename V>
 LPIPS_FAST_INLINE auto sum_lanes(V v) {
   using A = std::remove_reference_t<decltype(v[0])>;
-  constexpr int kHalf = sizeof(V) / 2;
-  if constexpr (kHalf == sizeof(A)) {
+  constexpr int kHalf = sizeof(V) / sizeof(A) / 2;
+  if constexpr (kHalf == 1) {
     return v[0] + v[1];
   } else {
-    using HalfVec = typename VectorOf<A, kHalf>::type;
-    const char* bytes = reinterpret_cast<const char*>(&v);
-    return sum_lanes(load_bits<HalfVec>(bytes) + load_bits<HalfVec>(bytes + kHalf));
+    typename VectorOf<A, kHalf * sizeof(A)>::type low, high;
+#pragma GCC unroll 8
+    for (int i = 0; i < kHalf; ++i) low[i] = v[i], high[i] = v[kHalf + i];
+    return sum_lanes(low + high);
   }
 }
 

@@ -1,0 +1,5 @@
+// The sketches' kernels for any processor.
+#include "sketch/kernels.h"
+
+#include "common/portable.inl"
+#include "sketch/kernels.inl"
