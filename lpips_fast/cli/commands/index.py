@@ -55,11 +55,11 @@ def index(
     """Prepare a folder for `search`: write a file with what the search compares of each image, or bring it up to date.
 
     A whole vector of an image of 64 x 64 pixels takes 64 KB (alex), 240 KB (squeeze) or 1 MB (vgg); a larger one takes
-    more. A sketch takes 2 KB for an image of any size, and `search` then reads the nearest images again. Without
-    --sketch and --vectors, the kind of the file is kept, or whole vectors if those of all images fit 1 GiB, else
-    sketches.
+    more. A sketch of 1024 numbers takes 2 KB for an image of any size, and `search` then reads the nearest images
+    again. Without --sketch and --vectors a file that is there keeps its kind, and a new one gets whole vectors if
+    those of all images fit 1 GiB, else sketches.
 
-    If FILE is there, images that have not changed since are not read again. If a run is cut short, the same command
+    If the file is there, images that have not changed since are not read again. If a run is cut short, the same command
     goes on with it.
     """
     if out == output.STDOUT:

@@ -9,41 +9,36 @@ from filelock import FileLock
 
 from lpips_fast.search import Index
 
-# Units of 4 images, in batches of 2.
-SMALL_UNITS = """
+# A program whose units are of 4 images. A process of one rank dies after so many units of its own.
+PROGRAM = """
 import os, signal
 from lpips_fast.cli import indexing, main
 
 indexing._UNIT_IMAGES = 4
-"""
-
-# Dies in the third unit.
-KILLED = (
-    SMALL_UNITS
-    + """
-build, left = indexing.Recipe.build, [2]
+build, left = indexing.Recipe.build, [{after}]
 
 def dies(*arguments):
-    if not left[0]:
+    if not left[0] and os.environ.get("RANK", "0") == "{rank}":
         os.kill(os.getpid(), signal.SIGKILL)
     left[0] -= 1
     return build(*arguments)
 
 indexing.Recipe.build = dies
+if __name__ == "__main__":
+    main()
 """
-)
 
 
 @pytest.fixture
-def script(tmp_path):
-    """Writes a program that changes something and then runs lpips-fast."""
+def dying(tmp_path):
+    """Writes the program."""
 
-    def script(text):
+    def dying(after, rank=0):
         path = tmp_path / "program.py"
-        path.write_text(text + '\nif __name__ == "__main__":\n    main()\n')
+        path.write_text(PROGRAM.format(after=after, rank=rank))
         return path
 
-    return script
+    return dying
 
 
 def test_where_an_index_goes(call, photos, trunk, monkeypatch):
@@ -83,10 +78,10 @@ def test_options(call, photos, trunk, fn):
     assert "--sketch" in call(*make, "--sketch", 63, status=2)
 
 
-def test_a_killed_run_goes_on(run, call, photos, trunk, script):
-    """Killed in its third unit, and one process at a time."""
+def test_a_killed_run_goes_on(run, call, photos, trunk, dying):
+    """One process at a time."""
     make = ("index", "photos", "-o", "photos.index", "--sketch", 64, "--batch-size", 2, "--workers", 0, *trunk)
-    run(*make, status=-signal.SIGKILL, script=script(KILLED))
+    run(*make, status=-signal.SIGKILL, script=dying(after=2))
     assert not (photos / "photos.index").exists()
     assert len([*photos.glob("photos.index.partial/unit-*.index")]) == 2
     with FileLock(photos / ".photos.index.lock"):
@@ -99,10 +94,15 @@ def test_a_killed_run_goes_on(run, call, photos, trunk, script):
     assert (photos / "resumed.index").read_bytes() == (photos / "photos.index").read_bytes()
 
 
-def test_several_processes_make_the_same_file(run, photos, trunk, script):
+def test_several_processes_make_the_same_file(run, photos, trunk, dying):
+    """Also if one of them dies, and others go on."""
     make = ("index", "photos", "--sketch", 64, "--batch-size", 2, "--workers", 0, *trunk)
-    done = run(*make, "-o", "two.index", status=1, processes=2, script=script(SMALL_UNITS))
-    assert done.stdout.count("19 images: two.index (sketches of 64 numbers; 0 unchanged)") == 1
+    run(*make, "-o", "two.index", status=1, processes=2, script=dying(after=1, rank=1))
+    assert not (photos / "two.index").exists()
+    assert len([*photos.glob("two.index.partial/unit-*.index")]) >= 2, "the first unit of each"
+    done = run(*make, "-o", "two.index", status=1, processes=2, script=dying(after=5))
+    assert done.stdout.count("19 images: two.index (sketches of 64 numbers; ") == 1
+    assert "; 0 unchanged)" not in done.stdout
     assert done.stderr.count("11.png cannot be read") == 1
     run(*make, "-o", "one.index", status=1, threads=1)
     assert (photos / "one.index").read_bytes() == (photos / "two.index").read_bytes()
