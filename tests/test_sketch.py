@@ -39,9 +39,9 @@ NORMS = (Norm(), Norm(0.3), Norm(1e-10, inside_sqrt=True), Norm(0.3, inside_sqrt
 compiled = pytest.mark.skipif(_library.load_error is not None, reason=str(_library.load_error))
 
 
-@pytest.fixture(params=(pytest.param("compiled", marks=compiled), "torch"))
+@pytest.fixture(params=(pytest.param("operator", marks=compiled), "torch"))
 def way(request, monkeypatch):
-    """How sketches and distances are computed."""
+    """How sketches and distances are computed. `torch-` in a test's name is plain torch."""
     if request.param == "torch":
         monkeypatch.setattr(sketch, "_compiled", lambda operator: False)
     return request.param
