@@ -226,6 +226,11 @@ def _size(name: str, x: Images) -> torch.Size:
     return images_at(name, x, slice(0, 1)).shape[2:]
 
 
+def images_at_once(pixels: int) -> int:
+    """How many images of that many pixels go through the trunk together, at most."""
+    return max(1, _BATCH_PIXELS // max(1, pixels))
+
+
 def _default_block(fn: Distance, pixels: int) -> int:
     values = fn.values_per_pixel * pixels
     return max(1, _BLOCK_BYTES // max(1, values * accumulation_dtype(fn.own_tensor().dtype).itemsize))
@@ -337,7 +342,7 @@ def batches_of_taps(
 
     The first batch comes also without images, to tell the sizes of the taps.
     """
-    batch = max(1, _BATCH_PIXELS // max(1, size.numel()))
+    batch = images_at_once(size.numel())
     for start in range(rows.start, max(rows.stop, rows.start + 1), batch):
         stop = min(start + batch, rows.stop)
         images = images_at(name, x, slice(start, stop))

@@ -59,7 +59,8 @@ def register(
             for key, kind in groups.items():
                 arguments[key] = kind(**{p.name: arguments.pop(p.name) for p in grouped[key]})
             if processes.count() > 1 and not sharded:
-                raise UsageError(f"{name} is one process's work; torchrun can share that of dirs, matrix and train")
+                shared = "dirs, matrix, index, search, duplicates and train"
+                raise UsageError(f"{name} is one process's work; torchrun can share that of {shared}")
             files = {option: arguments[key] for key, option in outputs.items() if arguments[key] is not None}
             with output.claiming(files if processes.rank() == 0 else {}):
                 try:

@@ -86,9 +86,20 @@ class Names(Sequence[str]):
             return [self[i] for i in range(*index.indices(len(self)))]
         at = range(len(self))[index]
         start, end = (0 if at == 0 else int(self._ends[at - 1])), int(self._ends[at])
+        self._check(at, start, end)
+        return _decoded(self._text[start:end].numpy().tobytes())
+
+    def __iter__(self) -> Iterator[str]:
+        """Takes all of them from the file at once, which is many times faster than one by one."""
+        text, start = self._text.numpy().tobytes(), 0
+        for at, end in enumerate(self._ends.tolist()):
+            self._check(at, start, end)
+            yield _decoded(text[start:end])
+            start = end
+
+    def _check(self, at: int, start: int, end: int) -> None:
         if not 0 <= start <= end <= len(self._text):
             raise ValueError(f"the index is damaged: its name {at} lies at {start} to {end} of {len(self._text)} bytes")
-        return self._text[start:end].numpy().tobytes().decode("utf-8", "surrogateescape")
 
 
 def write(path: Path, header: Header, tables: Sequence[Table], order: Tensor | None = None) -> None:
@@ -201,6 +212,10 @@ def _in_order(tables: Sequence[Tensor], order: Tensor) -> Iterator[Tensor]:
             here = part[:, 0] == number
             block[here] = tables[number][part[here, 1]]
         yield block
+
+
+def _decoded(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
 
 
 def _encoded(names: Sequence[str] | None, row: int) -> bytes:

@@ -306,6 +306,10 @@ class Index:
                 f"faiss must be a factory string for {len(self)} vectors of {stored.shape[1]}, got {faiss!r}: {reason}"
             ) from error
 
+    def merged(self, queries: Queries, parts: Sequence[Sequence[Candidates]], k: int) -> list[Candidates]:
+        """The candidates among all rows, from what `candidates` found among some rows each."""
+        return nearest.merged(self._estimates(queries), parts, min(k, len(self)))
+
     @torch.no_grad()
     def confirm(
         self, queries: Queries, candidates: Sequence[Candidates], k: int, *, estimate: bool = False

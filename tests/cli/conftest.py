@@ -32,10 +32,14 @@ def run(tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs lpips-fast in the test's folder and checks its exit status."""
 
     def run(
-        *arguments: object, status: int = 0, processes: int = 1, threads: int | None = None
+        *arguments: object,
+        status: int = 0,
+        processes: int = 1,
+        threads: int | None = None,
+        script: Path | None = None,
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            command(*arguments, processes=processes),
+            command(*arguments, processes=processes, script=script),
             cwd=tmp_path,
             env={**environment(), **({"OMP_NUM_THREADS": str(threads)} if threads else {})},
             capture_output=True,

@@ -165,6 +165,8 @@ def test_names_that_lie_outside(fn, saved, tmp_path):
         names[0]
     with raises(ValueError, "damaged", "name 1", "9 to 4 of 4"):
         names[-1]
+    with raises(ValueError, "damaged", "name 0", "0 to 9 of 4"):
+        list(names)
     with pytest.raises(IndexError):
         names[2]
 

@@ -18,7 +18,12 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "COLUMNS": "100", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def command(*arguments: object, processes: int = 1) -> list[str]:
-    """The words of a call of lpips-fast, by torchrun if it takes several processes."""
+def command(*arguments: object, processes: int = 1, script: Path | None = None) -> list[str]:
+    """The words of a call of lpips-fast, by torchrun if it takes several processes.
+
+    Args:
+        script: a file that changes something and then calls `lpips_fast.cli.main`, instead of the program.
+    """
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
-    return [sys.executable, *torchrun, "-m", "lpips_fast", *map(str, arguments)]
+    program = ["-m", "lpips_fast"] if script is None else [str(script)]
+    return [sys.executable, *torchrun, *program, *map(str, arguments)]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from lpips_fast.cli import command, output
+from lpips_fast.cli import command, output, processes
 from lpips_fast.cli.errors import ReadError, UsageError
-from lpips_fast.cli.options import RUN_PANEL, Csv, Json, Size, parse_size
+from lpips_fast.cli.options import READING_PANEL, RUN_PANEL, Csv, Json, Size, parse_size
 from lpips_fast.cli.settings import Reading, Settings
 
 if TYPE_CHECKING:
-    from lpips_fast.search import Header
+    from torch import Tensor
+
+    from lpips_fast.search import Index
 
 Query = Annotated[Path, typer.Argument(show_default=False, help="The image to find similar images for.")]
 Where = Annotated[
@@ -28,6 +30,18 @@ Faiss = Annotated[
         rich_help_panel=RUN_PANEL,
     ),
 ]
+Folder = Annotated[
+    Path | None,
+    typer.Option(help="Where the images of an index are now, if they have moved.", rich_help_panel=READING_PANEL),
+]
+Estimate = Annotated[
+    bool,
+    typer.Option(
+        "--estimate",
+        help="Give the distances of an index's sketches, off by some percent, and read no image again.",
+        rich_help_panel=RUN_PANEL,
+    ),
+]
 
 
 def search(
@@ -38,92 +52,103 @@ def search(
     k: Count = 5,
     size: Size = None,
     faiss: Faiss = None,
+    folder: Folder = None,
+    estimate: Estimate = False,
     json: Json = None,
     csv: Csv = None,
 ) -> None:
     """The images of a folder that are nearest to an image.
 
-    If an index was made with --size, the query is resized to that size.
+    If an index was made with --size, the query is resized to that size. An index of sketches chooses the images that
+    may be the nearest, and their files are read again for their distances.
     """
+    wanted = parse_size(size)
+    _check_options(where, wanted, faiss, folder, estimate)
+
     from lpips_fast.cli.indexing import build_index
     from lpips_fast.cli.model import Model
     from lpips_fast.cli.notices import Notices
     from lpips_fast.cli.reading import load
+    from lpips_fast.cli.sources import open_index, reading_errors
     from lpips_fast.images import resize_image
-    from lpips_fast.search import Index
 
-    wanted = parse_size(size)
-    model, notices = Model(settings), Notices(reading)
-    try:
-        image = notices.image(query, load(query, reading))
-    except OSError as error:
-        raise ReadError(str(error)) from error
-    errors: list[str] = []
-    if where.is_dir():
-        found, errors = build_index(where, model, wanted, reading, notices)
-    elif wanted is not None:
-        raise UsageError("--size is for folders; an index has its size")
-    else:
+    with processes.group():
+        model, notices = Model(settings), Notices(reading)
         try:
-            found = Index.load(where, model.lpips)
-        except (ValueError, FileNotFoundError) as error:
+            image = notices.image(query, load(query, reading))
+        except OSError as error:
+            raise ReadError(str(error)) from error
+        errors: list[str] = []
+        if where.is_dir():
+            found, errors = build_index(where, model, wanted, reading, notices)
+        else:
+            found = open_index(where, model, reading, notices, folder, exact=not estimate)
+            if estimate and found.sketches is None:
+                raise UsageError(f"--estimate is for an index of sketches, and {where} keeps whole vectors")
+        height, width = found.header.size
+        if found.header.resized:
+            image = resize_image(image, width, height)
+        queries = model.tensor([image])
+        if found.header.normalize:  # an index made in Python from images in [0, 1]
+            queries = (queries + 1) / 2
+        try:
+            near = _nearest(found, queries, k, faiss, estimate)
+        except (ValueError, ImportError) as error:
             raise UsageError(str(error)) from error
-        _check_made_likewise(where, found.header, settings, reading)
-        notices.index(where, found.header.transparent, found.header.opaque)
-    height, width = found.header.size
-    if found.header.resized:
-        image = resize_image(image, width, height)
-    queries = model.tensor([image])
-    if found.header.normalize:  # an index made in Python from images in [0, 1]
-        queries = (queries + 1) / 2
-    try:
-        distances, indices = found.search(queries, k, normalize=bool(found.header.normalize), faiss=faiss)
-    except (ValueError, ImportError) as error:
-        raise UsageError(str(error)) from error
-    names = found.names or [str(i) for i in range(len(found))]
-    near = [(names[i], d) for i, d in zip(indices[0].tolist(), distances[0].tolist(), strict=True) if i >= 0]
-    rows = [{"rank": rank, "name": name, "lpips": value} for rank, (name, value) in enumerate(near, start=1)]
-    if not output.to_stdout(json, csv):
-        shown = [(name, f"{value:.7g}") for name, value in near]
-        output.print_table(f"Nearest to {query}", ("image", "LPIPS"), shown)
-    output.write_json(
-        json,
-        {
-            "settings": {**settings.described(), **reading.described()},
-            "query": str(query),
-            "searched": str(where),
-            "results": rows,
-        },
-    )
-    output.write_csv(csv, rows, ["rank", "name", "lpips"])
-    if where.is_dir():
-        notices.tell()
-    else:
-        notices.tell(remedy="an index made with --background takes another colour")
+        if processes.rank() == 0:
+            column = "lpips_estimate" if estimate else "lpips"
+            rows = [{"rank": rank, "name": name, column: value} for rank, (name, value) in enumerate(near, start=1)]
+            if not output.to_stdout(json, csv):
+                shown = [(name, f"{value:.7g}") for name, value in near]
+                heading = "LPIPS (estimate)" if estimate else "LPIPS"
+                output.print_table(f"Nearest to {query}", ("image", heading), shown)
+            output.write_json(
+                json,
+                {
+                    "settings": {**settings.described(), **reading.described()},
+                    "query": str(query),
+                    "searched": str(where),
+                    "estimated": estimate,
+                    "results": rows,
+                },
+            )
+            output.write_csv(csv, rows, ["rank", "name", column])
+        if where.is_dir():
+            notices.tell()
+        else:
+            notices.tell(remedy="an index made with --background takes another colour")
+        errors += reading_errors(found, where)
     output.end(errors)
 
 
-def _check_made_likewise(where: Path, header: Header, settings: Settings, reading: Reading) -> None:
-    """Raises a UsageError if the images of an index were read with other options than the query."""
-    if header.raw is settings.normalize:
-        made = "with" if header.raw else "without"
-        raise UsageError(f"{where} was made {made} --no-normalize: search it likewise, or build it again")
-    made_with = header.reading or {}
-    for key, value in reading.described().items():
-        if made_with.get(key, value) != value:
-            raise UsageError(
-                f"{where} was made with {_option(key, made_with[key])}, the search has {_option(key, value)}: search "
-                "it likewise, or build it again"
-            )
+def _check_options(
+    where: Path, size: tuple[int, int] | None, faiss: str | None, folder: Path | None, estimate: bool
+) -> None:
+    if where.is_dir():
+        if processes.count() > 1:
+            raise UsageError(f"torchrun shares the search of an index: make one, lpips-fast index {where} -o FILE")
+        if folder is not None or estimate:
+            raise UsageError(f"{'--estimate' if estimate else '--folder'} is for an index, and {where} is a folder")
+    elif size is not None:
+        raise UsageError("--size is for folders; an index has its size")
+    if faiss is not None and processes.count() > 1:
+        raise UsageError("--faiss is one process's work; torchrun shares the search of all images")
 
 
-def _option(key: str, value: Any) -> str:
-    """An option of `Reading` as a user would give it, with the value that a result or an index holds."""
-    if value is None:
-        return f"no --{key}"
-    if isinstance(value, list):
-        return f"--{key} {':'.join(repr(end).removesuffix('.0') for end in value):.99}"
-    return f"--{key} {value!r:.99}"
+def _nearest(index: Index, queries: Tensor, k: int, faiss: str | None, estimate: bool) -> list[tuple[str, float]]:
+    """The names and distances of the nearest images, on rank 0. All processes look for candidates."""
+    # Candidates are the same for any number of processes, and one process computes the distances.
+    compared = index.queries(queries, normalize=bool(index.header.normalize))
+    mine = cast(range, processes.own_run(range(len(index))))
+    found = index.candidates(compared, k, faiss=faiss, rows=mine)
+    for parts in processes.gathered([found], processes.count()):
+        if not parts:
+            return []
+        candidates = parts[0] if len(parts) == 1 else index.merged(compared, parts, k)
+    distances, indices = index.confirm(compared, candidates, k, estimate=estimate)
+    names = index.names or range(len(index))
+    near = zip(indices[0].tolist(), distances[0].tolist(), strict=True)
+    return [(str(names[i]), d) for i, d in near if i >= 0]
 
 
 def register(app: typer.Typer) -> None:
@@ -134,5 +159,7 @@ def register(app: typer.Typer) -> None:
         [
             "lpips-fast search query.jpg photos/ -k 5 --size 64x64",
             "lpips-fast search query.jpg photos.index -k 5 --json -",
+            "torchrun --nproc-per-node 4 -m lpips_fast search query.jpg photos.index",
         ],
+        sharded=True,
     )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
 
 from lpips_fast import im2tensor, load_image
 from lpips_fast.search import Index
+from lpips_fast.sketch import Sketch
 from tests.support.image_files import save_noise
+from tests.support.threads import threads
 from tests.support.tolerances import EQUAL_IMAGES_TOLERANCE, INDEX_TOLERANCE
 
 
@@ -82,3 +85,92 @@ def test_other_files_and_options(call, photos, trunk, fn):
         command = ("search", "query.png", "photos", "--faiss", factory, "--json", "found.json", *trunk)
         assert "faiss must be a factory string" in call(*command, status=2)
         assert not (photos / "found.json").exists()
+
+
+@pytest.fixture
+def sketched(call, photos, trunk):
+    """The index of the photos, of sketches."""
+    (photos / "photos" / "11.png").unlink()
+    call("index", "photos", "-o", "photos.index", "--sketch", 256, "--workers", 0, *trunk)
+    return photos
+
+
+def results(folder):
+    return json.loads((folder / "found.json").read_text())
+
+
+def test_an_index_of_sketches(call, sketched, trunk):
+    """Its distances are LPIPS, from the images, or by --estimate those of the sketches."""
+    nearest = ("search", "query.png", "photos.index", "-k", 19, "--json", "found.json", *trunk)
+    call("index", "photos", "-o", "whole.index", "--workers", 0, *trunk)
+    call(*(word if word != "photos.index" else "whole.index" for word in nearest))
+    expected = results(sketched)["results"]
+    assert call(*nearest).startswith("image LPIPS 07.png")
+    found = results(sketched)
+    assert found["estimated"] is False
+    assert [row["name"] for row in found["results"]] == [row["name"] for row in expected]
+    tolerance = INDEX_TOLERANCE[torch.float16]
+    assert [row["lpips"] for row in found["results"]] == pytest.approx(
+        [row["lpips"] for row in expected], rel=tolerance["rtol"], abs=tolerance["atol"]
+    )
+
+    (sketched / "photos").rename(sketched / "moved")
+    told = call(*nearest, status=2)
+    assert "is not there" in told
+    assert "search has --folder for it, and needs no images with --estimate" in told
+    call(*nearest, "--folder", "moved")
+    assert results(sketched) == found
+    assert call(*nearest, "--csv", "found.csv", "--estimate").startswith("image LPIPS (estimate) 07.png")
+    estimated = results(sketched)
+    assert estimated["estimated"] is True
+    estimates = {row["name"]: row["lpips_estimate"] for row in estimated["results"]}
+    assert (sketched / "found.csv").read_text().startswith("rank,name,lpips_estimate\n1,07.png,")
+    values = {row["name"]: row["lpips"] for row in expected}
+    spread = Sketch(256).spread
+    assert all(0 < abs(estimates[name] / values[name] - 1) < 5 * spread for name in values if name != "07.png")
+
+
+def test_options_that_do_not_fit(call, sketched, trunk):
+    call("index", "photos", "-o", "whole.index", "--workers", 0, *trunk)
+    for words, why in (
+        (("photos", "--estimate"), "--estimate is for an index, and photos is a folder"),
+        (("photos", "--folder", "photos"), "--folder is for an index, and photos is a folder"),
+        (("whole.index", "--estimate"), "--estimate is for an index of sketches, and whole.index keeps whole vectors"),
+        (("whole.index", "--folder", "photos"), "--folder is for an index of sketches, and whole.index keeps whole"),
+    ):
+        assert why in call("search", "query.png", *words, *trunk, status=2)
+
+
+def test_images_that_are_gone_or_changed(call, sketched, trunk):
+    """The next ones take the place of one that is gone."""
+    nearest = ("search", "query.png", "photos.index", "-k", 2, "--json", "found.json", *trunk)
+    call(*nearest)
+    second = results(sketched)["results"][1]["name"]
+    (sketched / "photos" / "07.png").unlink()
+    os.utime(sketched / "photos" / second, ns=(0, 0))
+    told = call(*nearest, status=1)
+    assert "no image file" in told
+    assert "changed since photos.index was made" in told
+    found = [row["name"] for row in results(sketched)["results"]]
+    assert found[0] == second
+    assert len(found) == 2
+
+
+def test_several_processes_find_the_same(run, call, sketched, trunk):
+    call("index", "photos", "-o", "whole.index", "--workers", 0, *trunk)
+    for processes, where in ((3, "photos.index"), (2, "whole.index")):
+        nearest = ("search", "query.png", where, "-k", 5, "--json", "found.json", *trunk)
+        with threads(1):  # as torchrun's processes have
+            call(*nearest)
+        expected = (sketched / "found.json").read_bytes()
+        done = run(*nearest, processes=processes)
+        assert (sketched / "found.json").read_bytes() == expected
+        assert done.stdout.count("07.png") == 1
+
+
+def test_what_one_process_does(call, sketched, trunk, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = call("search", "query.png", "photos", *trunk, status=2)
+    assert "make one, lpips-fast index photos -o FILE" in told
+    told = call("search", "query.png", "photos.index", "--faiss", "Flat", *trunk, status=2)
+    assert "--faiss is one process's work" in told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import pytest
 import torch
@@ -181,3 +182,17 @@ def test_no_queries_and_no_images(fn, images, faiss):
         index = Index.from_embeddings(fn, fn.embed(images[:n]), (SIZE, SIZE))
         for found in index.search(images[:n_queries], 3, faiss=faiss):
             assert found.shape == (n_queries, n)
+
+
+@pytest.mark.parametrize("kind", ({"sketch": 1024}, {}), ids=str)
+@pytest.mark.parametrize("processes", (1, 2, 3, N + 1))
+@pytest.mark.parametrize("k", (4, N + 5))
+def test_rows_may_be_shared(fn, images, queries, kind, processes, k):
+    """As processes share them: also where one has fewer than k rows, or none."""
+    index = Index.build(fn, images, **kind)
+    compared = index.queries(queries)
+    ends = [N * rank // processes for rank in range(processes + 1)]
+    parts = [index.candidates(compared, k, rows=range(*rows)) for rows in itertools.pairwise(ends)]
+    found = index.confirm(compared, index.merged(compared, parts, k), k)
+    for shared, alone in zip(found, index.search(queries, k), strict=True):
+        assert torch.equal(shared, alone)

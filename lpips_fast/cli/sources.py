@@ -1,0 +1,159 @@
+"""Index files as commands open them: with the image files that they were made of, to be read again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lpips_fast.cli import output
+from lpips_fast.cli.errors import ReadError, UsageError
+from lpips_fast.cli.model import Model
+from lpips_fast.cli.notices import Notices
+from lpips_fast.cli.reading import load
+from lpips_fast.cli.settings import Reading, Settings
+from lpips_fast.images import resize_image
+from lpips_fast.search import Header, Index
+
+
+class Files:
+    """The image files of an index, read again as the index was made. It is a `Source`.
+
+    Args:
+        folder: where the files are.
+        names: their paths within it, a row each.
+        header: how the index was made.
+        stamps: what `stamp` gave for the files then; None if that is unknown.
+        model, reading: as the index was made.
+
+    Attributes:
+        errors: why files cannot be read, by row.
+        changed: the rows whose files are others than the index was made of.
+    """
+
+    def __init__(
+        self, folder: Path, names: Sequence[str], header: Header, stamps: Tensor | None, model: Model, reading: Reading
+    ) -> None:
+        self.folder, self.names, self.header, self.stamps = folder, names, header, stamps
+        self.model, self.reading = model, reading
+        self.errors: dict[int, str] = {}
+        self.changed: set[int] = set()
+
+    def read(self, rows: Sequence[int]) -> list[Tensor | None]:
+        """The images of the rows, [3, H, W] on the device; None for one that cannot be read, or has another size.
+
+        Raises:
+            ReadError: there is one, with --strict.
+        """
+        # Pillow lets other threads run while it decodes, so there is no need for processes.
+        with ThreadPoolExecutor(max(1, self.model.settings.reader_count())) as readers:
+            return list(readers.map(self._read, rows))
+
+    def _read(self, row: int) -> Tensor | None:
+        path = self.folder / self.names[row]
+        if self.stamps is not None and stamp(path) != tuple(self.stamps[row].tolist()):
+            self.changed.add(row)
+        height, width = self.header.size
+        try:
+            pixels = load(path, self.reading).pixels
+            if self.header.resized:
+                pixels = resize_image(pixels, width, height)
+            elif pixels.shape[:2] != (height, width):
+                raise OSError(f"{path} is {pixels.shape[1]} x {pixels.shape[0]} pixels now, and was {width} x {height}")
+        except OSError as error:
+            if self.model.settings.strict:
+                raise ReadError(str(error)) from error
+            self.errors[row] = " ".join(str(error).split())
+            return None
+        return self.model.tensor([pixels])[0]
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """By which a changed file is known: its size in bytes and its time of change in nanoseconds; -1 if it is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
+
+
+def open_index(
+    where: Path, model: Model, reading: Reading, notices: Notices, folder: Path | None = None, exact: bool = True
+) -> Index:
+    """Opens the file of an index.
+
+    Args:
+        where: the file.
+        model, reading: as it must have been made.
+        notices: notes whether its images are transparent.
+        folder: where its images are now; None for where they were.
+        exact: whether exact distances are wanted, for which an index of sketches alone needs the images.
+
+    Raises:
+        UsageError: the file is no index, or was made otherwise; or images are needed, and their folder is not there.
+    """
+    try:
+        index = Index.load(where, model.lpips)
+    except (ValueError, FileNotFoundError) as error:
+        raise UsageError(str(error)) from error
+    _check_made_likewise(where, index.header, model.settings, reading)
+    notices.index(where, index.header.transparent, index.header.opaque)
+    if index.vectors is not None:
+        if folder is not None:
+            raise UsageError(f"--folder is for an index of sketches, and {where} keeps whole vectors: leave it out")
+        return index
+    if exact:
+        made_in = folder or (Path(index.header.folder) if index.header.folder is not None else None)
+        if index.header.reading is None or index.names is None or made_in is None:
+            raise UsageError(
+                f"{where} keeps sketches alone, and was made in Python from images that are not known here; search "
+                "needs none with --estimate"
+            )
+        if not made_in.is_dir():
+            raise UsageError(
+                f"{where} keeps sketches alone, and the folder of its images, {made_in}, is not there: if it has "
+                f"moved, lpips-fast index FOLDER -o {where} notes the new place; search has --folder for it, and needs "
+                "no images with --estimate"
+            )
+        index.images = Files(made_in, index.names, index.header, index.stamps, model, reading)
+    return index
+
+
+def reading_errors(index: Index, where: Path) -> list[str]:
+    """Why images of an index could not be read again. Warns if images have changed since the index was made."""
+    if not isinstance(index.images, Files):
+        return []
+    if changed := index.images.changed:
+        first = index.images.names[min(changed)]
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        output.warn(
+            f"{first}{more}: changed since {where} was made; distances are those of the files as they are now, and "
+            "lpips-fast index brings the index up to date"
+        )
+    return [why for _, why in sorted(index.images.errors.items())]
+
+
+def option(key: str, value: Any) -> str:
+    """An option of `Reading` as a user would give it, with the value that a result or an index holds."""
+    if value is None:
+        return f"no --{key}"
+    if isinstance(value, list):
+        return f"--{key} {':'.join(repr(end).removesuffix('.0') for end in value):.99}"
+    return f"--{key} {value!r:.99}"
+
+
+def _check_made_likewise(where: Path, header: Header, settings: Settings, reading: Reading) -> None:
+    """Raises a UsageError if the images of an index were read with other options than this run's."""
+    if header.raw is settings.normalize:
+        made = "with" if header.raw else "without"
+        raise UsageError(f"{where} was made {made} --no-normalize: use it likewise, or build it again")
+    made_with = header.reading or {}
+    for key, value in reading.described().items():
+        if made_with.get(key, value) != value:
+            raise UsageError(
+                f"{where} was made with {option(key, made_with[key])}, and this run has {option(key, value)}: use it "
+                "likewise, or build it again"
+            )

@@ -1,0 +1,268 @@
+"""Brings an index file up to date with a folder. Building it, updating it and going on after a kill are one thing.
+
+A row is right if the file of its name still has its stamps: size in bytes and time of change. The rows that are right
+in FILE, and in the units of FILE.partial, are kept. The other images of the folder are embedded, a unit at a time, and
+each unit is a small index file in FILE.partial, which appears there whole. At the end FILE is written from all rows
+that are right, in the order of the folder, and FILE.partial is removed.
+
+Each image goes through the trunk in a batch of the same size, wherever it is. So a row has the same bits, whichever run
+and process makes it, and with it the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lpips_fast._files import replaceable
+from lpips_fast.cli import output, processes
+from lpips_fast.cli.errors import ReadError, UsageError
+from lpips_fast.cli.folders import list_folder, one_size
+from lpips_fast.cli.indexing import Kind, Recipe, described, none_readable
+from lpips_fast.cli.model import Model
+from lpips_fast.cli.notices import Notices
+from lpips_fast.cli.settings import Reading
+from lpips_fast.cli.sources import stamp
+from lpips_fast.lpips import LPIPS
+from lpips_fast.search import Header, files
+from lpips_fast.search.files import Table
+
+
+class Updated(NamedTuple):
+    """What `update_index` did."""
+
+    images: int  # in the index
+    unchanged: int  # of them, how many were there already
+    kind: Kind
+    errors: list[str]  # why images could not be read
+
+
+class _Part(NamedTuple):
+    """An index file: FILE, or a unit."""
+
+    header: Header
+    table: Table
+
+    @property
+    def kind(self) -> Kind:
+        sketch = self.header.sketch
+        return Kind(None if sketch is None else sketch.length, self.table.vectors is not None)
+
+
+class _File(NamedTuple):
+    """FILE and FILE.partial."""
+
+    out: Path  # FILE as the user names it
+    fn: LPIPS
+    rebuild: bool  # whether to take nothing from FILE
+
+    @property
+    def target(self) -> Path:
+        return replaceable(self.out)
+
+    @property
+    def partial(self) -> Path:
+        return self.target.with_name(f"{self.target.name}.partial")
+
+    def whole(self) -> _Part | None:
+        """FILE as it is, if there is something to take from it."""
+        if self.rebuild or not self.target.exists():
+            return None
+        try:
+            return _read(self.target, self.fn)
+        except ValueError as error:
+            raise UsageError(f"{error} (--rebuild builds it anew)") from error
+
+    def units(self) -> list[Path]:
+        return sorted(self.partial.glob("unit-*.index"))
+
+    def parts(self, recipe: Recipe, whole: _Part | None) -> list[_Part]:
+        """FILE and the units that were made by the recipe. All other files in FILE.partial are removed."""
+        parts = [] if whole is None else [whole]
+        fitting = []
+        for path in self.units():
+            with contextlib.suppress(ValueError):  # it is damaged, or of another network
+                unit = _read(path, self.fn)
+                header = unit.header._replace(transparent=None, opaque=None, folder=recipe.header.folder)
+                if (header, unit.kind) == (recipe.header, recipe.kind):
+                    parts.append(unit)
+                    fitting.append(path)
+        for path in self.partial.glob("*"):
+            if path not in fitting:
+                path.unlink()
+        return parts
+
+
+class _Plan(NamedTuple):
+    """What there is to do, the same for all processes."""
+
+    size: tuple[int, int]
+    kind: Kind
+    names: list[str]
+    stamps: Tensor  # [N, 2]
+    missing: list[int]  # the numbers of the images to embed
+    next_unit: int  # the number of the first new unit
+
+    @property
+    def unchanged(self) -> int:
+        return len(self.names) - len(self.missing)
+
+
+def update_index(
+    folder: Path,
+    out: Path,
+    model: Model,
+    size: tuple[int, int] | None,
+    reading: Reading,
+    notices: Notices,
+    kind: Kind | None = None,
+    rebuild: bool = False,
+) -> Updated:
+    """Writes the index of a folder to a file, or brings it up to date. All processes of the group must call this.
+
+    Args:
+        out: the file.
+        size: the width and height that all images take; None if they have one size already.
+        kind: what to keep; None for what the file keeps or, without a file, what number and size of the images suggest.
+        rebuild: whether to take nothing from the file.
+
+    Raises:
+        ReadError: no image can be read; or with --strict, one cannot.
+        UsageError: there are no images, their sizes differ, or are too small for the net; or the file is no index, or
+            was made with other options.
+    """
+    file = _File(out, model.lpips, rebuild)
+    resized = size is not None
+    plan = processes.from_first(lambda: _plan(file, folder, model, size, reading, notices, kind))
+    recipe = Recipe.of(folder, len(plan.names), model, reading, plan.size, resized, plan.kind)
+    units = [*enumerate(recipe.units(len(plan.missing)), plan.next_unit)]
+    errors: list[str] = []
+    with output.progress(len(plan.missing), f"images ({plan.unchanged} unchanged)") as advance:
+        made = _make_units(file, plan, recipe, processes.own(units), notices, advance)
+        for of_each_process in processes.gathered(made, len(units)):
+            for rank, images, why in of_each_process:
+                errors += why
+                if rank != processes.rank():
+                    advance(images)
+    images = _assemble(file, plan, recipe, errors) if processes.rank() == 0 else 0
+    return Updated(images, plan.unchanged, plan.kind, errors)
+
+
+def _plan(
+    file: _File,
+    folder: Path,
+    model: Model,
+    size: tuple[int, int] | None,
+    reading: Reading,
+    notices: Notices,
+    kind: Kind | None,
+) -> _Plan:
+    if file.partial.exists() and not file.partial.is_dir():
+        raise UsageError(f"--output keeps what is finished in {file.partial}, which is no folder")
+    names = [path.as_posix() for path in list_folder(folder)]
+    paths = [folder / name for name in names]
+    stamps = torch.tensor([stamp(path) for path in paths])
+    whole = file.whole()
+    if whole is None:
+        wanted, kept = size or one_size(paths), kind
+    else:
+        height, width = whole.header.size
+        wanted, kept = size or (width, height), kind or whole.kind
+    recipe = Recipe.of(folder, len(names), model, reading, wanted, size is not None, kept)
+    if whole is not None:
+        _check_made_likewise(file.out, whole, recipe)
+    places = _places(file.parts(recipe, whole), names, stamps)
+    missing = (places[:, 0] < 0).nonzero()[:, 0].tolist()
+    if whole is not None and missing:
+        notices.index(file.out, whole.header.transparent, whole.header.opaque)
+        if size is None:
+            _check_size(file.out, recipe.size, [paths[i] for i in missing])
+    numbers = [int(path.stem.rpartition("-")[2]) for path in file.units()]
+    return _Plan(recipe.size, recipe.kind, names, stamps, missing, max(numbers, default=-1) + 1)
+
+
+def _check_size(out: Path, size: tuple[int, int], new: Sequence[Path]) -> None:
+    """Raises a UsageError if new images have another size than those of the file."""
+    with contextlib.suppress(ReadError):  # of one_size, if none can be read: each is named at the end
+        if (of_new := one_size(new)) != size:
+            raise UsageError(
+                f"{out} is of images of {size[0]} x {size[1]} pixels, new ones are {of_new[0]} x {of_new[1]}: use "
+                "--rebuild --size WIDTHxHEIGHT"
+            )
+
+
+def _make_units(
+    file: _File,
+    plan: _Plan,
+    recipe: Recipe,
+    units: Sequence[tuple[int, range]],
+    notices: Notices,
+    advance: Callable[[], None],
+) -> Iterator[tuple[int, int, list[str]]]:
+    """Makes units, and yields for each this process's rank, how many images it has, and why some cannot be read."""
+    images = recipe.read([plan.names[plan.missing[i]] for _, unit in units for i in unit])
+    for number, unit in units:
+        rows = [plan.missing[i] for i in unit]
+        built, errors = recipe.build([plan.names[row] for row in rows], images, notices, advance, plan.stamps[rows])
+        if len(built):
+            file.partial.mkdir(exist_ok=True)
+            files.write(file.partial / f"unit-{number:06d}.index", built.header, [built.table])
+        yield processes.rank(), len(unit), list(errors.values())
+
+
+def _assemble(file: _File, plan: _Plan, recipe: Recipe, errors: Sequence[str]) -> int:
+    """Writes FILE, and returns how many images are in it."""
+    parts = file.parts(recipe, file.whole())
+    places = _places(parts, plan.names, plan.stamps)
+    order = places[places[:, 0] >= 0]
+    if len(order) + len(errors) != len(plan.names):
+        raise RuntimeError(f"{file.partial} lacks images that other processes have embedded: each machine must see it")
+    if not len(order):
+        raise none_readable(len(plan.names), errors[0])
+    header = recipe.header._replace(
+        transparent=any(part.header.transparent for part in parts), opaque=any(part.header.opaque for part in parts)
+    )
+    file.partial.mkdir(exist_ok=True)
+    written = file.partial / "whole.index"  # a file that a kill leaves behind is removed with the folder
+    files.write(written, header, [part.table for part in parts], order)
+    os.replace(written, file.target)
+    shutil.rmtree(file.partial)
+    return len(order)
+
+
+def _read(path: Path, fn: LPIPS) -> _Part:
+    header, table = files.read(path, fn)
+    return _Part(header, table._replace(names=None if table.names is None else [*table.names]))
+
+
+def _check_made_likewise(out: Path, whole: _Part, recipe: Recipe) -> None:
+    folder = whole.header.folder
+    if whole.header.reading is None or folder is None or whole.table.names is None or whole.table.stamps is None:
+        raise UsageError(f"{out} was made in Python, not by this command (--rebuild builds it anew)")
+    made, wanted = described(whole.header, whole.kind), described(recipe.header, recipe.kind)
+    if made != wanted:
+        raise UsageError(
+            f"{out} was made with {', '.join(o for o in made if o not in wanted)}, and is asked for with "
+            f"{', '.join(o for o in wanted if o not in made)} (--rebuild builds it anew)"
+        )
+
+
+def _places(parts: Sequence[_Part], names: Sequence[str], stamps: Tensor) -> Tensor:
+    """[N, 2], the part and its row that are right for each image; -1 if none is."""
+    numbers = {name: i for i, name in enumerate(names)}
+    places = torch.full((len(names), 2), -1)
+    for part, (_, table) in enumerate(parts):
+        if table.names is None or table.stamps is None:
+            continue
+        images = torch.tensor([numbers.get(name, -1) for name in table.names], dtype=torch.int64)
+        right = (images >= 0) & (stamps[images] == table.stamps).all(dim=1)
+        places[images[right], 0] = part
+        places[images[right], 1] = right.nonzero()[:, 0]
+    return places
