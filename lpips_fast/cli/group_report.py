@@ -21,14 +21,14 @@ class Member(NamedTuple):
     Attributes:
         label: of the image's folder, a or b; empty if there is one folder.
         name: as results have it.
-        lpips: to the first image of the group, 0 for the first, NaN if it could not be read again.
+        lpips: to the first image of the group, 0 for the first, None if one of the two could not be read again.
         file: where the image is; None if that is unknown.
     """
 
     label: str
     name: str
-    lpips: float
-    file: Path | None
+    lpips: float | None
+    file: str | None
 
 
 class NumberedGroup(NamedTuple):
@@ -42,7 +42,7 @@ def ranked(groups: Sequence[NumberedGroup]) -> list[NumberedGroup]:
     """The largest groups first, of equally large ones those with the smaller distances."""
 
     def order(group: NumberedGroup) -> tuple[int, float]:
-        return -len(group.members), float(np.nansum([member.lpips for member in group.members]))
+        return -len(group.members), sum(member.lpips or 0 for member in group.members)
 
     return sorted(groups, key=order)
 
@@ -52,7 +52,7 @@ def group_page(
     settings: Mapping[str, Any],
     summary: Mapping[str, Any],
     groups: Sequence[NumberedGroup],
-    load: Callable[[Path], np.ndarray | None],
+    load: Callable[[str], np.ndarray | None],
     place: Path | None,
 ) -> str:
     """Makes the page.
@@ -85,12 +85,12 @@ def group_page(
     return whole_page(title, "\n".join(parts), STYLE + _STYLE)
 
 
-def _figure(member: Member, first: bool, load: Callable[[Path], np.ndarray | None], place: Path | None) -> str:
+def _figure(member: Member, first: bool, load: Callable[[str], np.ndarray | None], place: Path | None) -> str:
     image = None if member.file is None else load(member.file)
     tag = "<i>no picture</i>" if image is None else picture("", shrink(image, _SIDE), _SIDE, "JPEG")
     if member.file is not None:
-        tag = f'<a href="{url(str(member.file), place)}">{tag}</a>'
-    distance = "first" if first else f"{member.lpips:.4f}"
+        tag = f'<a href="{url(member.file, place)}">{tag}</a>'
+    distance = "first" if first else "–" if member.lpips is None else f"{member.lpips:.4f}"
     label = f"{member.label.upper()} " if member.label else ""
     return f"<figure>{tag}<figcaption><b>{distance}</b> {label}{shown(member.name)}</figcaption></figure>"
 

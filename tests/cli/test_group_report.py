@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from pathlib import Path
@@ -16,7 +15,7 @@ from tests.support.pages import NAMES, Tags
 
 def group(number, *distances, names=(), label=""):
     names = names or [f"{number}.{i}.png" for i in range(len(distances))]
-    return NumberedGroup(number, [Member(label, n, d, Path("/x/a", n)) for n, d in zip(names, distances, strict=True)])
+    return NumberedGroup(number, [Member(label, n, d, f"/x/a/{n}") for n, d in zip(names, distances, strict=True)])
 
 
 def page_of(groups, load=lambda path: np.zeros((8, 8, 3), np.uint8), place="/x"):
@@ -26,7 +25,7 @@ def page_of(groups, load=lambda path: np.zeros((8, 8, 3), np.uint8), place="/x")
 
 
 def test_the_largest_groups_come_first_then_the_nearest():
-    groups = [group(1, 0, 0.1), group(2, 0, 0.05), group(3, 0, 0.2, 0.1), group(4, 0, math.nan), group(5, 0, 0.01)]
+    groups = [group(1, 0, 0.1), group(2, 0, 0.05), group(3, 0, 0.2, 0.1), group(4, 0, None), group(5, 0, 0.01)]
     assert [g.number for g in ranked(groups)] == [3, 4, 5, 2, 1]
     assert re.findall(r"<h2>Group (\d): (\d) images", page_of(groups)) == [
         ("3", "3"),
@@ -38,9 +37,10 @@ def test_the_largest_groups_come_first_then_the_nearest():
 
 
 def test_distances_and_links():
-    page = page_of([group(1, 0, 0.12345, label="b")])
-    assert re.findall("<figcaption>(.*?)</figcaption>", page) == ["<b>first</b> B 1.0.png", "<b>0.1235</b> B 1.1.png"]
-    assert re.findall('<a href="(.*?)"><img', page) == ["a/1.0.png", "a/1.1.png"]
+    page = page_of([group(1, 0, 0.12345, None, label="b")])
+    captions = ["<b>first</b> B 1.0.png", "<b>0.1235</b> B 1.1.png", "<b>–</b> B 1.2.png"]
+    assert re.findall("<figcaption>(.*?)</figcaption>", page) == captions
+    assert re.findall('<a href="(.*?)"><img', page) == ["a/1.0.png", "a/1.1.png", "a/1.2.png"]
     assert "script" not in page
 
 

@@ -248,6 +248,7 @@ def test_few_levels_in_folders(call, thermal, trunk, workers):
     assert "range was None, is [27000.0, 29000.0]" in call(*dirs, "--resume", "--range", "27000:29000", status=2)
     for command in (
         ("matrix", "a", "b"),
+        ("duplicates", "a", "b"),
         ("video", "a", "b"),
         ("index", "a", "-o", "a.index", "--rebuild"),
         ("map", "a/0.png", "b/0.png", "-o", "m.png"),
@@ -286,7 +287,7 @@ def test_files_that_a_range_is_not_for(call, thermal, trunk):
     assert result(thermal / "out.json")["summary"]["count"] == 3
 
 
-@pytest.mark.parametrize("command", ["pair", "dirs", "matrix", "index", "search", "video", "map"])
+@pytest.mark.parametrize("command", ["pair", "dirs", "matrix", "index", "search", "duplicates", "video", "map"])
 def test_mistakes(mistake, command):
     """Errors come before anything is read."""
     out = {"index": ("-o", "x.index"), "map": ("-o", "x.png")}.get(command, ())

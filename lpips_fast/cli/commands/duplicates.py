@@ -67,8 +67,8 @@ class Side:
         name = self.index.names[row]
         return str(self.given / name) if self.given == self.folder else name
 
-    def file(self, row: int) -> Path | None:
-        return None if self.folder is None or self.index.names is None else self.folder / self.index.names[row]
+    def file(self, row: int) -> str | None:
+        return None if self.folder is None or self.index.names is None else str(self.folder / self.index.names[row])
 
 
 def duplicates(
@@ -186,7 +186,7 @@ def _numbered(sides: Sequence[Side], groups: Sequence[Group]) -> list[NumberedGr
 
     def member(number: int, row: int, distance: float) -> Member:
         side = sides[number]
-        return Member(side.label, side.name(row), distance, side.file(row))
+        return Member(side.label, side.name(row), None if math.isnan(distance) else distance, side.file(row))
 
     return [
         NumberedGroup(n, [member(*at, distance) for at, distance in zip(group.members, group.distances)])
@@ -223,7 +223,8 @@ def _print(groups: Sequence[NumberedGroup], summary: dict[str, int]) -> None:
         title, listed = f"The {_SHOWN} largest groups", ranked(groups)[:_SHOWN]
     rows = []
     for number, members in listed:
-        rows += [(member.name, str(number), f"{member.lpips:.7g}") for member in members[:_SHOWN_MEMBERS]]
+        for member in members[:_SHOWN_MEMBERS]:
+            rows.append((member.name, str(number), "" if member.lpips is None else f"{member.lpips:.7g}"))
         if (more := len(members) - _SHOWN_MEMBERS) > 0:
             rows.append((f"and {more} more", str(number), ""))
     output.print_table(title, ("image", "group", "LPIPS to the first"), rows)
@@ -241,9 +242,9 @@ def _write_report(
     from lpips_fast.cli.group_report import group_page
     from lpips_fast.cli.reading import load
 
-    def pixels(file: Path) -> np.ndarray | None:
+    def pixels(file: str) -> np.ndarray | None:
         try:
-            return load(file, reading).pixels
+            return load(Path(file), reading).pixels
         except OSError as error:  # the file has changed since it was compared
             output.warn(f"{file} is not shown in {path}: {error}")
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import shutil
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lpips_fast.search import Index
+from lpips_fast.search import Index, duplicates
 from tests.support.image_files import save_noise
 from tests.support.tolerances import EQUAL_IMAGES_TOLERANCE, INDEX_TOLERANCE
 
@@ -115,6 +116,38 @@ def test_indexes(run, call, copies, trunk, distance):
     assert "photos.index has images of 40 x 32, photos of 64 x 64, and they must be of one size" in told
     call("index", "photos", "-o", "small.index", "--size", "32x32", *trunk, status=1)
     call("duplicates", "photos", "small.index", *trunk, status=1)  # which has the size
+
+
+def test_an_index_of_sketches(run, call, copies, trunk, distance):
+    """Images are read again. One that is gone joins nothing, and is named once."""
+    folder = copies / "photos"
+    below = limit(distance, folder)
+    assert distance(folder / "05.png", folder / "32.png") > below, "31.png joins them"
+    options = ("--below", below, *trunk, "--workers", 0, "--json")
+    call("index", "photos", "-o", "sketches.index", "--sketch", 1024, *trunk, status=1)
+    call("duplicates", "sketches.index", *options, "all.json")
+    groups = json.loads((copies / "all.json").read_text())["groups"]
+    names = [[member["name"] for member in group["members"]] for group in groups]
+    assert names == [["03.png", "30.png"], ["05.png", "31.png", "32.png"]]
+    expected = distance(folder / "05.png", folder / "31.png")
+    tolerance = INDEX_TOLERANCE[torch.float32]
+    assert groups[1]["members"][1]["lpips"] == pytest.approx(expected, rel=tolerance["rtol"], abs=tolerance["atol"])
+
+    (folder / "31.png").unlink()
+    done = run("duplicates", "sketches.index", *options, "left.json", processes=2, status=1)
+    assert done.stderr.count("31.png") == 1
+    left = json.loads((copies / "left.json").read_text())["groups"]
+    assert [[member["name"] for member in group["members"]] for group in left] == names[:1]
+
+
+def test_images_that_are_gone_at_the_end(call, copies, trunk, monkeypatch):
+    """Their distances are null in JSON and empty in CSV."""
+    group = duplicates.Group([(0, 0), (0, 1)], [0.0, math.nan])
+    monkeypatch.setattr(duplicates, "groups", lambda *arguments: [group])
+    call("duplicates", "photos", "--json", "found.json", "--csv", "found.csv", *trunk, status=1)
+    assert json.loads((copies / "found.json").read_text())["groups"][0]["members"][1]["lpips"] is None
+    assert (copies / "found.csv").read_text().splitlines()[2] == "1,photos/01.png,"
+    assert "photos/01.png 1 statistic" in call("duplicates", "photos", *trunk, status=1)
 
 
 def test_processes_share_indexes_alone(run, copies, trunk):
