@@ -185,6 +185,7 @@ def described(header: Header, kind: Kind) -> list[str]:
     return [
         f"--size {width}x{height}" if header.resized else "no --size",
         "--no-normalize" if header.raw else "--normalize",
+        f"--precision {header.precision}",
         *(option(key, value) for key, value in (header.reading or {}).items()),
         str(kind),
     ]

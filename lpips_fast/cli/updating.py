@@ -219,7 +219,8 @@ def _make_units(
 
 def _assemble(file: _File, plan: _Plan, recipe: Recipe, errors: Sequence[str]) -> int:
     """Writes FILE, and returns how many images are in it."""
-    parts = file.parts(recipe, file.whole())
+    whole = file.whole()
+    parts = file.parts(recipe, whole)
     places = _places(parts, plan.names, plan.stamps)
     order = places[places[:, 0] >= 0]
     if len(order) + len(errors) != len(plan.names):
@@ -229,6 +230,9 @@ def _assemble(file: _File, plan: _Plan, recipe: Recipe, errors: Sequence[str]) -
     header = recipe.header._replace(
         transparent=any(part.header.transparent for part in parts), opaque=any(part.header.opaque for part in parts)
     )
+    if whole is not None and whole.header == header and order.tolist() == [[0, row] for row in range(whole.table.rows)]:
+        shutil.rmtree(file.partial, ignore_errors=True)  # units of images that are gone again
+        return len(order)
     file.partial.mkdir(exist_ok=True)
     written = file.partial / "whole.index"  # a file that a kill leaves behind is removed with the folder
     files.write(written, header, [part.table for part in parts], order)

@@ -26,6 +26,7 @@ class Header(NamedTuple):
     net: str
     version: str
     lpips: bool
+    precision: str  # of the trunk; a search may have another one
     size: tuple[int, int]  # height and width that the trunk saw
     resized: bool  # whether images of other sizes are resized to it, or refused
     normalize: bool | None  # the argument of `build`, and so of `search`; None: unknown
@@ -56,6 +57,7 @@ def make_header(
         net=spec(fn).model,
         version=fn.version,
         lpips=fn.lpips,
+        precision=fn.net.precision,
         size=size,
         resized=resized,
         normalize=normalize,
@@ -83,6 +85,8 @@ def read_header(text: str, fn: LPIPS) -> Header:
             raise ValueError(f"it was made with {what} {made_with!s:.99}, this LPIPS has {needed}: build it again")
     if not isinstance(header.reading, dict | None):
         raise ValueError(f"its reading must be options by name, got {header.reading!r:.99}")
+    if not isinstance(header.precision, str):
+        raise ValueError(f"its precision must be text, got {header.precision!r:.99}")
     if not isinstance(header.folder, str | None):
         raise ValueError(f"its folder must be a path, got {header.folder!r:.99}")
     for what in ("resized", "normalize", "raw", "transparent", "opaque"):

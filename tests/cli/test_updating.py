@@ -92,13 +92,23 @@ def test_an_update_gives_the_bytes_of_a_new_index(folder, update, read, kind):
     assert len(read) == 10
     assert (folder.parent / "photos.index").read_bytes() == (folder.parent / "new.index").read_bytes()
     read.clear()
+    before = (folder.parent / "photos.index").stat()
     assert update(kind=kind, batch_size=8) == (10, 10, kind, [])
     assert not read
-    assert (folder.parent / "photos.index").read_bytes() == (folder.parent / "new.index").read_bytes()
+    assert (folder.parent / "photos.index").stat() == before, "it is not written if nothing has changed"
     assert update(kind=kind, rebuild=True, batch_size=8) == (10, 0, kind, [])
     assert len(read) == 10
     assert (folder.parent / "photos.index").read_bytes() == (folder.parent / "new.index").read_bytes()
     assert {path.name for path in folder.parent.iterdir()} == {"photos", "photos.index", "new.index"}
+
+
+def test_an_update_of_all_images(folder, update):
+    update()
+    for i, path in enumerate(sorted(folder.rglob("*.*"))):
+        save_noise(path, 200 + i)
+    assert update()[:2] == (9, 0)
+    update("new.index")
+    assert (folder.parent / "photos.index").read_bytes() == (folder.parent / "new.index").read_bytes()
 
 
 def test_the_rows(folder, update, fn):
@@ -260,6 +270,7 @@ def test_a_transparent_image_among_opaque_ones_is_told_of(folder, settings, caps
         ({}, {"normalize": False}, "with --normalize, and is asked for with --no-normalize"),
         ({}, {"reading": Reading(background="black")}, "with --background 'white', and is asked for with --background"),
         ({}, {"reading": Reading(range="0:9")}, "with no --range, and is asked for with --range 0:9"),
+        ({}, {"precision": "bfloat16"}, "with --precision inherit, and is asked for with --precision bfloat16"),
         ({}, {"version": "0.0"}, "it was made with version 0.1"),
     ),
 )

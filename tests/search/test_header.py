@@ -40,6 +40,7 @@ BAD_SIZES = (
         ({"reading": ["white"]}, ("reading must be options by name", "['white']")),
         ({"resized": None}, ("resized", "None")),
         ({"folder": 3}, ("folder must be a path", "3")),
+        ({"precision": None}, ("precision must be text", "None")),
         *(
             ({"sketch": sketch}, ("sketch must have", repr(sketch)))
             for sketch in (
