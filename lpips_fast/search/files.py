@@ -29,7 +29,7 @@ from torch import Tensor
 
 from lpips_fast._files import replacing
 from lpips_fast.lpips import LPIPS
-from lpips_fast.search.header import Header, by, read_header, vector_length
+from lpips_fast.search.header import Header, by, read_header
 
 _FORMAT = "lpips_fast.Index"
 _FORMAT_VERSION = "2"
@@ -176,10 +176,9 @@ def _read(file: Any, fn: LPIPS) -> tuple[Header, Table]:
         raise ValueError(f"it must have vectors, or the sketches that its header tells of, got {sorted(there)}")
     rows = file.get_slice(min(wanted)).get_shape()[:1]
     count = rows[0] if rows else 0
-    length = vector_length(fn, header.size)
     described = f"for net {fn.pnet_type!r} and images of size {by(header.size)}"
     expected = {
-        "vectors": (("F16", "F32"), [count, length], described),
+        "vectors": (("F16", "F32"), [count, header.values], described),
         "sketches": (("F16",), [count, header.sketch.length if header.sketch else 0], "by its header"),
         "stamps": (("I64",), [count, 2], "two an image"),
         "name_ends": (("I64",), [count], "one an image"),

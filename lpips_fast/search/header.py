@@ -28,6 +28,7 @@ class Header(NamedTuple):
     lpips: bool
     precision: str  # of the trunk; a search may have another one
     size: tuple[int, int]  # height and width that the trunk saw
+    values: int  # D, of a vector; it tells how many taps were in use
     resized: bool  # whether images of other sizes are resized to it, or refused
     normalize: bool | None  # the argument of `build`, and so of `search`; None: unknown
     raw: bool | None  # whether the trunk saw [0, 1] instead of [-1, 1], by the command line's --no-normalize
@@ -59,6 +60,7 @@ def make_header(
         lpips=fn.lpips,
         precision=fn.net.precision,
         size=size,
+        values=vector_length(fn, size),
         resized=resized,
         normalize=normalize,
         raw=raw,
@@ -79,8 +81,9 @@ def read_header(text: str, fn: LPIPS) -> Header:
         given = f"{fields!r:.99}" if not isinstance(fields, dict) else ", ".join(fields)
         raise ValueError(f"its header must have {', '.join(Header._fields)}, got {given:.199}")
     header = Header(**fields)
-    own = make_header(fn, header.size, header.resized, None, None, None)
-    for what in ("net", "version", "lpips", "linear_sha256", "trunk_sha256"):
+    size = checked_size(fn, header.size)
+    own = make_header(fn, size, header.resized, None, None, None)
+    for what in ("net", "version", "lpips", "values", "linear_sha256", "trunk_sha256"):
         if (made_with := getattr(header, what)) != (needed := getattr(own, what)):
             raise ValueError(f"it was made with {what} {made_with!s:.99}, this LPIPS has {needed}: build it again")
     if not isinstance(header.reading, dict | None):
@@ -92,7 +95,7 @@ def read_header(text: str, fn: LPIPS) -> Header:
     for what in ("resized", "normalize", "raw", "transparent", "opaque"):
         if not isinstance(flag := getattr(header, what), bool) and (flag is not None or what == "resized"):
             raise ValueError(f"its {what} must be true or false, got {flag!r:.99}")
-    return header._replace(size=checked_size(fn, header.size), sketch=_read_sketch(header.sketch))
+    return header._replace(size=size, sketch=_read_sketch(header.sketch))
 
 
 def from_json(name: str, text: str) -> Any:

@@ -9,6 +9,7 @@ stored, too, or made again from the images. nearest.py has the mathematics.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -34,7 +35,6 @@ from lpips_fast.search.header import (
     make_header,
     spec,
     tap_shapes,
-    vector_length,
 )
 from lpips_fast.search.nearest import Candidates, SketchEstimates, VectorEstimates, check_finite
 from lpips_fast.search.sources import Joined, Source, as_source, is_sequence
@@ -71,6 +71,7 @@ class Index:
         self.images = images
         self._fn = fn
         self._faiss: dict[str, Any] = {}
+        self._taps = fn.L
         self._scale = math.sqrt(header.size[0] * header.size[1])
 
     @classmethod
@@ -126,7 +127,7 @@ class Index:
         header = make_header(fn, (shape[0], shape[1]), size is not None, bool(normalize), False, kind)
         empty = Table(
             None if kind is None else torch.empty(0, kind.length, dtype=torch.float16),
-            torch.empty(0, vector_length(fn, header.size), dtype=dtype) if keep else None,
+            torch.empty(0, header.values, dtype=dtype) if keep else None,
             None,
             None,
         )
@@ -166,19 +167,19 @@ class Index:
         if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
             given = embeddings.dtype if isinstance(embeddings, Tensor) else type(embeddings).__name__
             raise TypeError(f"embeddings must be a tensor [N, D] of floating point, got {given}")
-        length = vector_length(fn, size)
-        if embeddings.dim() != 2 or embeddings.shape[1] != length:
+        header = make_header(fn, size, False, None, None, kind)
+        if embeddings.dim() != 2 or embeddings.shape[1] != header.values:
             raise ValueError(
-                f"embeddings must be [N, {length}], for net {fn.pnet_type!r} and images of size {by(size)}, "
+                f"embeddings must be [N, {header.values}], for net {fn.pnet_type!r} and images of size {by(size)}, "
                 f"got {list(embeddings.shape)}"
             )
         checked = _checked_names(names, len(embeddings))
         stored = (embeddings * math.sqrt(size[0] * size[1])).to(dtype)
         vectors = stored.cpu()
         check_finite("embeddings", stored)
-        index = cls(fn, make_header(fn, size, False, None, None, kind), Table(None, vectors, checked, None))
+        index = cls(fn, header, Table(None, vectors, checked, None))
         if kind is not None:
-            rows = max(1, _BLOCK_BYTES // (4 * length))
+            rows = max(1, _BLOCK_BYTES // (4 * header.values))
             parts = [index._sketch(kind, part * index._scale).half().cpu() for part in embeddings.split(rows)]
             index.sketches = torch.cat([torch.empty(0, kind.length, dtype=torch.float16), *parts])
         return index
@@ -246,19 +247,12 @@ class Index:
     def queries(self, queries: Images, *, normalize: bool = False) -> Queries:
         """The first step of `search`: queries as the index compares them. It raises what `search` raises for them."""
         check_flags(normalize=normalize)
-        spec(self._fn)  # raises an error if layers were changed since the constructor
+        self._check_layers()
         self._check_range("queries", normalize)
         queries = images_at("queries", queries, slice(None))
         queries = self._fitting("queries", queries)
         found = embed_rows(self._fn, "queries", queries, slice(0, len(queries)), queries.shape[2:], normalize)
         found *= self._scale
-        if found.shape[1] != (length := vector_length(self._fn, self.header.size)) or (
-            self.vectors is not None and length != self.vectors.shape[1]
-        ):
-            raise ValueError(
-                f"the index has vectors of {length if self.vectors is None else self.vectors.shape[1]} values, the "
-                f"queries of {found.shape[1]}: L, the number of taps in use, is {self._fn.L} and was another"
-            )
         sketches = None if self.header.sketch is None else self._sketch(self.header.sketch, found)
         for numbers, stored in ((found, self.vectors), (sketches, self.sketches)):
             if numbers is not None and stored is not None:
@@ -350,7 +344,7 @@ class Index:
         """
         check_flags(normalize=normalize)
         batch = checked_count("batch", batch, "a number of images")
-        spec(self._fn)
+        self._check_layers()
         self._check_range("images", normalize)
         checked = _checked_names(names, len(images))
         if (checked is None) != (self.names is None):
@@ -425,11 +419,12 @@ class Index:
                 "the index keeps sketches alone, so images must be given to compute distances: Index.load(path, fn, "
                 "images=...), or search with estimate=True"
             )
+        self._check_layers()
         read = as_source(self.images).read(rows)
         kept = [row for row, image in zip(rows, read, strict=True) if image is not None]
         images = [self._fitting("images", image[None]) for image in read if image is not None]
         if not images:
-            return torch.empty(0, vector_length(self._fn, self.header.size)), []
+            return torch.empty(0, self.header.values), []
         batch = torch.cat(images)
         vectors = embed_rows(
             self._fn, "images", batch, slice(0, len(batch)), batch.shape[2:], bool(self.header.normalize)
@@ -500,6 +495,12 @@ class Index:
             )
         return images
 
+    def _check_layers(self) -> None:
+        """Raises a ValueError if layers of the distance were changed since its constructor, or taps left out."""
+        spec(self._fn)
+        if self._fn.L != self._taps:
+            raise ValueError(f"L, the number of taps in use, must be {self._taps} as for the index, got {self._fn.L}")
+
     def _check_range(self, name: str, normalize: bool) -> None:
         if self.header.normalize not in (None, bool(normalize)):
             raise ValueError(
@@ -508,7 +509,12 @@ class Index:
             )
 
     def _sketch(self, kind: Sketch, vectors: Tensor) -> Tensor:
-        return sketch_embeddings(kind, vectors, tap_shapes(self._fn, self.header.size))
+        return sketch_embeddings(kind, vectors, self._shapes)
+
+    @functools.cached_property
+    def _shapes(self) -> list[torch.Size]:
+        """C_l, H_l and W_l of the taps."""
+        return tap_shapes(self._fn, self.header.size)
 
     def _estimates(
         self, queries: Queries, rounding: float | None = None, estimate: bool = False

@@ -56,7 +56,8 @@ BAD_SIZES = (
             )
         ),
         ({"net": None}, ("made with net None",)),
-        *(({"size": size}, ("size" if size != [SIZE, SIZE + 16] else "got F16",)) for size in BAD_SIZES),
+        ({"values": 7}, ("made with values 7",)),
+        *(({"size": size}, ("size" if size != [SIZE, SIZE + 16] else "made with values",)) for size in BAD_SIZES),
     ),
     ids=repr,
 )

@@ -162,6 +162,20 @@ def test_what_is_not_finite_is_found_by_search(fn, images, tmp_path, column, kin
             Index.load(path, fn).search(images[:1])
 
 
+@pytest.mark.parametrize("kind", ({}, {"sketch": 64}), ids=str)
+def test_taps_that_were_left_out(make_ours, images, tmp_path, kind):
+    fn = make_ours()
+    index = Index.build(fn, images, **kind)
+    index.save(tmp_path / "images.index")
+    fn.L = 3
+    for use in (lambda: index.search(images[:1]), lambda: index.add(images[:1])):
+        with raises(ValueError, "L, the number of taps in use, must be 5", "got 3"):
+            use()
+    with raises(ValueError, "was made with values", "build it again"):
+        Index.load(tmp_path / "images.index", fn)
+    assert Index.build(fn, images, **kind).search(images[4:5], 1)[1].item() == 4
+
+
 def test_queries_beyond_float16_are_refused(make_ours, images):
     """They are refused as such images are; float32 accepts both."""
     fn = make_ours(eval_mode=False)
