@@ -116,7 +116,7 @@ def query(fn, size, args):
     candidates = [index.candidates(one, k) for one in compared]
     patches.taken.clear()
     for pair in zip(compared, candidates):
-        index.confirm(*pair, k)
+        confirm(index, k, pair)
     confirmed = len(patches.taken) / len(compared)
     copy, copied = ceilings.copy(CPU)
     setups = {(name, 1): turns(search, singles) for name, search in searches.items()}
@@ -125,7 +125,7 @@ def query(fn, size, args):
         ("part: the query's vector and sketch", 1): turns(index.queries, singles),
         ("part: candidates", 1): turns(functools.partial(index.candidates, k=k), compared),
         ("of that, the distances of sketches", 1): turns(functools.partial(scan, index), compared),
-        (CONFIRMING, 1): turns(lambda pair: index.confirm(*pair, k), list(zip(compared, candidates))),
+        (CONFIRMING, 1): turns(functools.partial(confirm, index, k), list(zip(compared, candidates))),
         ("a copy", 1): lambda: copy,
     }
     times, failures = interleaved(setups, Clock(CPU), args.rounds)
@@ -253,8 +253,14 @@ def stored_query(index, row):
     return Queries(torch.empty(1, 0), index.sketches[row : row + 1].float())
 
 
+def confirm(index, k, pair):
+    queries, candidates = pair
+    return index.nearest(queries, k, lambda _: candidates)
+
+
 def estimates(index, queries, k):
-    return index.confirm(queries, index.candidates(queries, k), k, estimate=True)
+    find = functools.partial(index.candidates, queries, estimate=True)
+    return index.nearest(queries, k, find, estimate=True)
 
 
 def memory_of(path, net, args):

@@ -36,6 +36,7 @@ NEAR = 1e-3  # below this share of |e|^2 + |f|^2, a distance is computed from th
 
 _BLOCK_BYTES = 2**29  # size of the embeddings of a block, if the caller gives no block
 _PART = 8192  # values of an embedding in one matrix product
+_FILLED_IMAGES, _FILLED_PIXELS = 8, 2**16  # of a batch on the CPU, at least: the first of the two that is reached
 _BATCH_PIXELS = 2**19  # pixels of the images that go through the trunk at once
 
 
@@ -341,15 +342,22 @@ def batches_of_taps(
     """The taps of x[rows], some images at a time: where in `rows` they stand, and the taps. Errors call x `name`.
 
     The first batch comes also without images, to tell the sizes of the taps.
+
+    Few small images are filled up with copies of the last one. For them the CPU's trunk would take other algorithms,
+    which round differently, and the same image would have other taps alone than among others.
     """
     batch = images_at_once(size.numel())
+    least = min(_FILLED_IMAGES, -(-_FILLED_PIXELS // max(1, size.numel())))
     for start in range(rows.start, max(rows.stop, rows.start + 1), batch):
         stop = min(start + batch, rows.stop)
         images = images_at(name, x, slice(start, stop))
         if images.shape[2:] != size:
             raise ValueError(f"{name} must be of one size, got {list(size)} and {list(images.shape[2:])}")
         images = fn.checked_image(name, images.to(fn.own_tensor().device))
-        yield slice(start - rows.start, stop - rows.start), fn.features(images, normalize).taps
+        if 0 < len(images) < least and images.device.type == "cpu":
+            images = torch.cat((images, images[-1:].expand(least - len(images), -1, -1, -1)))
+        taps = [tap[: stop - start] for tap in fn.features(images, normalize).taps]
+        yield slice(start - rows.start, stop - rows.start), taps
 
 
 def empty_embeddings(n: int, taps: Sequence[Tensor]) -> Tensor:

@@ -67,15 +67,20 @@ class Sketch(NamedTuple):
         return math.sqrt(2 / self.length)
 
 
-@functools.lru_cache(maxsize=8)
 def signs_and_offsets(sketch: Sketch, values: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """sigma, int8 [values] of 1 and -1; and the offset of each block, int64 [ceil(values / m)]."""
+    signs, offsets = _raw(sketch, values)
+    return torch.from_numpy(signs).to(device), torch.from_numpy(offsets).to(device)
+
+
+@functools.lru_cache(maxsize=8)
+def _raw(sketch: Sketch, values: int) -> tuple[np.ndarray, np.ndarray]:
+    # Arrays are kept, not tensors, which may belong to a mode of torch's.
     raw_signs, raw_offsets = (np.random.Philox(key=np.array([sketch.seed, k], np.uint64)) for k in range(2))
     words = raw_signs.random_raw(-(-values // 64)).astype("<u8")
     bits = np.unpackbits(words.view(np.uint8), count=values, bitorder="little")
     offsets = raw_offsets.random_raw(-(-values // sketch.length)) % np.uint64(sketch.length)
-    signs = torch.from_numpy(1 - 2 * bits.astype(np.int8))
-    return signs.to(device), torch.from_numpy(offsets.astype(np.int64)).to(device)
+    return 1 - 2 * bits.astype(np.int8), offsets.astype(np.int64)
 
 
 @torch.no_grad()

@@ -204,7 +204,7 @@ def _read(file: Any, fn: LPIPS) -> tuple[Header, Table]:
 
 def _in_order(tables: Sequence[Tensor], order: Tensor) -> Iterator[Tensor]:
     """The rows of an index, a block at a time, from columns of its tables."""
-    row_bytes = tables[0][:1].numel() // max(1, len(tables[0][:1])) * tables[0].element_size()
+    row_bytes = tables[0].shape[1:].numel() * tables[0].element_size()
     for part in order.split(max(1, _BLOCK_BYTES // max(1, row_bytes))):
         block = tables[0].new_empty(len(part), *tables[0].shape[1:])
         for number in part[:, 0].unique().tolist():

@@ -17,7 +17,7 @@ from lpips_fast.trunk.nets import Net
 from lpips_fast.trunk.program import Setting
 from lpips_fast.weights.files import fingerprint
 
-LEAST_LENGTH = 64  # of a sketch: with it, the spread of an estimate is 18 %
+LEAST_LENGTH, MOST_LENGTH = 64, 2**24  # of a sketch: with the least, the spread of an estimate is 18 %
 
 
 class Header(NamedTuple):
@@ -106,9 +106,10 @@ def from_json(name: str, text: str) -> Any:
 
 
 def checked_sketch(length: int) -> Sketch:
-    length = checked_count("sketch", length, f"None or a length of at least {LEAST_LENGTH}, a whole number")
-    if length < LEAST_LENGTH:
-        raise ValueError(f"sketch must be None or a length of at least {LEAST_LENGTH}, got {length}")
+    accepted = f"None or a length of at least {LEAST_LENGTH} and at most {MOST_LENGTH}, a whole number"
+    length = checked_count("sketch", length, accepted)
+    if not LEAST_LENGTH <= length <= MOST_LENGTH:
+        raise ValueError(f"sketch must be {accepted}, got {length}")
     return Sketch(length)
 
 
@@ -135,7 +136,7 @@ def tap_shapes(fn: LPIPS, size: tuple[int, int]) -> list[torch.Size]:
     setting = Setting(fn.net.plan, torch.float32, torch.contiguous_format)
     try:
         images = torch.empty(0, 3, *size, device="meta")
-        parameters = [torch.empty_like(p, device="meta") for p in fn.net.parameters()]
+        parameters = [torch.empty_like(p, dtype=torch.float32, device="meta") for p in fn.net.parameters()]
         taps, _ = run(setting, (images,), (None, None), parameters)
     except (RuntimeError, TypeError) as error:  # offsets that are no int64
         raise ValueError(f"size must be that of images, got {by(size)}: {error}") from error
@@ -158,6 +159,6 @@ def _read_sketch(fields: Any) -> Sketch | None:
     if not whole or not all(type(value) is int for value in fields.values()):
         raise ValueError(f"its sketch must have {', '.join(Sketch._fields)}, whole numbers, got {fields!r:.99}")
     sketch = Sketch(**fields)
-    if not LEAST_LENGTH <= sketch.length <= 2**31 or not 0 <= sketch.seed < 2**64:
+    if not LEAST_LENGTH <= sketch.length <= MOST_LENGTH or not 0 <= sketch.seed < 2**64:
         raise ValueError(f"its sketch must have a length from {LEAST_LENGTH} and a seed of 64 bits, got {fields}")
     return sketch

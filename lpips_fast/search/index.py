@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
@@ -24,7 +24,16 @@ from torch import Tensor
 
 from lpips_fast._checks import check_flags, checked_count, some
 from lpips_fast.lpips import LPIPS
-from lpips_fast.pairwise import Images, embed_rows, images_at, product_rounding, sketch_rows
+from lpips_fast.pairwise import (
+    Images,
+    batches_of_taps,
+    checked_weights,
+    embed_rows,
+    empty_embeddings,
+    images_at,
+    product_rounding,
+    write_embeddings,
+)
 from lpips_fast.search import files, nearest
 from lpips_fast.search.files import Table
 from lpips_fast.search.header import (
@@ -38,9 +47,10 @@ from lpips_fast.search.header import (
 )
 from lpips_fast.search.nearest import Candidates, SketchEstimates, VectorEstimates, check_finite
 from lpips_fast.search.sources import Joined, Source, as_source, is_sequence
-from lpips_fast.sketch import Sketch, sketch_embeddings
+from lpips_fast.sketch import Sketch, sketch_embeddings, sketch_taps
 
 _BLOCK_BYTES = 2**28  # size in float32 of the vectors that are in memory at once
+_TRAINING_BYTES = 2**30  # size in float32 of the sample of them that FAISS trains with
 
 
 class Queries(NamedTuple):
@@ -62,7 +72,8 @@ class Index:
         names: a name for each image, or None.
         stamps: [N, 2], size in bytes and time of change in nanoseconds of the images' files, or None. `lpips-fast
             index` keeps them to see which files have changed.
-        images: where the images are read again if no vectors are kept: what `build` was given, or None.
+        images: where the images are read again if no vectors are kept: what `build` was given, or None. Like the other
+            attributes it may be set.
     """
 
     def __init__(self, fn: LPIPS, header: Header, table: Table, images: Images | Source | None = None) -> None:
@@ -131,7 +142,7 @@ class Index:
             None,
             None,
         )
-        index = cls(fn, header, empty, images)
+        index = cls(fn, header, empty, None if keep else images)
         table = index._table_of(images, batch)
         index.sketches, index.vectors, index.names = table.sketches, table.vectors, checked
         return index
@@ -240,8 +251,8 @@ class Index:
             raise ValueError("estimate must be False for an index without sketches: build it with sketch=1024")
         k = checked_count("k", k, "a number of images")
         compared = self.queries(queries, normalize=normalize)
-        candidates = self.candidates(compared, k, faiss=faiss, estimate=estimate)
-        return self.confirm(compared, candidates, k, estimate=estimate)
+        find = functools.partial(self.candidates, compared, faiss=faiss, estimate=estimate)
+        return self.nearest(compared, k, find, estimate=estimate)
 
     @torch.no_grad()
     def queries(self, queries: Images, *, normalize: bool = False) -> Queries:
@@ -251,13 +262,15 @@ class Index:
         self._check_range("queries", normalize)
         queries = images_at("queries", queries, slice(None))
         queries = self._fitting("queries", queries)
-        found = embed_rows(self._fn, "queries", queries, slice(0, len(queries)), queries.shape[2:], normalize)
-        found *= self._scale
-        sketches = None if self.header.sketch is None else self._sketch(self.header.sketch, found)
-        for numbers, stored in ((found, self.vectors), (sketches, self.sketches)):
+        vectors, sketches = [], []
+        for _, e, s in self._numbers("queries", queries, normalize, vectors=True):
+            vectors += [e] if e is not None else []
+            sketches += [s] if s is not None else []
+        found = Queries(torch.cat(vectors), torch.cat(sketches) if sketches else None)
+        for numbers, stored in ((found.vectors, self.vectors), (found.sketches, self.sketches)):
             if numbers is not None and stored is not None:
                 check_finite("queries", numbers.to(stored.dtype))  # in the type of the stored ones
-        return Queries(found, sketches)
+        return found
 
     @torch.no_grad()
     def candidates(
@@ -272,8 +285,8 @@ class Index:
         """The second step of `search`: for each query the images that may be among its k nearest.
 
         Args:
-            rows: which images to look through; None for all. Processes may share them: `confirm` takes the candidates
-                of all of them together.
+            rows: which images to look through; None for all. Processes may share them: `merged` puts the candidates of
+                all of them together.
             faiss: as for `search`, which then looks through all images.
             estimate: whether the estimates shall decide, so that only the k least are needed.
         """
@@ -301,27 +314,34 @@ class Index:
             ) from error
 
     def merged(self, queries: Queries, parts: Sequence[Sequence[Candidates]], k: int) -> list[Candidates]:
-        """The candidates among all rows, from what `candidates` found among some rows each."""
+        """The candidates among all rows, from what `candidates` found for k among some rows each."""
         return nearest.merged(self._estimates(queries), parts, min(k, len(self)))
 
     @torch.no_grad()
-    def confirm(
-        self, queries: Queries, candidates: Sequence[Candidates], k: int, *, estimate: bool = False
+    def nearest(
+        self, queries: Queries, k: int, find: Callable[[int], Sequence[Candidates]], *, estimate: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """The last step of `search`: the nearest of the candidates. It returns and raises what `search` does."""
+        """The last step of `search`: the nearest of the candidates. It returns and raises what `search` does.
+
+        Args:
+            find: gives the candidates for a number of nearest images. If images cannot be read any more, it is called
+                again with a larger number than k.
+        """
         shape = len(queries.vectors), min(k, len(self))
         distances, indices = torch.full(shape, math.inf), torch.full(shape, -1)
         if 0 in shape:
             return distances, indices
         if estimate:
-            for i, (estimates, rows) in enumerate(candidates):
+            for i, (estimates, rows) in enumerate(find(shape[1])):
                 count = min(shape[1], len(rows))
                 distances[i, :count], indices[i, :count] = estimates[:count] / self._scale**2, rows[:count]
             return distances, indices
-        exact, indices = nearest.confirm(
-            queries.vectors.cpu(), candidates, shape[1], self._estimates(queries), self._stored
-        )
-        return (exact / self._scale**2).float(), indices
+        vectors, estimated, wanted = queries.vectors.cpu(), self._estimates(queries), shape[1]
+        while True:
+            exact, indices, lost = nearest.confirm(vectors, find(wanted), shape[1], estimated, self._stored)
+            if wanted == len(self) or not ((indices < 0).any(dim=1) & (lost > 0)).any():
+                return (exact / self._scale**2).float(), indices
+            wanted = min(max(2 * wanted, wanted + int(lost.max())), len(self))
 
     @torch.no_grad()
     def add(
@@ -420,9 +440,9 @@ class Index:
                 "images=...), or search with estimate=True"
             )
         self._check_layers()
-        read = as_source(self.images).read(rows)
+        read = self._read(rows)
         kept = [row for row, image in zip(rows, read, strict=True) if image is not None]
-        images = [self._fitting("images", image[None]) for image in read if image is not None]
+        images = [self._fitting("images", self._fn.checked_image("images", i[None])) for i in read if i is not None]
         if not images:
             return torch.empty(0, self.header.values), []
         batch = torch.cat(images)
@@ -458,6 +478,8 @@ class Index:
         """
         header, table = files.read(path, fn)
         index = cls(fn, header, table, images)
+        if images is not None and not is_sequence(images) and not hasattr(images, "read"):
+            raise TypeError(f"images must be a sequence of images or a Source, got {type(images).__name__}")
         if images is not None and is_sequence(images) and len(images) != len(index):
             raise ValueError(f"images must be the {len(index)} images of {path}, got {len(images)}")
         return index
@@ -465,26 +487,45 @@ class Index:
     def _table_of(self, images: Images, batch: int, normalize: bool | None = None) -> Table:
         """What the index keeps of new images, without names."""
         normalize = bool(self.header.normalize) if normalize is None else normalize
-        kind = self.header.sketch
         sketches = None if self.sketches is None else self.sketches.new_empty(len(images), self.sketches.shape[1])
         vectors = None if self.vectors is None else self.vectors.new_empty(len(images), self.vectors.shape[1])
         for start in range(0, len(images), batch):
             part = self._fitting("images", images_at("images", images, slice(start, start + batch)))
-            size = part.shape[2:]
-            made: list[tuple[Tensor | None, Tensor]] = []
-            if vectors is not None:
-                found = embed_rows(self._fn, "images", part, slice(0, len(part)), size, normalize) * self._scale
-                made.append((vectors, found))
-                if kind is not None:
-                    made.append((sketches, self._sketch(kind, found)))
-            elif kind is not None:
-                made.append((sketches, sketch_rows(self._fn, "images", part, size, normalize, kind) * self._scale))
-            for column, numbers in made:
-                if column is not None:
-                    stored = numbers.to(column.dtype)
-                    column[start : start + batch] = stored
-                    check_finite("images", stored, start)
+            for rows, *made in self._numbers("images", part, normalize, vectors is not None):
+                for column, numbers in zip((vectors, sketches), made, strict=True):
+                    if column is not None and numbers is not None:
+                        stored = numbers.to(column.dtype)
+                        column[start + rows.start : start + rows.stop] = stored
+                        check_finite("images", stored, start + rows.start)
         return Table(sketches, vectors, None, None)
+
+    def _numbers(
+        self, name: str, images: Tensor, normalize: bool, vectors: bool
+    ) -> Iterator[tuple[slice, Tensor | None, Tensor | None]]:
+        """sqrt(H W) e of images, if `vectors`, and its sketches, if the index has them: some images at a time."""
+        fn, kind = self._fn, self.header.sketch
+        weights = checked_weights(fn)
+        for rows, taps in batches_of_taps(fn, name, images, slice(0, len(images)), images.shape[2:], normalize):
+            e = s = None
+            if vectors:
+                e = empty_embeddings(len(taps[0]), taps)
+                write_embeddings(e, taps, weights, fn.norm)
+                e *= self._scale
+            if kind is not None:
+                s = sketch_taps(kind, taps, weights, fn.norm) * self._scale
+            yield rows, e, s
+
+    def _read(self, rows: Sequence[int]) -> list[Tensor | None]:
+        """The images of these rows from where they are read again, each checked."""
+        assert self.images is not None
+        read = [*as_source(self.images).read(rows)]
+        if len(read) != len(rows):
+            raise ValueError(f"images.read must give as many images as it is asked for, {len(rows)}, got {len(read)}")
+        for image in read:
+            if image is not None and (not isinstance(image, Tensor) or image.dim() != 3):
+                given = [*image.shape] if isinstance(image, Tensor) else type(image).__name__
+                raise TypeError(f"images.read must give tensors [3, H, W], or None for what is gone, got {given}")
+        return read
 
     def _fitting(self, name: str, images: Tensor) -> Tensor:
         """The images in the index's size; an error if they have another one, and the index does not resize."""
@@ -541,6 +582,8 @@ class Index:
         self._faiss.clear()
 
     def _rows_of(self, which: Sequence[str | PathLike[str]] | Sequence[int]) -> Tensor:
+        if isinstance(which, Tensor):  # as `search` gives them
+            which = which.tolist()
         if isinstance(which, str) or not isinstance(which, Iterable):
             raise TypeError(f"which must be a list of names or of indices, got {which!r:.99}")
         given = [*which]
@@ -607,7 +650,8 @@ def _faiss_index(vectors: Tensor, factory: str) -> Any:
     if ivf is not None:
         ivf.nprobe = math.ceil(math.sqrt(ivf.nlist))  # FAISS looks into one list alone, which finds half
     if not index.is_trained:
-        index.train(vectors.float().cpu().numpy())
+        some = vectors[:: max(1, len(vectors) * 4 * vectors.shape[1] // _TRAINING_BYTES)]
+        index.train(some.float().cpu().numpy())
     for block in vectors.split(max(1, _BLOCK_BYTES // (4 * vectors.shape[1]))):
         index.add(block.float().cpu().numpy())
     return index

@@ -30,7 +30,7 @@ from lpips_fast.sketch import Sketch, distances
 DEVIATIONS = 3.0  # z
 _BLOCK_BYTES = 2**28  # size in float32 of the stored rows that are compared at once, and of embeddings in memory
 _LEAST_FIRST = 16  # candidates whose distances are computed first, at least
-_MOST_OF_FAISS = 4096  # candidates that FAISS is asked for among sketches, at most
+_MOST_OF_FAISS = 4096  # candidates that FAISS is asked for among sketches, at most, unless 10 k are more
 
 Stored = Callable[[Sequence[int]], tuple[Tensor, Sequence[int]]]
 
@@ -93,25 +93,28 @@ def scan(estimates: Estimates, k: int, rows: range) -> list[Candidates]:
         ValueError: the stored numbers of an image are NaN or infinite.
     """
     queries = estimates.queries
-    block = max(1, _BLOCK_BYTES // (4 * estimates.stored.shape[1]))
+    bytes_of_row = max(4 * estimates.stored.shape[1], 16 * len(queries))  # in float32, and its estimates
+    block = max(1, _BLOCK_BYTES // bytes_of_row)
     kept = queries.new_zeros(len(queries), 0)
     numbers = kept.long()
     for start in range(rows.start, rows.stop, block):
         stop = min(start + block, rows.stop)
         here = estimates.of(slice(start, stop))
         check_finite("images", here.T, start)  # loading leaves this check to the search
+        before = kept.shape[1]
         kept = torch.cat((kept, here), dim=1)
-        of_block = torch.arange(start, stop, device=queries.device).expand(len(queries), -1)
-        numbers = torch.cat((numbers, of_block), dim=1)
         near = _near(estimates, kept, k)
         kept, order = kept.topk(int(near.sum(dim=1).max()), dim=1, largest=False)
-        numbers = numbers.gather(1, order)
+        of_before = torch.cat((numbers, order.new_zeros(len(queries), 1)), dim=1).gather(1, order.clamp(max=before))
+        numbers = torch.where(order < before, of_before, order + (start - before))
     return _candidates(estimates, kept, numbers, k)
 
 
 def merged(estimates: Estimates, parts: Sequence[Sequence[Candidates]], k: int) -> list[Candidates]:
     """The candidates of each query among all rows, from its candidates among parts of the rows."""
-    width = max(sum(len(part[i].rows) for part in parts) for i in range(len(estimates.queries)))
+    width = max((sum(len(part[i].rows) for part in parts) for i in range(len(estimates.queries))), default=0)
+    if width == 0:
+        return [*parts[0]]
     kept = estimates.queries.new_full((len(estimates.queries), width), torch.inf)
     numbers = torch.full(kept.shape, -1)
     for i in range(len(kept)):
@@ -133,6 +136,7 @@ def by_faiss(estimates: Estimates, index: Any, k: int) -> list[Candidates]:
     queries, count = estimates.queries.float().cpu(), index.ntotal
     of_sketches = isinstance(estimates, SketchEstimates)
     n = min(max(10 * k, 100) if of_sketches else 2 * k, count)
+    most = min(max(n, _MOST_OF_FAISS), count) if of_sketches else count
     while True:
         kept, numbers = map(torch.from_numpy, index.search(queries.numpy(), n))
         if of_sketches:
@@ -142,19 +146,27 @@ def by_faiss(estimates: Estimates, index: Any, k: int) -> list[Candidates]:
         kept = kept.masked_fill(numbers < 0, torch.inf)
         near = _near(estimates, kept.to(estimates.queries.device), min(k, n)).cpu() & (numbers >= 0)
         enough = 2 * near.sum(dim=1).max() <= n if of_sketches else not near[:, -1].any()
-        if n == count or enough or (of_sketches and n >= _MOST_OF_FAISS):
+        if n == most or enough:
             break
-        n = min(4 * n, count)
+        n = min(4 * n, most)
     if not of_sketches:
         near[:, : 2 * k] = numbers[:, : 2 * k] >= 0  # more than k: most of FAISS's indexes are approximate
     kept = kept.masked_fill(~near, torch.inf)
     return [_sorted(e[chosen], r[chosen]) for e, r, chosen in zip(kept, numbers, near, strict=True)]
 
 
+class Confirmed(NamedTuple):
+    """What is nearest among the candidates of each query."""
+
+    distances: Tensor  # [Q, k], exact squared ones, least first; inf where fewer are found
+    rows: Tensor  # [Q, k]; -1 where fewer are found
+    lost: Tensor  # [Q], how many of the candidates that were asked for are gone
+
+
 def confirm(
     queries: Tensor, candidates: Sequence[Candidates], k: int, estimates: Estimates, stored: Stored
-) -> tuple[Tensor, Tensor]:
-    """The exact squared distances [Q, k], least first, and the rows [Q, k]; inf and -1 where fewer are found.
+) -> Confirmed:
+    """The nearest of the candidates, by their exact distances.
 
     Args:
         queries: vectors [Q, D], float32 on the CPU.
@@ -163,6 +175,7 @@ def confirm(
     at_once = max(1, _BLOCK_BYTES // (4 * queries.shape[1]))
     found = [(queries.new_zeros(0), torch.zeros(0, dtype=torch.int64)) for _ in candidates]
     done, step = [0] * len(candidates), max(_LEAST_FIRST, 2 * k)
+    lost = torch.zeros(len(candidates), dtype=torch.int64)
     while True:
         kth = torch.stack([_kth(d, k) for d, _ in found])[:, None]
         reach = estimates.above(kth.to(estimates.queries)).flatten().cpu()
@@ -175,10 +188,12 @@ def confirm(
         if not rows:
             break
         for start in range(0, len(rows), at_once):
+            asked = {*rows[start : start + at_once]}
             vectors, kept = stored(rows[start : start + at_once])
             place = {row: p for p, row in enumerate(kept)}
             for i, of_query in enumerate(wanted):
                 here = [row for row in of_query if row in place]
+                lost[i] += sum(row in asked for row in of_query) - len(here)
                 places = torch.tensor([place[row] for row in here], dtype=torch.int64)
                 exact = direct_distances(queries[i], vectors, places)
                 if not exact.isfinite().all():
@@ -190,7 +205,7 @@ def confirm(
         exact, numbered = _sorted(exact, numbered)
         count = min(k, len(exact))
         distances[i, :count], numbers[i, :count] = exact[:count], numbered[:count]
-    return distances, numbers
+    return Confirmed(distances, numbers, lost)
 
 
 def check_finite(name: str, vectors: Tensor, start: int = 0) -> None:
@@ -216,7 +231,25 @@ def _near(estimates: Estimates, kept: Tensor, k: int) -> Tensor:
 def _candidates(estimates: Estimates, kept: Tensor, numbers: Tensor, k: int) -> list[Candidates]:
     near = _near(estimates, kept, k) & (numbers >= 0)
     rows = zip(kept.cpu(), numbers.cpu(), near.cpu(), strict=True)
-    return [_sorted(e[chosen], r[chosen]) for e, r, chosen in rows]
+    found = [_sorted(e[chosen], r[chosen]) for e, r, chosen in rows]
+    return [_first_of_equal(estimates.stored, c, k) for c in found] if isinstance(estimates, SketchEstimates) else found
+
+
+def _first_of_equal(stored: Tensor, found: Candidates, k: int) -> Candidates:
+    """Leaves out images behind k others with the same sketch, for these have the same distance and come before them.
+
+    Many black frames, say, would all be read again.
+    """
+    _, counts = found.estimates.unique_consecutive(return_counts=True)
+    kept = torch.ones(len(found.rows), dtype=torch.bool)
+    for end, count in zip(counts.cumsum(0).tolist(), counts.tolist(), strict=True):
+        if count > k:
+            run = slice(end - count, end)
+            sketches = stored[found.rows[run].to(stored.device)].cpu().view(torch.int16)
+            _, kinds = sketches.unique(dim=0, return_inverse=True)
+            for kind in range(int(kinds.max()) + 1):
+                kept[run][(kinds == kind).nonzero()[k:, 0]] = False
+    return Candidates(found.estimates[kept], found.rows[kept])
 
 
 def _sorted(values: Tensor, rows: Tensor) -> Candidates:

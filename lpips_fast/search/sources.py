@@ -51,8 +51,9 @@ class Joined:
         return images
 
     def selected(self, rows: Tensor) -> Joined:
-        """The images of these rows."""
-        return Joined(self._sources, self._source[rows], self._image[rows])
+        """The images of these rows. Sources of none of them are let go."""
+        used, source = self._source[rows].unique(return_inverse=True)
+        return Joined([self._sources[number] for number in used.tolist()], source, self._image[rows])
 
     def joined(self, other: Joined) -> Joined:
         """These images, then others."""

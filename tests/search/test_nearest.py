@@ -60,7 +60,7 @@ def test_the_nearest_are_candidates_and_are_confirmed(vectors, queries, kind, bl
     candidates = scan(estimates, K, range(N))
     expected = exact(queries, vectors)
     for found, distances in zip(candidates, expected, strict=True):
-        assert {*distances.topk(K, largest=False).indices.tolist()} <= {*found.rows.tolist()}
+        assert {*distances.argsort(stable=True)[:K].tolist()} <= {*found.rows.tolist()}
         assert K <= len(found.rows) < N
         assert (found.estimates.diff() >= 0).all()
     read = []
@@ -69,7 +69,8 @@ def test_the_nearest_are_candidates_and_are_confirmed(vectors, queries, kind, bl
         read.append(rows)
         return vectors[list(rows)], rows
 
-    distances, rows = confirm(queries, candidates, K, estimates, stored)
+    distances, rows, lost = confirm(queries, candidates, K, estimates, stored)
+    assert (lost == 0).all()
     order = expected.argsort(dim=1, stable=True)[:, :K]
     assert torch.equal(rows, order)
     torch.testing.assert_close(distances.double(), expected.gather(1, order), **INDEX_TOLERANCE[torch.float32])
@@ -109,7 +110,7 @@ def test_parts_of_the_rows_give_the_candidates_of_all(vectors, queries, kind):
 def test_equal_vectors_come_in_their_order(vectors, kind):
     vectors[77] = vectors[3]
     estimates = estimates_of(kind, vectors[3:4], vectors)
-    distances, rows = confirm(
+    distances, rows, _ = confirm(
         vectors[3:4], scan(estimates, 5, range(N)), 5, estimates, lambda rows: (vectors[list(rows)], rows)
     )
     assert rows.tolist() == [[3, 50, 51, 52, 53]]
@@ -124,7 +125,8 @@ def test_what_is_gone_is_left_out(vectors, queries):
         kept = [row for row in rows if row not in first]
         return vectors[kept], kept
 
-    _, rows = confirm(queries, scan(estimates, K, range(N)), K, estimates, stored)
+    _, rows, lost = confirm(queries, scan(estimates, K + 1, range(N)), K, estimates, stored)
+    assert (lost >= 1).all()
     assert not {*first} & {*rows.flatten().tolist()}
     expected = exact(queries, vectors)
     expected[:, first] = math.inf
@@ -147,6 +149,44 @@ def test_faiss_finds_candidates_among_sketches(vectors, queries, factory):
         by_hand = (query.double() - estimates.stored[found.rows].double()).square().sum(dim=1)
         torch.testing.assert_close(found.estimates.double(), by_hand, **INDEX_TOLERANCE[torch.float32])
         assert (found.estimates.diff() >= 0).all()
+
+
+def test_how_much_faiss_is_asked_for(vectors, queries, monkeypatch):
+    """More, as long as the last that it finds may still be among the nearest; but not without end."""
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(nearest, "_MOST_OF_FAISS", 300)
+    asked = []
+
+    class Fake:
+        ntotal = N
+
+        def search(self, x, n):
+            asked.append(n)
+            rows = torch.arange(n).expand(len(x), -1)
+            return torch.zeros(rows.shape).numpy(), rows.numpy()
+
+    everywhere_alike = torch.zeros(N, SKETCH.length).half()
+    alike = SketchEstimates(sketched(queries), everywhere_alike, SKETCH)
+    nearest.by_faiss(alike, Fake(), 3)
+    assert asked == [100, 300]
+    asked.clear()
+    nearest.by_faiss(alike, Fake(), 35)
+    assert asked == [350]
+
+
+def test_many_queries_take_smaller_blocks(vectors, monkeypatch):
+    monkeypatch.setattr(nearest, "_BLOCK_BYTES", 16 * len(vectors) * 10)
+    estimates = estimates_of("sketches", vectors, vectors)
+    asked = []
+    of = estimates.of
+    monkeypatch.setattr(estimates, "of", lambda rows: (asked.append(rows.stop - rows.start), of(rows))[1])
+    assert [found.rows[0].item() for found in scan(estimates, 1, range(N))][:3] == [0, 1, 2]
+    assert max(asked) == 10
+
+
+def test_no_queries_are_merged(vectors):
+    estimates = estimates_of("sketches", vectors[:0], vectors)
+    assert merged(estimates, [[], []], K) == []
 
 
 @pytest.mark.parametrize("kind", ("vectors", "sketches"))

@@ -48,3 +48,11 @@ def test_joined_and_selected():
     more = kept.joined(joined.selected(torch.tensor([0])))
     assert numbers(more, [3, 0]) == [0, 102]
     assert numbers(more, []) == []
+
+
+def test_sources_that_are_not_needed_are_let_go():
+    joined = Joined.of(as_source(numbered(0, 2)), 2)
+    for i in range(5):
+        joined = joined.selected(torch.tensor([0])).joined(Joined.of(as_source(numbered(10 * i, 1)), 1))
+        assert len(joined._sources) == 2
+    assert numbers(joined, [0, 1]) == [0, 40]

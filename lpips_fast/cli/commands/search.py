@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lpips_fast.search import Index
+    from lpips_fast.search.nearest import Candidates
 
 Query = Annotated[Path, typer.Argument(show_default=False, help="The image to find similar images for.")]
 Where = Annotated[
@@ -137,15 +139,25 @@ def _check_options(
 
 def _nearest(index: Index, queries: Tensor, k: int, faiss: str | None, estimate: bool) -> list[tuple[str, float]]:
     """The names and distances of the nearest images, on rank 0. All processes look for candidates."""
-    # Candidates are the same for any number of processes, and one process computes the distances.
+    # Candidates are the same for any number of processes, and one process computes the distances. It may need more of
+    # them where images are gone, and tells the others for how many nearest images; 0 ends.
     compared = index.queries(queries, normalize=bool(index.header.normalize))
     mine = cast(range, processes.own_run(range(len(index))))
-    found = index.candidates(compared, k, faiss=faiss, rows=mine)
-    for parts in processes.gathered([found], processes.count()):
-        if not parts:
+
+    def find(wanted: int) -> Sequence[Candidates]:
+        wanted = processes.from_first(lambda: wanted)
+        if wanted == 0:
             return []
-        candidates = parts[0] if len(parts) == 1 else index.merged(compared, parts, k)
-    distances, indices = index.confirm(compared, candidates, k, estimate=estimate)
+        found = index.candidates(compared, wanted, faiss=faiss, rows=mine, estimate=estimate)
+        parts = [part for of_each in processes.gathered([found], processes.count()) for part in of_each]
+        return parts[0] if len(parts) == 1 else index.merged(compared, parts, wanted) if parts else found
+
+    if processes.rank() > 0:
+        while find(1):
+            pass
+        return []
+    distances, indices = index.nearest(compared, k, find, estimate=estimate)
+    find(0)
     names = index.names or range(len(index))
     near = zip(indices[0].tolist(), distances[0].tolist(), strict=True)
     return [(str(names[i]), d) for i, d in near if i >= 0]

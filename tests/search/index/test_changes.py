@@ -46,7 +46,7 @@ def test_remove(fn, images, queries, kind):
     index.remove(["3.png", "0.png"])
     kept = [1, 2, *range(4, N)]
     assert_same(index, Index.build(fn, images[kept], names=[NAMES[i] for i in kept], **kind), queries)
-    index.remove([0, len(index) - 1])
+    index.remove(torch.tensor([0, len(index) - 1]))
     kept = kept[1:-1]
     assert_same(index, Index.build(fn, images[kept], names=[NAMES[i] for i in kept], **kind), queries)
 
