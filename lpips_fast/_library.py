@@ -27,6 +27,11 @@ def define(name: str, schema: str, fake: Callable[..., Any]) -> None:
     torch.library.register_fake(f"lpips_fast::{name}", fake, lib=library)
 
 
+def is_implemented(operator: str, key: str) -> bool:
+    """Whether the operator `lpips_fast::operator` has an implementation for a dispatch key, 'CPU' or 'CUDA'."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"lpips_fast::{operator}", key)
+
+
 def _load() -> str | None:
     """Loads the compiled file; returns the reason if that fails."""
     spec = importlib.util.find_spec("lpips_fast._C")

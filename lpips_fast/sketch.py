@@ -48,7 +48,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lpips_fast._library import define
+from lpips_fast._library import define, is_implemented
 from lpips_fast.head.operators import Norm, accumulation_dtype
 from lpips_fast.head.reference import normalize_channels
 
@@ -96,7 +96,7 @@ def sketch_taps(sketch: Sketch, taps: Sequence[Tensor], weights: Sequence[Tensor
     """
     dtype = accumulation_dtype(taps[0].dtype)
     scales = [_scale(tap, None if weights is None else weights[layer], dtype) for layer, tap in enumerate(taps)]
-    if taps[0].device.type == "cpu" and dtype == torch.float32 and _compiled("sketch_cpu"):
+    if taps[0].device.type == "cpu" and dtype == torch.float32 and is_implemented("sketch_cpu", "CPU"):
         values = sum(tap.shape[1:].numel() for tap in taps)
         signs, offsets = signs_and_offsets(sketch, values, taps[0].device)
         rows = [tap.contiguous(memory_format=torch.channels_last) for tap in taps]
@@ -127,7 +127,8 @@ def distances(queries: Tensor, rows: Tensor) -> Tensor:
     From the differences, so that small distances are accurate. On the CPU with the compiled library a distance has the
     same bits whatever else is compared with it; elsewhere sums may round in other ways.
     """
-    if queries.device.type == "cpu" and queries.dtype == torch.float32 and _compiled("sketch_distances_cpu"):
+    on_cpu = queries.device.type == "cpu" and queries.dtype == torch.float32
+    if on_cpu and is_implemented("sketch_distances_cpu", "CPU"):
         return torch.ops.lpips_fast.sketch_distances_cpu(queries.contiguous(), rows.contiguous())
     found, rows = queries.new_empty((len(queries), len(rows))), rows.to(queries)
     for i, query in enumerate(queries):
@@ -159,10 +160,6 @@ def _turned_sum(sketch: Sketch, values: Tensor) -> Tensor:
     source = (torch.arange(m, device=values.device) - offsets[:, None]) % m  # of each bucket, within its block
     blocks = padded.unflatten(1, (-1, m))
     return blocks.gather(2, source.expand(blocks.shape)).sum(dim=1)
-
-
-def _compiled(operator: str) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"lpips_fast::{operator}", "CPU")
 
 
 define(

@@ -15,6 +15,7 @@ import shutil
 import torch
 
 from lpips_fast import _library
+from lpips_fast._library import is_implemented
 from lpips_fast.head.operators import COMPILED_BACKENDS
 
 BACKENDS = ("reference", *COMPILED_BACKENDS)
@@ -56,7 +57,7 @@ def why_not(backend: str, device: torch.device, capability: Capability | None = 
     Args:
         capability: the compute capability that a GPU of NVIDIA's must have, if it is not the one that the head needs.
     """
-    if backend == "cuda" and device.type == "cpu" and _is_implemented("head_fwd_cuda", "CPU"):
+    if backend == "cuda" and device.type == "cpu" and is_implemented("head_fwd_cuda", "CPU"):
         return None  # the tests' emulator has registered them, maybe after an earlier question
     return _why_not(backend, _indexed(device), capability or _NEEDED.get(backend))
 
@@ -85,14 +86,10 @@ def _why_not(backend: str, device: torch.device, capability: Capability | None) 
         return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
-def _is_implemented(operator: str, key: str) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"lpips_fast::{operator}", key)
-
-
 def _why_not_cpu(device: torch.device) -> str | None:
     if _library.load_error is not None:
         return _library.load_error
-    if not _is_implemented("head_fwd_cpu", "CPU"):
+    if not is_implemented("head_fwd_cpu", "CPU"):
         return "the compiled library has no operators of this package"
     return None if device.type == "cpu" else "it runs on the CPU"
 
@@ -100,7 +97,7 @@ def _why_not_cpu(device: torch.device) -> str | None:
 def _why_not_cuda(device: torch.device, capability: Capability) -> str | None:
     if _library.load_error is not None:
         return _library.load_error
-    if not _is_implemented("head_fwd_cuda", "CUDA"):
+    if not is_implemented("head_fwd_cuda", "CUDA"):
         return "the compiled library was built without nvcc"
     if torch.version.hip is not None:
         return "the CUDA kernels are for NVIDIA's GPUs, and this torch is for AMD's"
@@ -122,7 +119,7 @@ def _why_not_triton(device: torch.device, capability: Capability) -> str | None:
         importlib.import_module("triton").runtime.driver.active.get_current_target()
     if importlib.util.find_spec("lpips_fast.kernels") is not None:
         importlib.import_module("lpips_fast.kernels")  # registers the operators; an empty folder registers none
-    if not _is_implemented("head_fwd_triton", "CUDA"):
+    if not is_implemented("head_fwd_triton", "CUDA"):
         return "the kernels are not installed (a checkout has them in kernels/, an installation as lpips_fast.kernels)"
     return None
 
@@ -148,7 +145,7 @@ def _why_not_library(gpu: torch.device) -> str | None:
 
     The operator takes no tensor, so it is called for a dispatch key. Modes and transformations of torch do not see it.
     """
-    if not _is_implemented("cuda_error", "CUDA"):
+    if not is_implemented("cuda_error", "CUDA"):
         return "the compiled library is of an older version of this package: build it anew"
     operator, key = torch.ops.lpips_fast.cuda_error.default, torch._C.DispatchKey.CUDA
     error = operator.redispatch(torch._C.DispatchKeySet(key), gpu.index)

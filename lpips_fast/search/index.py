@@ -235,9 +235,10 @@ class Index:
         Returns:
             Distances [Q, k] and the images' indices [Q, k], both on the CPU, nearest first; of equally near images the
             one with the lower index comes first. A query that is in the index has a distance of exactly 0, also in
-            float16, if its vector is the same to the bit. In a batch of another size convolutions may round
-            differently; the distance is then some 1e-12. If fewer than k images are found, because FAISS finds fewer or
-            images cannot be read any more, the remaining distances are inf, and the remaining indices are -1.
+            float16, if its vector comes out the same to the bit: on the CPU with the compiled library. Elsewhere
+            convolutions may round differently in a batch of another size; the distance is then some 1e-12. Where an
+            image cannot be read any more, the next nearest takes its place. If fewer than k images are found, because
+            FAISS finds fewer or too few can be read, the remaining distances are inf, and the remaining indices -1.
 
         Raises:
             TypeError, ValueError: as `LPIPS.embed`, or k is below 1; queries have another size or range than the
@@ -292,6 +293,8 @@ class Index:
         """
         if faiss is not None:
             _check_factory(faiss)
+        if rows is not None and (rows.step != 1 or not 0 <= rows.start <= rows.stop <= len(self)):
+            raise ValueError(f"rows must be a range of step 1 within 0 to {len(self)}, got {rows}")
         if len(queries.vectors) == 0 or len(self) == 0:
             none = Candidates(torch.empty(0), torch.empty(0, dtype=torch.int64))
             return [none] * len(queries.vectors)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from lpips_fast._library import is_implemented
 from lpips_fast._torch_state import to_dtype, unobserved
 from lpips_fast.trunk.cpu_filters import LARGE, PANEL, filters_of, panels, winograd_pays
 from lpips_fast.trunk.operators import Algorithm, CpuConv
@@ -21,7 +22,7 @@ _MOST_PROGRAMS = 256  # that are kept for one trunk: for each number and size of
 
 def available() -> bool:
     """Whether the compiled library is there and has these operators for this processor."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key("lpips_fast::trunk_fwd_cpu", "CPU")
+    return is_implemented("trunk_fwd_cpu", "CPU")
 
 
 class CpuTensors(list[Tensor]):

@@ -130,7 +130,7 @@ def test_the_kernels_folder_is_empty(copied):
 
 def test_library_has_no_operators(monkeypatch, anew):
     monkeypatch.setattr(_library, "load_error", None)
-    monkeypatch.setattr(backends, "_is_implemented", lambda *_: False)
+    monkeypatch.setattr(backends, "is_implemented", lambda *_: False)
     assert "no operators of this package" in lpips_fast.backends()["cpu"]
     assert backends.choose("auto", torch.device("cpu")) == "reference"
 
@@ -174,10 +174,10 @@ class Machine:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Warning only once")  # that the compiled library's operator is replaced
             library.impl("cuda_error", self.cuda_error, "CUDA")
-        if not backends._is_implemented("head_fwd_cuda", "CUDA"):
+        if not backends.is_implemented("head_fwd_cuda", "CUDA"):
             library.impl("head_fwd_cuda", lambda: None, "CUDA")
-        is_implemented, emulated = backends._is_implemented, ("head_fwd_cuda", "CPU")
-        monkeypatch.setattr(backends, "_is_implemented", lambda *what: what != emulated and is_implemented(*what))
+        is_implemented, emulated = backends.is_implemented, ("head_fwd_cuda", "CPU")
+        monkeypatch.setattr(backends, "is_implemented", lambda *what: what != emulated and is_implemented(*what))
 
     def cuda_error(self, index):
         self.asked.append(index)
@@ -318,7 +318,7 @@ def test_tensors_that_are_elsewhere(machine):
         ),
         ("triton", "meta", "there are no kernels for meta"),
     ):
-        if name != "cpu" or backends._is_implemented("head_fwd_cpu", "CPU"):
+        if name != "cpu" or backends.is_implemented("head_fwd_cpu", "CPU"):
             with pytest.raises(RuntimeError, match=re.escape(f"cannot be used for tensors on {device}: {reason}")):
                 backends.choose(name, torch.device(device))
     assert backends.choose("auto", torch.device("meta")) == "reference"
@@ -388,7 +388,7 @@ def test_the_emulators_answer(emulator):
     assert library_says("CPU") == ""
 
 
-@pytest.mark.skipif(not backends._is_implemented("cuda_error", "CUDA"), reason="the library was built without nvcc")
+@pytest.mark.skipif(not backends.is_implemented("cuda_error", "CUDA"), reason="the library was built without nvcc")
 def test_the_librarys_answer():
     if torch.cuda.is_available() and torch.cuda.get_device_capability(0) >= backends.AMPERE:
         assert library_says("CUDA") == ""

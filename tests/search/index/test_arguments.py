@@ -27,6 +27,14 @@ def test_errors(fn, images):
 SIZES = (64, (64,), (40, 40, 40), (-40, 40), (40, 0), (40.0, 40.0), (True, 40), (30, 40), "40", "64x64", None)
 
 
+@pytest.mark.parametrize("rows", (range(0, N, 2), range(-3, 3), range(0, N + 1), range(5, 3)), ids=repr)
+def test_ranges_are_checked(fn, images, rows):
+    index = Index.build(fn, images, sketch=64)
+    with raises(ValueError, "rows must be a range of step 1 within 0 to 12", repr(rows)):
+        index.candidates(index.queries(images[:1]), 2, rows=rows)
+    assert len(index.candidates(index.queries(images[:1]), 2, rows=range(3, 3))[0].rows) == 0
+
+
 @pytest.mark.parametrize("size", SIZES, ids=repr)
 def test_size_is_checked(fn, images, size):
     words = "size must be height and width", "at least 31 pixels", "'alex'", repr(size)
