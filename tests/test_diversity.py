@@ -127,6 +127,7 @@ def test_equal_images_are_at_exactly_0(make_ours):
 
 
 def test_images_are_read_and_embedded_once_and_forgotten(make_ours, monkeypatch):
+    monkeypatch.setattr(pairwise, "_FILLED_IMAGES", 1)
     monkeypatch.setattr(pairwise, "_BATCH_PIXELS", 2 * SMALL.numel())
     fn, x = make_ours(), image(7, *SMALL, seed=0)
     sizes, live = [], weakref.WeakSet()
