@@ -125,8 +125,12 @@ def duplicates(
 
 
 def _check_options(given: Sequence[Path], size: tuple[int, int] | None, below: float) -> None:
-    if not 0 < below < math.inf:
-        raise UsageError(f"--below must be a finite number above 0, got {below}")
+    from lpips_fast.search.duplicates import checked_limit
+
+    try:
+        checked_limit("--below", below)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     folders = [path for path in given if path.is_dir()]
     if size is not None and not folders:
         raise UsageError("--size is for folders; an index has its size")
@@ -175,10 +179,10 @@ def _find(sides: Sequence[Side], below: float) -> list[Group]:
     try:
         with output.progress(len(own), "tiles") as advance:
             edges = find_edges(index, other, own, below=below, progress=lambda done, total: advance())
+        of_all = [of_each for round in processes.gathered([edges], processes.count()) for of_each in round]
+        return groups(index, other, itertools.chain(*of_all))
     except ValueError as error:
         raise UsageError(str(error)) from error
-    of_all = [of_each for round in processes.gathered([edges], processes.count()) for of_each in round]
-    return groups(index, other, itertools.chain(*of_all))
 
 
 def _numbered(sides: Sequence[Side], groups: Sequence[Group]) -> list[NumberedGroup]:
