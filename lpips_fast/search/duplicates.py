@@ -23,9 +23,7 @@ quantile:
 
     (1 - 2 / (9 m) + z sqrt(2 / (9 m)))^3
 
-Differences of real images have somewhat more large estimates (docs/retrieval.md has what was measured). So have
-those by weights that are concentrated on a few neighbouring channels, for `fold` joins neighbours: the probability is
-for weights that many channels share, as those of LPIPS.
+Differences of real images have somewhat more large estimates (docs/retrieval.md has what was measured).
 
 A confirmed distance is exact up to the type of the vectors: a pair with LPIPS >= below joins only if the rounding of
 stored float16 vectors takes it below. The components depend neither on the tiles nor on the order of confirmations,
@@ -98,8 +96,8 @@ def duplicates(
     set. Images that are alike within one of the indexes do not count.
 
     Sketches find the pairs, and exact LPIPS confirms them. A pair whose LPIPS is just below the limit is overlooked
-    with a probability of about one in a million, a nearer one with less; with more if a few neighbouring channels have
-    nearly all weight. An image that cannot be read any more is in no group.
+    with a probability of about one in a million, a nearer one with less. An image that cannot be read any more is in
+    no group.
 
     Args:
         index, other: the images. Their order and all sizes of blocks have no influence on the groups.
