@@ -53,6 +53,7 @@ from lpips_fast.head.operators import Norm, accumulation_dtype
 from lpips_fast.head.reference import normalize_channels
 
 LENGTH = 1024  # of a sketch, where nobody asks for another one
+_FOLDED_AT_ONCE = 256  # sketches, which stay in a CPU's cache
 
 
 class Sketch(NamedTuple):
@@ -139,7 +140,8 @@ def fold(sketches: Tensor, length: int) -> Tensor:
     at several pixels. Where images differ in few channels, the spread would then exceed its bound.
     """
     buckets = _drawn_buckets(sketches.shape[1], sketches.device)
-    return sketches.float().gather(1, buckets.expand(len(sketches), -1)).unflatten(1, (length, -1)).sum(dim=2)
+    drawn = (part.float().gather(1, buckets.expand(len(part), -1)) for part in sketches.split(_FOLDED_AT_ONCE))
+    return torch.cat([part.unflatten(1, (-1, length)).sum(dim=1) for part in drawn])
 
 
 @functools.lru_cache(maxsize=8)

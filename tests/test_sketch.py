@@ -201,7 +201,7 @@ def test_folded_sketches_are_sums_of_buckets_drawn_at_random(dtype):
     taps, weights = made(SHAPES["small"])
     found = sketch.fold(sketch.sketch_taps(Sketch(96), taps, weights, Norm()).to(dtype), 24)
     order = np.random.Philox(key=np.array([0, 2], np.uint64)).random_raw(96).argsort()
-    expected = expected_sketches(Sketch(96), taps, weights, Norm())[:, order].unflatten(1, (24, 4)).sum(dim=2)
+    expected = expected_sketches(Sketch(96), taps, weights, Norm())[:, order].unflatten(1, (4, 24)).sum(dim=1)
     assert found.dtype == torch.float32
     assert_close(found, expected, SKETCH_TOLERANCE[dtype])
 
