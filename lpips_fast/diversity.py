@@ -73,8 +73,8 @@ def mean_distance(
     images were drawn from, independently of each other: by the delete-one jackknife for U-statistics (Arvesen, 1969),
     from sketches.
 
-    Each image goes through the trunk once. Memory holds a few vectors of D float64 numbers (see `embed`), all sketches,
-    and a small batch in the trunk.
+    Each image goes through the trunk once. The memory of fn's device holds a few vectors of D float64 numbers (see
+    `embed`), all sketches, and a small batch in the trunk.
 
     Args:
         fn: the distance.
@@ -108,7 +108,7 @@ class Sample:
     Attributes:
         count: N.
         mean: m, [D].
-        squares: S.
+        squares: S, [].
         sketches: s_i of each batch.
         corrections: |e_i - b|^2 - |s_i - s(b)|^2 of each batch.
     """
@@ -116,7 +116,7 @@ class Sample:
     def __init__(self) -> None:
         self.count = 0
         self.mean = torch.zeros(())
-        self.squares = 0.0
+        self.squares = torch.zeros(())
         self.sketches: list[Tensor] = []
         self.corrections: list[Tensor] = []
 
@@ -124,7 +124,7 @@ class Sample:
         """Adds the images of another sample. The order of merges counts in the last digits."""
         shift = other.mean - self.mean
         share = other.count / max(1, self.count + other.count)
-        self.squares += other.squares + self.count * share * _square(shift)
+        self.squares = self.squares + other.squares + self.count * share * shift.square().sum()
         self.mean = torch.add(self.mean, shift, alpha=share)
         self.count += other.count
         self.sketches += other.sketches
@@ -135,14 +135,14 @@ class Sample:
         n = self.count
         g = (n * self._distances_to(self) + self.squares) / (n - 1)
         variance = 4 * (n - 1) ** 2 / (n - 2) ** 2 * _variance_of_mean(g) if n > 2 else math.nan
-        return MeanDistance(2 * self.squares / (n - 1), math.sqrt(variance), n * (n - 1) // 2)
+        return MeanDistance(2 * self.squares.item() / (n - 1), math.sqrt(variance), n * (n - 1) // 2)
 
     def mean_distance_to(self, other: Sample) -> MeanDistance:
         """Of all pairs of an image of this and one of the other sample; each has at least 1."""
-        mean = self.squares / self.count + other.squares / other.count + _square(self.mean - other.mean)
+        mean = self.squares / self.count + other.squares / other.count + (self.mean - other.mean).square().sum()
         # The terms T / M and S / N of g and h are the same for all images.
         variance = _variance_of_mean(self._distances_to(other)) + _variance_of_mean(other._distances_to(self))
-        return MeanDistance(mean, math.sqrt(variance), self.count * other.count)
+        return MeanDistance(mean.item(), math.sqrt(variance), self.count * other.count)
 
     def _distances_to(self, other: Sample) -> Tensor:
         """The squared distance of each image to the mean of a sample, from the sketches."""
@@ -154,27 +154,29 @@ class Sample:
 def sampled(fn: Distance, name: str, x: Images, size: torch.Size, normalize: bool, sketch: Sketch) -> Sample:
     """The sample of the images of x, at least one, whose height and width are `size`; errors call x `name`.
 
-    It is on the CPU, whatever fn's device is.
+    It is on the CPU, whatever fn's device is. It is moved there at the end: the device is not waited for before.
     """
     weights = checked_weights(fn)
     sample = Sample()
     for _, taps in batches_of_taps(fn, name, x, slice(0, len(x)), size, normalize):
         sample.merge(_sample_of_batch(sketch, taps, weights, fn.norm))
-    sample.mean = sample.mean.cpu().double()
+    sample.mean, sample.squares = sample.mean.cpu().double(), sample.squares.cpu().double()
+    sample.sketches = [s.cpu() for s in sample.sketches]
+    sample.corrections = [c.cpu().double() for c in sample.corrections]
     return sample
 
 
 def _sample_of_batch(sketch: Sketch, taps: Sequence[Tensor], weights: Sequence[Tensor] | None, norm: Norm) -> Sample:
-    """The sample of the images with such taps, its mean on their device."""
+    """The sample of the images with such taps, on their device."""
     e = empty_embeddings(len(taps[0]), taps)
     write_embeddings(e, taps, weights, norm)
     s = sketch_taps(sketch, taps, weights, norm)
     sample = Sample()
     sample.count = len(e)
     sample.mean, squares = _mean_and_squares(e)
-    sample.squares = squares.sum().item()
-    sample.sketches = [s.cpu()]
-    sample.corrections = [(squares - _mean_and_squares(s)[1]).cpu().double()]
+    sample.squares = squares.sum()
+    sample.sketches = [s]
+    sample.corrections = [squares - _mean_and_squares(s)[1]]
     return sample
 
 
@@ -188,10 +190,6 @@ def _mean_and_squares(e: Tensor) -> tuple[Tensor, Tensor]:
         mean[part] = values.mean(dim=0)
         squares += (values - mean[part]).square_().sum(dim=1)
     return mean, squares
-
-
-def _square(vector: Tensor) -> float:
-    return vector.square().sum().item()
 
 
 def _variance_of_mean(values: Tensor) -> float:

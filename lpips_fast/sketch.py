@@ -53,6 +53,7 @@ from lpips_fast.head.operators import Norm, accumulation_dtype
 from lpips_fast.head.reference import normalize_channels
 
 LENGTH = 1024  # of a sketch, where nobody asks for another one
+_FOLDED_AT_ONCE = 256  # sketches, which stay in a CPU's cache
 
 
 class Sketch(NamedTuple):
@@ -137,13 +138,23 @@ def distances(queries: Tensor, rows: Tensor) -> Tensor:
 
 
 def fold(sketches: Tensor, length: int) -> Tensor:
-    """Sketches of a length that divides m: float32 sums of m / length neighbouring buckets.
+    """Sketches of a length that divides m: float32 sums of m / length buckets each, drawn at random.
 
-    They are sketches of the same images with floor(h(j) length / m). Two coordinates of one block may now collide:
-    neighbours, mostly of different channels. Sums of buckets that are equal modulo the length would join values of one
-    channel at several pixels, which differ strongly together, and the spread would exceed its bound.
+    They are sketches of the same images with other buckets. Two coordinates of one block may now collide, whatever lies
+    between them, with a probability of at most 1 / length, so bound and expectation stay. Sums of neighbouring buckets
+    would always join neighbouring channels of a pixel, and sums of buckets that are equal modulo the length one channel
+    at several pixels. Where images differ in few channels, the spread would then exceed its bound.
     """
-    return sketches.float().unflatten(1, (length, -1)).sum(dim=2)
+    buckets = _drawn_buckets(sketches.shape[1], sketches.device)
+    drawn = (part.float().gather(1, buckets.expand(len(part), -1)) for part in sketches.split(_FOLDED_AT_ONCE))
+    return torch.cat([part.unflatten(1, (-1, length)).sum(dim=1) for part in drawn])
+
+
+@functools.lru_cache(maxsize=8)
+def _drawn_buckets(length: int, device: torch.device) -> Tensor:
+    """All buckets, int64 [m], in an order drawn at random."""
+    raw = np.random.Philox(key=np.array([0, 2], np.uint64)).random_raw(length)
+    return torch.from_numpy(raw.argsort()).to(device)
 
 
 def _scale(tap: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -111,6 +111,20 @@ def test_standard_error_is_the_deviation_of_means(make_ours, sizes):
     assert error == pytest.approx(deviation, rel=STANDARD_ERROR_TOLERANCE)
 
 
+def test_batches_do_not_wait_for_the_device(make_ours, monkeypatch):
+    """A number that Python reads, or a copy to the CPU, makes a GPU idle."""
+    told = []
+    for name in ("item", "cpu"):
+        real = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda *a, real=real, name=name: told.append(name) or real(*a))
+    monkeypatch.setattr(pairwise, "_BATCH_PIXELS", 2 * SMALL.numel())
+    merge = Sample.merge
+    monkeypatch.setattr(Sample, "merge", lambda *samples: told.append("batch") or merge(*samples))
+    sampled(make_ours(), "x", image(6, *SMALL, seed=0), SMALL, False, Sketch(64))
+    first, last = told.index("batch"), len(told) - told[::-1].index("batch")
+    assert told[first:last] == ["batch"] * 3
+
+
 def test_near_duplicates_do_not_cancel(make_ours, monkeypatch):
     monkeypatch.setattr(pairwise, "_BATCH_PIXELS", 4 * SMALL.numel())
     fn, one = make_ours(), image(1, *SMALL, seed=0)

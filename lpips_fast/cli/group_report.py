@@ -14,6 +14,16 @@ _GROUPS = 200  # groups with pictures, at most
 _MEMBERS = 8  # pictures of a group, at most
 _SIDE = 160  # of a picture, in pixels
 
+# Numbers of the summary, as the page calls them.
+_SUMMARY = {
+    "images_a": "images of A",
+    "images_b": "images of B",
+    "in_groups": "images in groups",
+    "in_groups_a": "images of A in groups",
+    "in_groups_b": "images of B in groups",
+    "surplus": "images in groups but the first of each",
+}
+
 
 class Member(NamedTuple):
     """An image of a group.
@@ -68,11 +78,12 @@ def group_page(
     parts = [
         f"<h1>{shown(title)}</h1>",
         '<div class="columns">',
-        section("Summary", properties(summary)),
+        section("Summary", properties({_SUMMARY.get(key, key): value for key, value in summary.items()})),
         section("Settings", properties(settings)),
         "</div>",
         '<p class="note">Under each image stands its LPIPS to the first image of its group. In a chain of images, each '
-        "near to the next, it may exceed the limit.</p>",
+        "near to the next, it may exceed the limit. The largest groups come first; their numbers are those of "
+        "--csv and --json.</p>",
     ]
     order = ranked(groups)
     for number, members in order[:_GROUPS]:
@@ -86,9 +97,10 @@ def group_page(
 
 
 def _figure(member: Member, first: bool, load: Callable[[str], np.ndarray | None], place: Path | None) -> str:
-    image = None if member.file is None else load(member.file)
-    tag = "<i>no picture</i>" if image is None else picture("", shrink(image, _SIDE), _SIDE, "JPEG")
+    tag = "<i>no picture</i>"
     if member.file is not None:
+        if (image := load(member.file)) is not None:
+            tag = picture(shown(Path(member.file).name), shrink(image, _SIDE), _SIDE, "JPEG")
         tag = f'<a href="{url(member.file, place)}">{tag}</a>'
     distance = "first" if first else "–" if member.lpips is None else f"{member.lpips:.4f}"
     label = f"{member.label.upper()} " if member.label else ""

@@ -25,6 +25,10 @@ Size = Annotated[
     str | None,
     typer.Option(help="Resize all images (bicubic), e.g. 256x256; without it they must be of one size."),
 ]
+Moved = Annotated[
+    Path | None,
+    typer.Option(help="Where the images of an index are now, if they have moved.", rich_help_panel=READING_PANEL),
+]
 Json = Annotated[
     Path | None,
     typer.Option(help="Write results as JSON to this file; - for stdout.", rich_help_panel=OUTPUT_PANEL),

@@ -53,6 +53,10 @@ def properties(values: Mapping[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ":".join(map(_value, value))
     return f"{value:.6g}" if isinstance(value, float) else "–" if value is None else shown(str(value))
 
 
@@ -78,7 +82,10 @@ def url(file: str, place: Path | None) -> str:
 
 
 def picture(label: str, image: np.ndarray, side: int = LARGEST_SIDE, kind: str = "PNG") -> str:
-    """The tag of an image. A small image is enlarged by a whole factor up to `side`, without interpolation."""
+    """The tag of an image, with a label in HTML.
+
+    A small image is enlarged by a whole factor up to `side`, without interpolation.
+    """
     factor = max(1, side // max(image.shape[:2]))
     file = io.BytesIO()
     Image.fromarray(image.repeat(factor, axis=0).repeat(factor, axis=1)).save(file, kind)

@@ -81,7 +81,13 @@ def stamp(path: Path) -> tuple[int, int]:
 
 
 def open_index(
-    where: Path, model: Model, reading: Reading, notices: Notices, folder: Path | None = None, exact: bool = True
+    where: Path,
+    model: Model,
+    reading: Reading,
+    notices: Notices,
+    folder: Path | None = None,
+    exact: bool = True,
+    otherwise: str = "",
 ) -> Index:
     """Opens the file of an index.
 
@@ -91,6 +97,7 @@ def open_index(
         notices: notes whether its images are transparent.
         folder: where its images are now; None for where they were.
         exact: whether exact distances are wanted, for which an index of sketches alone needs the images.
+        otherwise: what the command offers if they are not there, for messages.
 
     Raises:
         UsageError: the file is no index, or was made otherwise; or images are needed, and their folder is not there.
@@ -101,22 +108,16 @@ def open_index(
         raise UsageError(str(error)) from error
     _check_made_likewise(where, index.header, model.settings, reading)
     notices.index(where, index.header.transparent, index.header.opaque)
-    if index.vectors is not None:
-        if folder is not None:
-            raise UsageError(f"--folder is for an index of sketches, and {where} keeps whole vectors: leave it out")
-        return index
-    if exact:
+    if exact and index.vectors is None:
         made_in = folder or (Path(index.header.folder) if index.header.folder is not None else None)
         if index.header.reading is None or index.names is None or made_in is None:
             raise UsageError(
-                f"{where} keeps sketches alone, and was made in Python from images that are not known here; search "
-                "needs none with --estimate"
+                f"{where} keeps sketches alone, and was made in Python from images that are not known here{otherwise}"
             )
         if not made_in.is_dir():
             raise UsageError(
                 f"{where} keeps sketches alone, and the folder of its images, {made_in}, is not there: if it has "
-                f"moved, lpips-fast index FOLDER -o {where} notes the new place; search has --folder for it, and needs "
-                "no images with --estimate"
+                f"moved, lpips-fast index FOLDER -o {where} notes the new place, or --folder says it{otherwise}"
             )
         index.images = Files(made_in, index.names, index.header, index.stamps, model, reading)
     return index

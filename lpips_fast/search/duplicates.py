@@ -25,9 +25,11 @@ quantile:
 
 Differences of real images have somewhat more large estimates (docs/retrieval.md has what was measured).
 
-A confirmed distance is exact, so a pair with LPIPS >= below never joins. The components depend neither on the tiles nor
-on the order of confirmations, except that the last digits of embeddings that are made again may depend on the batch.
-Memory holds two blocks of sketches, a number for each image, and some embeddings.
+A confirmed distance is exact up to the type of the vectors: a pair with LPIPS >= below joins only if the rounding of
+stored float16 vectors takes it below. The components depend neither on the tiles nor on the order of confirmations,
+except that the last digits of embeddings that are made again may depend on the batch. Memory holds a number for each
+image, two blocks of sketches, and some embeddings. An index without sketches has all of them made, in memory: 2 KiB an
+image.
 
 Components are labels, an image each: joining two gives the smaller one the label of the larger, N log N changes in all.
 """
@@ -43,7 +45,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lpips_fast.pairwise import product, product_rounding
+from lpips_fast.pairwise import direct_distances, product, product_rounding
 from lpips_fast.search.index import Index
 from lpips_fast.sketch import Sketch, fold
 
@@ -56,11 +58,11 @@ _PAIRS = 2048  # pairs whose whole sketches are compared at once
 _FOLDED = 128  # length of folded sketches, at least
 _QUANTILE = 5.1993  # of the normal distribution, for one in ten million
 _FLOAT16 = 2.0**-22  # what the rounding to float16 adds to a squared distance, relative to the squared lengths
-_CONFIRMED = 16  # images whose embeddings are asked for at once
+_CONFIRMED = 16  # candidates of an image, or images with one candidate each, whose embeddings are asked for at once
 _CACHE_BYTES = 2**28  # embeddings that are kept for the next confirmations
 
 # Fields of an index's header that two indexes must share; None is unknown.
-_SHARED = ("net", "version", "lpips", "size", "normalize", "raw", "linear_sha256", "trunk_sha256")
+_SHARED = ("net", "version", "lpips", "size", "values", "normalize", "raw", "linear_sha256", "trunk_sha256")
 
 
 class Group(NamedTuple):
@@ -107,8 +109,8 @@ def duplicates(
 
     Raises:
         ValueError: below is no such number; the indexes were not made by one distance for one size and range of images;
-            a sketch is NaN or infinite; an index keeps sketches alone, and they are of another length or seed than the
-            other's, or its `images` is None.
+            a sketch or a vector is NaN or infinite; an index keeps sketches alone, and they are of another length or
+            seed than the other's, or its `images` is None.
     """
     edges = find_edges(index, other, tiles(index, other), below=below, progress=progress)
     return groups(index, other, edges)
@@ -135,7 +137,7 @@ def find_edges(
 
     Args, Raises: as `duplicates`.
     """
-    search = _Search(index, other, _checked_limit(below))
+    search = _Search(index, other, checked_limit("below", below))
     for done, (rows, columns) in enumerate(tiles, start=1):
         with torch.autocast(search.device.type, enabled=False):
             search.tile(rows, columns)
@@ -157,10 +159,7 @@ def groups(index: Index, other: Index | None, edges: Iterable[Edge]) -> list[Gro
         unknown = [b for b in others if (first, b) not in known]
         for start in range(0, len(unknown), _CONFIRMED):
             batch = unknown[start : start + _CONFIRMED]
-            vectors = embeddings.of([first, *batch])
-            for b in batch:
-                readable = first in vectors and b in vectors
-                known[first, b] = embeddings.distance(vectors[first], vectors[b]) if readable else math.nan
+            known |= {(first, b): distance for b, distance in zip(batch, embeddings.distances(first, batch))}
         members = [(0, a) if a < len(index) else (1, a - len(index)) for a in (first, *others)]
         found.append(Group(members, [0.0, *(known[first, b] for b in others)]))
     return found
@@ -182,7 +181,7 @@ class _Search:
         kinds = [x.header.sketch for x in sorted(self.indexes, key=lambda x: x.vectors is not None)]
         sketch = next(filter(None, kinds), Sketch())  # rather of an index without vectors, which has no other ones
         self.sketches = [x.sketched(sketch) for x in self.indexes]
-        self.device = self.sketches[0].device
+        self.device = index.device
         self.below = below
         self.components = _Components(sum(map(len, self.indexes)))
         self.embeddings = _Embeddings(self.indexes)
@@ -218,13 +217,7 @@ class _Search:
         folded = fold(sketches, self._folded)
         lengths = folded.square().sum(dim=1)
         if not (finite := lengths.isfinite()).all():
-            row = rows.start + finite.tolist().index(False)
-            names = self.indexes[side].names
-            name = "" if names is None else f", {names[row]!r:.199}"
-            raise ValueError(
-                f"{('index', 'other')[side]} must be finite, got NaN or infinite values in the sketch of image "
-                f"{row}{name}"
-            )
+            raise _not_finite(side, self.indexes[side], "sketch", rows.start + finite.tolist().index(False))
         limit = self._squared * _margin(self._folded)
         allowance = 2 * product_rounding(self._folded) + _FLOAT16
         own = limit / 4 - (1 - allowance) / 2 * lengths
@@ -247,10 +240,15 @@ class _Search:
         candidates = defaultdict(list)
         for row, column in zip((a.start + i[order]).tolist(), (b.start + j[order]).tolist()):
             candidates[row].append(column)
-        for row, columns in candidates.items():
-            self._join(row, columns)
+        waiting = list(candidates.items())
+        while waiting:
+            some, waiting = waiting[:_CONFIRMED], waiting[_CONFIRMED:]
+            nearest = [(row, columns[0]) for row, columns in some if self._apart(row, columns[0])]
+            self.embeddings.of(sorted({n for pair in nearest for n in pair}))  # together; they are kept
+            for row, columns in some:
+                self._join(row, columns)
 
-    def _apart(self, a: Tensor, b: Tensor) -> Tensor:
+    def _apart(self, a: Tensor | int, b: Tensor | int) -> Tensor:
         """Which images, by number, are not in one component yet."""
         return self.components.labels[a] != self.components.labels[b]
 
@@ -264,12 +262,11 @@ class _Search:
         waiting = list(by_component.values())  # only a's component grows here, so these stay apart
         while waiting:
             tried, waiting = waiting[:_CONFIRMED], waiting[_CONFIRMED:]
-            vectors = self.embeddings.of([a, *(remaining[-1] for remaining in tried)])
-            if a not in vectors:
+            nearest = [remaining.pop() for remaining in tried]
+            distances = self.embeddings.distances(a, nearest)
+            if a in self.embeddings.lost:
                 return
-            for remaining in tried:
-                b = remaining.pop()
-                distance = self.embeddings.distance(vectors[a], vectors[b]) if b in vectors else math.inf
+            for b, distance, remaining in zip(nearest, distances, tried):
                 if distance < self.below:
                     self.edges.append(Edge(a, b, distance))
                     self.components.join(a, b)
@@ -300,40 +297,55 @@ class _Components:
 
 
 class _Embeddings:
-    """The embeddings of images by number. The latest are kept."""
+    """The embeddings of images by number. The latest are kept.
+
+    Attributes:
+        lost: images that cannot be read any more.
+    """
 
     def __init__(self, indexes: Sequence[Index]) -> None:
         self.indexes = indexes
         self.pixels = math.prod(indexes[0].header.size)
         self._held: OrderedDict[int, Tensor] = OrderedDict()  # the longest unused comes first
         self._bytes = 0
-        self._lost: set[int] = set()  # images that cannot be read any more
+        self.lost: set[int] = set()
 
     def of(self, numbers: Sequence[int]) -> dict[int, Tensor]:
         """The embeddings of those of these images that can be read."""
-        missing = [n for n in numbers if n not in self._held and n not in self._lost]
+        missing = [n for n in numbers if n not in self._held and n not in self.lost]
         found = {n: self._held[n] for n in numbers if n in self._held}
         start = 0
-        for index in self.indexes:
+        for side, index in enumerate(self.indexes):
             rows = [n - start for n in missing if start <= n < start + len(index)]
             if rows:
                 vectors, kept = index.embeddings(rows)
-                found |= {start + row: vector.clone() for row, vector in zip(kept, vectors, strict=True)}
+                for row, vector in zip(kept, vectors, strict=True):
+                    if not vector.sum().isfinite():  # several times faster than a check of each value
+                        raise _not_finite(side, index, "vector", row)
+                    found[start + row] = vector.clone()
             start += len(index)
-        self._lost.update(n for n in missing if n not in found)
+        self.lost.update(n for n in missing if n not in found)
         for n, vector in found.items():
             if n in self._held:
                 self._held.move_to_end(n)
             else:
                 self._held[n] = vector
                 self._bytes += vector.nbytes
-        while self._bytes > _CACHE_BYTES:
+        while self._bytes > _CACHE_BYTES and len(self._held) > 2 * _CONFIRMED:
             self._bytes -= self._held.popitem(last=False)[1].nbytes
         return found
 
-    def distance(self, e: Tensor, f: Tensor) -> float:
-        """LPIPS of two images, from their embeddings."""
-        return (e - f).square_().sum(dtype=torch.float64).item() / self.pixels
+    def distances(self, a: int, others: Sequence[int]) -> list[float]:
+        """LPIPS of an image to others; NaN if one of the two cannot be read any more."""
+        vectors = self.of([a, *others])
+        readable = [b for b in others if b in vectors] if a in vectors else []
+        found = {}
+        if readable:
+            squared = direct_distances(
+                vectors[a], torch.stack([vectors[b] for b in readable]), torch.arange(len(readable))
+            )
+            found = dict(zip(readable, (squared / self.pixels).tolist()))
+        return [found.get(b, math.nan) for b in others]
 
 
 def _margin(length: int) -> float:
@@ -342,10 +354,17 @@ def _margin(length: int) -> float:
     return (1 - share + _QUANTILE * math.sqrt(share)) ** 3
 
 
-def _checked_limit(below: float) -> float:
+def checked_limit(name: str, below: float) -> float:
     if isinstance(below, bool) or not isinstance(below, Real) or not 0 < below < math.inf:
-        raise ValueError(f"below must be a finite number above 0, got {below!r:.99}")
+        raise ValueError(f"{name} must be a finite number above 0, got {below!r:.99}")
     return float(below)
+
+
+def _not_finite(side: int, index: Index, what: str, row: int) -> ValueError:
+    name = "" if index.names is None else f", {index.names[row]!r:.199}"
+    return ValueError(
+        f"{('index', 'other')[side]} must be finite, got NaN or infinite values in the {what} of image {row}{name}"
+    )
 
 
 def _indexes(index: Index, other: Index | None) -> list[Index]:

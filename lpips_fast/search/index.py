@@ -199,6 +199,11 @@ class Index:
         return self.table.rows
 
     @property
+    def device(self) -> torch.device:
+        """Of the distance: where a search compares images."""
+        return self._fn.own_tensor().device
+
+    @property
     def table(self) -> Table:
         """What the index keeps of its images."""
         return Table(self.sketches, self.vectors, self.names, self.stamps)

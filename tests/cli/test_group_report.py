@@ -40,8 +40,16 @@ def test_distances_and_links():
     page = page_of([group(1, 0, 0.12345, None, label="b")])
     captions = ["<b>first</b> B 1.0.png", "<b>0.1235</b> B 1.1.png", "<b>–</b> B 1.2.png"]
     assert re.findall("<figcaption>(.*?)</figcaption>", page) == captions
-    assert re.findall('<a href="(.*?)"><img', page) == ["a/1.0.png", "a/1.1.png", "a/1.2.png"]
+    tags = re.findall('<a href="(.*?)"><img alt="(.*?)"', page)
+    assert tags == [(f"a/1.{i}.png", f"1.{i}.png") for i in range(3)]
     assert "script" not in page
+
+
+def test_the_summary_in_words():
+    found = {"images_a": 3, "in_groups_a": 2, "groups": 1}
+    page = group_page("Near-duplicates", {}, found, [], lambda path: None, None)
+    heads = re.findall('<th scope="row">(.*?)</th>', page)
+    assert heads == ["images of A", "images of A in groups", "groups"]
 
 
 def test_not_more_than_a_page_holds():

@@ -30,9 +30,11 @@ def test_the_policy_allows_what_the_page_has(script):
 
 def test_text_is_escaped():
     assert shown('<b>\n"&') == "&lt;b&gt;\\n&quot;&amp;"
-    assert properties({"<": "&", "x": 0.12345678, "none": None}) == (
+    assert properties({"<": "&", "x": 0.12345678, "none": None, "flag": True, "off": False, "range": [0.0, 0.5]}) == (
         '<table><tbody><tr><th scope="row">&lt;</th><td>&amp;</td></tr>\n'
         '<tr><th scope="row">x</th><td>0.123457</td></tr>\n<tr><th scope="row">none</th><td>–</td></tr>\n'
+        '<tr><th scope="row">flag</th><td>yes</td></tr>\n<tr><th scope="row">off</th><td>no</td></tr>\n'
+        '<tr><th scope="row">range</th><td>0:0.5</td></tr>\n'
         "</tbody></table>"
     )
 

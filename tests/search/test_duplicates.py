@@ -23,6 +23,8 @@ SIZE = 32
 class Vectors:
     """What `duplicates` needs of an index, of any vectors sqrt(H W) e."""
 
+    device = torch.device("cpu")
+
     def __init__(self, vectors, *, names=None, sketch=None, lost=(), **header):
         self.vectors = vectors
         self.names = names
@@ -181,6 +183,7 @@ def test_kept_embeddings_are_bounded(monkeypatch):
     index = cloud(120, seed=2)
     wanted = expected(0.1, index)
     monkeypatch.setattr(module, "_CACHE_BYTES", 3 * index.vectors[0].nbytes)
+    monkeypatch.setattr(module, "_CONFIRMED", 1)
     kept = module._Embeddings([index])
     for i in (1, 2, 3):
         assert sorted(kept.of([0, i])) == [0, i]
@@ -270,6 +273,42 @@ def test_broken_sketches_are_named(value):
         duplicates(bad, below=0.1)
     with raises(ValueError, "other must be finite", "image 3, 'd'"):
         duplicates(good, bad, below=0.1)
+
+
+@pytest.mark.parametrize("sides", (1, 2))
+@pytest.mark.parametrize("value", (math.nan, math.inf))
+def test_broken_vectors_are_named(value, sides):
+    """An image may have changed since its sketch was made, and give NaN when it is read again."""
+    indexes = [Vectors(torch.zeros(4, 2000), names=[f"{side}{i}" for i in range(4)]) for side in range(sides)]
+    broken = indexes[-1]
+    sound = broken.sketched(Sketch())
+    broken.sketched = lambda sketch: sound
+    broken.vectors[3, 1] = value
+    name = ("index", "other")[sides - 1]
+    with raises(ValueError, f"{name} must be finite", "in the vector of image 3", f"'{sides - 1}3'"):
+        duplicates(*indexes, below=0.1)
+
+
+def test_blocks_are_on_the_device_of_the_distance():
+    """Sketches may be in memory or in a file; a block is taken where the distance is."""
+    index = cloud(3, seed=0)
+    sketches, taken = index.sketched(Sketch()), []
+
+    class Noted:
+        def __getitem__(self, rows):
+            return SimpleNamespace(to=lambda device: taken.append(device) or sketches[rows])
+
+    index.device, index.sketched = torch.device("cuda", 3), lambda sketch: Noted()
+    module._Search(index, None, 0.1)._block(0, slice(0, 3))
+    assert taken == [index.device]
+
+
+def test_images_are_read_again_together():
+    """Pairs that are far from each other ask for their embeddings in few calls."""
+    index = pairs(40, 0.09)
+    found = duplicates(index, below=0.1)
+    assert len(found) == 40
+    assert [len(rows) for rows in index.asked] == [32, 32, 16]
 
 
 @pytest.mark.parametrize("field", [field for field in module._SHARED if field != "size"])

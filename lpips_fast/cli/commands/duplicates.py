@@ -6,6 +6,7 @@ the same for any number of processes.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ import typer
 from lpips_fast.cli import command, output, processes
 from lpips_fast.cli.errors import UsageError
 from lpips_fast.cli.folders import list_folder, one_size
-from lpips_fast.cli.options import OUTPUT_PANEL, Csv, Json, Size, parse_size
+from lpips_fast.cli.options import OUTPUT_PANEL, Csv, Json, Moved, Size, parse_size
 from lpips_fast.cli.settings import Reading, Settings
 
 if TYPE_CHECKING:
@@ -58,7 +59,12 @@ class Side:
     given: Path
     label: str  # in results; empty if there is one side
     index: Index
-    folder: Path | None  # where the files are; None if that is unknown
+    folder: Path | None  # where the files are, or were; None if that is unknown
+
+    @functools.cached_property
+    def there(self) -> bool:
+        """Whether the folder is there."""
+        return self.folder is not None and self.folder.is_dir()
 
     def name(self, row: int) -> str:
         """The path of an image as the folder was given, or its name in the index, or its number if it has no name."""
@@ -68,7 +74,10 @@ class Side:
         return str(self.given / name) if self.given == self.folder else name
 
     def file(self, row: int) -> str | None:
-        return None if self.folder is None or self.index.names is None else str(self.folder / self.index.names[row])
+        """The image's file; None if it is unknown, or its folder is not there."""
+        if self.folder is None or not self.there or self.index.names is None:
+            return None
+        return str(self.folder / self.index.names[row])
 
 
 def duplicates(
@@ -78,6 +87,7 @@ def duplicates(
     other: Other = None,
     below: Below = 0.1,
     size: Size = None,
+    folder: Moved = None,
     json: Json = None,
     csv: Csv = None,
     report: Report = None,
@@ -89,7 +99,7 @@ def duplicates(
     """
     given = [where] if other is None else [where, other]
     wanted = parse_size(size)
-    _check_options(given, wanted, below)
+    _check_options(given, wanted, below, folder)
 
     from lpips_fast.cli.model import Model
     from lpips_fast.cli.notices import Notices
@@ -97,10 +107,17 @@ def duplicates(
 
     with processes.group():
         notices = Notices(reading)
-        sides, errors = _open(given, wanted, Model(settings), reading, notices)
+        sides, errors = _open(given, wanted, Model(settings), reading, notices, folder)
         found = _find(sides, below)
         for side in sides:
             errors += reading_errors(side.index, side.given)
+        if report is not None:
+            errors += [
+                f"the images of {side.given} are not at {side.folder}, and {report} has no pictures of them; "
+                f"lpips-fast index FOLDER -o {side.given} notes the new place"
+                for side in sides
+                if side.folder is not None and not side.there
+            ]
         of_all = [of_each for round in processes.gathered([errors], processes.count()) for of_each in round]
         if processes.rank() == 0:
             groups = _numbered(sides, found)
@@ -116,7 +133,8 @@ def duplicates(
             output.write_csv(csv, [{"group": n, **_row(m)} for n, members in groups for m in members], columns)
             if report is not None:
                 title = f"Near-duplicates {'in' if other is None else 'of'} {' and '.join(compared)}"
-                _write_report(report, title, described, summary, groups, reading)
+                on_page = {**described, "size": f"{width}x{height}"}
+                of_all.append(_write_report(report, title, on_page, summary, groups, reading))
         if all(path.is_dir() for path in given):
             notices.tell()
         else:
@@ -124,10 +142,20 @@ def duplicates(
     output.end(dict.fromkeys(itertools.chain(*of_all)))
 
 
-def _check_options(given: Sequence[Path], size: tuple[int, int] | None, below: float) -> None:
-    if not 0 < below < math.inf:
-        raise UsageError(f"--below must be a finite number above 0, got {below}")
+def _check_options(given: Sequence[Path], size: tuple[int, int] | None, below: float, folder: Path | None) -> None:
+    from lpips_fast.search.duplicates import checked_limit
+
+    try:
+        checked_limit("--below", below)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if len(given) == 2 and given[0].resolve() == given[1].resolve():
+        raise UsageError(f"{given[0]} and {given[1]} are the same: give one, whose images are compared with each other")
     folders = [path for path in given if path.is_dir()]
+    if folder is not None and folders:
+        raise UsageError(f"--folder is for an index, and {folders[0]} is a folder")
+    if folder is not None and len(given) > 1:
+        raise UsageError("--folder is for one index alone; lpips-fast index FOLDER -o INDEX notes where images are now")
     if size is not None and not folders:
         raise UsageError("--size is for folders; an index has its size")
     if folders and processes.count() > 1:
@@ -135,13 +163,18 @@ def _check_options(given: Sequence[Path], size: tuple[int, int] | None, below: f
 
 
 def _open(
-    given: Sequence[Path], size: tuple[int, int] | None, model: Model, reading: Reading, notices: Notices
+    given: Sequence[Path],
+    size: tuple[int, int] | None,
+    model: Model,
+    reading: Reading,
+    notices: Notices,
+    moved: Path | None,
 ) -> tuple[list[Side], list[str]]:
     """Opens index files, makes indexes of folders, and says which files cannot be read."""
     from lpips_fast.cli.indexing import build_index
     from lpips_fast.cli.sources import open_index
 
-    opened = {path: open_index(path, model, reading, notices) for path in given if not path.is_dir()}
+    opened = {path: open_index(path, model, reading, notices, moved) for path in given if not path.is_dir()}
     sizes = [index.header.size[::-1] for index in opened.values() if index.header.resized]
     if size is None and sizes:
         size = sizes[0]
@@ -151,7 +184,7 @@ def _open(
     for path, label in zip(given, "ab" if len(given) > 1 else [""]):
         if path in opened:
             index = opened[path]
-            folder = None if index.header.folder is None else Path(index.header.folder)
+            folder = moved or (None if index.header.folder is None else Path(index.header.folder))
         else:
             index, unreadable = build_index(path, model, size, reading, notices)
             errors += unreadable
@@ -175,10 +208,11 @@ def _find(sides: Sequence[Side], below: float) -> list[Group]:
     try:
         with output.progress(len(own), "tiles") as advance:
             edges = find_edges(index, other, own, below=below, progress=lambda done, total: advance())
+        of_all = [of_each for round in processes.gathered([edges], processes.count()) for of_each in round]
+        return groups(index, other, itertools.chain(*of_all))
     except ValueError as error:
-        raise UsageError(str(error)) from error
-    of_all = [of_each for round in processes.gathered([edges], processes.count()) for of_each in round]
-    return groups(index, other, itertools.chain(*of_all))
+        names = ", ".join(f"{name} is {side.given}" for name, side in zip(("index", "other"), sides))
+        raise UsageError(f"{error} ({names}; lpips-fast index FOLDER -o FILE --rebuild builds one anew)") from error
 
 
 def _numbered(sides: Sequence[Side], groups: Sequence[Group]) -> list[NumberedGroup]:
@@ -238,19 +272,24 @@ def _write_report(
     summary: dict[str, int],
     groups: Sequence[NumberedGroup],
     reading: Reading,
-) -> None:
+) -> list[str]:
+    """Writes the page, and says why images cannot be shown: in one line, however many they are."""
     from lpips_fast.cli.group_report import group_page
     from lpips_fast.cli.reading import load
+
+    errors: list[str] = []
 
     def pixels(file: str) -> np.ndarray | None:
         try:
             return load(Path(file), reading).pixels
         except OSError as error:  # the file has changed since it was compared
-            output.warn(f"{file} is not shown in {path}: {error}")
+            errors.append(" ".join(str(error).split()))
             return None
 
     place = None if path == output.STDOUT else path.parent
     output.write_text(path, group_page(title, settings, summary, groups, pixels, place))
+    more = f" and {len(errors) - 1} more" if len(errors) > 1 else ""
+    return [f"not shown in {path}: {errors[0]}{more}"] if errors else []
 
 
 def register(app: typer.Typer) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from lpips_fast.cli import command, output, processes
 from lpips_fast.cli.errors import ReadError, UsageError
-from lpips_fast.cli.options import READING_PANEL, RUN_PANEL, Csv, Json, Size, parse_size
+from lpips_fast.cli.options import RUN_PANEL, Csv, Json, Moved, Size, parse_size
 from lpips_fast.cli.settings import Reading, Settings
 
 if TYPE_CHECKING:
@@ -32,10 +32,6 @@ Faiss = Annotated[
         rich_help_panel=RUN_PANEL,
     ),
 ]
-Folder = Annotated[
-    Path | None,
-    typer.Option(help="Where the images of an index are now, if they have moved.", rich_help_panel=READING_PANEL),
-]
 Estimate = Annotated[
     bool,
     typer.Option(
@@ -54,7 +50,7 @@ def search(
     k: Count = 5,
     size: Size = None,
     faiss: Faiss = None,
-    folder: Folder = None,
+    folder: Moved = None,
     estimate: Estimate = False,
     json: Json = None,
     csv: Csv = None,
@@ -84,7 +80,10 @@ def search(
         if where.is_dir():
             found, errors = build_index(where, model, wanted, reading, notices)
         else:
-            found = open_index(where, model, reading, notices, folder, exact=not estimate)
+            otherwise = "; --estimate needs no images"
+            found = open_index(where, model, reading, notices, folder, exact=not estimate, otherwise=otherwise)
+            if folder is not None and found.vectors is not None:
+                raise UsageError(f"--folder is for an index of sketches, and {where} keeps whole vectors: leave it out")
             if estimate and found.sketches is None:
                 raise UsageError(f"--estimate is for an index of sketches, and {where} keeps whole vectors")
         height, width = found.header.size

@@ -94,8 +94,8 @@ def test_two_folders(call, copies, trunk, distance):
     call("duplicates", *options, "--size", "32x32", status=1)
 
 
-def test_indexes(run, call, copies, trunk, distance):
-    """An index of a folder gives what the folder gives, by any number of processes, and it can stand for one of two."""
+def test_indexes(call, copies, trunk, distance):
+    """An index of a folder gives what the folder gives, and it can stand for one of two."""
     below = limit(distance, copies / "photos")
     options = ("--below", below, *trunk, "--json")
     call("index", "photos", "-o", "photos.index", *trunk, status=1)
@@ -106,8 +106,6 @@ def test_indexes(run, call, copies, trunk, distance):
         for member in group["members"]:
             member["name"] = member["name"].removeprefix("photos/")
     assert index["groups"] == folder["groups"]
-    run("duplicates", "photos.index", *options, "processes.json", processes=2, threads=1)
-    assert json.loads((copies / "processes.json").read_text())["groups"] == folder["groups"]
 
     call("duplicates", "photos.index", "photos", *options, "both.json", status=1)
     assert json.loads((copies / "both.json").read_text())["summary"]["groups"] == 22 - 3
@@ -119,7 +117,7 @@ def test_indexes(run, call, copies, trunk, distance):
 
 
 def test_an_index_of_sketches(run, call, copies, trunk, distance):
-    """Images are read again. One that is gone joins nothing, and is named once."""
+    """Images are read again. One that is gone joins nothing, and is named once by several processes."""
     folder = copies / "photos"
     below = limit(distance, folder)
     assert distance(folder / "05.png", folder / "32.png") > below, "31.png joins them"
@@ -134,7 +132,7 @@ def test_an_index_of_sketches(run, call, copies, trunk, distance):
     assert groups[1]["members"][1]["lpips"] == pytest.approx(expected, rel=tolerance["rtol"], abs=tolerance["atol"])
 
     (folder / "31.png").unlink()
-    done = run("duplicates", "sketches.index", *options, "left.json", processes=2, status=1)
+    done = run("duplicates", "sketches.index", *options, "left.json", processes=2, threads=1, status=1)
     assert done.stderr.count("31.png") == 1
     left = json.loads((copies / "left.json").read_text())["groups"]
     assert [[member["name"] for member in group["members"]] for group in left] == names[:1]
@@ -150,9 +148,10 @@ def test_images_that_are_gone_at_the_end(call, copies, trunk, monkeypatch):
     assert "photos/01.png 1 statistic" in call("duplicates", "photos", *trunk, status=1)
 
 
-def test_processes_share_indexes_alone(run, copies, trunk):
-    done = run("duplicates", "photos", *trunk, processes=2, status=1)
-    assert "torchrun shares the pairs of index files: make one, lpips-fast index photos -o FILE" in done.stderr
+def test_processes_share_indexes_alone(call, copies, trunk, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = call("duplicates", "photos", *trunk, status=2)
+    assert "torchrun shares the pairs of index files: make one, lpips-fast index photos -o FILE" in told
 
 
 def test_an_index_without_names(call, copies, trunk, fn):
@@ -164,6 +163,13 @@ def test_an_index_without_names(call, copies, trunk, fn):
     assert [member["name"] for member in group["members"]] == ["0", "2"]
     assert "no picture" in (copies / "page.html").read_text()
 
+    broken = Index.build(fn, images)
+    broken.vectors[1, 0] = math.nan
+    broken.save(copies / "broken.index")
+    told = call("duplicates", "python.index", "broken.index", *trunk, status=2)
+    assert "other must be finite, got NaN or infinite values in the sketch of image 1" in told
+    assert "(index is python.index, other is broken.index; lpips-fast index FOLDER -o FILE --rebuild" in told
+
 
 def test_the_page_of_groups(call, copies, trunk, distance):
     below = limit(distance, copies / "photos")
@@ -172,8 +178,39 @@ def test_the_page_of_groups(call, copies, trunk, distance):
     page = (copies / "out" / "page.html").read_text()
     assert "<title>Near-duplicates in photos</title>" in page
     assert re.findall("<h2>Group (.*?)</h2>", page) == ["2: 3 images", "1: 2 images"]
-    links = re.findall('<a href="(.*?)"><img alt="" src="data:image/jpeg', page)
-    assert links == [f"../photos/{name}.png" for name in ("05", "31", "32", "03", "30")]
+    links = re.findall('<a href="(.*?)"><img alt="(.*?)" src="data:image/jpeg', page)
+    assert links == [(f"../photos/{name}.png", f"{name}.png") for name in ("05", "31", "32", "03", "30")]
+    properties = re.findall('<th scope="row">(.*?)</th><td>(.*?)</td>', page)
+    assert {("images in groups", "5"), ("size", "40x32"), ("normalize", "yes")} <= {*properties}
+
+
+def test_a_page_without_its_images(call, copies, trunk, distance):
+    """One line says which are missing, however many they are, and the status is 1."""
+    below = limit(distance, copies / "photos")
+    options = ("duplicates", "photos.index", "--below", below, "--report", "page.html", *trunk)
+    call("index", "photos", "-o", "photos.index", *trunk, status=1)
+    call(*options)
+    moved = (copies / "photos").rename(copies / "moved")
+    told = call(*options, status=1)
+    assert f"the images of photos.index are not at {copies / 'photos'}, and page.html has no pictures of them" in told
+    assert told.count(".png") == 5, "the table"
+    page = (copies / "page.html").read_text()
+    assert page.count("<figure><i>no picture</i>") == 5
+    call(*options, "--folder", "moved")
+    assert (copies / "page.html").read_text().count('<a href="moved/') == 5
+    for name in ("30", "31", "32"):
+        (moved / f"{name}.png").unlink()
+    told = call(*options, "--folder", "moved", status=1)
+    assert "not shown in page.html: no image file moved/31.png and 2 more" in told
+    assert told.count("no image file") == 1
+    (copies / "more").mkdir()
+    save_noise(copies / "more" / "a.png", 0)
+    assert "--folder is for an index, and more is a folder" in call(
+        "duplicates", "photos.index", "more", "--folder", "moved", *trunk, status=2
+    )
+    shutil.copy(copies / "photos.index", copies / "other.index")
+    told = call("duplicates", "photos.index", "other.index", "--folder", "moved", *trunk, status=2)
+    assert "--folder is for one index alone" in told
 
 
 def test_many_groups_on_the_screen(call, tmp_path, trunk):
@@ -190,7 +227,11 @@ def test_many_groups_on_the_screen(call, tmp_path, trunk):
 def test_wrong_usage(call, copies, trunk):
     for below in ("0", "-0.1", "nan", "inf"):
         assert "--below must be a finite number above 0" in call("duplicates", "photos", f"--below={below}", status=2)
-    assert "no index nowhere" in call("duplicates", "nowhere", *trunk, status=2)
+    assert "index nowhere" in call("duplicates", "nowhere", *trunk, status=2)
+    (copies / "link").symlink_to("photos")
+    for same in ("photos", "./photos", "link"):
+        told = call("duplicates", "photos", same, *trunk, status=2)
+        assert f"photos and {same.removeprefix('./')} are the same: give one" in told
     (copies / "empty").mkdir()
     assert "empty has no images" in call("duplicates", "photos", "empty", *trunk, status=2)
     assert "11.png cannot be read" in call("duplicates", "photos", "--strict", *trunk, status=1)

@@ -117,7 +117,7 @@ def test_an_index_of_sketches(call, sketched, trunk):
     (sketched / "photos").rename(sketched / "moved")
     told = call(*nearest, status=2)
     assert "is not there" in told
-    assert "search has --folder for it, and needs no images with --estimate" in told
+    assert "notes the new place, or --folder says it; --estimate needs no images" in told
     call(*nearest, "--folder", "moved")
     assert results(sketched) == found
     assert call(*nearest, "--csv", "found.csv", "--estimate").startswith("image LPIPS (estimate) 07.png")
