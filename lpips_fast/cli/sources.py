@@ -31,7 +31,7 @@ class Files:
 
     Attributes:
         errors: why files cannot be read, by row.
-        changed: the rows whose files are others than the index was made of.
+        changed: the rows that were read from other files than the index was made of.
     """
 
     def __init__(
@@ -54,8 +54,7 @@ class Files:
 
     def _read(self, row: int) -> Tensor | None:
         path = self.folder / self.names[row]
-        if self.stamps is not None and stamp(path) != tuple(self.stamps[row].tolist()):
-            self.changed.add(row)
+        found = stamp(path)
         height, width = self.header.size
         try:
             pixels = load(path, self.reading).pixels
@@ -68,6 +67,8 @@ class Files:
                 raise ReadError(str(error)) from error
             self.errors[row] = " ".join(str(error).split())
             return None
+        if self.stamps is not None and found != tuple(self.stamps[row].tolist()):
+            self.changed.add(row)
         return self.model.tensor([pixels])[0]
 
 
