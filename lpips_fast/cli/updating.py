@@ -3,7 +3,8 @@
 A row is right if the file of its name still has its stamps: size in bytes and time of change. The rows that are right
 in FILE, and in the units of FILE.partial, are kept. The other images of the folder are embedded, a unit at a time, and
 each unit is a small index file in FILE.partial, which appears there whole. At the end FILE is written from all rows
-that are right, in the order of the folder, and FILE.partial is removed.
+that are right, in the order of the folder, and FILE.partial is removed. --rebuild takes no row that it has not made:
+its units have names of their own.
 
 Each image goes through the trunk in a batch of the same size, wherever it is. So a row has the same bits, whichever run
 and process makes it, and with it the file.
@@ -13,8 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,9 @@ from lpips_fast.cli.sources import stamp
 from lpips_fast.lpips import LPIPS
 from lpips_fast.search import Header, files
 from lpips_fast.search.files import Table
+
+# The files of FILE.partial: finished units, and FILE before it is in its place; and what `replacing` writes first.
+_OWN = re.compile(r"(\.)?((unit|rebuilt)-[0-9]{6}|whole)\.index(?(1)\.\w+\.index)")
 
 
 class Updated(NamedTuple):
@@ -80,24 +84,40 @@ class _File(NamedTuple):
         except ValueError as error:
             raise UsageError(f"{error} (--rebuild builds it anew)") from error
 
-    def units(self) -> list[Path]:
-        return sorted(self.partial.glob("unit-*.index"))
+    def check_partial(self) -> None:
+        """Raises a UsageError if FILE.partial is something else, or holds what is not this command's to remove."""
+        if self.partial.is_symlink() or (self.partial.exists() and not self.partial.is_dir()):
+            raise UsageError(f"--output keeps what is finished in {self.partial}, which is no folder")
+        if foreign := sorted({*self.partial.glob("*")} - {*self._own_files()}):
+            raise UsageError(
+                f"--output keeps what is finished in {self.partial}, and {foreign[0].name} there is none of it: move "
+                "it away"
+            )
 
-    def parts(self, recipe: Recipe, whole: _Part | None) -> list[_Part]:
-        """FILE and the units that were made by the recipe. All other files in FILE.partial are removed."""
-        parts = [] if whole is None else [whole]
-        fitting = []
-        for path in self.units():
+    def unit(self, number: int) -> Path:
+        return self.partial / f"{'rebuilt' if self.rebuild else 'unit'}-{number:06d}.index"
+
+    def units(self, recipe: Recipe) -> dict[Path, _Part]:
+        """The units that were made by the recipe and, with --rebuild, by --rebuild."""
+        units = {}
+        for path in sorted(self.partial.glob("rebuilt-*.index" if self.rebuild else "[ru]*-*.index")):
             with contextlib.suppress(ValueError):  # it is damaged, or of another network
                 unit = _read(path, self.fn)
                 header = unit.header._replace(transparent=None, opaque=None, folder=recipe.header.folder)
                 if (header, unit.kind) == (recipe.header, recipe.kind):
-                    parts.append(unit)
-                    fitting.append(path)
-        for path in self.partial.glob("*"):
-            if path not in fitting:
+                    units[path] = unit
+        return units
+
+    def clear(self, kept: Collection[Path] = ()) -> None:
+        """Removes this command's files from FILE.partial but those to keep, and the folder if it is then empty."""
+        for path in self._own_files():
+            if path not in kept:
                 path.unlink()
-        return parts
+        with contextlib.suppress(OSError):  # it is not empty, or not there
+            self.partial.rmdir()
+
+    def _own_files(self) -> list[Path]:
+        return [path for path in self.partial.glob("*") if _OWN.fullmatch(path.name) and not path.is_dir()]
 
 
 class _Plan(NamedTuple):
@@ -164,8 +184,7 @@ def _plan(
     notices: Notices,
     kind: Kind | None,
 ) -> _Plan:
-    if file.partial.exists() and not file.partial.is_dir():
-        raise UsageError(f"--output keeps what is finished in {file.partial}, which is no folder")
+    file.check_partial()
     names = [path.as_posix() for path in list_folder(folder)]
     paths = [folder / name for name in names]
     stamps = torch.tensor([stamp(path) for path in paths])
@@ -178,13 +197,15 @@ def _plan(
     recipe = Recipe.of(folder, len(names), model, reading, wanted, size is not None, kept)
     if whole is not None:
         _check_made_likewise(file.out, whole, recipe)
-    places = _places(file.parts(recipe, whole), names, stamps)
+    units = file.units(recipe)
+    file.clear(units)
+    places = _places(_parts(whole, units), names, stamps)
     missing = (places[:, 0] < 0).nonzero()[:, 0].tolist()
     if whole is not None and missing:
         notices.index(file.out, whole.header.transparent, whole.header.opaque)
         if size is None:
             _check_size(file.out, recipe.size, [paths[i] for i in missing])
-    numbers = [int(path.stem.rpartition("-")[2]) for path in file.units()]
+    numbers = [int(path.stem.rpartition("-")[2]) for path in units]
     return _Plan(recipe.size, recipe.kind, names, stamps, missing, max(numbers, default=-1) + 1)
 
 
@@ -213,14 +234,14 @@ def _make_units(
         built, errors = recipe.build([plan.names[row] for row in rows], images, notices, advance, plan.stamps[rows])
         if len(built):
             file.partial.mkdir(exist_ok=True)
-            files.write(file.partial / f"unit-{number:06d}.index", built.header, [built.table])
+            files.write(file.unit(number), built.header, [built.table])
         yield processes.rank(), len(unit), list(errors.values())
 
 
 def _assemble(file: _File, plan: _Plan, recipe: Recipe, errors: Sequence[str]) -> int:
     """Writes FILE, and returns how many images are in it."""
     whole = file.whole()
-    parts = file.parts(recipe, whole)
+    parts = _parts(whole, file.units(recipe))
     places = _places(parts, plan.names, plan.stamps)
     order = places[places[:, 0] >= 0]
     if len(order) + len(errors) != len(plan.names):
@@ -231,14 +252,18 @@ def _assemble(file: _File, plan: _Plan, recipe: Recipe, errors: Sequence[str]) -
         transparent=any(part.header.transparent for part in parts), opaque=any(part.header.opaque for part in parts)
     )
     if whole is not None and whole.header == header and order.tolist() == [[0, row] for row in range(whole.table.rows)]:
-        shutil.rmtree(file.partial, ignore_errors=True)  # units of images that are gone again
+        file.clear()  # units of images that are gone again
         return len(order)
     file.partial.mkdir(exist_ok=True)
-    written = file.partial / "whole.index"  # a file that a kill leaves behind is removed with the folder
+    written = file.partial / "whole.index"  # if a kill leaves it behind, the next run removes it
     files.write(written, header, [part.table for part in parts], order)
     os.replace(written, file.target)
-    shutil.rmtree(file.partial)
+    file.clear()
     return len(order)
+
+
+def _parts(whole: _Part | None, units: Mapping[Path, _Part]) -> list[_Part]:
+    return [*([] if whole is None else [whole]), *units.values()]
 
 
 def _read(path: Path, fn: LPIPS) -> _Part:

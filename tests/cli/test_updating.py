@@ -145,7 +145,7 @@ def test_a_run_that_was_cut_short_goes_on(folder, update, read, monkeypatch, aft
 
 
 def test_an_update_that_was_cut_short_goes_on(folder, update, read, monkeypatch):
-    """The file stays as it is until the end; units are taken with --rebuild, too."""
+    """The file stays as it is until the end."""
     for i in range(6):
         os.rename(folder / f"{i}.png", folder.parent / f"{i}.png")
     update()
@@ -157,8 +157,31 @@ def test_an_update_that_was_cut_short_goes_on(folder, update, read, monkeypatch)
         update()
     assert (folder.parent / "photos.index").read_bytes() == before
     read.clear()
-    assert update(rebuild=True) == (9, 4, KINDS[0], [])
-    assert read == [f"{i}.png" for i in range(4, 9)]
+    assert update() == (9, 7, KINDS[0], [])
+    assert read == ["4.png", "5.png"]
+
+
+def test_a_rebuild_takes_what_a_rebuild_has_made(folder, update, read, monkeypatch):
+    """And nothing else. A run without --rebuild takes it, too."""
+    update("new.index")
+
+    def cut(**options):
+        cut_short(monkeypatch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            update(**options)
+        return sorted(path.name for path in folder.parent.glob("photos.index.partial/*"))
+
+    assert cut() == ["unit-000000.index"]
+    for rebuild in (True, False):
+        read.clear()
+        assert cut(rebuild=True) == ["rebuilt-000000.index"]
+        assert read == [f"{i}.png" for i in range(4)], "none is taken from the unit"
+        read.clear()
+        assert update(rebuild=rebuild) == (9, 4, KINDS[0], [])
+        assert read == [f"{i}.png" for i in range(4, 9)]
+        assert (folder.parent / "photos.index").read_bytes() == (folder.parent / "new.index").read_bytes()
+        assert not (folder.parent / "photos.index.partial").exists()
+        (folder.parent / "photos.index").unlink()
 
 
 def test_a_file_is_replaced_once_it_is_whole(folder, update, read, monkeypatch):
@@ -168,12 +191,15 @@ def test_a_file_is_replaced_once_it_is_whole(folder, update, read, monkeypatch):
     def failing(source, to):
         return 1 / 0 if to == path else replace(source, to)
 
-    for module, function, fails in ((updating.os, "replace", failing), (updating.shutil, "rmtree", lambda _: 1 / 0)):
+    def keeping(rmdir):
+        return 1 / 0 if path.exists() else None
+
+    for module, function, fails in ((updating.os, "replace", failing), (updating.Path, "rmdir", keeping)):
         with monkeypatch.context() as patched:
             patched.setattr(module, function, fails)
             with pytest.raises(ZeroDivisionError):
                 update()
-        assert path.exists() == (function == "rmtree")
+        assert path.exists() == (function == "rmdir")
         read.clear()
         assert update() == (9, 9, KINDS[0], [])
         assert not read
@@ -295,6 +321,25 @@ def test_other_files_are_refused(folder, update, fn):
     (folder.parent / "photos.index.partial").write_text("a journal of another command")
     with pytest.raises(UsageError, match=r"photos\.index\.partial, which is no folder"):
         update()
+
+
+@pytest.mark.parametrize("name", ("notes.txt", "unit-1.index", "unit-000001.index.bak", "sub/unit-000001.index"))
+def test_files_of_others_are_not_removed(folder, update, monkeypatch, name):
+    """Neither before nor after, wherever they came from."""
+    cut_short(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        update()
+    theirs = folder.parent / "photos.index.partial" / name
+    theirs.parent.mkdir(exist_ok=True)
+    theirs.write_text("theirs")
+    for rebuild in (False, True):
+        with pytest.raises(UsageError, match=rf"index\.partial, and {name.split('/')[0]} there is none of it: move it"):
+            update(rebuild=rebuild)
+    assert len([*theirs.parents[name.count("/")].iterdir()]) == 2
+    monkeypatch.setattr(updating._File, "check_partial", lambda _: None)  # it came later
+    assert update() == (9, 4, KINDS[0], [])
+    assert theirs.read_text() == "theirs"
+    assert [*theirs.parents[name.count("/")].iterdir()] == [folder.parent / "photos.index.partial" / name.split("/")[0]]
 
 
 def test_new_images_of_another_size(folder, update):
