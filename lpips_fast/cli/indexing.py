@@ -19,7 +19,7 @@ from lpips_fast.cli.model import Model
 from lpips_fast.cli.notices import Notices
 from lpips_fast.cli.reading import Images, read_ahead
 from lpips_fast.cli.settings import Reading
-from lpips_fast.cli.sources import Files, option
+from lpips_fast.cli.sources import Files
 from lpips_fast.images import Picture
 from lpips_fast.pairwise import images_at_once
 from lpips_fast.search import Header, Index
@@ -84,7 +84,9 @@ class Recipe:
         header = make_header(
             self.model.lpips, (height, width), self.resized, False, not self.model.settings.normalize, sketch
         )
-        return header._replace(reading=self.reading.described(), folder=str(self.folder.absolute()))
+        return header._replace(
+            precision=self.model.precision, reading=self.reading.described(), folder=str(self.folder.absolute())
+        )
 
     @property
     def batch(self) -> int:
@@ -177,18 +179,6 @@ def build_index(
 
 def none_readable(count: int, why: str) -> ReadError:
     return ReadError(f"none of the {count} images can be read: {why}")
-
-
-def described(header: Header, kind: Kind) -> list[str]:
-    """The options that an index file was made with, as a user would give them."""
-    height, width = header.size
-    return [
-        f"--size {width}x{height}" if header.resized else "no --size",
-        "--no-normalize" if header.raw else "--normalize",
-        f"--precision {header.precision}",
-        *(option(key, value) for key, value in (header.reading or {}).items()),
-        str(kind),
-    ]
 
 
 class _Batches:

@@ -26,17 +26,19 @@ from lpips_fast._files import replaceable
 from lpips_fast.cli import output, processes
 from lpips_fast.cli.errors import ReadError, UsageError
 from lpips_fast.cli.folders import list_folder, one_size
-from lpips_fast.cli.indexing import Kind, Recipe, described, none_readable
+from lpips_fast.cli.indexing import Kind, Recipe, none_readable
 from lpips_fast.cli.model import Model
 from lpips_fast.cli.notices import Notices
 from lpips_fast.cli.settings import Reading
-from lpips_fast.cli.sources import stamp
+from lpips_fast.cli.sources import check_equal, check_options, stamp
 from lpips_fast.lpips import LPIPS
 from lpips_fast.search import Header, files
 from lpips_fast.search.files import Table
 
 # The files of FILE.partial: finished units, and FILE before it is in its place; and what `replacing` writes first.
 _OWN = re.compile(r"(\.)?((unit|rebuilt)-[0-9]{6}|whole)\.index(?(1)\.\w+\.index)")
+
+_ASKED = "asked for", " (--rebuild builds it anew)"  # of messages about options that differ
 
 
 class Updated(NamedTuple):
@@ -64,7 +66,8 @@ class _File(NamedTuple):
     """FILE and FILE.partial."""
 
     out: Path  # FILE as the user names it
-    fn: LPIPS
+    model: Model
+    reading: Reading
     rebuild: bool  # whether to take nothing from FILE
 
     @property
@@ -80,7 +83,9 @@ class _File(NamedTuple):
         if self.rebuild or not self.target.exists():
             return None
         try:
-            return _read(self.target, self.fn)
+            header = files.read_header(self.target)
+            check_options(self.out, header, self.model, self.reading, *_ASKED)
+            return _read(self.target, self.model.lpips)
         except ValueError as error:
             raise UsageError(f"{error} (--rebuild builds it anew)") from error
 
@@ -102,7 +107,7 @@ class _File(NamedTuple):
         units = {}
         for path in sorted(self.partial.glob("rebuilt-*.index" if self.rebuild else "[ru]*-*.index")):
             with contextlib.suppress(ValueError):  # it is damaged, or of another network
-                unit = _read(path, self.fn)
+                unit = _read(path, self.model.lpips)
                 header = unit.header._replace(transparent=None, opaque=None, folder=recipe.header.folder)
                 if (header, unit.kind) == (recipe.header, recipe.kind):
                     units[path] = unit
@@ -158,7 +163,7 @@ def update_index(
         UsageError: there are no images, their sizes differ, or are too small for the net; or the file is no index, or
             was made with other options.
     """
-    file = _File(out, model.lpips, rebuild)
+    file = _File(out, model, reading, rebuild)
     resized = size is not None
     plan = processes.from_first(lambda: _plan(file, folder, model, size, reading, notices, kind))
     recipe = Recipe.of(folder, len(plan.names), model, reading, plan.size, resized, plan.kind)
@@ -275,12 +280,13 @@ def _check_made_likewise(out: Path, whole: _Part, recipe: Recipe) -> None:
     folder = whole.header.folder
     if whole.header.reading is None or folder is None or whole.table.names is None or whole.table.stamps is None:
         raise UsageError(f"{out} was made in Python, not by this command (--rebuild builds it anew)")
-    made, wanted = described(whole.header, whole.kind), described(recipe.header, recipe.kind)
-    if made != wanted:
-        raise UsageError(
-            f"{out} was made with {', '.join(o for o in made if o not in wanted)}, and is asked for with "
-            f"{', '.join(o for o in wanted if o not in made)} (--rebuild builds it anew)"
-        )
+    check_equal(out, _options(whole.header, whole.kind), _options(recipe.header, recipe.kind), *_ASKED)
+
+
+def _options(header: Header, kind: Kind) -> list[str]:
+    """The options of `index` alone, as a user would give them."""
+    height, width = header.size
+    return [f"--size {width}x{height}" if header.resized else "no --size", str(kind)]
 
 
 def _places(parts: Sequence[_Part], names: Sequence[str], stamps: Tensor) -> Tensor:

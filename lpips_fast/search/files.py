@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -29,7 +30,8 @@ from torch import Tensor
 
 from lpips_fast._files import replacing
 from lpips_fast.lpips import LPIPS
-from lpips_fast.search.header import Header, by, read_header
+from lpips_fast.search import header as headers
+from lpips_fast.search.header import Header, by
 
 _FORMAT = "lpips_fast.Index"
 _FORMAT_VERSION = "2"
@@ -146,6 +148,12 @@ def write(path: Path, header: Header, tables: Sequence[Table], order: Tensor | N
         raise OSError(f"the index {path} cannot be written: {error}") from error
 
 
+def read_header(path: str | PathLike[str]) -> Header:
+    """How an index was made, whatever the distance. It raises what `read` raises for the file alone."""
+    with _opened(path) as file:
+        return _header(file)
+
+
 def read(path: str | PathLike[str], fn: LPIPS) -> tuple[Header, Table]:
     """An index's header and its columns, which stay in the file; a search checks that their numbers are finite.
 
@@ -153,23 +161,33 @@ def read(path: str | PathLike[str], fn: LPIPS) -> tuple[Header, Table]:
         FileNotFoundError: there is no such file.
         ValueError: the file is no index, has another format, is damaged, or was made with another distance than fn.
     """
+    with _opened(path) as file:
+        return _read(file, fn)
+
+
+@contextmanager
+def _opened(path: str | PathLike[str]) -> Iterator[Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no index {path}")
     try:
         with safe_open(path, "pt") as file:
-            return _read(file, fn)
+            yield file
     except (SafetensorError, OSError, TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as an index: {error}") from error
 
 
-def _read(file: Any, fn: LPIPS) -> tuple[Header, Table]:
+def _header(file: Any) -> Header:
     metadata = file.metadata() or {}
     if metadata.get("format") != _FORMAT:
         raise ValueError("it is not an index of lpips_fast")
     if (version := metadata.get("format_version")) != _FORMAT_VERSION:
         raise ValueError(f"it is of format {version}, this version reads {_FORMAT_VERSION}: build it again")
-    header = read_header(metadata.get("header", "null"), fn)
+    return headers.read_header(metadata.get("header", "null"))
+
+
+def _read(file: Any, fn: LPIPS) -> tuple[Header, Table]:
+    header = headers.checked_header(_header(file), fn)
     there = {*file.keys()}
     wanted = {"vectors", "sketches"} & there
     if ("sketches" in there) != (header.sketch is not None) or not wanted:

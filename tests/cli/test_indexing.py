@@ -49,6 +49,7 @@ def test_vectors_are_those_of_the_library(photos, settings, fn):
     torch.testing.assert_close(index.vectors, expected.vectors, **INDEX_EMBEDDING_TOLERANCE)
     assert index.names == [f"{i:02d}.png" for i in readable]
     assert index.header == expected.header._replace(
+        precision="float32",
         raw=False,
         reading=Reading().described(),
         transparent=False,

@@ -296,8 +296,8 @@ def test_a_transparent_image_among_opaque_ones_is_told_of(folder, settings, caps
         ({}, {"normalize": False}, "with --normalize, and is asked for with --no-normalize"),
         ({}, {"reading": Reading(background="black")}, "with --background 'white', and is asked for with --background"),
         ({}, {"reading": Reading(range="0:9")}, "with no --range, and is asked for with --range 0:9"),
-        ({}, {"precision": "bfloat16"}, "with --precision inherit, and is asked for with --precision bfloat16"),
-        ({}, {"version": "0.0"}, "it was made with version 0.1"),
+        ({}, {"precision": "bfloat16"}, "with --precision float32, and is asked for with --precision bfloat16"),
+        ({}, {"version": "0.0"}, r"with --version 0\.1, and is asked for with --version 0\.0"),
     ),
 )
 def test_other_options_are_refused(folder, update, made, asked, why):
@@ -308,6 +308,11 @@ def test_other_options_are_refused(folder, update, made, asked, why):
     assert (folder.parent / "photos.index").read_bytes() == before
     if "reading" not in asked or asked["reading"].range is None:  # PNG of 8 bits have no range
         assert update(**asked, rebuild=True).images == 9
+
+
+def test_the_default_precision_has_a_name(update):
+    update()
+    assert update(precision="float32") == (9, 9, KINDS[0], [])
 
 
 def test_other_files_are_refused(folder, update, fn):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 import pytest
 import torch
@@ -37,9 +38,8 @@ def test_index_and_search(run, call, photos, trunk, distance):
     save_noise(photos / "wide.png", 0, width=50)
     told = call("search", "wide.png", "photos.index", *trunk, status=2)
     assert "images of 32 x 40 pixels, the queries are of 32 x 50" in told
-    assert "build it again" in call("search", "query.png", "photos.index", *trunk, "--version", "0.0", status=2)
     assert "an index has its size" in call("search", "query.png", "photos.index", "--size", "64x64", *trunk, status=2)
-    assert "no index nowhere" in call("search", "query.png", "nowhere", *trunk, status=2)
+    assert "no folder or index nowhere" in call("search", "query.png", "nowhere", *trunk, status=2)
     assert "cannot be read as an index" in call("search", "query.png", "query.png", *trunk, status=2)
     assert "no image file nowhere.png" in call("search", "nowhere.png", "photos", *trunk, status=1)
     assert "11.png cannot be read" in call("index", "photos", "-o", "strict.index", "--strict", *trunk, status=1)
@@ -58,7 +58,25 @@ def test_the_range_of_pixels_is_that_of_the_index(call, photos, trunk, distance)
     assert "raw.index was made with --no-normalize" in call(*nearest, status=2)
     call("index", "photos", "-o", "photos.index", "--workers", 0, *trunk, status=1)
     told = call("search", "query.png", "photos.index", "--no-normalize", *trunk, status=2)
-    assert "photos.index was made without --no-normalize" in told
+    assert "photos.index was made with --normalize, and is used with --no-normalize: use it likewise" in told
+
+
+def test_options_of_the_index_are_those_of_the_search(call, photos, trunk, trunk_states, cached_trunk):
+    call("index", "photos", "-o", "photos.index", "--workers", 0, *trunk, status=1)
+    likewise = ("search", "query.png", "photos.index", *trunk)
+    assert "07.png" in call(*likewise, "--precision", "float32")
+    torch.save({k: v + 0.01 for k, v in trunk_states["squeeze"].items()}, photos / "other.pth")
+    for words, made, used in (
+        (("--precision", "bfloat16"), "--precision float32", "--precision bfloat16"),
+        (("--version", "0.0"), "--version 0.1", "--version 0.0"),
+        (("--net", "alex", "--trunk-weights", cached_trunk("alex")), "--net squeeze", "--net alex"),
+        (("--background", "black"), "--background 'white'", "--background 'black'"),
+    ):
+        told = call(*likewise, *words, status=2)
+        assert f"made with {made}, and is used with {used}: use it likewise, or lpips-fast index FOLDER -o" in told
+    told = call(*likewise, "--trunk-weights", "other.pth", status=2)
+    weights = r"with trunk weights (\w{8}) \(--trunk-weights\), and is used with trunk weights (?!\1)\w{8} "
+    assert re.search(weights, told)
 
 
 def test_an_index_from_python(call, photos, trunk, fn):
@@ -70,7 +88,7 @@ def test_an_index_from_python(call, photos, trunk, fn):
         name, value = call(*query).split()[-2:]
         assert name == "0"  # it has no names
         assert float(value) < EQUAL_IMAGES_TOLERANCE
-        assert "made without --no-normalize" in call(*query, "--no-normalize", status=2)
+        assert "made with --normalize" in call(*query, "--no-normalize", status=2)
 
 
 def test_other_files_and_options(call, photos, trunk, fn):
@@ -80,6 +98,7 @@ def test_other_files_and_options(call, photos, trunk, fn):
     (photos / "huge.index").write_bytes(content.replace(b"[32, 40]", b"[3e9, 9]"))
     told = call("search", "query.png", "huge.index", *trunk, status=2)
     assert "huge.index cannot be read as an index: size must be height and width" in told
+    assert "lpips-fast index FOLDER -o huge.index --rebuild builds it anew" in told
     pytest.importorskip("faiss")
     for factory in ("nonsense", "IDMap,Flat", "NSG32", "HNSW1"):
         command = ("search", "query.png", "photos", "--faiss", factory, "--json", "found.json", *trunk)
