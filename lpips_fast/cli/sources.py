@@ -128,6 +128,14 @@ def open_index(
     return index
 
 
+def failed(where: Path, error: ValueError) -> UsageError:
+    """What to raise if an index file that could be opened is refused after all: what is wrong, and a remedy."""
+    remedy = ""
+    if not files.sound_rows(where).all():
+        remedy = f" (it is damaged; lpips-fast index FOLDER -o {where} makes what is damaged again)"
+    return UsageError(f"{where}: {error}{remedy}")
+
+
 def reading_errors(index: Index, where: Path) -> list[str]:
     """Why images of an index could not be read again. Warns if images have changed since the index was made."""
     if not isinstance(index.images, Files):

@@ -1,10 +1,10 @@
 """Brings an index file up to date with a folder. Building it, updating it and going on after a kill are one thing.
 
-A row is right if the file of its name still has its stamps: size in bytes and time of change. The rows that are right
-in FILE, and in the units of FILE.partial, are kept. The other images of the folder are embedded, a unit at a time, and
-each unit is a small index file in FILE.partial, which appears there whole. At the end FILE is written from all rows
-that are right, in the order of the folder, and FILE.partial is removed. --rebuild takes no row that it has not made:
-its units have names of their own.
+A row is right if its bytes have its checksum, and the file of its name still has its stamps: size in bytes and time of
+change. The rows that are right in FILE, and in the units of FILE.partial, are kept. The other images of the folder are
+embedded, a unit at a time, and each unit is a small index file in FILE.partial, which appears there whole. At the end
+FILE is written from all rows that are right, in the order of the folder, and FILE.partial is removed. --rebuild takes
+no row that it has not made: its units have names of their own.
 
 Each image goes through the trunk in a batch of the same size, wherever it is. So a row has the same bits, whichever run
 and process makes it, and with it the file.
@@ -13,9 +13,11 @@ and process makes it, and with it the file.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,6 +57,7 @@ class _Part(NamedTuple):
 
     header: Header
     table: Table
+    sound: Tensor  # [N], whether each row is as it was written
 
     @property
     def kind(self) -> Kind:
@@ -62,7 +65,8 @@ class _Part(NamedTuple):
         return Kind(None if sketch is None else sketch.length, self.table.vectors is not None)
 
 
-class _File(NamedTuple):
+@dataclass(frozen=True)
+class _File:
     """FILE and FILE.partial."""
 
     out: Path  # FILE as the user names it
@@ -78,8 +82,9 @@ class _File(NamedTuple):
     def partial(self) -> Path:
         return self.target.with_name(f"{self.target.name}.partial")
 
+    @functools.cached_property
     def whole(self) -> _Part | None:
-        """FILE as it is, if there is something to take from it."""
+        """FILE as it is, if there is something to take from it. It is read once, since no other run changes it."""
         if self.rebuild or not self.target.exists():
             return None
         try:
@@ -193,7 +198,7 @@ def _plan(
     names = [path.as_posix() for path in list_folder(folder)]
     paths = [folder / name for name in names]
     stamps = torch.tensor([stamp(path) for path in paths])
-    whole = file.whole()
+    whole = file.whole
     if whole is None:
         wanted, kept = size or one_size(paths), kind
     else:
@@ -206,6 +211,9 @@ def _plan(
     file.clear(units)
     places = _places(_parts(whole, units), names, stamps)
     missing = (places[:, 0] < 0).nonzero()[:, 0].tolist()
+    if whole is not None and not whole.sound.all():
+        damaged = int((~whole.sound).sum())
+        output.warn(f"{file.out} is damaged: {damaged} of its {len(whole.sound)} images are not taken from it")
     if whole is not None and missing:
         notices.index(file.out, whole.header.transparent, whole.header.opaque)
         if size is None:
@@ -245,7 +253,7 @@ def _make_units(
 
 def _assemble(file: _File, plan: _Plan, recipe: Recipe, errors: Sequence[str]) -> int:
     """Writes FILE, and returns how many images are in it."""
-    whole = file.whole()
+    whole = file.whole
     parts = _parts(whole, file.units(recipe))
     places = _places(parts, plan.names, plan.stamps)
     order = places[places[:, 0] >= 0]
@@ -273,7 +281,8 @@ def _parts(whole: _Part | None, units: Mapping[Path, _Part]) -> list[_Part]:
 
 def _read(path: Path, fn: LPIPS) -> _Part:
     header, table = files.read(path, fn)
-    return _Part(header, table._replace(names=None if table.names is None else [*table.names]))
+    names = None if table.names is None else [*table.names]
+    return _Part(header, table._replace(names=names), files.sound_rows(path))
 
 
 def _check_made_likewise(out: Path, whole: _Part, recipe: Recipe) -> None:
@@ -293,11 +302,11 @@ def _places(parts: Sequence[_Part], names: Sequence[str], stamps: Tensor) -> Ten
     """[N, 2], the part and its row that are right for each image; -1 if none is."""
     numbers = {name: i for i, name in enumerate(names)}
     places = torch.full((len(names), 2), -1)
-    for part, (_, table) in enumerate(parts):
+    for part, (_, table, sound) in enumerate(parts):
         if table.names is None or table.stamps is None:
             continue
         images = torch.tensor([numbers.get(name, -1) for name in table.names], dtype=torch.int64)
-        right = (images >= 0) & (stamps[images] == table.stamps).all(dim=1)
+        right = sound & (images >= 0) & (stamps[images] == table.stamps).all(dim=1)
         places[images[right], 0] = part
         places[images[right], 1] = right.nonzero()[:, 0]
     return places

@@ -9,6 +9,7 @@ import shutil
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 from lpips_fast import im2tensor, load_image
 from lpips_fast.cli import indexing, processes, updating
@@ -20,6 +21,7 @@ from lpips_fast.cli.settings import Reading
 from lpips_fast.cli.updating import update_index
 from lpips_fast.search import Index, files
 from tests.support.image_files import ODD_NAMES, save_noise
+from tests.support.indexes import rewrite
 from tests.support.tolerances import INDEX_EMBEDDING_TOLERANCE
 
 KINDS = Kind(64, False), Kind(None, True), Kind(64, True)
@@ -221,6 +223,37 @@ def test_units_that_do_not_fit_are_made_again(folder, update, read, monkeypatch)
     assert read == ["0.png", "1.png", "2.png", "3.png", "8.png"]
     assert update("other.index", Kind(128, False)) == (9, 0, Kind(128, False), [])
     assert not [*folder.parent.glob("*.partial")]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_rows_that_are_damaged_are_made_again(folder, update, read, monkeypatch, capsys, kind):
+    """Of the file, also if nothing else is to do, and of units."""
+    update("new.index", kind)
+    path, column = folder.parent / "photos.index", "vectors" if kind.vectors else "sketches"
+
+    def damage(path, row):
+        with safe_open(path, "pt") as file:
+            numbers = file.get_tensor(column)
+        numbers[row, 0] = -numbers[row, 0] + 1
+        rewrite(path, {column: numbers})
+
+    update(kind=kind)
+    damage(path, 3)
+    read.clear()
+    assert update(kind=kind) == (9, 8, kind, [])
+    assert read == ["3.png"]
+    assert "photos.index is damaged: 1 of its 9 images are not taken from it" in capsys.readouterr().err
+    assert path.read_bytes() == (folder.parent / "new.index").read_bytes()
+    path.unlink()
+    cut_short(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        update(kind=kind)
+    damage(folder.parent / "photos.index.partial" / "unit-000000.index", 2)
+    read.clear()
+    assert update(kind=kind) == (9, 3, kind, [])
+    assert read == ["2.png", *(f"{i}.png" for i in range(4, 9))]
+    assert path.read_bytes() == (folder.parent / "new.index").read_bytes()
+    assert not capsys.readouterr().err
 
 
 def test_an_unreadable_image_is_tried_again(folder, update, monkeypatch):

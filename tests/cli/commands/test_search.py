@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from lpips_fast import im2tensor, load_image
 from lpips_fast.search import Index
 from lpips_fast.sketch import Sketch
 from tests.support.image_files import save_noise
+from tests.support.indexes import rewrite
 from tests.support.threads import threads
 from tests.support.tolerances import EQUAL_IMAGES_TOLERANCE, INDEX_TOLERANCE
 
@@ -147,6 +150,19 @@ def test_an_index_of_sketches(call, sketched, trunk):
     values = {row["name"]: row["lpips"] for row in expected}
     spread = Sketch(256).spread
     assert all(0 < abs(estimates[name] / values[name] - 1) < 5 * spread for name in values if name != "07.png")
+
+
+def test_a_damaged_index(call, sketched, trunk):
+    """What is wrong, in which file, and what to do."""
+    with safe_open(sketched / "photos.index", "pt") as file:
+        sketches = file.get_tensor("sketches")
+    sketches[3, 0] = math.nan
+    rewrite(sketched / "photos.index", {"sketches": sketches})
+    told = call("search", "query.png", "photos.index", *trunk, status=2)
+    assert "photos.index: images must be finite" in told
+    assert "(it is damaged; lpips-fast index FOLDER -o photos.index makes" in told
+    call("index", "photos", "-o", "photos.index", "--workers", 0, *trunk)
+    assert "07.png" in call("search", "query.png", "photos.index", *trunk)
 
 
 def test_options_that_do_not_fit(call, sketched, trunk):
