@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,7 @@ class Recipe:
             self.model.lpips, (height, width), self.resized, False, not self.model.settings.normalize, sketch
         )
         return header._replace(
-            precision=self.model.precision, reading=self.reading.described(), folder=str(self.folder.absolute())
+            precision=self.model.precision, reading=self.reading.described(), folder=_absolute(self.folder)
         )
 
     @property
@@ -179,6 +180,12 @@ def build_index(
 
 def none_readable(count: int, why: str) -> ReadError:
     return ReadError(f"none of the {count} images can be read: {why}")
+
+
+def _absolute(folder: Path) -> str:
+    """The path from the root, without `..` unless that would lead elsewhere: a link may lie before it."""
+    path = os.path.abspath(folder)
+    return path if os.path.realpath(path) == os.path.realpath(folder) else str(folder.absolute())
 
 
 class _Batches:

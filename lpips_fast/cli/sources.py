@@ -100,12 +100,13 @@ def open_index(
     """
     if not where.exists():
         raise UsageError(f"no folder or index {where}")
-    anew = f"lpips-fast index FOLDER -o {where} --rebuild builds it anew"
+    remedy = f": use it likewise, or lpips-fast index FOLDER -o {where} --rebuild builds it anew"
     try:
-        check_options(where, files.read_header(where), model, reading, "used", f": use it likewise, or {anew}")
+        check_options(where, files.read_header(where), model, reading, "used", remedy)
         index = Index.load(where, model.lpips)
     except (ValueError, FileNotFoundError) as error:
-        raise UsageError(f"{error} (if it is one that is damaged, {anew})") from error
+        makes = "lpips-fast index makes an index of a folder, with --rebuild in the place of a damaged one"
+        raise UsageError(f"{error} ({makes})") from error
     notices.index(where, index.header.transparent, index.header.opaque)
     if index.vectors is not None:
         if folder is not None:

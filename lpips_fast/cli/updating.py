@@ -47,7 +47,7 @@ class Updated(NamedTuple):
     """What `update_index` did."""
 
     images: int  # in the index
-    unchanged: int  # of them, how many were there already
+    kept: int  # of them, how many were there already
     kind: Kind
     errors: list[str]  # why images could not be read
 
@@ -141,7 +141,7 @@ class _Plan(NamedTuple):
     next_unit: int  # the number of the first new unit
 
     @property
-    def unchanged(self) -> int:
+    def kept(self) -> int:
         return len(self.names) - len(self.missing)
 
 
@@ -174,7 +174,7 @@ def update_index(
     recipe = Recipe.of(folder, len(plan.names), model, reading, plan.size, resized, plan.kind)
     units = [*enumerate(recipe.units(len(plan.missing)), plan.next_unit)]
     errors: list[str] = []
-    with output.progress(len(plan.missing), f"images ({plan.unchanged} unchanged)") as advance:
+    with output.progress(len(plan.missing), f"images ({plan.kept} from before)") as advance:
         made = _make_units(file, plan, recipe, processes.own(units), notices, advance)
         for of_each_process in processes.gathered(made, len(units)):
             for rank, images, why in of_each_process:
@@ -182,7 +182,7 @@ def update_index(
                 if rank != processes.rank():
                     advance(images)
     images = _assemble(file, plan, recipe, errors) if processes.rank() == 0 else 0
-    return Updated(images, plan.unchanged, plan.kind, errors)
+    return Updated(images, plan.kept, plan.kind, errors)
 
 
 def _plan(
@@ -208,8 +208,13 @@ def _plan(
     if whole is not None:
         _check_made_likewise(file.out, whole, recipe)
     units = file.units(recipe)
-    file.clear(units)
     places = _places(_parts(whole, units), names, stamps)
+    if whole is not None and whole.header.folder != recipe.header.folder and (places < 0).all():
+        raise UsageError(
+            f"{file.out} is of {whole.header.folder}, and {folder} has none of its images: name another file "
+            "(--rebuild builds it anew)"
+        )
+    file.clear(units)
     missing = (places[:, 0] < 0).nonzero()[:, 0].tolist()
     if whole is not None and not whole.sound.all():
         damaged = int((~whole.sound).sum())

@@ -263,8 +263,8 @@ def test_an_unreadable_image_is_tried_again(folder, update, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         update()
     for finished in (3, 8):
-        count, unchanged, _, (why,) = update()
-        assert (count, unchanged) == (8, finished)
+        count, kept, _, (why,) = update()
+        assert (count, kept) == (8, finished)
         assert "2.png cannot be read" in why
     with pytest.raises(ReadError, match=r"2\.png cannot be read"):
         update(strict=True)
@@ -387,8 +387,8 @@ def test_new_images_of_another_size(folder, update):
         update()
     content = (folder / "1.png").read_bytes()
     (folder / "wide.png").write_bytes(content[:20])  # not even its size can be read
-    count, unchanged, _, (why,) = update()
-    assert (count, unchanged) == (9, 9)
+    count, kept, _, (why,) = update()
+    assert (count, kept) == (9, 9)
     assert "wide.png cannot be read" in why
 
 
@@ -409,6 +409,25 @@ def test_a_folder_that_has_moved(folder, update, fn):
     moved = folder.rename(folder.parent / "moved")
     assert update(where=moved) == (9, 9, KINDS[0], [])
     assert Index.load(folder.parent / "photos.index", fn).header.folder == str(moved)
+
+
+def test_another_folder_is_refused(folder, update, read):
+    """If nothing of the file would stay."""
+    update()
+    before = (folder.parent / "photos.index").read_bytes()
+    other = folder.parent / "other"
+    for i in range(3):
+        save_noise(other / f"{i}.png", 100 + i)
+    read.clear()
+    with pytest.raises(UsageError, match=rf"photos\.index is of {folder}, and {other} has none of its images: name "):
+        update(where=other)
+    assert not read
+    assert (folder.parent / "photos.index").read_bytes() == before
+    assert update(where=other, rebuild=True).images == 3
+    shutil.copytree(folder, folder.parent / "copy", copy_function=shutil.copy2)
+    update("copy.index")
+    save_noise(folder.parent / "copy" / "new.png", 9)
+    assert update("copy.index", where=folder.parent / "copy") == (10, 9, KINDS[0], [])
 
 
 def test_units_of_other_processes_must_be_there(folder, update, monkeypatch):

@@ -43,7 +43,7 @@ def test_where_an_index_goes(call, photos, trunk, monkeypatch):
 def test_what_is_in_the_file(call, photos, trunk, fn):
     """Names in order, without the broken image's; how the images were read; and whether they are transparent."""
     told = call("index", "photos", "-o", "photos.index", "--background", "black", "--workers", 0, *trunk, status=1)
-    assert "19 images: photos.index (whole vectors; 0 unchanged)" in told
+    assert "19 images: photos.index (whole vectors; 0 from before)" in told
     assert "11.png cannot be read" in told
     index = Index.load(photos / "photos.index", fn)
     assert [*index.names] == [f"{i:02d}.png" for i in range(20) if i != 11]
@@ -56,13 +56,13 @@ def test_what_is_in_the_file(call, photos, trunk, fn):
 
 def test_options(call, photos, trunk, fn):
     make = ("index", "photos", "-o", "photos.index", "--workers", 0, *trunk)
-    assert "(sketches of 128 numbers; 0 unchanged)" in call(*make, "--sketch", 128, status=1)
+    assert "(sketches of 128 numbers; 0 from before)" in call(*make, "--sketch", 128, status=1)
     assert Index.load(photos / "photos.index", fn).vectors is None
-    assert "(sketches of 128 numbers; 19 unchanged)" in call(*make, status=1)
+    assert "(sketches of 128 numbers; 19 from before)" in call(*make, status=1)
     told = call(*make, "--vectors", status=2)
     assert "photos.index was made with sketches of 128 numbers, and is asked for with whole vectors (--rebuild" in told
     told = call(*make, "--vectors", "--sketch", 64, "--rebuild", status=1)
-    assert "(sketches of 64 numbers and whole vectors; 0 unchanged)" in told
+    assert "(sketches of 64 numbers and whole vectors; 0 from before)" in told
     index = Index.load(photos / "photos.index", fn)
     assert index.header.sketch.length == 64
     assert len(index.vectors) == 19

@@ -101,7 +101,7 @@ def test_other_files_and_options(call, photos, trunk, fn):
     (photos / "huge.index").write_bytes(content.replace(b"[32, 40]", b"[3e9, 9]"))
     told = call("search", "query.png", "huge.index", *trunk, status=2)
     assert "huge.index cannot be read as an index: size must be height and width" in told
-    assert "lpips-fast index FOLDER -o huge.index --rebuild builds it anew" in told
+    assert "(lpips-fast index makes an index of a folder, with --rebuild in the place of a damaged one)" in told
     pytest.importorskip("faiss")
     for factory in ("nonsense", "IDMap,Flat", "NSG32", "HNSW1"):
         command = ("search", "query.png", "photos", "--faiss", factory, "--json", "found.json", *trunk)
