@@ -38,7 +38,7 @@ from lpips_fast.search import Header, files
 from lpips_fast.search.files import Table
 
 # The files of FILE.partial: finished units, and FILE before it is in its place; and what `replacing` writes first.
-_OWN = re.compile(r"(\.)?((unit|rebuilt)-[0-9]{6}|whole)\.index(?(1)\.\w+\.index)")
+_OWN = re.compile(r"(\.)?((unit|rebuilt)-[0-9]{6,}|whole)\.index(?(1)\.\w+\.index)")
 
 _ASKED = "asked for", " (--rebuild builds it anew)"  # of messages about options that differ
 
@@ -52,12 +52,18 @@ class Updated(NamedTuple):
     errors: list[str]  # why images could not be read
 
 
-class _Part(NamedTuple):
+@dataclass(frozen=True)
+class _Part:
     """An index file: FILE, or a unit."""
 
+    path: Path
     header: Header
     table: Table
-    sound: Tensor  # [N], whether each row is as it was written
+
+    @functools.cached_property
+    def sound(self) -> Tensor:
+        """[N], whether each row is as it was written."""
+        return files.sound_rows(self.path)
 
     @property
     def kind(self) -> Kind:
@@ -287,7 +293,7 @@ def _parts(whole: _Part | None, units: Mapping[Path, _Part]) -> list[_Part]:
 def _read(path: Path, fn: LPIPS) -> _Part:
     header, table = files.read(path, fn)
     names = None if table.names is None else [*table.names]
-    return _Part(header, table._replace(names=names), files.sound_rows(path))
+    return _Part(path, header, table._replace(names=names))
 
 
 def _check_made_likewise(out: Path, whole: _Part, recipe: Recipe) -> None:
@@ -307,11 +313,12 @@ def _places(parts: Sequence[_Part], names: Sequence[str], stamps: Tensor) -> Ten
     """[N, 2], the part and its row that are right for each image; -1 if none is."""
     numbers = {name: i for i, name in enumerate(names)}
     places = torch.full((len(names), 2), -1)
-    for part, (_, table, sound) in enumerate(parts):
+    for number, part in enumerate(parts):
+        table = part.table
         if table.names is None or table.stamps is None:
             continue
         images = torch.tensor([numbers.get(name, -1) for name in table.names], dtype=torch.int64)
-        right = sound & (images >= 0) & (stamps[images] == table.stamps).all(dim=1)
-        places[images[right], 0] = part
+        right = part.sound & (images >= 0) & (stamps[images] == table.stamps).all(dim=1)
+        places[images[right], 0] = number
         places[images[right], 1] = right.nonzero()[:, 0]
     return places

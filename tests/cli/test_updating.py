@@ -225,6 +225,13 @@ def test_units_that_do_not_fit_are_made_again(folder, update, read, monkeypatch)
     assert not [*folder.parent.glob("*.partial")]
 
 
+def test_a_file_that_is_refused_is_not_read_through(update, monkeypatch):
+    update()
+    monkeypatch.setattr(files, "sound_rows", lambda path: pytest.fail("it was read"))
+    with pytest.raises(UsageError, match="is asked for with --size"):
+        update(size=(48, 40))
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_rows_that_are_damaged_are_made_again(folder, update, read, monkeypatch, capsys, kind):
     """Of the file, also if nothing else is to do, and of units."""
