@@ -27,6 +27,8 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o666 & ~_umask())
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())  # else, after a power cut, the name may be there without the content
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -31,6 +31,14 @@ def test_a_file_is_replaced_at_the_end(tmp_path, umask):
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
+def test_the_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
+    path, done = tmp_path / "a.txt", []
+    monkeypatch.setattr(os, "fsync", lambda file: done.append((os.fstat(file).st_size, path.exists())))
+    with _files.replacing(path) as temporary:
+        temporary.write_text("new")
+    assert done == [(3, False)]
+
+
 @pytest.mark.parametrize("there", (False, True))
 @pytest.mark.parametrize("error", (ValueError, KeyboardInterrupt))
 def test_an_exception_leaves_the_file_as_it_was(tmp_path, error, there):

@@ -110,6 +110,9 @@ def exit_status() -> Iterator[None]:
         _end(error, errors.USAGE)
     except ReadError as error:
         _end(error, errors.READ_ERRORS)
+    except processes.LostError as error:
+        output.warn(str(error))  # once, and not once for each process that is left
+        raise typer.Exit(errors.FAILED) from error
     except (OSError, RuntimeError, MemoryError) as error:
         _end(error, errors.FAILED)
 

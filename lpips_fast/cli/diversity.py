@@ -7,6 +7,7 @@ merged in their order, so neither does the mean.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,6 @@ def _units(sides: Sequence[Sequence[Path]], size: tuple[int, int]) -> list[tuple
 
 def _summary(samples: Sequence[Sample]) -> dict[str, Any]:
     if min(sample.count for sample in samples) < (2 if len(samples) == 1 else 1):
-        return {"count": 0}
+        return {"count": 0, "mean": math.nan, "standard_error": math.nan}
     found = samples[0].mean_distance() if len(samples) == 1 else samples[0].mean_distance_to(samples[1])
     return {"count": found.pairs, "mean": found.mean, "standard_error": found.standard_error}

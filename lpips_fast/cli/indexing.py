@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from lpips_fast.cli.model import Model
 from lpips_fast.cli.notices import Notices
 from lpips_fast.cli.reading import Images, read_ahead
 from lpips_fast.cli.settings import Reading
-from lpips_fast.cli.sources import Files, option
+from lpips_fast.cli.sources import Files
 from lpips_fast.images import Picture
 from lpips_fast.pairwise import images_at_once
 from lpips_fast.search import Header, Index
@@ -84,7 +85,9 @@ class Recipe:
         header = make_header(
             self.model.lpips, (height, width), self.resized, False, not self.model.settings.normalize, sketch
         )
-        return header._replace(reading=self.reading.described(), folder=str(self.folder.absolute()))
+        return header._replace(
+            precision=self.model.precision, reading=self.reading.described(), folder=_absolute(self.folder)
+        )
 
     @property
     def batch(self) -> int:
@@ -179,16 +182,10 @@ def none_readable(count: int, why: str) -> ReadError:
     return ReadError(f"none of the {count} images can be read: {why}")
 
 
-def described(header: Header, kind: Kind) -> list[str]:
-    """The options that an index file was made with, as a user would give them."""
-    height, width = header.size
-    return [
-        f"--size {width}x{height}" if header.resized else "no --size",
-        "--no-normalize" if header.raw else "--normalize",
-        f"--precision {header.precision}",
-        *(option(key, value) for key, value in (header.reading or {}).items()),
-        str(kind),
-    ]
+def _absolute(folder: Path) -> str:
+    """The path from the root, without `..` unless that would lead elsewhere: a link may lie before it."""
+    path = os.path.abspath(folder)
+    return path if os.path.realpath(path) == os.path.realpath(folder) else str(folder.absolute())
 
 
 class _Batches:

@@ -21,6 +21,7 @@ from lpips_fast.diversity import Sample, sampled
 from lpips_fast.lpips import LPIPS
 from lpips_fast.pairwise import embed
 from lpips_fast.sketch import Sketch
+from lpips_fast.trunk.convolution import allows_tf32
 from lpips_fast.trunk.nets import ALIASES
 from lpips_fast.weights.formats import SeveralError
 
@@ -78,6 +79,13 @@ class Model:
         self.settings = settings
         self.lpips = make_lpips(settings)
         self.device = self.lpips.scaling_layer.shift.device
+
+    @property
+    def precision(self) -> str:
+        """The precision of the trunk, where `inherit` is what it means on the device."""
+        if self.settings.precision != "inherit":
+            return self.settings.precision
+        return "tf32" if self.device.type == "cuda" and allows_tf32(None) else "float32"
 
     @property
     def min_side(self) -> int:

@@ -161,7 +161,7 @@ class Notices:
             name: the index.
             transparent, opaque: whether an image in it is transparent, and whether one is not; None if that is unknown.
         """
-        if transparent:
+        if transparent and not opaque:  # else `index` has said so
             self._found.transparent.add(f"an image in {name}", None)
         self._found.opaque |= bool(opaque)
 

@@ -67,20 +67,25 @@ def _remove(lock: Path) -> None:
         lock.unlink()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a whole file, or to stdout."""
+def write_text(path: Path, text: str, errors: str = "surrogateescape") -> None:
+    """Writes a whole file, or to stdout.
+
+    Args:
+        errors: how a file gets the bytes of names that are no text: by default as they are.
+    """
     if path == STDOUT:
         sys.stdout.write(text)
         sys.stdout.flush()
         return
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
+        temporary.write_text(text, encoding="utf-8", errors=errors, newline="")
 
 
 def write_json(path: Path | None, document: Mapping[str, Any]) -> None:
-    """Writes a document. Numbers that JSON does not have (NaN, infinity) become null."""
+    """Writes a document in UTF-8. Numbers that JSON does not have (NaN, infinity) become null."""
     if path is not None:
-        write_text(path, json_module.dumps(_finite(document), indent=1, ensure_ascii=False) + "\n")
+        text = json_module.dumps(_finite(document), indent=1, ensure_ascii=False) + "\n"
+        write_text(path, text, "backslashreplace")  # \udcff is JSON's own escape
 
 
 def write_csv(path: Path | None, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:

@@ -13,6 +13,10 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+class LostError(Exception):
+    """Another process of the group has ended, and has said why."""
+
+
 def count() -> int:
     """How many processes share the run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -42,7 +46,8 @@ def group() -> Iterator[None]:
 
     dist.init_process_group("gloo")
     yield
-    dist.barrier()
+    with _together():
+        dist.barrier()
     dist.destroy_process_group()
 
 
@@ -53,8 +58,18 @@ def from_first(make: Callable[[], T]) -> T:
     import torch.distributed as dist
 
     box = [make() if rank() == 0 else None]
-    dist.broadcast_object_list(box, src=0)
+    with _together():
+        dist.broadcast_object_list(box, src=0)
     return box[0]  # type: ignore[return-value]
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """A collective: a LostError if another process has left the group."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo has no kind of its own
+        raise LostError("another process has ended, and the run with it") from error
 
 
 def own(units: Sequence[T]) -> Sequence[T]:
@@ -85,5 +100,6 @@ def gathered(results: Iterable[T], units: int) -> Iterator[list[T]]:
     for _ in range(-(-units // count())):
         mine = next(results, None)
         box: list[Any] | None = [None] * count() if rank() == 0 else None
-        dist.gather_object(mine, box, dst=0)
+        with _together():
+            dist.gather_object(mine, box, dst=0)
         yield [] if box is None else [result for result in box if result is not None]

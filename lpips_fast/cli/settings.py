@@ -56,7 +56,10 @@ class Settings:
     ] = "auto"
     precision: Annotated[
         Literal["inherit", "float32", "tf32", "bfloat16", "float16"],
-        typer.Option(help="The precision of the trunk's arithmetic; inherit is float32.", rich_help_panel=RUN_PANEL),
+        typer.Option(
+            help="The precision of the trunk's arithmetic; inherit is float32, and on a GPU tf32.",
+            rich_help_panel=RUN_PANEL,
+        ),
     ] = "inherit"
     batch_size: Annotated[
         int,

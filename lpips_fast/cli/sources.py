@@ -14,9 +14,11 @@ from lpips_fast.cli.errors import ReadError, UsageError
 from lpips_fast.cli.model import Model
 from lpips_fast.cli.notices import Notices
 from lpips_fast.cli.reading import load
-from lpips_fast.cli.settings import Reading, Settings
+from lpips_fast.cli.settings import Reading
 from lpips_fast.images import resize_image
-from lpips_fast.search import Header, Index
+from lpips_fast.search import Header, Index, files
+from lpips_fast.search.header import distance_of
+from lpips_fast.trunk.nets import NETS
 
 
 class Files:
@@ -31,7 +33,7 @@ class Files:
 
     Attributes:
         errors: why files cannot be read, by row.
-        changed: the rows whose files are others than the index was made of.
+        changed: the rows that were read from other files than the index was made of.
     """
 
     def __init__(
@@ -54,8 +56,7 @@ class Files:
 
     def _read(self, row: int) -> Tensor | None:
         path = self.folder / self.names[row]
-        if self.stamps is not None and stamp(path) != tuple(self.stamps[row].tolist()):
-            self.changed.add(row)
+        found = stamp(path)
         height, width = self.header.size
         try:
             pixels = load(path, self.reading).pixels
@@ -68,6 +69,8 @@ class Files:
                 raise ReadError(str(error)) from error
             self.errors[row] = " ".join(str(error).split())
             return None
+        if self.stamps is not None and found != tuple(self.stamps[row].tolist()):
+            self.changed.add(row)
         return self.model.tensor([pixels])[0]
 
 
@@ -102,11 +105,15 @@ def open_index(
     Raises:
         UsageError: the file is no index, or was made otherwise; or images are needed, and their folder is not there.
     """
+    if not where.exists():
+        raise UsageError(f"no folder or index {where}")
+    remedy = f": use it likewise, or lpips-fast index FOLDER -o {where} --rebuild builds it anew"
     try:
+        check_options(where, files.read_header(where), model, reading, "used", remedy)
         index = Index.load(where, model.lpips)
     except (ValueError, FileNotFoundError) as error:
-        raise UsageError(str(error)) from error
-    _check_made_likewise(where, index.header, model.settings, reading)
+        makes = "lpips-fast index makes an index of a folder, with --rebuild in the place of a damaged one"
+        raise UsageError(f"{error} ({makes})") from error
     notices.index(where, index.header.transparent, index.header.opaque)
     if exact and index.vectors is None:
         made_in = folder or (Path(index.header.folder) if index.header.folder is not None else None)
@@ -123,6 +130,14 @@ def open_index(
     return index
 
 
+def failed(where: Path, error: ValueError) -> UsageError:
+    """What to raise if an index file that could be opened is refused after all: what is wrong, and a remedy."""
+    remedy = ""
+    if not files.sound_rows(where).all():
+        remedy = f" (it is damaged; lpips-fast index FOLDER -o {where} makes what is damaged again)"
+    return UsageError(f"{where}: {error}{remedy}")
+
+
 def reading_errors(index: Index, where: Path) -> list[str]:
     """Why images of an index could not be read again. Warns if images have changed since the index was made."""
     if not isinstance(index.images, Files):
@@ -137,24 +152,51 @@ def reading_errors(index: Index, where: Path) -> list[str]:
     return [why for _, why in sorted(index.images.errors.items())]
 
 
-def option(key: str, value: Any) -> str:
-    """An option of `Reading` as a user would give it, with the value that a result or an index holds."""
+def check_options(where: Path, header: Header, model: Model, reading: Reading, use: str, remedy: str) -> None:
+    """Raises a UsageError if an index was made by other options than this run's: the network, and how images are read.
+
+    What an index that was made in Python does not know is no difference.
+
+    Args:
+        use, remedy: what the run does with the index, and what to do then, for the message.
+    """
+    here = header._replace(**distance_of(model.lpips))
+    if header.reading is not None:
+        here = here._replace(precision=model.precision, reading=reading.described())
+    if header.raw is not None:
+        here = here._replace(raw=not model.settings.normalize)
+    same_net = (header.net, header.version) == (here.net, here.version)  # else the weights differ, too
+    check_equal(where, _options(header, same_net), _options(here, same_net), use, remedy)
+
+
+def check_equal(where: Path, made: Sequence[str], here: Sequence[str], use: str, remedy: str) -> None:
+    """Raises a UsageError if the options of an index and of a run differ, which names those that do."""
+    if made != here:
+        raise UsageError(
+            f"{where} was made with {', '.join(o for o in made if o not in here)}, and is {use} with "
+            f"{', '.join(o for o in here if o not in made)}{remedy}"
+        )
+
+
+def _options(header: Header, weights: bool) -> list[str]:
+    """The options of an index, as a user would give them."""
+    names = {net.model: name for name, net in NETS.items()}
+    options = [
+        f"--net {names.get(header.net, header.net)}",
+        f"--version {header.version}",
+        "--no-normalize" if header.raw else "--normalize",
+        f"--precision {header.precision}",
+        *(_option(key, value) for key, value in (header.reading or {}).items()),
+    ]
+    if weights:
+        options.append(f"linear weights {header.linear_sha256[:8]} (--weights)")
+        options.append(f"trunk weights {header.trunk_sha256[:8]} (--trunk-weights)")
+    return options
+
+
+def _option(key: str, value: Any) -> str:
     if value is None:
         return f"no --{key}"
     if isinstance(value, list):
         return f"--{key} {':'.join(repr(end).removesuffix('.0') for end in value):.99}"
     return f"--{key} {value!r:.99}"
-
-
-def _check_made_likewise(where: Path, header: Header, settings: Settings, reading: Reading) -> None:
-    """Raises a UsageError if the images of an index were read with other options than this run's."""
-    if header.raw is settings.normalize:
-        made = "with" if header.raw else "without"
-        raise UsageError(f"{where} was made {made} --no-normalize: use it likewise, or build it again")
-    made_with = header.reading or {}
-    for key, value in reading.described().items():
-        if made_with.get(key, value) != value:
-            raise UsageError(
-                f"{where} was made with {option(key, made_with[key])}, and this run has {option(key, value)}: use it "
-                "likewise, or build it again"
-            )

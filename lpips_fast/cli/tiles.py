@@ -138,7 +138,7 @@ class Table:
                 count, total = count + known.size, total + known.sum()
                 low, high = min(low, known.min()), max(high, known.max())
         if count == 0:
-            return {"count": 0}
+            return {"count": 0, **dict.fromkeys(("mean", "std", "min", "max"), math.nan)}
         mean = total / count
         squares = sum(np.nansum((row.astype(np.float64) - mean) ** 2) for _, _, row in self.distances())
         return {"count": count, "mean": mean, "std": math.sqrt(squares / count), "min": float(low), "max": float(high)}

@@ -6,9 +6,11 @@ Its tensors have a row for each image:
     vectors     [N, D]  float16 or float32; one of sketches and vectors may be missing
     names       [B]     uint8, the names one after the other in UTF-8, with name_ends [N], int64; both may be missing
     stamps      [N, 2]  int64, size in bytes and time of change in nanoseconds of the image files; may be missing
+    checksums   [N, 4]  uint8, the CRC-32 of the bytes of the vector, then of the sketch; the lowest byte comes first
 
 and the metadata `format`, `format_version` and `header` (see header.py). The names are no metadata, because reading
 these takes longer the more images there are. Loading checks shapes and types alone, and its time does not depend on N.
+`sound_rows` checks the rows themselves.
 
 The safetensors package writes what is in memory. An index may be larger, so this module writes the format itself
 (https://github.com/huggingface/safetensors: the length of a JSON header, the header, the tensors) a block of rows at a
@@ -18,22 +20,27 @@ time, and reads it with the package.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lpips_fast._files import replacing
 from lpips_fast.lpips import LPIPS
-from lpips_fast.search.header import Header, by, read_header
+from lpips_fast.search import header as headers
+from lpips_fast.search.header import Header, by
 
 _FORMAT = "lpips_fast.Index"
-_FORMAT_VERSION = "2"
+_FORMAT_VERSION = "3"
 _BLOCK_BYTES = 2**25  # of rows that are in memory while a file is written
+_CHECKED = "vectors", "sketches"  # columns that the checksums are of, as they lie in the file
 _DTYPES = {torch.float16: "F16", torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}
 
 
@@ -131,6 +138,8 @@ def write(path: Path, header: Header, tables: Sequence[Table], order: Tensor | N
         columns["name_ends"] = torch.int64, [len(ends)], iter([ends])
     add("vectors", [table.vectors for table in tables])
     add("sketches", [table.sketches for table in tables])
+    checksums = np.zeros(len(order), "<u4")  # filled while the rows are written
+    columns["checksums"] = torch.uint8, [len(order), 4], iter([torch.from_numpy(checksums.view(np.uint8)).view(-1, 4)])
     if tables[0].names is not None:
         blob = bytearray(b"".join(encoded))
         text = torch.frombuffer(blob, dtype=torch.uint8) if blob else torch.empty(0, dtype=torch.uint8)
@@ -139,11 +148,22 @@ def write(path: Path, header: Header, tables: Sequence[Table], order: Tensor | N
     try:
         with replacing(path) as temporary, temporary.open("wb") as file:
             file.write(_safetensors_header(metadata, {k: (dtype, shape) for k, (dtype, shape, _) in columns.items()}))
-            for _, _, blocks in columns.values():
+            for name, (_, _, blocks) in columns.items():
+                start = 0
                 for block in blocks:
-                    file.write(block.cpu().numpy().tobytes())
+                    rows = block.cpu().numpy()
+                    if name in _CHECKED:
+                        _add(checksums[start:], rows)
+                        start += len(rows)
+                    file.write(rows.tobytes())
     except OSError as error:
         raise OSError(f"the index {path} cannot be written: {error}") from error
+
+
+def read_header(path: str | PathLike[str]) -> Header:
+    """How an index was made, whatever the distance. It raises what `read` raises for the file alone."""
+    with _opened(path) as file:
+        return _header(file)
 
 
 def read(path: str | PathLike[str], fn: LPIPS) -> tuple[Header, Table]:
@@ -153,25 +173,61 @@ def read(path: str | PathLike[str], fn: LPIPS) -> tuple[Header, Table]:
         FileNotFoundError: there is no such file.
         ValueError: the file is no index, has another format, is damaged, or was made with another distance than fn.
     """
+    with _opened(path) as file:
+        return _read(file, fn)
+
+
+def sound_rows(path: str | PathLike[str]) -> Tensor:
+    """[N], whether the vector and the sketch of each image are as they were written. It reads the whole file.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read`, but for the distance, which is not asked for.
+    """
+    with _opened(path) as file:
+        stored = file.get_tensor("checksums").numpy().view("<u4")[:, 0]
+        found = np.zeros_like(stored)
+        for name in _CHECKED:
+            if name in file.keys():
+                column, start = file.get_tensor(name), 0
+                for block in column.split(max(1, _BLOCK_BYTES // max(1, column[:1].nbytes))):
+                    _add(found[start:], block.numpy())
+                    start += len(block)
+        return torch.from_numpy(found == stored)
+
+
+def _add(checksums: np.ndarray, rows: np.ndarray) -> None:
+    """Goes on with the first checksums by rows."""
+    for i, row in enumerate(rows):
+        checksums[i] = zlib.crc32(row, int(checksums[i]))
+
+
+@contextmanager
+def _opened(path: str | PathLike[str]) -> Iterator[Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no index {path}")
     try:
         with safe_open(path, "pt") as file:
-            return _read(file, fn)
+            yield file
     except (SafetensorError, OSError, TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as an index: {error}") from error
 
 
-def _read(file: Any, fn: LPIPS) -> tuple[Header, Table]:
+def _header(file: Any) -> Header:
     metadata = file.metadata() or {}
     if metadata.get("format") != _FORMAT:
         raise ValueError("it is not an index of lpips_fast")
     if (version := metadata.get("format_version")) != _FORMAT_VERSION:
         raise ValueError(f"it is of format {version}, this version reads {_FORMAT_VERSION}: build it again")
-    header = read_header(metadata.get("header", "null"), fn)
+    return headers.read_header(metadata.get("header", "null"))
+
+
+def _read(file: Any, fn: LPIPS) -> tuple[Header, Table]:
+    header = headers.checked_header(_header(file), fn)
     there = {*file.keys()}
     wanted = {"vectors", "sketches"} & there
+    if "checksums" not in there:
+        raise ValueError(f"it must have checksums, got {sorted(there)}")
     if ("sketches" in there) != (header.sketch is not None) or not wanted:
         raise ValueError(f"it must have vectors, or the sketches that its header tells of, got {sorted(there)}")
     rows = file.get_slice(min(wanted)).get_shape()[:1]
@@ -182,6 +238,7 @@ def _read(file: Any, fn: LPIPS) -> tuple[Header, Table]:
         "sketches": (("F16",), [count, header.sketch.length if header.sketch else 0], "by its header"),
         "stamps": (("I64",), [count, 2], "two an image"),
         "name_ends": (("I64",), [count], "one an image"),
+        "checksums": (("U8",), [count, 4], "four bytes an image"),
     }
     columns: dict[str, Tensor | None] = dict.fromkeys(expected)
     for name, (dtypes, shape, why) in expected.items():

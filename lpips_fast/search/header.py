@@ -55,9 +55,7 @@ def make_header(
 ) -> Header:
     """The header of an index of images; what only the command line knows of image files is None."""
     return Header(
-        net=spec(fn).model,
-        version=fn.version,
-        lpips=fn.lpips,
+        **distance_of(fn),
         precision=fn.net.precision,
         size=size,
         values=vector_length(fn, size),
@@ -69,33 +67,48 @@ def make_header(
         opaque=None,
         folder=None,
         sketch=sketch,
-        linear_sha256=fingerprint(fn.linear_weights() or []),
-        trunk_sha256=fingerprint(fn.net.parameters()),
     )
 
 
-def read_header(text: str, fn: LPIPS) -> Header:
-    """The header in a file; a ValueError if it is damaged, or if the index was made with another distance than fn."""
+def distance_of(fn: LPIPS) -> dict[str, Any]:
+    """The fields of a header that say which distance it is."""
+    return {
+        "net": spec(fn).model,
+        "version": fn.version,
+        "lpips": fn.lpips,
+        "linear_sha256": fingerprint(fn.linear_weights() or []),
+        "trunk_sha256": fingerprint(fn.net.parameters()),
+    }
+
+
+def checked_header(header: Header, fn: LPIPS) -> Header:
+    """A header that `read_header` gave; a ValueError if the index was made with another distance than fn."""
+    size = checked_size(fn, header.size)
+    own = {**distance_of(fn), "values": vector_length(fn, size)}
+    for what in ("net", "version", "lpips", "values", "linear_sha256", "trunk_sha256"):
+        if (made_with := getattr(header, what)) != (needed := own[what]):
+            raise ValueError(f"it was made with {what} {made_with!s:.99}, this LPIPS has {needed}: build it again")
+    return header._replace(size=size)
+
+
+def read_header(text: str) -> Header:
+    """The header in a file, whose size is not checked; a ValueError if it is damaged."""
     fields = from_json("header", text)
     if not isinstance(fields, dict) or {*fields} != {*Header._fields}:
         given = f"{fields!r:.99}" if not isinstance(fields, dict) else ", ".join(fields)
         raise ValueError(f"its header must have {', '.join(Header._fields)}, got {given:.199}")
     header = Header(**fields)
-    size = checked_size(fn, header.size)
-    own = make_header(fn, size, header.resized, None, None, None)
-    for what in ("net", "version", "lpips", "values", "linear_sha256", "trunk_sha256"):
-        if (made_with := getattr(header, what)) != (needed := getattr(own, what)):
-            raise ValueError(f"it was made with {what} {made_with!s:.99}, this LPIPS has {needed}: build it again")
     if not isinstance(header.reading, dict | None):
         raise ValueError(f"its reading must be options by name, got {header.reading!r:.99}")
-    if not isinstance(header.precision, str):
-        raise ValueError(f"its precision must be text, got {header.precision!r:.99}")
+    for what in ("net", "version", "precision", "linear_sha256", "trunk_sha256"):
+        if not isinstance(text := getattr(header, what), str):
+            raise ValueError(f"its {what} must be text, got {text!r:.99}")
     if not isinstance(header.folder, str | None):
         raise ValueError(f"its folder must be a path, got {header.folder!r:.99}")
     for what in ("resized", "normalize", "raw", "transparent", "opaque"):
         if not isinstance(flag := getattr(header, what), bool) and (flag is not None or what == "resized"):
             raise ValueError(f"its {what} must be true or false, got {flag!r:.99}")
-    return header._replace(size=size, sketch=_read_sketch(header.sketch))
+    return header._replace(sketch=_read_sketch(header.sketch))
 
 
 def from_json(name: str, text: str) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -65,9 +67,10 @@ def test_mean_of_the_readable_images(monkeypatch, sides, mean, fn, length, both)
 
 
 def test_too_few_images(sides, mean):
-    assert mean([sides[0][:4]])[0] == {"count": 0}
-    assert mean([sides[0][:2]])[0] == {"count": 0}
-    assert mean([sides[0], sides[1][:3]])[0] == {"count": 0}
+    nothing = {"count": 0, "mean": pytest.approx(math.nan, nan_ok=True), "standard_error": ANY}
+    assert mean([sides[0][:4]])[0] == nothing
+    assert mean([sides[0][:2]])[0] == nothing
+    assert mean([sides[0], sides[1][:3]])[0] == nothing
     assert mean([sides[0], sides[1]])[0]["count"] == 6
 
 

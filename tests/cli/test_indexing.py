@@ -49,6 +49,7 @@ def test_vectors_are_those_of_the_library(photos, settings, fn):
     torch.testing.assert_close(index.vectors, expected.vectors, **INDEX_EMBEDDING_TOLERANCE)
     assert index.names == [f"{i:02d}.png" for i in readable]
     assert index.header == expected.header._replace(
+        precision="float32",
         raw=False,
         reading=Reading().described(),
         transparent=False,
@@ -57,6 +58,19 @@ def test_vectors_are_those_of_the_library(photos, settings, fn):
     )
     (why,) = errors
     assert "11.png cannot be read" in why
+
+
+def test_the_folder_of_an_index(photos, settings):
+    """A link stays, for it may lead elsewhere tomorrow."""
+    (photos / "elsewhere" / "sub").mkdir(parents=True)
+    (photos / "elsewhere" / "photos").mkdir()
+    (photos / "link").symlink_to(photos / "elsewhere" / "sub")
+    for given, expected in (
+        ("elsewhere/../photos", "photos"),
+        ("link/../photos", "link/../photos"),
+        ("link", "link"),
+    ):
+        assert recipe_of(photos / given, settings).header.folder == str(photos / expected)
 
 
 def test_each_image_is_read_once(photos, settings, monkeypatch):

@@ -49,6 +49,16 @@ def noise(seed: int, height: int = 32, width: int = 40) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
+def test_what_the_default_precision_is(settings, monkeypatch):
+    found = Model(settings)
+    assert found.precision == "float32"
+    found.device = torch.device("cuda")  # no call needs it
+    monkeypatch.setattr(model, "allows_tf32", lambda flag: flag is None)
+    assert found.precision == "tf32"
+    found.settings = dataclasses.replace(settings, precision="float16")
+    assert found.precision == "float16"
+
+
 @pytest.mark.parametrize("net", ("alex", "vgg16", "squeeze"))
 @pytest.mark.parametrize("version", ("0.0", "0.1"))
 def test_net_version_and_precision(settings, cached_trunk, net, version):

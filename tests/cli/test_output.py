@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 
 import pytest
@@ -76,6 +77,15 @@ def test_the_lock_goes_with_the_run(tmp_path):
     with output.claiming(files):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_json_is_utf8(tmp_path):
+    """Also where the name of a file is not."""
+    document = {"name": "b\udce9 \N{SNOWMAN} \\udce9"}
+    output.write_json(tmp_path / "x.json", document)
+    text = (tmp_path / "x.json").read_bytes().decode()
+    assert "\N{SNOWMAN}" in text
+    assert json.loads(text) == document
 
 
 @pytest.mark.parametrize("name", ["a\rb", "a\nb", "a\r\n", 'a"b', "a,b"])

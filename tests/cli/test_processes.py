@@ -7,8 +7,11 @@ import subprocess
 import sys
 
 import pytest
+import torch.distributed as dist
+import typer
 
-from lpips_fast.cli import processes
+from lpips_fast.cli import errors, processes
+from lpips_fast.cli.command import exit_status
 from tests.support.commands import TIMEOUT, environment
 
 
@@ -59,6 +62,34 @@ def test_one_process_needs_no_group(as_rank):
     assert made == [1]
     with pytest.raises(ValueError, match="as it is"), processes.group():
         raise ValueError("as it is")
+
+
+def test_a_process_that_is_lost(as_rank, monkeypatch, capsys):
+    """Rank 0 says so; gloo's words tell a user nothing."""
+
+    def lost(*arguments, **options):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:541] Connection closed by peer")
+
+    for name in ("broadcast_object_list", "gather_object", "barrier"):
+        monkeypatch.setattr(dist, name, lost)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend: None)
+
+    def fails(unit):
+        raise RuntimeError("of the unit itself")
+
+    def leaves():
+        with processes.group():
+            pass
+
+    for rank, said in ((0, "lpips-fast: another process has ended, and the run with it\n"), (1, "")):
+        as_rank(rank, 2)
+        for use in (lambda: processes.from_first(int), lambda: next(processes.gathered([1], 2)), leaves):
+            with pytest.raises(typer.Exit) as ended, exit_status():
+                use()
+            assert ended.value.exit_code == errors.FAILED
+            assert capsys.readouterr().err == said
+    with pytest.raises(RuntimeError, match="of the unit itself"):
+        next(processes.gathered(map(fails, [1]), 2))
 
 
 SCRIPT = """

@@ -150,7 +150,7 @@ def test_index_and_search(call, views, trunk):
     call(*query, "truth.index", "--background", "black")
     assert result(views / "out.json")["results"][0]["lpips"] < EQUAL_IMAGES_TOLERANCE
     assert result(views / "out.json")["settings"]["background"] == "black"
-    assert "truth.index was made with --background 'black', and this run has --background 'white'" in call(
+    assert "truth.index was made with --background 'black', and is used with --background 'white'" in call(
         *query, "truth.index", status=2
     )
     told = call(*query, "truth.index", "--background", "black", "--range", "0:9", status=1)
@@ -158,6 +158,7 @@ def test_index_and_search(call, views, trunk):
     save_noise(views / "truth" / "x.png", 0, 48, 40)
     told = call("index", "truth", "-o", "mixed.index", *trunk)
     assert "truth/00.png and 11 more: transparent, and other images are not; transparent pixels show white" in told
+    assert "transparent" not in call("search", "rendered/03.png", "mixed.index", *trunk), "told when it was made"
     assert "transparent" not in call("index", "truth", "-o", "black.index", "--background", "black", *trunk)
 
 
@@ -258,12 +259,12 @@ def test_few_levels_in_folders(call, thermal, trunk, workers):
     query = ("search", "b/2.png", "a.index", "-k", 1, *trunk)
     call(*query, "--range", "27000:29000")
     told = call(*query, status=2)
-    assert "a.index was made with --range 27000:29000, and this run has no --range: use it likewise" in told
+    assert "a.index was made with --range 27000:29000, and is used with no --range: use it likewise" in told
     told = call(*query, "--range", "0.5:1e9", status=2)
-    assert "a.index was made with --range 27000:29000, and this run has --range 0.5:1000000000: use" in told
+    assert "a.index was made with --range 27000:29000, and is used with --range 0.5:1000000000: use" in told
     told = call("index", "a", "-o", "a.index", "--rebuild", *trunk)
     told = call(*query, "--range", "0:9", status=2)
-    assert "a.index was made with no --range, and this run has --range 0:9" in told
+    assert "a.index was made with no --range, and is used with --range 0:9" in told
 
 
 def test_floats_have_the_range_that_they_are_given(call, tmp_path, trunk):

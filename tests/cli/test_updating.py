@@ -9,6 +9,7 @@ import shutil
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 from lpips_fast import im2tensor, load_image
 from lpips_fast.cli import indexing, processes, updating
@@ -20,6 +21,7 @@ from lpips_fast.cli.settings import Reading
 from lpips_fast.cli.updating import update_index
 from lpips_fast.search import Index, files
 from tests.support.image_files import ODD_NAMES, save_noise
+from tests.support.indexes import rewrite
 from tests.support.tolerances import INDEX_EMBEDDING_TOLERANCE
 
 KINDS = Kind(64, False), Kind(None, True), Kind(64, True)
@@ -145,7 +147,7 @@ def test_a_run_that_was_cut_short_goes_on(folder, update, read, monkeypatch, aft
 
 
 def test_an_update_that_was_cut_short_goes_on(folder, update, read, monkeypatch):
-    """The file stays as it is until the end; units are taken with --rebuild, too."""
+    """The file stays as it is until the end."""
     for i in range(6):
         os.rename(folder / f"{i}.png", folder.parent / f"{i}.png")
     update()
@@ -157,8 +159,31 @@ def test_an_update_that_was_cut_short_goes_on(folder, update, read, monkeypatch)
         update()
     assert (folder.parent / "photos.index").read_bytes() == before
     read.clear()
-    assert update(rebuild=True) == (9, 4, KINDS[0], [])
-    assert read == [f"{i}.png" for i in range(4, 9)]
+    assert update() == (9, 7, KINDS[0], [])
+    assert read == ["4.png", "5.png"]
+
+
+def test_a_rebuild_takes_what_a_rebuild_has_made(folder, update, read, monkeypatch):
+    """And nothing else. A run without --rebuild takes it, too."""
+    update("new.index")
+
+    def cut(**options):
+        cut_short(monkeypatch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            update(**options)
+        return sorted(path.name for path in folder.parent.glob("photos.index.partial/*"))
+
+    assert cut() == ["unit-000000.index"]
+    for rebuild in (True, False):
+        read.clear()
+        assert cut(rebuild=True) == ["rebuilt-000000.index"]
+        assert read == [f"{i}.png" for i in range(4)], "none is taken from the unit"
+        read.clear()
+        assert update(rebuild=rebuild) == (9, 4, KINDS[0], [])
+        assert read == [f"{i}.png" for i in range(4, 9)]
+        assert (folder.parent / "photos.index").read_bytes() == (folder.parent / "new.index").read_bytes()
+        assert not (folder.parent / "photos.index.partial").exists()
+        (folder.parent / "photos.index").unlink()
 
 
 def test_a_file_is_replaced_once_it_is_whole(folder, update, read, monkeypatch):
@@ -168,12 +193,15 @@ def test_a_file_is_replaced_once_it_is_whole(folder, update, read, monkeypatch):
     def failing(source, to):
         return 1 / 0 if to == path else replace(source, to)
 
-    for module, function, fails in ((updating.os, "replace", failing), (updating.shutil, "rmtree", lambda _: 1 / 0)):
+    def keeping(rmdir):
+        return 1 / 0 if path.exists() else None
+
+    for module, function, fails in ((updating.os, "replace", failing), (updating.Path, "rmdir", keeping)):
         with monkeypatch.context() as patched:
             patched.setattr(module, function, fails)
             with pytest.raises(ZeroDivisionError):
                 update()
-        assert path.exists() == (function == "rmtree")
+        assert path.exists() == (function == "rmdir")
         read.clear()
         assert update() == (9, 9, KINDS[0], [])
         assert not read
@@ -197,6 +225,44 @@ def test_units_that_do_not_fit_are_made_again(folder, update, read, monkeypatch)
     assert not [*folder.parent.glob("*.partial")]
 
 
+def test_a_file_that_is_refused_is_not_read_through(update, monkeypatch):
+    update()
+    monkeypatch.setattr(files, "sound_rows", lambda path: pytest.fail("it was read"))
+    with pytest.raises(UsageError, match="is asked for with --size"):
+        update(size=(48, 40))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_rows_that_are_damaged_are_made_again(folder, update, read, monkeypatch, capsys, kind):
+    """Of the file, also if nothing else is to do, and of units."""
+    update("new.index", kind)
+    path, column = folder.parent / "photos.index", "vectors" if kind.vectors else "sketches"
+
+    def damage(path, row):
+        with safe_open(path, "pt") as file:
+            numbers = file.get_tensor(column)
+        numbers[row, 0] = -numbers[row, 0] + 1
+        rewrite(path, {column: numbers})
+
+    update(kind=kind)
+    damage(path, 3)
+    read.clear()
+    assert update(kind=kind) == (9, 8, kind, [])
+    assert read == ["3.png"]
+    assert "photos.index is damaged: 1 of its 9 images are not taken from it" in capsys.readouterr().err
+    assert path.read_bytes() == (folder.parent / "new.index").read_bytes()
+    path.unlink()
+    cut_short(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        update(kind=kind)
+    damage(folder.parent / "photos.index.partial" / "unit-000000.index", 2)
+    read.clear()
+    assert update(kind=kind) == (9, 3, kind, [])
+    assert read == ["2.png", *(f"{i}.png" for i in range(4, 9))]
+    assert path.read_bytes() == (folder.parent / "new.index").read_bytes()
+    assert not capsys.readouterr().err
+
+
 def test_an_unreadable_image_is_tried_again(folder, update, monkeypatch):
     content = (folder / "2.png").read_bytes()
     (folder / "2.png").write_bytes(content[:500])
@@ -204,8 +270,8 @@ def test_an_unreadable_image_is_tried_again(folder, update, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         update()
     for finished in (3, 8):
-        count, unchanged, _, (why,) = update()
-        assert (count, unchanged) == (8, finished)
+        count, kept, _, (why,) = update()
+        assert (count, kept) == (8, finished)
         assert "2.png cannot be read" in why
     with pytest.raises(ReadError, match=r"2\.png cannot be read"):
         update(strict=True)
@@ -270,8 +336,8 @@ def test_a_transparent_image_among_opaque_ones_is_told_of(folder, settings, caps
         ({}, {"normalize": False}, "with --normalize, and is asked for with --no-normalize"),
         ({}, {"reading": Reading(background="black")}, "with --background 'white', and is asked for with --background"),
         ({}, {"reading": Reading(range="0:9")}, "with no --range, and is asked for with --range 0:9"),
-        ({}, {"precision": "bfloat16"}, "with --precision inherit, and is asked for with --precision bfloat16"),
-        ({}, {"version": "0.0"}, "it was made with version 0.1"),
+        ({}, {"precision": "bfloat16"}, "with --precision float32, and is asked for with --precision bfloat16"),
+        ({}, {"version": "0.0"}, r"with --version 0\.1, and is asked for with --version 0\.0"),
     ),
 )
 def test_other_options_are_refused(folder, update, made, asked, why):
@@ -282,6 +348,11 @@ def test_other_options_are_refused(folder, update, made, asked, why):
     assert (folder.parent / "photos.index").read_bytes() == before
     if "reading" not in asked or asked["reading"].range is None:  # PNG of 8 bits have no range
         assert update(**asked, rebuild=True).images == 9
+
+
+def test_the_default_precision_has_a_name(update):
+    update()
+    assert update(precision="float32") == (9, 9, KINDS[0], [])
 
 
 def test_other_files_are_refused(folder, update, fn):
@@ -297,6 +368,25 @@ def test_other_files_are_refused(folder, update, fn):
         update()
 
 
+@pytest.mark.parametrize("name", ("notes.txt", "unit-1.index", "unit-000001.index.bak", "sub/unit-000001.index"))
+def test_files_of_others_are_not_removed(folder, update, monkeypatch, name):
+    """Neither before nor after, wherever they came from."""
+    cut_short(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        update()
+    theirs = folder.parent / "photos.index.partial" / name
+    theirs.parent.mkdir(exist_ok=True)
+    theirs.write_text("theirs")
+    for rebuild in (False, True):
+        with pytest.raises(UsageError, match=rf"index\.partial, and {name.split('/')[0]} there is none of it: move it"):
+            update(rebuild=rebuild)
+    assert len([*theirs.parents[name.count("/")].iterdir()]) == 2
+    monkeypatch.setattr(updating._File, "check_partial", lambda _: None)  # it came later
+    assert update() == (9, 4, KINDS[0], [])
+    assert theirs.read_text() == "theirs"
+    assert [*theirs.parents[name.count("/")].iterdir()] == [folder.parent / "photos.index.partial" / name.split("/")[0]]
+
+
 def test_new_images_of_another_size(folder, update):
     update()
     save_noise(folder / "wide.png", 0, width=50)
@@ -304,8 +394,8 @@ def test_new_images_of_another_size(folder, update):
         update()
     content = (folder / "1.png").read_bytes()
     (folder / "wide.png").write_bytes(content[:20])  # not even its size can be read
-    count, unchanged, _, (why,) = update()
-    assert (count, unchanged) == (9, 9)
+    count, kept, _, (why,) = update()
+    assert (count, kept) == (9, 9)
     assert "wide.png cannot be read" in why
 
 
@@ -326,6 +416,25 @@ def test_a_folder_that_has_moved(folder, update, fn):
     moved = folder.rename(folder.parent / "moved")
     assert update(where=moved) == (9, 9, KINDS[0], [])
     assert Index.load(folder.parent / "photos.index", fn).header.folder == str(moved)
+
+
+def test_another_folder_is_refused(folder, update, read):
+    """If nothing of the file would stay."""
+    update()
+    before = (folder.parent / "photos.index").read_bytes()
+    other = folder.parent / "other"
+    for i in range(3):
+        save_noise(other / f"{i}.png", 100 + i)
+    read.clear()
+    with pytest.raises(UsageError, match=rf"photos\.index is of {folder}, and {other} has none of its images: name "):
+        update(where=other)
+    assert not read
+    assert (folder.parent / "photos.index").read_bytes() == before
+    assert update(where=other, rebuild=True).images == 3
+    shutil.copytree(folder, folder.parent / "copy", copy_function=shutil.copy2)
+    update("copy.index")
+    save_noise(folder.parent / "copy" / "new.png", 9)
+    assert update("copy.index", where=folder.parent / "copy") == (10, 9, KINDS[0], [])
 
 
 def test_units_of_other_processes_must_be_there(folder, update, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import zlib
 from pathlib import Path
 
 import pytest
@@ -95,12 +96,35 @@ def test_the_file_is_safetensors(fn, images, tmp_path, kind, monkeypatch):
         with safe_open(path, "pt") as file:
             columns = {name: file.get_tensor(name) for name in file.keys()}
         assert torch.equal(columns["stamps"], index.stamps)
+        rows = zip(*(columns[name] for name in ("vectors", "sketches") if name in columns), strict=True)
+        sums = [zlib.crc32(b"".join(part.numpy().tobytes() for part in row)) for row in rows]
+        assert columns["checksums"].tolist() == [[*value.to_bytes(4, "little")] for value in sums]
         assert bytes(columns["names"].tolist()) == "".join(index.names).encode()
         assert columns["name_ends"].tolist()[-1] == len(columns["names"])
         for name in ("sketches", "vectors"):
             stored = getattr(index, name)
             assert (stored is None) == (name not in columns)
             assert stored is None or torch.equal(columns[name], stored)
+
+
+@pytest.mark.parametrize("kind", ({}, {"sketch": 100}, {"sketch": 64, "vectors": True}), ids=str)
+def test_sound_rows(fn, images, tmp_path, kind, monkeypatch):
+    """One bit of a row is enough."""
+    path = tmp_path / "images.index"
+    index = Index.build(fn, images, **kind)
+    index.save(path)
+    for block_bytes in (files._BLOCK_BYTES, 1):
+        monkeypatch.setattr(files, "_BLOCK_BYTES", block_bytes)
+        assert files.sound_rows(path).tolist() == [True] * N
+    damaged = set()
+    for row, name in enumerate(("vectors", "sketches", "checksums"), start=3):
+        if name == "checksums" or getattr(index, name) is not None:
+            with safe_open(path, "pt") as file:
+                column = file.get_tensor(name)
+            column[row].view(torch.uint8)[-1] ^= 1
+            rewrite(path, {name: column})
+            damaged.add(row)
+    assert {row for row, sound in enumerate(files.sound_rows(path)) if not sound} == damaged
 
 
 def test_rows_of_several_tables(fn, images, tmp_path):
@@ -137,6 +161,8 @@ def test_an_empty_index(fn, images, tmp_path):
         ({"sketches": torch.zeros(2, 64, dtype=torch.float16)}, ("sketches must be F16 [N, 128]", "[2, 64]")),
         ({"sketches": torch.zeros(2, 128)}, ("sketches must be F16 [N, 128]", "got F32")),
         ({"sketches": torch.zeros(3, 128, dtype=torch.float16)}, ("vectors must be", "N = 3", "got F16 [2, ")),
+        ({"checksums": None}, ("must have checksums", "'names'")),
+        ({"checksums": torch.zeros(2, 3, dtype=torch.uint8)}, ("checksums must be U8 [N, 4]", "[2, 3]")),
         ({"stamps": torch.zeros(2, 3, dtype=torch.int64)}, ("stamps must be I64 [N, 2]", "[2, 3]")),
         ({"name_ends": torch.zeros(1, dtype=torch.int64)}, ("name_ends must be I64 [N]", "[1]")),
         ({"name_ends": torch.tensor([1, 9])}, ("names must be the bytes that name_ends tells of", "[4]")),
@@ -206,7 +232,7 @@ def test_refuses_what_is_no_index(fn, images, tmp_path):
         Index.load(path, fn)
     Index.build(fn, images).save(path)
     rewrite(path, format_version="1")
-    with pytest.raises(ValueError, match="format 1, this version reads 2"):
+    with pytest.raises(ValueError, match="format 1, this version reads 3"):
         Index.load(path, fn)
     Index.build(fn, images).save(path)
     path.write_bytes(path.read_bytes()[:-100])

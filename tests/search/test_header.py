@@ -55,7 +55,9 @@ BAD_SIZES = (
                 {"length": 64, "seed": 2**64},
             )
         ),
-        ({"net": None}, ("made with net None",)),
+        *(({field: None}, (f"its {field} must be text", "None")) for field in ("net", "version", "trunk_sha256")),
+        ({"net": "resnet"}, ("made with net resnet",)),
+        ({"lpips": 2}, ("made with lpips 2",)),
         ({"values": 7}, ("made with values 7",)),
         *(({"size": size}, ("size" if size != [SIZE, SIZE + 16] else "made with values",)) for size in BAD_SIZES),
     ),

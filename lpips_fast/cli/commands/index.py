@@ -52,12 +52,12 @@ def index(
     vectors: Vectors = False,
     rebuild: Rebuild = False,
 ) -> None:
-    """Prepare a folder for `search`: write a file with what the search compares of each image, or bring it up to date.
+    """Prepare a folder for `search` and `duplicates`: write a file with what they compare, or bring it up to date.
 
     A whole vector of an image of 64 x 64 pixels takes 64 KB (alex), 240 KB (squeeze) or 1 MB (vgg); a larger one takes
-    more. A sketch of 1024 numbers takes 2 KB for an image of any size, and `search` then reads the nearest images
-    again. Without --sketch and --vectors a file that is there keeps its kind, and a new one gets whole vectors if
-    those of all images fit 1 GiB, else sketches.
+    more. A sketch of 1024 numbers takes 2 KB for an image of any size; both commands then read the nearest images
+    again. Without --sketch and --vectors a file that is there keeps its kind, and a new one gets whole vectors if those
+    of all images fit 1 GiB, else sketches.
 
     If the file is there, images that have not changed since are not read again. If a run is cut short, the same command
     goes on with it.
@@ -74,7 +74,7 @@ def index(
     with processes.group():
         done = update_index(folder, out, Model(settings), parse_size(size), reading, notices, kind, rebuild)
         if processes.rank() == 0:
-            print(f"{done.images} images: {out} ({done.kind}; {done.unchanged} unchanged)")
+            print(f"{done.images} images: {out} ({done.kind}; {done.kept} from before)")
         notices.tell("other images are not")
     output.end(done.errors)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,7 +58,8 @@ Heatmap = Annotated[
 Length = Annotated[
     int | None,
     typer.Option(
-        min=1,
+        min=64,
+        max=2**20,
         help="No matrix: only the mean, which is exact, and its standard error, in one pass over any number of images. "
         "The standard error is computed from sketches of this many numbers an image, e.g. 1024.",
         show_default=False,
@@ -173,7 +173,7 @@ def _all_pairs(
                 _write_csv(csv, table)
     if first:
         if heatmap is not None:
-            title = f"{' and '.join(described['folders'])}: mean {summary.get('mean', math.nan):.4f}"
+            title = f"{' and '.join(described['folders'])}: mean {summary['mean']:.4f}"
             save_heatmap(heatmap, table.values, table.names[0], table.names[-1], title)
         if not output.to_stdout(json, csv):
             output.print_table(

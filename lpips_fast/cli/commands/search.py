@@ -67,7 +67,7 @@ def search(
     from lpips_fast.cli.model import Model
     from lpips_fast.cli.notices import Notices
     from lpips_fast.cli.reading import load
-    from lpips_fast.cli.sources import open_index, reading_errors
+    from lpips_fast.cli.sources import failed, open_index, reading_errors
     from lpips_fast.images import resize_image
 
     with processes.group():
@@ -94,7 +94,9 @@ def search(
             queries = (queries + 1) / 2
         try:
             near = _nearest(found, queries, k, faiss, estimate)
-        except (ValueError, ImportError) as error:
+        except ValueError as error:
+            raise (UsageError(str(error)) if where.is_dir() else failed(where, error)) from error
+        except ImportError as error:
             raise UsageError(str(error)) from error
         if processes.rank() == 0:
             column = "lpips_estimate" if estimate else "lpips"

@@ -227,7 +227,7 @@ def test_many_groups_on_the_screen(call, tmp_path, trunk):
 def test_wrong_usage(call, copies, trunk):
     for below in ("0", "-0.1", "nan", "inf"):
         assert "--below must be a finite number above 0" in call("duplicates", "photos", f"--below={below}", status=2)
-    assert "index nowhere" in call("duplicates", "nowhere", *trunk, status=2)
+    assert "no folder or index nowhere" in call("duplicates", "nowhere", *trunk, status=2)
     (copies / "link").symlink_to("photos")
     for same in ("photos", "./photos", "link"):
         told = call("duplicates", "photos", same, *trunk, status=2)

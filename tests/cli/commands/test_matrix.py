@@ -122,6 +122,15 @@ def test_two_folders_blocks_and_size(call, samples, trunk, distance):
     assert "16 x 8 pixels" in call("matrix", "y", "--size", "16x8", *trunk, status=2)
 
 
+def test_one_image(call, tmp_path, trunk):
+    save_noise(tmp_path / "x" / "1.png", 1)
+    for options, keys in (((), ("mean", "std", "min", "max")), (("--sketch", 64), ("mean", "standard_error"))):
+        assert "mean nan" in call("matrix", "x", *trunk, *options)
+        call("matrix", "x", "--json", "out.json", *trunk, *options)
+        assert json.loads((tmp_path / "out.json").read_text())["summary"] == {"count": 0, **dict.fromkeys(keys)}
+    assert "--sketch" in call("matrix", "x", *trunk, "--sketch", 63, status=2)
+
+
 def test_resume(run_and_stop, call, samples, trunk):
     for path in sorted((samples / "x").iterdir())[14:]:
         path.unlink()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from lpips_fast import im2tensor, load_image
 from lpips_fast.search import Index
 from lpips_fast.sketch import Sketch
 from tests.support.image_files import save_noise
+from tests.support.indexes import rewrite
 from tests.support.threads import threads
 from tests.support.tolerances import EQUAL_IMAGES_TOLERANCE, INDEX_TOLERANCE
 
@@ -37,9 +41,8 @@ def test_index_and_search(run, call, photos, trunk, distance):
     save_noise(photos / "wide.png", 0, width=50)
     told = call("search", "wide.png", "photos.index", *trunk, status=2)
     assert "images of 32 x 40 pixels, the queries are of 32 x 50" in told
-    assert "build it again" in call("search", "query.png", "photos.index", *trunk, "--version", "0.0", status=2)
     assert "an index has its size" in call("search", "query.png", "photos.index", "--size", "64x64", *trunk, status=2)
-    assert "no index nowhere" in call("search", "query.png", "nowhere", *trunk, status=2)
+    assert "no folder or index nowhere" in call("search", "query.png", "nowhere", *trunk, status=2)
     assert "cannot be read as an index" in call("search", "query.png", "query.png", *trunk, status=2)
     assert "no image file nowhere.png" in call("search", "nowhere.png", "photos", *trunk, status=1)
     assert "11.png cannot be read" in call("index", "photos", "-o", "strict.index", "--strict", *trunk, status=1)
@@ -58,7 +61,25 @@ def test_the_range_of_pixels_is_that_of_the_index(call, photos, trunk, distance)
     assert "raw.index was made with --no-normalize" in call(*nearest, status=2)
     call("index", "photos", "-o", "photos.index", "--workers", 0, *trunk, status=1)
     told = call("search", "query.png", "photos.index", "--no-normalize", *trunk, status=2)
-    assert "photos.index was made without --no-normalize" in told
+    assert "photos.index was made with --normalize, and is used with --no-normalize: use it likewise" in told
+
+
+def test_options_of_the_index_are_those_of_the_search(call, photos, trunk, trunk_states, cached_trunk):
+    call("index", "photos", "-o", "photos.index", "--workers", 0, *trunk, status=1)
+    likewise = ("search", "query.png", "photos.index", *trunk)
+    assert "07.png" in call(*likewise, "--precision", "float32")
+    torch.save({k: v + 0.01 for k, v in trunk_states["squeeze"].items()}, photos / "other.pth")
+    for words, made, used in (
+        (("--precision", "bfloat16"), "--precision float32", "--precision bfloat16"),
+        (("--version", "0.0"), "--version 0.1", "--version 0.0"),
+        (("--net", "alex", "--trunk-weights", cached_trunk("alex")), "--net squeeze", "--net alex"),
+        (("--background", "black"), "--background 'white'", "--background 'black'"),
+    ):
+        told = call(*likewise, *words, status=2)
+        assert f"made with {made}, and is used with {used}: use it likewise, or lpips-fast index FOLDER -o" in told
+    told = call(*likewise, "--trunk-weights", "other.pth", status=2)
+    weights = r"with trunk weights (\w{8}) \(--trunk-weights\), and is used with trunk weights (?!\1)\w{8} "
+    assert re.search(weights, told)
 
 
 def test_an_index_from_python(call, photos, trunk, fn):
@@ -70,7 +91,7 @@ def test_an_index_from_python(call, photos, trunk, fn):
         name, value = call(*query).split()[-2:]
         assert name == "0"  # it has no names
         assert float(value) < EQUAL_IMAGES_TOLERANCE
-        assert "made without --no-normalize" in call(*query, "--no-normalize", status=2)
+        assert "made with --normalize" in call(*query, "--no-normalize", status=2)
 
 
 def test_other_files_and_options(call, photos, trunk, fn):
@@ -80,6 +101,7 @@ def test_other_files_and_options(call, photos, trunk, fn):
     (photos / "huge.index").write_bytes(content.replace(b"[32, 40]", b"[3e9, 9]"))
     told = call("search", "query.png", "huge.index", *trunk, status=2)
     assert "huge.index cannot be read as an index: size must be height and width" in told
+    assert "(lpips-fast index makes an index of a folder, with --rebuild in the place of a damaged one)" in told
     pytest.importorskip("faiss")
     for factory in ("nonsense", "IDMap,Flat", "NSG32", "HNSW1"):
         command = ("search", "query.png", "photos", "--faiss", factory, "--json", "found.json", *trunk)
@@ -130,6 +152,19 @@ def test_an_index_of_sketches(call, sketched, trunk):
     assert all(0 < abs(estimates[name] / values[name] - 1) < 5 * spread for name in values if name != "07.png")
 
 
+def test_a_damaged_index(call, sketched, trunk):
+    """What is wrong, in which file, and what to do."""
+    with safe_open(sketched / "photos.index", "pt") as file:
+        sketches = file.get_tensor("sketches")
+    sketches[3, 0] = math.nan
+    rewrite(sketched / "photos.index", {"sketches": sketches})
+    told = call("search", "query.png", "photos.index", *trunk, status=2)
+    assert "photos.index: images must be finite" in told
+    assert "(it is damaged; lpips-fast index FOLDER -o photos.index makes" in told
+    call("index", "photos", "-o", "photos.index", "--workers", 0, *trunk)
+    assert "07.png" in call("search", "query.png", "photos.index", *trunk)
+
+
 def test_options_that_do_not_fit(call, sketched, trunk):
     call("index", "photos", "-o", "whole.index", "--workers", 0, *trunk)
     for words, why in (
@@ -157,15 +192,13 @@ def test_images_that_are_gone_or_changed(call, sketched, trunk):
 
 
 def test_several_processes_find_the_same(run, call, sketched, trunk):
-    call("index", "photos", "-o", "whole.index", "--workers", 0, *trunk)
-    for processes, where in ((3, "photos.index"), (2, "whole.index")):
-        nearest = ("search", "query.png", where, "-k", 5, "--json", "found.json", *trunk)
-        with threads(1):  # as torchrun's processes have
-            call(*nearest)
-        expected = (sketched / "found.json").read_bytes()
-        done = run(*nearest, processes=processes)
-        assert (sketched / "found.json").read_bytes() == expected
-        assert done.stdout.count("07.png") == 1
+    nearest = ("search", "query.png", "photos.index", "-k", 5, "--json", "found.json", *trunk)
+    with threads(1):  # as torchrun's processes have
+        call(*nearest)
+    expected = (sketched / "found.json").read_bytes()
+    done = run(*nearest, processes=2)
+    assert (sketched / "found.json").read_bytes() == expected
+    assert done.stdout.count("07.png") == 1
 
 
 def test_what_one_process_does(call, sketched, trunk, monkeypatch):
