@@ -222,8 +222,9 @@ class Index:
 
         Candidates are all images that may be among the k nearest, by products with the vectors or, if the index has
         sketches, by these. Their distances are then computed from differences of vectors, which are accurate for near
-        duplicates, too. With vectors alone nothing is missed. With sketches an image may be missed whose estimate is too
-        high by three standard deviations and more; docs/retrieval.md has what was measured: no miss with 1024 numbers.
+        duplicates, too. With vectors alone nothing is missed. With sketches an image may be missed whose estimate is
+        too high by three standard deviations and more. docs/retrieval.md has what was measured: no miss with 1024
+        numbers.
 
         Args:
             queries: [Q, 3, H, W] in [-1, 1], of the index's size unless the index resizes images.
