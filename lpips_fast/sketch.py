@@ -70,8 +70,17 @@ class Sketch(NamedTuple):
 
 def signs_and_offsets(sketch: Sketch, values: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """sigma, int8 [values] of 1 and -1; and the offset of each block, int64 [ceil(values / m)]."""
+    if device.type != "cpu":
+        return _tables_on(device, sketch, values)
     signs, offsets = _raw(sketch, values)
-    return torch.from_numpy(signs).to(device), torch.from_numpy(offsets).to(device)
+    return torch.from_numpy(signs), torch.from_numpy(offsets)
+
+
+@functools.lru_cache(maxsize=8)
+def _tables_on(device: torch.device, sketch: Sketch, values: int) -> tuple[Tensor, Tensor]:
+    # A copy to a GPU waits for it, so there is one, and not one for each batch.
+    signs, offsets = signs_and_offsets(sketch, values, torch.device("cpu"))
+    return signs.to(device), offsets.to(device)
 
 
 @functools.lru_cache(maxsize=8)

@@ -165,6 +165,13 @@ def test_signs_and_offsets_stay_the_same_forever():
     assert digests == ["417e89982710066e", "ce0a53bf2ad9491d"]
 
 
+def test_a_device_gets_signs_and_offsets_once():
+    """A copy to a GPU waits for it."""
+    first, again = (sketch.signs_and_offsets(Sketch(64), 1000, torch.device("meta")) for _ in range(2))
+    assert first[0] is again[0]
+    assert first[1] is again[1]
+
+
 def test_seeds_give_other_signs_and_offsets():
     tables = [sketch.signs_and_offsets(Sketch(4, seed), 1000, CPU) for seed in (0, 1)]
     assert not any(torch.equal(*pair) for pair in zip(*tables, strict=True))

@@ -69,6 +69,8 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo has no kind of its own
+        if "onnection" not in str(error):  # closed, reset, refused
+            raise
         raise LostError("another process has ended, and the run with it") from error
 
 

@@ -190,9 +190,7 @@ class Index:
         check_finite("embeddings", stored)
         index = cls(fn, header, Table(None, vectors, checked, None))
         if kind is not None:
-            rows = max(1, _BLOCK_BYTES // (4 * header.values))
-            parts = [index._sketch(kind, part * index._scale).half().cpu() for part in embeddings.split(rows)]
-            index.sketches = torch.cat([torch.empty(0, kind.length, dtype=torch.float16), *parts])
+            index.sketches = index._sketches_of(kind, embeddings, index._scale)  # of the vectors before their rounding
         return index
 
     def __len__(self) -> int:
@@ -426,10 +424,7 @@ class Index:
             return self.sketches
         if self.vectors is None:
             raise ValueError(f"sketch must be the index's, {self.header.sketch}, got {sketch}: it keeps no vectors")
-        kind = sketch or Sketch()
-        rows = max(1, _BLOCK_BYTES // (4 * self.vectors.shape[1]))
-        parts = [self._sketch(kind, part.float()).half() for part in self.vectors.split(rows)]
-        return torch.cat([torch.empty(0, kind.length, dtype=torch.float16), *parts])
+        return self._sketches_of(sketch or Sketch(), self.vectors)
 
     @torch.no_grad()
     def embeddings(self, rows: Sequence[int]) -> tuple[Tensor, list[int]]:
@@ -558,8 +553,11 @@ class Index:
                 f"normalize={normalize}: give them in the range of the images"
             )
 
-    def _sketch(self, kind: Sketch, vectors: Tensor) -> Tensor:
-        return sketch_embeddings(kind, vectors, self._shapes)
+    def _sketches_of(self, kind: Sketch, vectors: Tensor, scale: float = 1.0) -> Tensor:
+        """The sketches [N, m], float16 on the CPU, of scale times vectors [N, D], some vectors at a time."""
+        rows = max(1, _BLOCK_BYTES // (4 * vectors.shape[1]))
+        parts = [(sketch_embeddings(kind, part, self._shapes) * scale).half().cpu() for part in vectors.split(rows)]
+        return torch.cat([torch.empty(0, kind.length, dtype=torch.float16), *parts])
 
     @functools.cached_property
     def _shapes(self) -> list[torch.Size]:

@@ -64,6 +64,16 @@ def test_one_process_needs_no_group(as_rank):
         raise ValueError("as it is")
 
 
+def test_what_fails_otherwise_is_told_as_it_is(as_rank, monkeypatch):
+    def fails(*arguments, **options):
+        raise RuntimeError("Timed out waiting 1800000ms for recv operation to complete")
+
+    monkeypatch.setattr(dist, "broadcast_object_list", fails)
+    as_rank(0, 2)
+    with pytest.raises(RuntimeError, match="Timed out waiting"):
+        processes.from_first(lambda: "made")
+
+
 def test_a_process_that_is_lost(as_rank, monkeypatch, capsys):
     """Rank 0 says so; gloo's words tell a user nothing."""
 
